@@ -1,0 +1,106 @@
+"""Files that are either whole or absent: atomic writes, checksums, and a check of free disk space."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from curation.errors import CurationError
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Call ``write(stream)`` on a temporary neighbour of ``path``, then rename: a reader sees the old file or the new.
+
+    Raises:
+        CurationError: the disk is full or the folder cannot be written; nothing is left behind.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CurationError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write ``array`` as ``.npy``, atomically and without pickle."""
+    write_atomically(path, lambda stream: np.save(stream, array, allow_pickle=False))
+
+
+def save_json(path: Path, content: dict[str, Any]) -> None:
+    """Write ``content`` as indented JSON, atomically."""
+    write_atomically(path, lambda stream: stream.write((json.dumps(content, indent=2) + "\n").encode()))
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CurationError: the file is missing, truncated or not a JSON object.
+    """
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except FileNotFoundError as error:
+        raise CurationError(f"{path} does not exist") from error
+    except (OSError, ValueError) as error:
+        raise CurationError(f"{path} cannot be read as JSON ({error}); it may be truncated: make it again") from error
+    if not isinstance(content, dict):
+        raise CurationError(f"{path} does not hold a JSON object; make it again")
+    return content
+
+
+def load_array(path: Path, mmap: bool = True) -> np.ndarray:
+    """Open an ``.npy`` file, memory-mapped by default, never unpickling.
+
+    Raises:
+        CurationError: the file is missing, truncated, or holds Python objects.
+    """
+    try:
+        return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise CurationError(f"{path} does not exist") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise CurationError(f"{path} is not a whole .npy array ({error}); it may be truncated: make it again") from error
+
+
+def checksum(path: Path) -> str:
+    """BLAKE2b-128 of a file's bytes, in hexadecimal, read in blocks of 4 MiB."""
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        with open(path, "rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    except OSError as error:
+        raise CurationError(f"cannot read {path}: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+def digest_json(content: Any) -> str:
+    """BLAKE2b-128 of a JSON-serialisable value, independent of the order of its keys."""
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def require_free_space(folder: Path, n_bytes: int) -> None:
+    """Refuse to start a write that the disk cannot hold.
+
+    Raises:
+        CurationError: fewer than ``n_bytes`` are free where ``folder`` lies.
+    """
+    existing = Path(folder).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < n_bytes:
+        raise CurationError(f"{folder} needs {n_bytes / 1e9:.2f} GB but only {free / 1e9:.2f} GB are free there")
