@@ -1,0 +1,445 @@
+"""Embeddings as one (n, d) array, wherever they lie: memory, ``.npy`` files, a folder of shards, parquet, Arrow.
+
+Nothing here reads the whole array: rows come in blocks, in their own dtype, from memory-mapped files.
+"""
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from curation.errors import CurationError
+from curation.files import checksum, load_array, load_json, require_free_space, save_array, save_json
+
+FORMAT_VERSION = 1
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+
+
+class Shard(Protocol):
+    """One contiguous piece of the rows."""
+
+    name: str
+    rows: int
+
+    def block(self, start: int, stop: int) -> Float[Tensor, "m d"]: ...
+    def take(self, rows: np.ndarray) -> Float[Tensor, "m d"]: ...
+
+
+class ArrayShard:
+    """A numpy array (memory-mapped or not). bfloat16, which numpy lacks, is stored as uint16 bit patterns."""
+
+    def __init__(self, array: np.ndarray, name: str, bfloat16: bool = False):
+        if array.ndim != 2:
+            raise CurationError(f"{name} has shape {array.shape}; embeddings need two dimensions (rows, features)")
+        stored_as_bits = bfloat16 and array.dtype == np.uint16
+        if not stored_as_bits and str(array.dtype) not in DTYPES:
+            raise CurationError(f"{name} holds {array.dtype}; embeddings must be one of {', '.join(DTYPES)}")
+        self.array, self.name, self.bfloat16 = array, name, stored_as_bits
+        self.rows, self.dim = array.shape
+        self.dtype = "bfloat16" if stored_as_bits else str(array.dtype)
+
+    def _tensor(self, block: np.ndarray) -> Tensor:
+        if self.bfloat16:
+            return torch.from_numpy(np.array(block)).view(torch.bfloat16)
+        # torch cannot mark a tensor read-only, so a view of a read-only map warns; a block is copied instead
+        return torch.from_numpy(block if block.flags.writeable and block.dtype.isnative else np.array(block))
+
+    def block(self, start: int, stop: int) -> Tensor:
+        return self._tensor(self.array[start:stop])
+
+    def take(self, rows: np.ndarray) -> Tensor:
+        return self._tensor(self.array[rows])
+
+
+class TensorShard:
+    """A torch tensor, on any device."""
+
+    def __init__(self, tensor: Tensor, name: str = "tensor"):
+        if tensor.ndim != 2:
+            raise CurationError(f"the {name} has shape {tuple(tensor.shape)}; embeddings need two dimensions")
+        self.dtype = str(tensor.dtype).removeprefix("torch.")
+        if self.dtype not in DTYPES:
+            raise CurationError(f"the {name} holds {self.dtype}; embeddings must be one of {', '.join(DTYPES)}")
+        self.tensor, self.name = tensor.detach(), name
+        self.rows, self.dim = tensor.shape
+
+    def block(self, start: int, stop: int) -> Tensor:
+        return self.tensor[start:stop]
+
+    def take(self, rows: np.ndarray) -> Tensor:
+        return self.tensor[torch.from_numpy(rows).to(self.tensor.device)]
+
+
+class ArrowShard:
+    """A list column of an Arrow table: memory-mapped for Arrow files and ``datasets``."""
+
+    def __init__(self, column: Any, name: str):
+        import pyarrow as pa
+
+        kind = column.type
+        lists = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
+        if not lists or not pa.types.is_floating(kind.value_type):
+            raise CurationError(f"{name} is a column of {kind}; embeddings need lists of floats, all of one length")
+        self.column, self.name, self.rows = column, name, len(column)
+        self.dtype = {"halffloat": "float16", "float": "float32", "double": "float64"}[str(kind.value_type)]
+        fixed = pa.types.is_fixed_size_list(kind)
+        self.dim = kind.list_size if fixed else (len(column[0].as_py() or []) if self.rows else 0)
+
+    def _tensor(self, piece: Any) -> Tensor:
+        if piece.null_count:
+            raise CurationError(f"{self.name} has empty rows; drop the rows without an embedding")
+        pieces = [
+            chunk.flatten().to_numpy(zero_copy_only=False) for chunk in getattr(piece, "chunks", [piece]) if len(chunk)
+        ]
+        flat = np.concatenate(pieces) if pieces else np.empty(0, self.dtype)
+        if flat.size != len(piece) * self.dim:
+            raise CurationError(f"{self.name} has rows that are not {self.dim} long; all embeddings need one length")
+        return torch.from_numpy(np.array(flat).reshape(len(piece), self.dim))
+
+    def block(self, start: int, stop: int) -> Tensor:
+        return self._tensor(self.column.slice(start, stop - start))
+
+    def take(self, rows: np.ndarray) -> Tensor:
+        return self._tensor(self.column.take(rows))
+
+
+class ParquetShard:
+    """A list column of a parquet file. One decoded row group is held at a time, since parquet cannot be mapped."""
+
+    def __init__(self, path: Path, column: str | None):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            self.file = pq.ParquetFile(path)
+        except (OSError, pa.ArrowException) as error:
+            raise CurationError(f"{path} cannot be read as parquet ({error}); make it again") from error
+        self.name, self.rows = str(path), self.file.metadata.num_rows
+        self.column = column or _only_list_column(self.file.schema_arrow, self.name)
+        if self.column not in self.file.schema_arrow.names:
+            raise CurationError(f"{path} has no column {self.column!r}; it has {', '.join(self.file.schema_arrow.names)}")
+        sizes = [self.file.metadata.row_group(i).num_rows for i in range(self.file.num_row_groups)]
+        self.offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        self._group, self._held = -1, ArrowShard(self.file.schema_arrow.empty_table()[self.column], self.name)
+        self.dtype = self._held.dtype
+        self.dim = self._row_group(0).dim if self.rows else self._held.dim
+
+    def _row_group(self, group: int) -> ArrowShard:
+        if group != self._group:
+            self._held = ArrowShard(self.file.read_row_group(group, [self.column])[self.column], self.name)
+            self._group = group
+        return self._held
+
+    def block(self, start: int, stop: int) -> Tensor:
+        pieces = []
+        while start < stop:
+            group = bisect_right(self.offsets, start) - 1
+            low, high = int(self.offsets[group]), int(min(stop, self.offsets[group + 1]))
+            pieces.append(self._row_group(group).block(start - low, high - low))
+            start = high
+        return torch.cat(pieces) if pieces else torch.empty((0, self.dim), dtype=DTYPES[self.dtype])
+
+    def take(self, rows: np.ndarray) -> Tensor:
+        out = torch.empty((len(rows), self.dim), dtype=DTYPES[self.dtype])
+        groups = np.searchsorted(self.offsets, rows, side="right") - 1
+        for group in np.unique(groups):
+            mine = np.flatnonzero(groups == group)
+            out[torch.from_numpy(mine)] = self._row_group(int(group)).take(rows[mine] - self.offsets[group])
+        return out
+
+
+def _only_list_column(schema: Any, name: str) -> str:
+    import pyarrow as pa
+
+    lists = (pa.types.is_fixed_size_list, pa.types.is_list, pa.types.is_large_list)
+    names = [
+        field.name
+        for field in schema
+        if any(is_list(field.type) for is_list in lists) and pa.types.is_floating(field.type.value_type)
+    ]
+    if len(names) != 1:
+        found = ", ".join(names) or "none"
+        raise CurationError(f"{name} needs one column of float lists, found {found}; name it with column=")
+    return names[0]
+
+
+class Embeddings:
+    """An (n, d) array of embeddings in one or more shards. Make one with `open_embeddings`.
+
+    Attributes:
+        shape: (n, d).
+        dtype: "float16", "bfloat16", "float32" or "float64".
+        metadata: what ``embeddings.json`` says (embedder, pool fingerprint, skipped rows), else empty.
+        row_ids: (n,) int64 pool row of every embedding row; None when they are the same.
+    """
+
+    def __init__(self, shards: Sequence[Any], metadata: dict[str, Any] | None = None, row_ids: np.ndarray | None = None):
+        shards = [shard for shard in shards if shard.rows] or list(shards[:1])
+        if not shards or not shards[0].rows or not shards[0].dim:
+            raise CurationError("the embeddings are empty: no rows to work on")
+        for shard in shards:
+            if (shard.dim, shard.dtype) != (shards[0].dim, shards[0].dtype):
+                raise CurationError(
+                    f"{shard.name} is {shard.dim}-d {shard.dtype} but {shards[0].name} is {shards[0].dim}-d "
+                    f"{shards[0].dtype}; shards of one array must agree"
+                )
+        self.shards = shards
+        self.offsets = np.concatenate([[0], np.cumsum([shard.rows for shard in shards], dtype=np.int64)])
+        self.n_rows, self.dim, self.dtype = int(self.offsets[-1]), int(shards[0].dim), shards[0].dtype
+        self.shape = (self.n_rows, self.dim)
+        self.metadata = metadata or {}
+        self.row_ids = row_ids
+        if row_ids is not None and len(row_ids) != self.n_rows:
+            raise CurationError(f"row_ids.npy has {len(row_ids)} rows but the embeddings have {self.n_rows}")
+
+    def __len__(self) -> int:
+        return self.n_rows
+
+    @property
+    def in_memory(self) -> Tensor | None:
+        """The whole array where it already lies in memory as one tensor, else None."""
+        if len(self.shards) == 1 and isinstance(self.shards[0], TensorShard):
+            return self.shards[0].tensor
+        return None
+
+    def block(self, start: int, stop: int) -> Float[Tensor, "m d"]:
+        """Rows start..stop in their own dtype; a view where the memory allows."""
+        stop = min(stop, self.n_rows)
+        pieces = []
+        while start < stop:
+            shard = bisect_right(self.offsets, start) - 1
+            low, high = int(self.offsets[shard]), int(min(stop, self.offsets[shard + 1]))
+            try:
+                pieces.append(self.shards[shard].block(start - low, high - low))
+            except (OSError, ValueError) as error:
+                if isinstance(error, CurationError):
+                    raise
+                raise CurationError(f"{self.shards[shard].name} cannot be read any more: {error}") from error
+            start = high
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def blocks(self, rows_per_block: int) -> Iterator[tuple[int, Float[Tensor, "m d"]]]:
+        """(first row, rows) from the first row to the last."""
+        for start in range(0, self.n_rows, rows_per_block):
+            yield start, self.block(start, start + rows_per_block)
+
+    def take(self, rows: np.ndarray) -> Float[Tensor, "m d"]:
+        """The given rows, in the given order. Files are read in ascending order of row."""
+        rows = np.asarray(rows, dtype=np.int64)
+        if len(self.shards) == 1:
+            order = np.argsort(rows, kind="stable")
+            found = self.shards[0].take(rows[order])
+            inverse = np.empty_like(order)
+            inverse[order] = np.arange(len(rows))
+            return found[torch.from_numpy(inverse).to(found.device)]
+        out = torch.empty((len(rows), self.dim), dtype=DTYPES[self.dtype])
+        shard_of = np.searchsorted(self.offsets, rows, side="right") - 1
+        for shard in np.unique(shard_of):
+            mine = np.flatnonzero(shard_of == shard)
+            mine = mine[np.argsort(rows[mine], kind="stable")]
+            out[torch.from_numpy(mine)] = self.shards[shard].take(rows[mine] - self.offsets[shard])
+        return out
+
+    def locate(self, row: int) -> str:
+        """Where a row lies, for error messages: "row 17 of shard-00002.npy"."""
+        shard = bisect_right(self.offsets, row) - 1
+        return f"row {row - int(self.offsets[shard])} of {self.shards[shard].name}"
+
+    def fingerprint(self) -> str:
+        """BLAKE2b-128 of the shape and of up to 1,024 evenly spaced rows as float32, wherever they are stored."""
+        rows = np.unique(np.linspace(0, self.n_rows - 1, min(self.n_rows, 1024)).astype(np.int64))
+        digest = hashlib.blake2b(repr(self.shape).encode(), digest_size=16)
+        digest.update(self.take(rows).to("cpu", torch.float32).contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def open_embeddings(source: Any, column: str | None = None) -> Embeddings:
+    """Open embeddings without reading them.
+
+    Args:
+        source: an (n, d) array or tensor; the path of an ``.npy``, parquet or Arrow file; a folder of shards (with
+            ``embeddings.json``, or plain ``.npy``/parquet files in the order of their names); a list of such paths or
+            arrays; a `datasets.Dataset`. float16, bfloat16, float32 or float64.
+        column: the column of float lists in parquet, Arrow or a dataset; needed when there are several.
+
+    Raises:
+        CurationError: nothing is there, or shapes and dtypes do not fit together.
+    """
+    if isinstance(source, Embeddings):
+        return source
+    if isinstance(source, (str, Path)):
+        return _open_path(Path(source), column)
+    if isinstance(source, (list, tuple)):
+        return Embeddings([shard for item in source for shard in open_embeddings(item, column).shards])
+    if isinstance(source, Tensor):
+        return Embeddings([TensorShard(source)])
+    if hasattr(source, "features") and hasattr(source, "data"):
+        dataset = source if source._indices is None else source.flatten_indices()
+        table = dataset.data.table
+        name = column or _only_list_column(table.schema, "the dataset")
+        if name not in table.column_names:
+            raise CurationError(f"the dataset has no column {name!r}; it has {', '.join(table.column_names)}")
+        return Embeddings([ArrowShard(table[name], f"dataset column {name}")])
+    array = np.asarray(source)
+    if array.ndim == 2 and array.flags.writeable and str(array.dtype) in DTYPES and array.dtype.isnative:
+        return Embeddings([TensorShard(torch.from_numpy(array), "array")])
+    return Embeddings([ArrayShard(array, "array")])
+
+
+def _open_path(path: Path, column: str | None) -> Embeddings:
+    if path.is_dir():
+        return _open_folder(path, column)
+    if not path.exists():
+        raise CurationError(f"{path} does not exist; give an .npy, parquet or Arrow file, or a folder of them")
+    if path.suffix == ".npy":
+        return Embeddings([ArrayShard(load_array(path), path.name)])
+    if path.suffix in (".parquet", ".pq"):
+        return Embeddings([ParquetShard(path, column)])
+    if path.suffix in (".arrow", ".feather", ".ipc"):
+        import pyarrow as pa
+
+        source = pa.memory_map(str(path))
+        try:
+            table = pa.ipc.open_file(source).read_all()
+        except pa.ArrowInvalid:
+            table = pa.ipc.open_stream(source).read_all()
+        return Embeddings([ArrowShard(table[column or _only_list_column(table.schema, path.name)], path.name)])
+    raise CurationError(f"{path} is not an .npy, .parquet or .arrow file")
+
+
+def _open_folder(folder: Path, column: str | None) -> Embeddings:
+    if not (folder / "embeddings.json").exists():
+        files = sorted(path for path in folder.iterdir() if path.suffix in (".npy", ".parquet", ".pq", ".arrow"))
+        files = [path for path in files if path.name != "row_ids.npy"]
+        if not files:
+            raise CurationError(f"{folder} holds no .npy, .parquet or .arrow files; is it the embeddings folder?")
+        return Embeddings([shard for path in files for shard in _open_path(path, column).shards])
+    info = load_json(folder / "embeddings.json")
+    if info.get("format_version") != FORMAT_VERSION:
+        raise CurationError(f"{folder}/embeddings.json has format {info.get('format_version')}, not {FORMAT_VERSION}")
+    if not info.get("complete"):
+        raise CurationError(f"{folder} is not finished; run the same `curate embed` again to resume it")
+    shards = []
+    for entry in info["shards"]:
+        shard = ArrayShard(load_array(folder / entry["file"]), entry["file"], info["dtype"] == "bfloat16")
+        if shard.rows != entry["rows"] or shard.dim != info["dim"]:
+            raise CurationError(f"{folder / entry['file']} is {shard.array.shape}, not ({entry['rows']}, {info['dim']})")
+        shards.append(shard)
+    row_ids = load_array(folder / "row_ids.npy") if (folder / "row_ids.npy").exists() else None
+    return Embeddings(shards, info, row_ids)
+
+
+class EmbeddingWriter:
+    """Writes shards of embeddings; whole shards survive a kill, and a new writer goes on after them.
+
+    Args:
+        folder: where ``shard-00000.npy`` ... and ``embeddings.json`` go.
+        dim: width of a row.
+        dtype: stored dtype; bfloat16 is stored as uint16 bit patterns.
+        rows_per_shard: a shard is held in memory until it is full.
+        metadata: goes into ``embeddings.json``; a folder with other metadata is refused.
+
+    Attributes:
+        n_written: rows in whole shards on disk: where to go on after a kill.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        dim: int,
+        dtype: str = "float16",
+        rows_per_shard: int = 65_536,
+        metadata: dict[str, Any] | None = None,
+    ):
+        if dtype not in DTYPES:
+            raise CurationError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
+        self.folder, self.dim, self.dtype, self.rows_per_shard = Path(folder), dim, dtype, rows_per_shard
+        self.info: dict[str, Any] = {
+            **(metadata or {}),
+            "format_version": FORMAT_VERSION,
+            "rows": 0,
+            "dim": dim,
+            "dtype": dtype,
+            "rows_per_shard": rows_per_shard,
+            "complete": False,
+            "shards": [],
+        }
+        self._held: list[Tensor] = []
+        self._held_rows = 0
+        if (self.folder / "embeddings.json").exists():
+            self._resume()
+
+    def _resume(self) -> None:
+        found = load_json(self.folder / "embeddings.json")
+        for key, value in self.info.items():
+            if key not in ("rows", "complete", "shards") and found.get(key) != value:
+                raise CurationError(
+                    f"{self.folder} holds embeddings with {key}={found.get(key)!r}, not {value!r}; choose another folder"
+                )
+        for entry in found["shards"]:
+            path = self.folder / entry["file"]
+            if not path.exists() or checksum(path) != entry["checksum"]:
+                raise CurationError(f"{path} is missing or damaged; delete {self.folder} and embed again")
+        self.info = found
+
+    @property
+    def n_written(self) -> int:
+        return int(self.info["rows"])
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.info["complete"])
+
+    def append(self, rows: np.ndarray | Float[Tensor, "m d"]) -> None:
+        """Add rows; whole shards go to disk.
+
+        Raises:
+            CurationError: the width is wrong, a row is NaN or infinite, or the disk is full.
+        """
+        tensor = torch.as_tensor(rows)
+        if tensor.ndim != 2 or tensor.shape[1] != self.dim:
+            raise CurationError(f"rows of shape {tuple(tensor.shape)} do not fit embeddings of {self.dim} dimensions")
+        tensor = tensor.detach().to("cpu", DTYPES[self.dtype])
+        finite = torch.isfinite(tensor).all(dim=1)
+        if not finite.all():
+            row = self.n_written + self._held_rows + int((~finite).nonzero()[0])
+            raise CurationError(f"embedding row {row} is NaN or beyond the range of {self.dtype}; use --dtype float32")
+        self._held.append(tensor)
+        self._held_rows += len(tensor)
+        while self._held_rows >= self.rows_per_shard:
+            self._write_shard(self.rows_per_shard)
+
+    def _write_shard(self, rows: int) -> None:
+        held = torch.cat(self._held)
+        shard, rest = held[:rows].contiguous(), held[rows:]
+        require_free_space(self.folder, shard.nbytes)
+        array = shard.view(torch.uint16).numpy() if self.dtype == "bfloat16" else shard.numpy()
+        path = self.folder / f"shard-{len(self.info['shards']):05d}.npy"
+        save_array(path, array)
+        self.info["shards"].append({"file": path.name, "rows": len(shard), "checksum": checksum(path)})
+        self.info["rows"] += len(shard)
+        save_json(self.folder / "embeddings.json", self.info)
+        self._held, self._held_rows = ([rest] if len(rest) else []), len(rest)
+
+    def finish(self, **metadata: Any) -> None:
+        """Write what is held and mark the folder complete; ``metadata`` joins ``embeddings.json``."""
+        if self._held_rows:
+            self._write_shard(self._held_rows)
+        self.info.update(metadata)
+        self.info["complete"] = True
+        save_json(self.folder / "embeddings.json", self.info)
+
+    def __enter__(self) -> "EmbeddingWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._held, self._held_rows = [], 0
