@@ -1,0 +1,266 @@
+"""Nearest centroid: a low-precision product proposes, a direct float64 distance decides.
+
+The product x.c runs in bfloat16 where the hardware has units for it, else in float32. Its rounding error is bounded row
+by row from the true rounding residuals; every centroid within twice the bound of the best is measured directly. So the
+index is the exact argmin for any precision of the product, and no (n, k) matrix exists beyond one cache-sized block.
+"""
+
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from llvmlite import ir
+from numba.extending import intrinsic
+from torch import Tensor
+
+from curation.embeddings import Embeddings, open_embeddings
+from curation.errors import CurationError
+from curation.kmeans.frame import Frame
+
+SCORE_BYTES = 4 << 20  # a block of scores stays in the cache of a few cores
+GPU_SCORE_BYTES = 1 << 29
+UNIT_ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float32: 2.0**-23}  # twice the true one: room for the bound's own error
+
+
+@intrinsic
+def _as_float32(typing_context: Any, value: Any) -> Any:
+    """A score as float32: bfloat16 arrives as its uint16 bit pattern, the upper half of a float32."""
+    signature = numba.float32(value)
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        if value == numba.float32:
+            return arguments[0]
+        bits = builder.shl(builder.zext(arguments[0], ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
+        return builder.bitcast(bits, ir.FloatType())
+
+    return signature, generate
+
+
+@intrinsic
+def _bits_as_float32(typing_context: Any, value: Any) -> Any:
+    """The float32 that has these 32 bits."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return numba.float32(value), generate
+
+
+@numba.njit(fastmath={"reassoc", "contract"}, inline="always")
+def _squared_distance(x, c):
+    total = 0.0
+    for f in range(x.shape[0]):
+        difference = np.float64(x[f]) - np.float64(c[f])
+        total += difference * difference
+    return total
+
+
+@numba.njit(parallel=True, fastmath={"reassoc", "contract"}, cache=True)
+def _round_to_bfloat16(bits, patterns, norm, residual):
+    """Round float32 rows (given as int32 bits) to bfloat16 bits, to nearest even; norms of the rows and of the rest."""
+    for i in numba.prange(bits.shape[0]):
+        total, rest = np.float32(0), np.float32(0)
+        for f in range(bits.shape[1]):
+            pattern = np.uint32(bits[i, f])
+            rounded = np.uint32((pattern + np.uint32(0x7FFF) + ((pattern >> np.uint32(16)) & np.uint32(1))))
+            low = np.uint16(rounded >> np.uint32(16))
+            patterns[i, f] = low
+            value = _bits_as_float32(pattern)
+            difference = value - _as_float32(low)
+            total += value * value
+            rest += difference * difference
+        norm[i], residual[i] = np.sqrt(total), np.sqrt(rest)
+
+
+@numba.njit(parallel=True, fastmath={"reassoc", "contract"}, cache=True)
+def _measure(x, norm):
+    """Euclidean norm of every row."""
+    for i in numba.prange(x.shape[0]):
+        total = np.float32(0)
+        for f in range(x.shape[1]):
+            total += x[i, f] * x[i, f]
+        norm[i] = np.sqrt(total)
+
+
+@numba.njit(parallel=True, fastmath={"reassoc", "contract", "nnan", "nsz"}, cache=True)
+def _decide(scores, half_norms, slack, x, centroids, labels, distances):
+    """Exact argmin of every row among the centroids whose score is within ``slack`` of the best."""
+    n, k = scores.shape
+    chunk = 64
+    for i in numba.prange(n):
+        best = np.float32(-np.inf)
+        for j in range(k):
+            best = max(best, _as_float32(scores[i, j]) - half_norms[j])
+        threshold = best - slack[i]
+        nearest, smallest = -1, np.inf
+        for first in range(0, k, chunk):
+            last = min(first + chunk, k)
+            largest = np.float32(-np.inf)
+            for j in range(first, last):
+                largest = max(largest, _as_float32(scores[i, j]) - half_norms[j])
+            if largest < threshold:
+                continue
+            for j in range(first, last):
+                if _as_float32(scores[i, j]) - half_norms[j] >= threshold:
+                    distance = _squared_distance(x[i], centroids[j])
+                    if distance < smallest:  # strict: a tie goes to the lower index
+                        nearest, smallest = j, distance
+        labels[i] = nearest
+        distances[i] = smallest
+
+
+def has_bfloat16_units(device: torch.device) -> bool:
+    """Whether a bfloat16 product is faster than a float32 one on this device."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+class CentroidSearch:
+    """Centroids prepared for nearest-neighbour queries.
+
+    Args:
+        centroids: (k, d) in the frame of the queries; float32.
+        precision: of the product: "auto", "bfloat16" or "float32". The answer is the same for all.
+    """
+
+    def __init__(self, centroids: Float[Tensor, "k d"], precision: str = "auto"):
+        self.centroids = centroids.float().contiguous()
+        self.k, self.dim = self.centroids.shape
+        self.device = self.centroids.device
+        if precision == "auto":
+            worth_it = self.k >= 64 and self.dim >= 32 and has_bfloat16_units(self.device)
+            precision = "bfloat16" if worth_it else "float32"
+        self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        exact = self.centroids.double()
+        self.half_norms = (exact.square().sum(dim=1) / 2).float()
+        self.low = self.centroids.to(self.dtype)
+        self.transposed = self.low.t()
+        self.largest_norm = float(exact.square().sum(dim=1).max().sqrt())
+        self.largest_residual = float((exact - self.low.double()).square().sum(dim=1).max().sqrt())
+        row_bytes = self.k * self.low.element_size()
+        budget = SCORE_BYTES if self.device.type == "cpu" else GPU_SCORE_BYTES
+        self.rows_per_block = max(64, min(8192, budget // row_bytes // 64 * 64))
+
+    def _slack(self, norm: Any, residual: Any) -> Any:
+        """Twice the bound on |computed score - true score| of a row of this norm and rounding residual.
+
+        With x = low + residual, |x.c - low.low_c| <= |residual||c| + |low||residual_c| (Cauchy-Schwarz); the product
+        then rounds its float32 sums and its output.
+        """
+        size = norm * self.largest_norm
+        sums = (self.dim + 8) * 2.0**-23 * size + 2.0**-22 * self.largest_norm**2
+        output = UNIT_ROUNDOFF[self.dtype] * size
+        return 2.02 * (residual * self.largest_norm + norm * 1.01 * self.largest_residual + sums + output) + 1e-37
+
+    def _lower(self, x: Float[Tensor, "m d"]) -> tuple[Tensor, Float[Tensor, "m"]]:
+        """The rows in the precision of the product, and the slack of each."""
+        if self.device.type != "cpu":
+            low = x.to(self.dtype)
+            residual = torch.linalg.vector_norm(x - low.float(), dim=1)
+            return low, self._slack(torch.linalg.vector_norm(x, dim=1), residual)
+        norm, residual = np.empty(len(x), np.float32), np.zeros(len(x), np.float32)
+        if self.dtype == torch.float32:
+            _measure(x.numpy(), norm)
+            low = x
+        else:
+            patterns = np.empty(x.shape, np.uint16)
+            _round_to_bfloat16(x.view(torch.int32).numpy(), patterns, norm, residual)
+            low = torch.from_numpy(patterns).view(torch.bfloat16)
+        return low, torch.from_numpy(self._slack(norm, residual).astype(np.float32))
+
+    def nearest(self, x: Float[Tensor, "m d"]) -> tuple[Int[Tensor, "m"], Float[Tensor, "m"]]:
+        """Index (int32) of the nearest centroid and squared distance (float32) of float32 rows on the same device."""
+        labels = torch.empty(len(x), dtype=torch.int32, device=self.device)
+        distances = torch.empty(len(x), dtype=torch.float32, device=self.device)
+        decide = self._decide_on_cpu if self.device.type == "cpu" else self._decide_anywhere
+        for start in range(0, len(x), self.rows_per_block):
+            rows = x[start : start + self.rows_per_block]
+            stop = start + len(rows)
+            low, slack = self._lower(rows)
+            decide(low @ self.transposed, slack, rows, labels[start:stop], distances[start:stop])
+        return labels, distances
+
+    def _decide_on_cpu(self, scores: Tensor, slack: Tensor, x: Tensor, labels: Tensor, distances: Tensor) -> None:
+        patterns = scores.view(torch.uint16) if scores.dtype == torch.bfloat16 else scores
+        _decide(
+            patterns.numpy(),
+            self.half_norms.numpy(),
+            slack.numpy(),
+            x.numpy(),
+            self.centroids.numpy(),
+            labels.numpy(),
+            distances.numpy(),
+        )
+
+    def _decide_anywhere(self, scores: Tensor, slack: Tensor, x: Tensor, labels: Tensor, distances: Tensor) -> None:
+        """The same decision in plain torch, for any device."""
+        values = scores.float() - self.half_norms
+        best, argbest = values.max(dim=1)
+        candidate = values >= (best - slack)[:, None]
+        chosen = argbest.clone()
+        exact = (x.double() - self.centroids[argbest].double()).square().sum(dim=1)
+        unsure = (candidate.sum(dim=1) > 1).nonzero().flatten()
+        pairs_at_once = max(1, (1 << 26) // self.dim)
+        for rows in unsure.split(max(1, pairs_at_once // max(1, self.k))):
+            row, column = candidate[rows].nonzero(as_tuple=True)
+            measured = (x[rows][row].double() - self.centroids[column].double()).square().sum(dim=1)
+            smallest = torch.full((len(rows),), torch.inf, dtype=torch.float64, device=x.device)
+            smallest.scatter_reduce_(0, row, measured, "amin")
+            tied = torch.where(measured == smallest[row], column, self.k)
+            lowest = torch.full((len(rows),), self.k, dtype=column.dtype, device=x.device)
+            lowest.scatter_reduce_(0, row, tied, "amin")
+            chosen[rows], exact[rows] = lowest, smallest
+        labels.copy_(chosen)
+        distances.copy_(exact)
+
+
+def nearest_centroid(
+    x: Any, centroids: Any, metric: str = "l2", device: str | torch.device = "cpu", precision: str = "auto"
+) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n"]]:
+    """Index of the nearest centroid and the squared Euclidean distance to it.
+
+    Args:
+        x: (n, d), anything `open_embeddings` takes; read in blocks.
+        centroids: (k, d) array or tensor.
+        metric: "l2", or "cosine": both sides are scaled to unit length, and the distance is 2 - 2 cos.
+        device: where the product runs.
+        precision: of the product; the answer is the same for all.
+
+    Returns:
+        (n,) int64 labels, the exact argmin with ties to the lower index, and (n,) float32 squared distances.
+
+    Raises:
+        CurationError: the widths differ.
+    """
+    source = open_embeddings(x)
+    points = torch.as_tensor(np.asarray(centroids) if not isinstance(centroids, Tensor) else centroids)
+    if points.shape[1] != source.dim:
+        raise CurationError(f"the rows have {source.dim} dimensions but the centroids {points.shape[1]}")
+    frame = Frame.of(points, unit=metric == "cosine")
+    search = CentroidSearch(frame.apply(points).to(device), precision)
+    return assign_all(source, search, frame)
+
+
+def assign_all(
+    x: Embeddings, search: CentroidSearch, frame: Frame, progress: Any = None
+) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n"]]:
+    """`CentroidSearch.nearest` over all rows in blocks; distances come back in the units of the data."""
+    labels = np.empty(x.n_rows, np.int64)
+    distances = np.empty(x.n_rows, np.float32)
+    for start, block in x.blocks(rows_per_read(x.dim)):
+        found, squared = search.nearest(frame.apply(block.to(search.device)))
+        stop = start + len(block)
+        labels[start:stop] = found.cpu().numpy()
+        distances[start:stop] = squared.cpu().numpy() / frame.scale**2
+        if progress is not None:
+            progress.update(len(block))
+    return labels, distances
+
+
+def rows_per_read(dim: int, n_bytes: int = 32 << 20) -> int:
+    """How many float32 rows make a block of ``n_bytes``."""
+    return max(256, n_bytes // (4 * dim))
