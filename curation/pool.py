@@ -1,0 +1,310 @@
+"""A pool is a `datasets.Dataset` whose row id is its index: opened lazily from whatever lies on disk or on the Hub."""
+
+import hashlib
+import itertools
+import json
+import os
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from curation.errors import CurationError
+from curation.files import digest_json, write_atomically
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = {  # the order decides where a folder holds several kinds: side files (captions, metadata) come last
+    "parquet": (".parquet", ".pq"),
+    "webdataset": (".tar", ".tar.gz", ".tgz"),
+    "images": IMAGE_SUFFIXES,
+    "json": tuple(name + end for name in (".jsonl", ".ndjson") for end in ("", ".gz", ".zst")),
+    "text": tuple(".txt" + end for end in ("", ".gz", ".zst")),
+}
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+SPLIT_FILE = re.compile(r"(.+?)-\d{5}-of-\d{5}")
+
+
+def open_pool(source: Any, split: str = "train", column: str | None = None) -> Any:
+    """Open a pool without decoding anything.
+
+    Args:
+        source: a folder of images (any depth; with sub-folders the folder path becomes the label), parquet files,
+            WebDataset ``.tar`` shards, JSONL or text files (one row a line; ``.gz`` and ``.zst`` too), a folder made
+            by ``Dataset.save_to_disk``, one such file, a Hub name ``owner/name``, or a `datasets.Dataset`.
+        split: which split, where the source has several.
+        column: the column of images (bytes, or paths relative to the source) or of text, when it is not called
+            ``image`` or ``text``; it is renamed so.
+
+    Returns:
+        A `datasets.Dataset`; images are in the column ``image``, classes, when known, in ``label``. Parquet, JSONL,
+        text and tar shards are copied once to the cache of Hugging Face datasets (``HF_HOME`` says where).
+
+    Raises:
+        CurationError: nothing is there, it is empty, or it cannot be read.
+    """
+    from datasets import Dataset
+
+    if isinstance(source, Dataset):
+        return _name_columns(source, column, Path("."))
+    path = Path(source)
+    if not path.exists():
+        # a path that has a home (./a, /a/b, a.jpg, a/b/c) is a mistyped path, not a Hub name
+        if not HUB_NAME.fullmatch(str(source)) or str(source).startswith(".") or _kind(path.name):
+            raise CurationError(f"{source} does not exist; give a folder, a file, or a Hub name such as owner/name")
+        pool = _load(str(source), {}, split, f"{source} is no local path, and the Hub gave no such dataset")
+        return _name_columns(pool, column, Path("."))
+    if path.is_dir() and any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
+        pool = _open_saved(path, split)
+    else:
+        pool = _open_files(path, split)
+    if not len(pool):
+        raise CurationError(f"{source} has no rows; a pool needs at least one")
+    return _name_columns(pool, column, path if path.is_dir() else path.parent)
+
+
+def _kind(name: str) -> str | None:
+    return next((kind for kind, ends in SUFFIXES.items() if name.lower().endswith(ends)), None)
+
+
+def _walk(root: Path) -> list[Path]:
+    """Every file beneath ``root``, in an order that all machines share; hidden files left out, links followed."""
+    if root.is_file():
+        return [root]
+
+    def refuse(error: OSError) -> None:
+        raise CurationError(f"cannot read {error.filename}: {error.strerror}")
+
+    found, seen = [], {os.path.realpath(root)}
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=refuse):
+        folders.sort()
+        for name in list(folders):
+            real = os.path.realpath(os.path.join(folder, name))
+            if name.startswith(".") or real in seen:  # a link to a folder above would never end
+                folders.remove(name)
+            seen.add(real)
+        found += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+
+
+def _open_files(path: Path, split: str) -> Any:
+    files = _walk(path)
+    counts = Counter(_kind(file.name) for file in files)
+    kinds = [kind for kind in SUFFIXES if counts[kind]]
+    if not kinds:
+        known = " ".join(end for ends in SUFFIXES.values() for end in ends)
+        what = f"none of its {len(files)} files is one that" if files else "it is empty;"
+        raise CurationError(f"{path} holds no pool: {what} can be opened ({known})")
+    clash = [kind for kind in kinds if kind in ("parquet", "webdataset", "images")]
+    if len(clash) > 1:
+        raise CurationError(f"{path} holds both {clash[0]} and {clash[1]} files; give the folder of one of them")
+    kind = kinds[0]
+    files = [file for file in files if _kind(file.name) == kind]
+    if kind == "images":
+        return _open_images(path, files)
+    files = _of_split(path, files, split)
+    if kind == "webdataset":
+        return _open_shards(files)
+    names = [str(_expanded(file)) for file in files]
+    return _load(kind, {"data_files": {"train": names}}, "train", f"{path} cannot be read as {kind}")
+
+
+def _of_split(path: Path, files: list[Path], split: str) -> list[Path]:
+    """Keep one split of files named like ``test-00000-of-00004.parquet``; other names are one split."""
+    splits = {file: match[1] for file in files if (match := SPLIT_FILE.match(file.name))}
+    if not splits:
+        return files
+    chosen = [file for file in files if splits.get(file) == split]
+    if not chosen:
+        raise CurationError(f"{path} has no split {split!r}; it has {', '.join(sorted(set(splits.values())))}")
+    return chosen
+
+
+def _load(name: str, options: dict[str, Any], split: str, problem: str) -> Any:
+    """`datasets.load_dataset` with its chain of errors brought down to one line."""
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(name, split=split, **options)
+    except Exception as error:
+        raise CurationError(f"{problem}: {_first_cause(error)}") from error
+
+
+def _first_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _open_saved(path: Path, split: str) -> Any:
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        pool = load_from_disk(str(path))
+    except Exception as error:
+        raise CurationError(f"{path} cannot be opened as a saved dataset: {_first_cause(error)}") from error
+    if isinstance(pool, DatasetDict):
+        if split not in pool:
+            raise CurationError(f"{path} has no split {split!r}; it has {', '.join(sorted(pool))}")
+        pool = pool[split]
+    return pool
+
+
+def _open_images(root: Path, files: list[Path]) -> Any:
+    from datasets import ClassLabel, Dataset, Image
+
+    root = root if root.is_dir() else root.parent
+    columns: dict[str, list[str]] = {"image": [str(file.absolute()) for file in files]}
+    labels = [file.parent.relative_to(root).as_posix() for file in files]
+    if set(labels) != {"."}:
+        columns["label"] = labels
+    try:
+        pool = Dataset.from_dict(columns).cast_column("image", Image())
+    except UnicodeEncodeError as error:
+        raise CurationError(f"{root} holds a file name that is not UTF-8 ({error.object!r}); rename it") from error
+    return pool.cast_column("label", ClassLabel(names=sorted(set(labels)))) if "label" in columns else pool
+
+
+def _samples(shards: list[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:
+    """The samples of WebDataset shards: neighbouring members that share a key.
+
+    ``shards`` carries size and time of change too, so that the cache notices a shard that was made again.
+    """
+    for name, _, _ in shards:
+        try:
+            with tarfile.open(name, "r|*") as shard:
+                members = ((m, shard.extractfile(m)) for m in shard if m.isfile())
+                parts = ((m.name, stream.read()) for m, stream in members if stream is not None)
+                for key, sample in itertools.groupby(parts, key=lambda part: _split_key(part[0])[0]):
+                    yield _sample(key, sample)
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise CurationError(f"{name} is not a whole tar shard ({error}); get it again") from error
+
+
+def _split_key(name: str) -> tuple[str, str]:
+    folder, slash, base = name.rpartition("/")
+    stem, _, end = base.partition(".")
+    return folder + slash + stem, end.lower()
+
+
+def _sample(key: str, parts: Iterator[tuple[str, bytes]]) -> dict[str, Any]:
+    row: dict[str, Any] = {"key": key}
+    for name, content in parts:
+        end = _split_key(name)[1]
+        if f".{end}".endswith(IMAGE_SUFFIXES):
+            row["image"] = {"bytes": content, "path": name}
+        elif end in ("cls", "txt", "json"):
+            row[{"cls": "label", "txt": "text", "json": "json"}[end]] = content.decode(errors="replace").strip()
+    if row.get("label", "").lstrip("-").isdigit():
+        row["label"] = int(row["label"])
+    return row
+
+
+def _open_shards(files: list[Path]) -> Any:
+    from datasets import Dataset, Features, Image, Value
+
+    shards = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    first = next(_samples(shards), None)
+    if first is None:
+        raise CurationError(f"{files[0]} holds no samples; a shard needs members such as 000001.jpg and 000001.cls")
+    kinds = {str: Value("string"), int: Value("int64"), dict: Image()}
+    features = Features({name: kinds[type(value)] for name, value in first.items()})
+
+    def rows(shards: list[tuple[str, int, int]], names: list[str]) -> Iterator[dict[str, Any]]:
+        for sample in _samples(shards):
+            yield {name: sample.get(name) for name in names}
+
+    try:
+        return Dataset.from_generator(rows, features=features, gen_kwargs={"shards": shards, "names": list(features)})
+    except Exception as error:
+        raise CurationError(_first_cause(error)) from error
+
+
+def _expanded(path: Path) -> Path:
+    """A ``.zst`` file expanded in the cache of Hugging Face datasets (which reads ``.gz`` itself); others as is."""
+    if path.suffix.lower() != ".zst":
+        return path
+    import pyarrow as pa
+    from datasets.config import HF_DATASETS_CACHE
+
+    identity = [str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns]
+    target = Path(HF_DATASETS_CACHE) / "expanded" / f"{digest_json(identity)}-{path.stem}"
+
+    def expand(stream: Any) -> None:
+        with pa.input_stream(str(path), compression="zstd") as packed:
+            while block := packed.read(1 << 22):
+                stream.write(block)
+
+    if not target.exists():
+        try:
+            write_atomically(target, expand)
+        except CurationError as error:
+            raise CurationError(f"{path} cannot be expanded to {target}: {_first_cause(error)}") from error
+    return target
+
+
+def _name_columns(pool: Any, column: str | None, folder: Path) -> Any:
+    """Give the image column its name and type, and paths relative to the source their folder."""
+    from datasets import Image, Value
+
+    if column is not None and column not in pool.column_names:
+        raise CurationError(f"the pool has no column {column!r}; it has {', '.join(pool.column_names)}")
+    images = [name for name, feature in pool.features.items() if isinstance(feature, Image)]
+    if column is None:
+        column = "image" if "image" in pool.column_names else images[0] if len(images) == 1 else None
+    if column is None:
+        return pool
+    feature = pool.features[column]
+    text = isinstance(feature, Value) and feature.dtype in ("string", "large_string")
+    first = str(pool[0][column] or "") if text and len(pool) else ""
+    if text and column != "image" and not first.lower().endswith(IMAGE_SUFFIXES):
+        name = "text"
+    else:
+        name = "image"
+        if text and not os.path.isabs(first) and "://" not in first:
+            base = str(folder.absolute())
+            pool = pool.map(_beneath, batched=True, input_columns=column, fn_kwargs={"base": base, "column": column})
+        if not isinstance(feature, Image):
+            try:
+                pool = pool.cast_column(column, Image())
+            except Exception as error:
+                raise CurationError(f"column {column!r} holds {feature}, not images or their paths") from error
+    if name != column:
+        pool = pool.remove_columns(name) if name in pool.column_names else pool
+        pool = pool.rename_column(column, name)
+    return pool
+
+
+def _beneath(paths: list[str | None], base: str, column: str) -> dict[str, list[str | None]]:
+    return {column: [None if path is None else os.path.join(base, path) for path in paths]}
+
+
+def pool_fingerprint(dataset: Any) -> str:
+    """BLAKE2b-128 of a pool's contents, the same in every process and on every machine.
+
+    Covers the number of rows, the names of the columns and up to 256 evenly spaced rows, of images the encoded
+    bytes (not where they lie). A change in a row outside the sample goes unseen.
+    """
+    names = sorted(dataset.column_names)
+    ids = np.unique(np.linspace(0, max(len(dataset) - 1, 0), min(len(dataset), 256)).astype(np.int64))
+    digest = hashlib.blake2b(json.dumps([len(dataset), names]).encode(), digest_size=16)
+    stored = dataset.with_format("arrow")  # what is stored: nothing is decoded
+    for row in stored[ids.tolist()].to_pylist() if len(ids) else []:
+        for name in names:
+            digest.update(_content(row[name]))
+    return digest.hexdigest()
+
+
+def _content(value: Any) -> bytes:
+    if isinstance(value, dict) and set(value) == {"bytes", "path"}:
+        content = value["bytes"]
+        if content is None and value["path"]:
+            try:
+                content = Path(value["path"]).read_bytes()
+            except OSError:
+                content = Path(value["path"]).name.encode()
+        value = hashlib.blake2b(content or b"", digest_size=16).hexdigest()
+    return json.dumps(value, sort_keys=True, default=repr).encode() + b"\0"
