@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from curation.files import load_array, save_array, write_atomically
 from curation.pool import pool_fingerprint
 
 SKIPPED_LOG = "skipped.jsonl"
+ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>")
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,8 @@ class _Images(torch.utils.data.Dataset):
             stored = self.stored[row][self.column][0].as_py()
             return row, self.transform(read_image(stored, self.image_size))
         except Exception as error:  # Pillow raises many types on broken files
-            reason = " ".join(str(error).split())[:200]
+            # no memory addresses: the same pool must give the same embeddings.json
+            reason = " ".join(ADDRESS.sub("", str(error)).split())[:200]
             return row, f"{type(error).__name__}: {reason}" if reason else type(error).__name__
 
 

@@ -134,7 +134,7 @@ def _load(name: str, options: dict[str, Any], split: str, problem: str) -> Any:
 
 
 def _first_cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
+    while error.__cause__ is not None and not isinstance(error, CurationError):
         error = error.__cause__
     return " ".join(str(error).split()) or type(error).__name__
 
@@ -203,6 +203,11 @@ def _sample(key: str, parts: Iterator[tuple[str, bytes]]) -> dict[str, Any]:
     return row
 
 
+def _rows(shards: list[tuple[str, int, int]], names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    for sample in _samples(shards):
+        yield {name: sample.get(name) for name in names}
+
+
 def _open_shards(files: list[Path]) -> Any:
     from datasets import Dataset, Features, Image, Value
 
@@ -213,12 +218,8 @@ def _open_shards(files: list[Path]) -> Any:
     kinds = {str: Value("string"), int: Value("int64"), dict: Image()}
     features = Features({name: kinds[type(value)] for name, value in first.items()})
 
-    def rows(shards: list[tuple[str, int, int]], names: list[str]) -> Iterator[dict[str, Any]]:
-        for sample in _samples(shards):
-            yield {name: sample.get(name) for name in names}
-
     try:
-        return Dataset.from_generator(rows, features=features, gen_kwargs={"shards": shards, "names": list(features)})
+        return Dataset.from_generator(_rows, features=features, gen_kwargs={"shards": shards, "names": tuple(features)})
     except Exception as error:
         raise CurationError(_first_cause(error)) from error
 
