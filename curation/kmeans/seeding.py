@@ -1,8 +1,9 @@
 """Seeding: where Lloyd starts decides where it ends.
 
 Greedy k-means++ (Arthur and Vassilvitskii, 2007) is the quality to reach but costs one pass over the data for each
-centroid. k-means|| (Bahmani et al., 2012) samples thousands of candidates in each of a few passes, weighs every
-candidate by the points nearest to it, and reduces them to k by weighted greedy k-means++ and a few weighted Lloyd steps.
+centroid. On a uniform subsample of a few rows for each cluster it ends at the same inertia at a fraction of the cost:
+that is "auto". k-means|| (Bahmani et al., 2012) samples thousands of candidates in each of a few passes, weighs every
+candidate by the points nearest to it, and reduces them to k by weighted greedy k-means++.
 """
 
 import math
@@ -18,12 +19,11 @@ from curation.embeddings import Embeddings
 from curation.errors import CurationError
 from curation.kmeans.assignment import CentroidSearch, rows_per_read
 from curation.kmeans.frame import Frame
-from curation.kmeans.update import ClusterSums
 
 STRATEGIES = ("auto", "kmeans++", "kmeans||", "random")
 ROUNDS = 4  # passes of k-means|| after the first, each with about k candidates
-REFINEMENTS = 8  # weighted Lloyd steps over the candidates
-GREEDY_LIMIT = 2e11  # multiply-adds that "auto" spends on exact greedy k-means++ before it turns to k-means||
+SUBSAMPLE = 16  # rows for each cluster in the subsample of "auto"
+TRIAL_BUDGET = 2e11  # multiply-adds: beyond it fewer candidates are tried for each centroid, down to one
 GREEDY_BYTES = 2 << 30
 CHUNK = 1024
 
@@ -96,8 +96,8 @@ def seed_centroids(
     """k starting centroids, float32 in ``frame``; the same generator state gives the same centroids.
 
     Args:
-        strategy: "kmeans++" (greedy, exact, one pass for each centroid), "kmeans||", "random" (distinct rows), or
-            "auto": greedy where it is cheap, else k-means||.
+        strategy: "auto" (greedy k-means++ on a uniform subsample), "kmeans++" (greedy over all rows, which must fit in
+            memory), "kmeans||", or "random" (distinct rows).
 
     Raises:
         CurationError: fewer (distinct) rows than k, or greedy k-means++ on an input too large for it.
@@ -111,19 +111,28 @@ def seed_centroids(
     if strategy == "random":
         rows = np.sort(rng.choice(x.n_rows, k, replace=False))
         return frame.apply(x.take(rows).to(device))
-    n_trials = 2 + int(math.log(k))  # as Arthur and Vassilvitskii suggest
-    small = x.n_rows * x.dim * 4 <= GREEDY_BYTES
-    cheap = x.n_rows * k * x.dim * n_trials <= GREEDY_LIMIT or x.n_rows <= 4 * k
-    if strategy == "kmeans++" and not small:
+    if strategy == "kmeans++" and x.n_rows * x.dim * 4 > GREEDY_BYTES:
         raise CurationError(
-            f"seeding kmeans++ would read {x.n_rows} rows {k} times; use seeding kmeans|| for an input of this size"
+            f"seeding kmeans++ would read {x.n_rows} rows {k} times; use seeding auto or kmeans|| for such an input"
         )
-    if strategy == "kmeans++" or (strategy == "auto" and cheap and small):
-        rows_in_frame = frame.apply(x.block(0, x.n_rows)).cpu().numpy()
-        chosen = greedy_kmeans_plusplus(rows_in_frame, k, np.ones(x.n_rows), rng, n_trials)
-        return torch.from_numpy(rows_in_frame[chosen]).to(device)
-    candidates, weights = _oversample(x, k, frame, rng, device, precision, progress)
-    return _reduce(candidates, weights, k, rng, n_trials, device, precision)
+    if strategy == "kmeans||":
+        candidates, weights = _oversample(x, k, frame, rng, device, precision, progress)
+    else:
+        if strategy == "kmeans++" or x.n_rows <= SUBSAMPLE * k:
+            rows = x.block(0, x.n_rows)
+        else:
+            rows = x.take(np.sort(rng.choice(x.n_rows, SUBSAMPLE * k, replace=False)))
+        candidates = frame.apply(rows)
+        weights = np.ones(len(candidates))
+    in_memory = candidates.cpu().numpy()
+    chosen = greedy_kmeans_plusplus(in_memory, k, weights, rng, _n_trials(len(in_memory), k, x.dim, strategy))
+    return torch.from_numpy(in_memory[chosen]).to(device)
+
+
+def _n_trials(n: int, k: int, dim: int, strategy: str) -> int:
+    """2 + ln k candidates for each centroid (Arthur and Vassilvitskii), fewer where that would take too long."""
+    wanted = 2 + int(math.log(k))
+    return wanted if strategy == "kmeans++" else max(1, min(wanted, int(TRIAL_BUDGET / (n * k * dim))))
 
 
 def _oversample(
@@ -171,28 +180,3 @@ def _oversample(
             f"only {int(used.sum())} distinct rows were found for k={k} clusters; lower k or remove duplicates"
         )
     return torch.cat(found)[torch.from_numpy(used).to(device)], weights[used]
-
-
-def _reduce(
-    candidates: Float[Tensor, "c d"],
-    weights: Float[np.ndarray, "c"],
-    k: int,
-    rng: np.random.Generator,
-    n_trials: int,
-    device: str | torch.device,
-    precision: str,
-) -> Float[Tensor, "k d"]:
-    """k centroids from weighted candidates: weighted greedy k-means++, then weighted Lloyd steps."""
-    rows = candidates.cpu().numpy()
-    # many trials of many centroids would cost more than the Lloyd steps that follow repair
-    trials = n_trials if len(rows) * k * rows.shape[1] * n_trials <= GREEDY_LIMIT else 1
-    chosen = greedy_kmeans_plusplus(rows, k, weights, rng, trials)
-    centroids = candidates[torch.from_numpy(chosen).to(device)].clone()
-    weight = torch.from_numpy(weights).to(device)
-    for _ in range(REFINEMENTS):
-        labels, _distances = CentroidSearch(centroids, precision).nearest(candidates)
-        sums = ClusterSums(k, rows.shape[1], candidates.device)
-        sums.add(candidates, labels, weight)
-        filled = sums.counts > 0
-        centroids[filled] = sums.means()[filled]
-    return centroids

@@ -1,0 +1,93 @@
+"""The checkpoint of a hierarchical fit: finished levels, the last centroids of the current one, the running Lloyd state."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from curation.errors import CurationError
+from curation.files import load_json, require_free_space, save_json, write_atomically
+from curation.kmeans.lloyd import LloydState
+
+FORMAT_VERSION = 1
+
+
+class FitCheckpoint:
+    """Arrays and numbers of a running fit in one folder; every file is whole or absent.
+
+    Args:
+        folder: where it lies; None keeps nothing.
+        identity: settings and fingerprint of the embeddings. A checkpoint of another fit is refused.
+        seconds: at least this long between two saves of a running Lloyd loop.
+
+    Raises:
+        CurationError: the folder belongs to another fit.
+    """
+
+    def __init__(self, folder: Path | None, identity: dict[str, Any], seconds: float = 20.0):
+        self.folder, self.seconds = folder, seconds
+        self._saved_at = time.monotonic()
+        if folder is None:
+            return
+        path = folder / "fit.json"
+        if path.exists():
+            found = load_json(path)
+            for key in sorted(set(identity) | (set(found) - {"format_version"})):
+                if found.get(key) != identity.get(key):
+                    raise CurationError(
+                        f"{folder} holds an unfinished fit with {key}={found.get(key)!r}, not {identity.get(key)!r}; "
+                        "repeat those settings to resume it, or delete the folder to start anew"
+                    )
+        else:
+            save_json(path, {"format_version": FORMAT_VERSION, **identity})
+
+    def load(self, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        """Arrays and numbers saved as ``name``, or None.
+
+        Raises:
+            CurationError: the file is damaged.
+        """
+        if self.folder is None or not (self.folder / f"{name}.npz").exists():
+            return None
+        path = self.folder / f"{name}.npz"
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {key: file[key] for key in file.files}
+            numbers = json.loads(str(arrays.pop("numbers")))
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise CurationError(f"{path} is damaged ({error}); delete {self.folder} to start the fit anew") from error
+        return arrays, numbers
+
+    def save(self, name: str, arrays: dict[str, np.ndarray], numbers: dict[str, Any]) -> None:
+        """Replace what was saved as ``name``."""
+        if self.folder is None:
+            return
+        require_free_space(self.folder, sum(array.nbytes for array in arrays.values()))
+        content = {**arrays, "numbers": np.array(json.dumps(numbers))}
+        write_atomically(self.folder / f"{name}.npz", lambda stream: np.savez(stream, **content))
+        self._saved_at = time.monotonic()
+
+    def drop(self, name: str) -> None:
+        if self.folder is not None:
+            (self.folder / f"{name}.npz").unlink(missing_ok=True)
+
+    def save_lloyd(self, state: LloydState, numbers: dict[str, Any]) -> None:
+        """Save a Lloyd state, if the last save is long enough ago."""
+        if self.folder is not None and time.monotonic() - self._saved_at >= self.seconds:
+            numbers = {**numbers, "iteration": state.iteration, "history": state.history}
+            self.save("lloyd", {"centroids": state.centroids}, numbers)
+
+    def load_lloyd(self, numbers: dict[str, Any]) -> LloydState | None:
+        """The Lloyd state that belongs to this step, if one was saved."""
+        found = self.load("lloyd")
+        if found is None or any(found[1].get(key) != value for key, value in numbers.items()):
+            return None
+        return LloydState(found[1]["iteration"], found[0]["centroids"], found[1]["history"])
+
+    def remove(self) -> None:
+        """The fit is done and its tree saved: nothing is left to resume."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,310 @@
+"""Hierarchical k-means with resampling (paper, algorithm 1): the clusters of each level are the points of the next."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from curation.checkpoint import FitCheckpoint
+from curation.embeddings import Embeddings, TensorShard, open_embeddings
+from curation.errors import CurationError
+from curation.kmeans.assignment import rows_per_read
+from curation.kmeans.frame import check_rows
+from curation.kmeans.lloyd import METRICS, LloydState, assign_filled, fit_centroids
+from curation.kmeans.seeding import STRATEGIES as SEEDINGS
+from curation.kmeans.two_step import Centroids, split_clusters
+from curation.sampling import members_to_resample
+from curation.tree import ClusterTree, Level
+
+RESAMPLE_STRATEGIES = ("closest", "random")
+
+
+@dataclass(frozen=True)
+class LevelPlan:
+    """What one level does.
+
+    Attributes:
+        k: clusters of the k-means.
+        n_splits: each of them is split in this many (two-step level); 1: no split.
+        n_resamples: resampled k-means runs after the initial one (m of the paper).
+        sample_size: members of each cluster in a resampled set (r_t); 0: half the mean cluster size.
+    """
+
+    k: int
+    n_splits: int
+    n_resamples: int
+    sample_size: int
+
+    @property
+    def n_clusters(self) -> int:
+        return self.k * self.n_splits
+
+
+def parse_level(level: int | str | Sequence[int]) -> tuple[int, int]:
+    """(k, splits) of "10000", 10000, "100000x100" or (100000, 100).
+
+    Raises:
+        CurationError: not such a level.
+    """
+    try:
+        parts = level.split("x") if isinstance(level, str) else ([level] if np.isscalar(level) else list(level))  # type: ignore[arg-type,list-item]
+        if any(float(part) != int(float(part)) for part in parts):
+            raise ValueError
+        numbers = [int(float(part)) for part in parts]
+    except (TypeError, ValueError):
+        numbers = []
+    if len(numbers) not in (1, 2) or min(numbers) < 1:
+        raise CurationError(f"level {level!r} is not a number of clusters such as 10000, or 100000x100 for a split one")
+    return numbers[0], numbers[1] if len(numbers) == 2 else 1
+
+
+def _per_level(value: Any, n_levels: int, name: str) -> list[int]:
+    values = [value] * n_levels if np.isscalar(value) or value is None else list(value)
+    if len(values) != n_levels:
+        raise CurationError(f"{name} has {len(values)} values for {n_levels} levels; give one, or one for each level")
+    numbers = [0 if item is None else int(item) for item in values]
+    if min(numbers) < 0:
+        raise CurationError(f"{name} must not be negative: {values}")
+    return numbers
+
+
+class HierarchicalKMeans:
+    """Hierarchical k-means with resampling.
+
+    Args:
+        levels: clusters of each level, level 1 (the finest) first; "100000x100" or (100000, 100) makes a two-step
+            level: k-means with 100,000 clusters, each split in 100.
+        n_resamples: resampled k-means runs after the initial one of each level (m of the paper: 10); one number, or
+            one for each level.
+        sample_sizes: members of each cluster in a resampled set (r_t of the paper); one number, or one for each
+            level; None or 0: half the mean cluster size.
+        resample_strategy: "closest" to the centroid (the paper) or "random" members.
+        seeding: "auto", "kmeans++", "kmeans||" or "random"; see `curation.kmeans.seeding.seed_centroids`.
+        max_iterations: Lloyd iterations of each k-means run.
+        tolerance: relative fall of the inertia under which a run stops; 0: only when nothing moves.
+        metric: "l2" or "cosine".
+        seed: of all random choices: the same seed gives the same tree.
+        device: "cpu", "cuda", ... where products run.
+        precision: of products, "auto", "bfloat16" or "float32"; it changes the speed alone.
+        work_dir: checkpoints go here, and a killed fit with the same data and settings goes on from them to the same
+            tree. Removed when the tree is saved by `fit(..., save_to=...)`.
+        progress: show progress bars.
+
+    Raises:
+        CurationError: a setting makes no sense.
+    """
+
+    def __init__(
+        self,
+        levels: Sequence[int | str | Sequence[int]],
+        n_resamples: int | Sequence[int] = 0,
+        sample_sizes: int | Sequence[int] | None = None,
+        resample_strategy: str = "closest",
+        seeding: str = "auto",
+        max_iterations: int = 50,
+        tolerance: float = 0.0,
+        metric: str = "l2",
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        precision: str = "auto",
+        work_dir: str | Path | None = None,
+        progress: bool = True,
+        checkpoint_seconds: float = 20.0,
+    ):
+        for name, value, allowed in (
+            ("resample_strategy", resample_strategy, RESAMPLE_STRATEGIES),
+            ("seeding", seeding, SEEDINGS),
+            ("metric", metric, METRICS),
+            ("precision", precision, ("auto", "bfloat16", "float32")),
+        ):
+            if value not in allowed:
+                raise CurationError(f"{name} {value!r} is unknown; use one of {', '.join(allowed)}")
+        if not levels:
+            raise CurationError("levels is empty; give the number of clusters of at least one level")
+        if max_iterations < 1:
+            raise CurationError(f"max_iterations={max_iterations} must be at least 1")
+        parsed = [parse_level(level) for level in levels]
+        resamples = _per_level(n_resamples, len(parsed), "n_resamples")
+        members = _per_level(sample_sizes, len(parsed), "sample_sizes")
+        self.plans = [LevelPlan(*spec, m, r) for spec, m, r in zip(parsed, resamples, members, strict=True)]
+        for below, above in zip(self.plans, self.plans[1:], strict=False):
+            if above.n_clusters >= below.n_clusters:
+                raise CurationError(
+                    f"levels must shrink upwards, but {above.n_clusters} clusters follow {below.n_clusters}; "
+                    "list the finest level first"
+                )
+        self.resample_strategy, self.seeding, self.metric = resample_strategy, seeding, metric
+        self.max_iterations, self.tolerance, self.seed = max_iterations, tolerance, seed
+        self.device, self.precision, self.progress = device, precision, progress
+        self.work_dir = None if work_dir is None else Path(work_dir)
+        self.checkpoint_seconds = checkpoint_seconds
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides the tree, as JSON."""
+        return {
+            "levels": [f"{plan.k}x{plan.n_splits}" if plan.n_splits > 1 else plan.k for plan in self.plans],
+            "n_resamples": [plan.n_resamples for plan in self.plans],
+            "sample_sizes": [plan.sample_size for plan in self.plans],
+            "resample_strategy": self.resample_strategy,
+            "seeding": self.seeding,
+            "max_iterations": self.max_iterations,
+            "tolerance": self.tolerance,
+            "metric": self.metric,
+            "seed": self.seed,
+        }
+
+    def fit(self, x: Any, save_to: str | Path | None = None) -> ClusterTree:
+        """Build the tree.
+
+        Args:
+            x: (n, d), anything `open_embeddings` takes; read in blocks, never copied as a whole.
+            save_to: folder for the tree; the checkpoint in ``work_dir`` is removed once it is there.
+
+        Raises:
+            CurationError: fewer rows than clusters, NaN, infinite or (cosine) zero rows, a checkpoint of another fit.
+        """
+        source = open_embeddings(x)
+        smallest = self.plans[0].k
+        if smallest > source.n_rows:
+            raise CurationError(f"level 1 wants {smallest} clusters of {source.n_rows} rows; lower the levels")
+        if smallest == source.n_rows and len(self.plans) > 1:
+            raise CurationError(f"level 1 has as many clusters as there are rows ({smallest}), so it groups nothing")
+        check_rows(source, self.metric == "cosine", rows_per_read(source.dim))
+        settings = {**self.settings, "rows": source.n_rows, "dim": source.dim}
+        settings["embeddings_fingerprint"] = source.fingerprint()
+        checkpoint = FitCheckpoint(self.work_dir, settings, self.checkpoint_seconds)
+        levels: list[Level] = []
+        points = source
+        for number in range(len(self.plans)):
+            levels.append(self._fit_level(points, number, checkpoint))
+            points = Embeddings([TensorShard(torch.from_numpy(np.array(levels[-1].centroids)), f"level {number + 1}")])
+        for key in ("pool_fingerprint", "embedder"):
+            if key in source.metadata:
+                settings[key] = source.metadata[key]
+        tree = ClusterTree(levels, settings, source.row_ids)
+        if save_to is not None:
+            tree.save(save_to)
+            checkpoint.remove()
+        return tree
+
+    def _fit_level(self, points: Embeddings, number: int, checkpoint: FitCheckpoint) -> Level:
+        """Initial k-means, then the resampled ones, each assigned to all points of the level."""
+        plan = self.plans[number]
+        name = f"level_{number + 1}"
+        saved = checkpoint.load(name)
+        if saved is not None:
+            arrays, record = saved
+            coarse, coarse_of = arrays.get("coarse_centroids"), arrays.get("coarse_of")
+            return Level(arrays["centroids"], arrays["assignment"], arrays["distance"], coarse, coarse_of, record)
+        if plan.k >= points.n_rows and number:
+            raise CurationError(
+                f"level {number + 1} wants {plan.k} clusters of the {points.n_rows} of level {number}; lower it"
+            )
+        started = time.monotonic()
+        steps_done, inertias, centroids = 0, [], None
+        current = checkpoint.load("step")
+        if current is not None and current[1]["level"] == number:
+            arrays, numbers = current
+            centroids = Centroids(arrays["centroids"], arrays.get("coarse_centroids"), arrays.get("coarse_of"))
+            steps_done, inertias = numbers["steps"], numbers["inertias"]
+            started -= numbers["seconds"]
+        labels, distances = (None, None) if centroids is None else self._assign(points, centroids)
+        for step in range(steps_done, plan.n_resamples + 1):
+            members = points
+            if step:
+                assert labels is not None and distances is not None and centroids is not None
+                members = self._resample(points, labels, distances, len(centroids.points), plan, number, step)
+            centroids = self._cluster(members, plan, number, step, checkpoint)
+            centroids, labels, distances = self._fill(points, centroids)
+            inertias.append(float(distances.sum(dtype=np.float64)))
+            arrays = {"centroids": centroids.points}
+            if centroids.coarse is not None and centroids.coarse_of is not None:
+                arrays |= {"coarse_centroids": centroids.coarse, "coarse_of": centroids.coarse_of}
+            seconds = time.monotonic() - started
+            numbers = {"level": number, "steps": step + 1, "inertias": inertias, "seconds": seconds}
+            checkpoint.save("step", arrays, numbers)
+            checkpoint.drop("lloyd")
+        assert labels is not None and distances is not None and centroids is not None
+        record = {"inertias": inertias}
+        level = Level(centroids.points, labels, distances, centroids.coarse, centroids.coarse_of, record)
+        checkpoint.save(name, level.arrays(), record)
+        checkpoint.drop("step")
+        return level
+
+    def _assign(self, points: Embeddings, centroids: Centroids) -> tuple[np.ndarray, np.ndarray]:
+        return centroids.assign(points, self.metric, self.device, self.precision)
+
+    def _fill(self, points: Embeddings, centroids: Centroids) -> tuple[Centroids, np.ndarray, np.ndarray]:
+        """Assign all points; no cluster stays empty, so the next level clusters no stale centroid."""
+        if centroids.coarse is None:
+            result = assign_filled(points, centroids.points, self.metric, self.device, self.precision)
+            return Centroids(result.centroids), result.labels, result.distances
+        while True:
+            labels, distances = self._assign(points, centroids)
+            empty = np.flatnonzero(np.bincount(labels, minlength=len(centroids.points)) == 0)
+            if not len(empty):
+                return centroids, labels, distances
+            centroids = centroids.without(empty)
+
+    def _resample(
+        self,
+        points: Embeddings,
+        labels: np.ndarray,
+        distances: np.ndarray,
+        k: int,
+        plan: LevelPlan,
+        number: int,
+        step: int,
+    ) -> Embeddings:
+        """The resampled set: r_t members of every cluster."""
+        n_members = plan.sample_size or max(1, math.ceil(points.n_rows / k / 2))
+        rng = np.random.default_rng([self.seed, number, step, 1])
+        rows = members_to_resample(labels, distances, k, n_members, self.resample_strategy, rng)
+        return Embeddings([TensorShard(points.take(rows), f"resampled set {step} of level {number + 1}")])
+
+    def _cluster(
+        self, members: Embeddings, plan: LevelPlan, number: int, step: int, checkpoint: FitCheckpoint
+    ) -> Centroids:
+        """k-means from scratch on one set of points; every (level, step) has random numbers of its own."""
+        title = f"level {number + 1} of {len(self.plans)}, k={plan.k}"
+        title += f", resampling {step} of {plan.n_resamples}" if step else ""
+        where = {"level": number, "step": step}
+
+        def save(state: LloydState) -> None:
+            checkpoint.save_lloyd(state, where)
+
+        points, _history = fit_centroids(
+            members,
+            plan.k,
+            np.random.default_rng([self.seed, number, step, 0]),
+            seeding=self.seeding,
+            max_iterations=self.max_iterations,
+            tolerance=self.tolerance,
+            metric=self.metric,
+            device=self.device,
+            precision=self.precision,
+            progress=title if self.progress else False,
+            resume=checkpoint.load_lloyd(where),
+            on_iteration=save,
+        )
+        if plan.n_splits == 1:
+            return Centroids(points)
+        return split_clusters(
+            members,
+            points,
+            plan.n_splits,
+            np.random.SeedSequence([self.seed, number, step, 2]),
+            self.max_iterations,
+            self.tolerance,
+            self.metric,
+            self.seeding,
+            self.device,
+            self.precision,
+            progress=f"{title}, splitting in {plan.n_splits}" if self.progress else False,
+        )

@@ -1,0 +1,117 @@
+"""Two-step clustering for millions of centroids: k-means, then each cluster is split on its own.
+
+The paper makes 10 M level-1 clusters this way: 100,000 clusters, each split in 100. A row belongs to the nearest
+centroid within its coarse cluster, so placing it costs k1 + s distances instead of k1 x s.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from tqdm import tqdm
+
+from curation.embeddings import Embeddings, TensorShard
+from curation.kmeans.assignment import CentroidSearch, assign_all
+from curation.kmeans.frame import Frame
+from curation.kmeans.lloyd import assign_filled, fit_centroids
+from curation.sampling import cluster_starts
+
+
+@dataclass
+class Centroids:
+    """The centroids of a level, with the coarse ones they were split from, if any.
+
+    Attributes:
+        points: (k, d) float32.
+        coarse: (k1, d) float32 coarse centroids, or None.
+        coarse_of: (k,) int64 coarse cluster of every centroid, ascending, or None.
+    """
+
+    points: Float[np.ndarray, "k d"]
+    coarse: Float[np.ndarray, "k1 d"] | None = None
+    coarse_of: Int[np.ndarray, "k"] | None = None
+
+    def assign(
+        self, x: Embeddings, metric: str, device: str | torch.device, precision: str, progress: Any = None
+    ) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n"]]:
+        """(n,) int64 labels and (n,) float32 squared distances; through the coarse clusters where there are any."""
+        if self.coarse is None or self.coarse_of is None:
+            return assign_to(x, self.points, metric, device, precision, progress)
+        parents, _distances = assign_to(x, self.coarse, metric, device, precision, progress)
+        labels, distances = np.empty(x.n_rows, np.int64), np.empty(x.n_rows, np.float32)
+        starts, first = (
+            cluster_starts(parents, len(self.coarse)),
+            np.searchsorted(self.coarse_of, np.arange(len(self.coarse) + 1)),
+        )
+        order = np.argsort(parents, kind="stable")
+        for cluster in np.flatnonzero(np.diff(starts)):
+            rows = order[starts[cluster] : starts[cluster + 1]]
+            fine = slice(int(first[cluster]), int(first[cluster + 1]))
+            member = Embeddings([_in_memory(x, rows)])
+            found, squared = assign_to(member, self.points[fine], metric, device, precision)
+            labels[rows], distances[rows] = found + fine.start, squared
+        return labels, distances
+
+    def without(self, empty: Int[np.ndarray, "e"]) -> "Centroids":
+        """These centroids less the given ones."""
+        keep = np.setdiff1d(np.arange(len(self.points)), empty)
+        return Centroids(self.points[keep], self.coarse, None if self.coarse_of is None else self.coarse_of[keep])
+
+
+def assign_to(
+    x: Embeddings,
+    points: Float[np.ndarray, "k d"],
+    metric: str,
+    device: str | torch.device,
+    precision: str,
+    progress: Any = None,
+) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n"]]:
+    """Nearest of ``points`` for all rows; the frame follows from the points, so any later call agrees."""
+    tensor = torch.from_numpy(np.array(points))
+    frame = Frame.of(tensor, unit=metric == "cosine")
+    return assign_all(x, CentroidSearch(frame.apply(tensor).to(device), precision), frame, progress)
+
+
+def split_clusters(
+    x: Embeddings,
+    coarse: Float[np.ndarray, "k1 d"],
+    n_splits: int,
+    seeds: np.random.SeedSequence,
+    max_iterations: int,
+    tolerance: float,
+    metric: str,
+    seeding: str,
+    device: str | torch.device,
+    precision: str,
+    progress: bool | str = False,
+) -> Centroids:
+    """Split every coarse cluster into up to ``n_splits`` by k-means on its own rows.
+
+    A cluster with fewer distinct rows than ``n_splits`` gives one centroid for each of them.
+    """
+    parents, _distances = assign_to(x, coarse, metric, device, precision)
+    starts = cluster_starts(parents, len(coarse))
+    order = np.argsort(parents, kind="stable")
+    points, coarse_of = [], []
+    title = progress if isinstance(progress, str) else "splitting clusters"
+    for cluster in tqdm(np.flatnonzero(np.diff(starts)), desc=title, unit="cluster", leave=False, disable=not progress):
+        member = Embeddings([_in_memory(x, order[starts[cluster] : starts[cluster + 1]])])
+        distinct = np.unique(member.block(0, member.n_rows).float().cpu().numpy(), axis=0)
+        if len(distinct) <= n_splits:
+            found = distinct
+        else:
+            # a generator of its own for each cluster: the result does not depend on the order of the work
+            rng = np.random.default_rng([int(seeds.generate_state(1)[0]), int(cluster)])
+            found, _history = fit_centroids(
+                member, n_splits, rng, seeding, max_iterations, tolerance, metric, None, device, precision
+            )
+            found = assign_filled(member, found, metric, device, precision).centroids
+        points.append(found)
+        coarse_of.append(np.full(len(found), cluster, np.int64))
+    return Centroids(np.concatenate(points), coarse, np.concatenate(coarse_of))
+
+
+def _in_memory(x: Embeddings, rows: np.ndarray) -> TensorShard:
+    return TensorShard(x.take(rows), "members of a coarse cluster")
