@@ -83,6 +83,8 @@ def embed_pool(
         skipped = {int(row): reason for row, reason in writer.info["skipped"].items()}
         return EmbedResult(len(load_array(folder / "row_ids.npy")), skipped)
 
+    for stray in folder.glob(".*.tmp"):  # what a kill in the middle of a write left behind
+        stray.unlink(missing_ok=True)
     first_row, skipped = _where_to_resume(folder, writer.n_written, len(pool))
     with writer:
         _embed_rows(pool, embedder, writer, first_row, skipped, batch_size, _workers(n_workers), image_column, progress)

@@ -123,6 +123,7 @@ def test_resume_is_exact_wherever_the_run_stopped(tmp_path, stop_after):
         embed_pool(toy_pool(), Embedder("toy", 2, 4, to_tensor, stopping, {"embedder": "toy"}), cut, **options)
     log = cut / "skipped.jsonl"
     log.write_text(log.read_text() + '[55, "a torn li')
+    (cut / ".embeddings.json.123.tmp").write_text("a torn write")
     embed_pool(toy_pool(), toy_embedder(), cut, **options)
     assert files(cut) == files(whole)
 
