@@ -1,4 +1,4 @@
-"""The checkpoint of a hierarchical fit: finished levels, the last centroids of the current one, the running Lloyd state."""
+"""The checkpoint of a hierarchical fit: finished levels, the last centroids of the current one, a Lloyd state."""
 
 import json
 import shutil
@@ -66,7 +66,7 @@ class FitCheckpoint:
         if self.folder is None:
             return
         require_free_space(self.folder, sum(array.nbytes for array in arrays.values()))
-        content = {**arrays, "numbers": np.array(json.dumps(numbers))}
+        content: dict[str, Any] = {**arrays, "numbers": np.array(json.dumps(numbers))}
         write_atomically(self.folder / f"{name}.npz", lambda stream: np.savez(stream, **content))
         self._saved_at = time.monotonic()
 

@@ -124,7 +124,9 @@ class ParquetShard:
         self.name, self.rows = str(path), self.file.metadata.num_rows
         self.column = column or _only_list_column(self.file.schema_arrow, self.name)
         if self.column not in self.file.schema_arrow.names:
-            raise CurationError(f"{path} has no column {self.column!r}; it has {', '.join(self.file.schema_arrow.names)}")
+            raise CurationError(
+                f"{path} has no column {self.column!r}; it has {', '.join(self.file.schema_arrow.names)}"
+            )
         sizes = [self.file.metadata.row_group(i).num_rows for i in range(self.file.num_row_groups)]
         self.offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
         self._group, self._held = -1, ArrowShard(self.file.schema_arrow.empty_table()[self.column], self.name)
@@ -180,7 +182,9 @@ class Embeddings:
         row_ids: (n,) int64 pool row of every embedding row; None when they are the same.
     """
 
-    def __init__(self, shards: Sequence[Any], metadata: dict[str, Any] | None = None, row_ids: np.ndarray | None = None):
+    def __init__(
+        self, shards: Sequence[Any], metadata: dict[str, Any] | None = None, row_ids: np.ndarray | None = None
+    ):
         shards = [shard for shard in shards if shard.rows] or list(shards[:1])
         if not shards or not shards[0].rows or not shards[0].dim:
             raise CurationError("the embeddings are empty: no rows to work on")
@@ -330,7 +334,9 @@ def _open_folder(folder: Path, column: str | None) -> Embeddings:
     for entry in info["shards"]:
         shard = ArrayShard(load_array(folder / entry["file"]), entry["file"], info["dtype"] == "bfloat16")
         if shard.rows != entry["rows"] or shard.dim != info["dim"]:
-            raise CurationError(f"{folder / entry['file']} is {shard.array.shape}, not ({entry['rows']}, {info['dim']})")
+            raise CurationError(
+                f"{folder / entry['file']} is {shard.array.shape}, not ({entry['rows']}, {info['dim']})"
+            )
         shards.append(shard)
     row_ids = load_array(folder / "row_ids.npy") if (folder / "row_ids.npy").exists() else None
     return Embeddings(shards, info, row_ids)
@@ -381,7 +387,7 @@ class EmbeddingWriter:
         for key, value in self.info.items():
             if key not in ("rows", "complete", "shards") and found.get(key) != value:
                 raise CurationError(
-                    f"{self.folder} holds embeddings with {key}={found.get(key)!r}, not {value!r}; choose another folder"
+                    f"{self.folder} holds embeddings of {key}={found.get(key)!r}, not {value!r}; use another folder"
                 )
         for entry in found["shards"]:
             path = self.folder / entry["file"]

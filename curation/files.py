@@ -72,7 +72,7 @@ def load_array(path: Path, mmap: bool = True) -> np.ndarray:
     except FileNotFoundError as error:
         raise CurationError(f"{path} does not exist") from error
     except (OSError, ValueError, EOFError) as error:
-        raise CurationError(f"{path} is not a whole .npy array ({error}); it may be truncated: make it again") from error
+        raise CurationError(f"{path} is not a whole .npy array ({error}); make it again") from error
 
 
 def checksum(path: Path) -> str:

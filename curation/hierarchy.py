@@ -52,10 +52,10 @@ def parse_level(level: int | str | Sequence[int]) -> tuple[int, int]:
         CurationError: not such a level.
     """
     try:
-        parts = level.split("x") if isinstance(level, str) else ([level] if np.isscalar(level) else list(level))  # type: ignore[arg-type,list-item]
+        parts: list[Any] = level.split("x") if isinstance(level, str) else np.atleast_1d(level).tolist()
         if any(float(part) != int(float(part)) for part in parts):
             raise ValueError
-        numbers = [int(float(part)) for part in parts]
+        numbers = [int(float(part)) for part in parts]  # type: ignore[arg-type]
     except (TypeError, ValueError):
         numbers = []
     if len(numbers) not in (1, 2) or min(numbers) < 1:
@@ -218,7 +218,9 @@ class HierarchicalKMeans:
         for step in range(steps_done, plan.n_resamples + 1):
             members = points
             if step:
-                assert labels is not None and distances is not None and centroids is not None
+                assert labels is not None
+                assert distances is not None
+                assert centroids is not None
                 members = self._resample(points, labels, distances, len(centroids.points), plan, number, step)
             centroids = self._cluster(members, plan, number, step, checkpoint)
             centroids, labels, distances = self._fill(points, centroids)
@@ -230,7 +232,9 @@ class HierarchicalKMeans:
             numbers = {"level": number, "steps": step + 1, "inertias": inertias, "seconds": seconds}
             checkpoint.save("step", arrays, numbers)
             checkpoint.drop("lloyd")
-        assert labels is not None and distances is not None and centroids is not None
+        assert labels is not None
+        assert distances is not None
+        assert centroids is not None
         record = {"inertias": inertias}
         level = Level(centroids.points, labels, distances, centroids.coarse, centroids.coarse_of, record)
         checkpoint.save(name, level.arrays(), record)

@@ -138,17 +138,34 @@ def take_from_clusters(
     sizes = np.diff(starts)
     if strategy == "random":
         rows = _group_rows(labels, starts)
-        rest = int((wanted % np.maximum(sizes, 1)).sum())
-        _take_random(rows, starts, np.asarray(wanted, np.int64), rng.random(rest), copies)
+        n_random = int((wanted % np.maximum(sizes, 1)).sum())
+        _take_random(rows, starts, np.asarray(wanted, np.int64), rng.random(n_random), copies)
         return copies
     if distances is None:
         raise CurationError(f"strategy {strategy!r} needs the distances to the centroids")
-    key = distances if strategy == "closest" else -np.asarray(distances)
-    rows = np.lexsort((key, labels))
-    rank = np.arange(len(rows)) - np.repeat(starts[:-1], sizes)
-    rounds, rest = np.divmod(np.asarray(wanted), np.maximum(sizes, 1))
-    copies[rows] = np.repeat(rounds, sizes) + (rank < np.repeat(rest, sizes))
+    rows = _group_rows(labels, starts)
+    _sort_within(rows, starts, np.asarray(distances), strategy == "furthest")
+    _take_first(rows, starts, np.asarray(wanted, np.int64), copies)
     return copies
+
+
+@numba.njit(parallel=True, cache=True)
+def _sort_within(rows, starts, distances, descending):
+    """Order the rows of each cluster by distance; ties by row."""
+    for cluster in numba.prange(len(starts) - 1):
+        members = rows[starts[cluster] : starts[cluster + 1]]
+        key = distances[members]
+        order = np.argsort(-key if descending else key, kind="mergesort")
+        members[:] = members[order]
+
+
+@numba.njit(cache=True)
+def _take_first(rows, starts, wanted, copies):
+    """The first rows of each cluster, in full rounds of copies where the target is beyond its size."""
+    for cluster in range(len(wanted)):
+        start, size = starts[cluster], starts[cluster + 1] - starts[cluster]
+        for i in range(size):
+            copies[rows[start + i]] = wanted[cluster] // size + (1 if i < wanted[cluster] % size else 0)
 
 
 def members_to_resample(

@@ -221,7 +221,7 @@ class ClusterTree:
         return weights / weights.sum()
 
     def statistics(self) -> list[dict[str, Any]]:
-        """For each level: clusters, points, inertia, sizes in points, and balance of the rows beneath (nats, 0 to 1)."""
+        """For each level: clusters, points, inertia, sizes in points, and the balance of the rows beneath."""
         from curation.balance import effective_number, gini, normalised_entropy
 
         rows = []

@@ -64,7 +64,7 @@ def _round_to_bfloat16(bits, patterns, norm, residual):
         total, rest = np.float32(0), np.float32(0)
         for f in range(bits.shape[1]):
             pattern = np.uint32(bits[i, f])
-            rounded = np.uint32((pattern + np.uint32(0x7FFF) + ((pattern >> np.uint32(16)) & np.uint32(1))))
+            rounded = np.uint32(pattern + np.uint32(0x7FFF) + ((pattern >> np.uint32(16)) & np.uint32(1)))
             low = np.uint16(rounded >> np.uint32(16))
             patterns[i, f] = low
             value = _bits_as_float32(pattern)
@@ -115,7 +115,7 @@ def has_bfloat16_units(device: torch.device) -> bool:
     """Whether a bfloat16 product is faster than a float32 one on this device."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
 
 

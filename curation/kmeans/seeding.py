@@ -119,10 +119,10 @@ def seed_centroids(
         candidates, weights = _oversample(x, k, frame, rng, device, precision, progress)
     else:
         if strategy == "kmeans++" or x.n_rows <= SUBSAMPLE * k:
-            rows = x.block(0, x.n_rows)
+            sample = x.block(0, x.n_rows)
         else:
-            rows = x.take(np.sort(rng.choice(x.n_rows, SUBSAMPLE * k, replace=False)))
-        candidates = frame.apply(rows)
+            sample = x.take(np.sort(rng.choice(x.n_rows, SUBSAMPLE * k, replace=False)))
+        candidates = frame.apply(sample)
         weights = np.ones(len(candidates))
     in_memory = candidates.cpu().numpy()
     chosen = greedy_kmeans_plusplus(in_memory, k, weights, rng, _n_trials(len(in_memory), k, x.dim, strategy))
