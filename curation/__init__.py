@@ -3,7 +3,7 @@
 from curation.embeddings import Embeddings, EmbeddingWriter, open_embeddings
 from curation.errors import CurationError
 from curation.hierarchy import HierarchicalKMeans
-from curation.kmeans import kmeans, nearest_centroid
+from curation.kmeans import nearest_centroid
 from curation.subset import Subset
 from curation.tree import ClusterTree
 
@@ -14,7 +14,6 @@ __all__ = [
     "Embeddings",
     "HierarchicalKMeans",
     "Subset",
-    "kmeans",
     "nearest_centroid",
     "open_embeddings",
 ]

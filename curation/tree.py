@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from curation.balance import effective_number, gini, normalised_entropy
 from curation.embeddings import open_embeddings
 from curation.errors import CurationError
 from curation.files import digest_json, load_array, load_json, require_free_space, save_array, save_json
@@ -222,8 +223,6 @@ class ClusterTree:
 
     def statistics(self) -> list[dict[str, Any]]:
         """For each level: clusters, points, inertia, sizes in points, and the balance of the rows beneath."""
-        from curation.balance import effective_number, gini, normalised_entropy
-
         rows = []
         for number, level in enumerate(self.levels):
             counts = self.row_counts(number)

@@ -1,0 +1,131 @@
+"""Embeddings: whoever brings an array in another format must get the same rows, and a kill must lose nothing."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from curation import CurationError, EmbeddingWriter, open_embeddings
+
+ROWS = np.random.default_rng(0).normal(size=(1000, 6)).astype(np.float32)
+
+
+def make(kind: str, folder: Path):
+    if kind == "array":
+        return ROWS.copy()
+    if kind == "read-only":
+        array = ROWS.copy()
+        array.flags.writeable = False
+        return array
+    if kind == "tensor":
+        return torch.from_numpy(ROWS.copy())
+    if kind == "npy":
+        np.save(folder / "x.npy", ROWS)
+        return folder / "x.npy"
+    if kind in ("folder", "list"):
+        for i, part in enumerate(np.array_split(ROWS, 3)):
+            np.save(folder / f"part-{i}.npy", part)
+        return folder if kind == "folder" else sorted(folder.glob("*.npy"))
+    if kind == "writer":
+        with EmbeddingWriter(folder / "w", 6, "float32", rows_per_shard=300) as writer:
+            writer.append(ROWS)
+            writer.finish()
+        return folder / "w"
+    column = pa.FixedSizeListArray.from_arrays(pa.array(ROWS.ravel()), 6)
+    table = pa.table({"name": [str(i) for i in range(1000)], "vector": column})
+    if kind == "parquet":
+        pq.write_table(table, folder / "x.parquet", row_group_size=170)
+        return folder / "x.parquet"
+    if kind == "arrow":
+        with pa.OSFile(str(folder / "x.arrow"), "wb") as stream, pa.ipc.new_file(stream, table.schema) as file:
+            file.write_table(table, max_chunksize=130)
+        return folder / "x.arrow"
+    import datasets
+
+    dataset = datasets.Dataset(table)
+    return dataset.select(range(1000)) if kind == "dataset" else dataset
+
+
+KINDS = ["array", "read-only", "tensor", "npy", "folder", "list", "writer", "parquet", "arrow", "dataset"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_storage_gives_the_same_rows(kind: str, tmp_path: Path):
+    x = open_embeddings(make(kind, tmp_path))
+    assert x.shape == (1000, 6)
+    assert x.dtype == "float32"
+    np.testing.assert_array_equal(x.block(150, 720).numpy(), ROWS[150:720])
+    np.testing.assert_array_equal(torch.cat([block for _, block in x.blocks(333)]).numpy(), ROWS)
+    wanted = np.array([999, 3, 3, 512, 0])
+    np.testing.assert_array_equal(x.take(wanted).numpy(), ROWS[wanted])
+    assert x.fingerprint() == open_embeddings(ROWS).fingerprint()
+    assert open_embeddings(x) is x
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_writer_keeps_the_dtype(dtype: str, tmp_path: Path):
+    expected = torch.from_numpy(ROWS).to(getattr(torch, dtype))
+    with EmbeddingWriter(tmp_path, 6, dtype, rows_per_shard=400) as writer:
+        writer.append(expected)
+        writer.finish()
+    x = open_embeddings(tmp_path)
+    assert x.dtype == dtype
+    assert torch.equal(x.block(0, 1000), expected)
+
+
+def test_writer_goes_on_after_whole_shards(tmp_path: Path):
+    with EmbeddingWriter(tmp_path, 6, rows_per_shard=300, metadata={"embedder": "a"}) as writer:
+        writer.append(ROWS[:700])  # 100 rows are lost with the process
+    with pytest.raises(CurationError, match="not finished"):
+        open_embeddings(tmp_path)
+    with pytest.raises(CurationError, match="embedder='a', not 'b'"):
+        EmbeddingWriter(tmp_path, 6, rows_per_shard=300, metadata={"embedder": "b"})
+    with EmbeddingWriter(tmp_path, 6, rows_per_shard=300, metadata={"embedder": "a"}) as writer:
+        assert writer.n_written == 600
+        writer.append(ROWS[600:])
+        writer.finish()
+    np.testing.assert_array_equal(open_embeddings(tmp_path).block(0, 1000).numpy(), ROWS.astype(np.float16))
+
+
+def test_writer_refuses_rows_that_its_dtype_cannot_hold(tmp_path: Path):
+    writer = EmbeddingWriter(tmp_path, 6)
+    with pytest.raises(CurationError, match="row 1 is NaN or beyond the range of float16"):
+        writer.append(np.array([[0] * 6, [1e9] * 6], np.float32))
+    with pytest.raises(CurationError, match="do not fit"):
+        writer.append(np.ones((2, 5)))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda d: d / "absent.npy", "does not exist"),
+        (lambda d: d, "holds no .npy"),
+        (lambda d: (d / "x.txt").write_text("a") and d / "x.txt", "not an .npy"),
+        (lambda d: (d / "x.npy").write_bytes(b"\x93NUMPY broken") and d / "x.npy", "not a whole .npy"),
+        (lambda d: np.ones((0, 4), np.float32), "empty"),
+        (lambda d: [np.ones((2, 4), np.float32), np.ones((2, 5), np.float32)], "must agree"),
+        (lambda d: np.array([["a", "b"]]), "must be one of"),
+    ],
+)
+def test_bad_sources_are_named(content, message: str, tmp_path: Path):
+    with pytest.raises(CurationError, match=message):
+        open_embeddings(content(tmp_path))
+
+
+def test_objects_are_never_unpickled(tmp_path: Path):
+    np.save(tmp_path / "x.npy", np.array([[object()]], dtype=object), allow_pickle=True)
+    with pytest.raises(CurationError, match="not a whole .npy"):
+        open_embeddings(tmp_path / "x.npy")
+
+
+def test_ambiguous_columns_are_asked_for(tmp_path: Path):
+    column = pa.FixedSizeListArray.from_arrays(pa.array(ROWS.ravel()), 6)
+    pq.write_table(pa.table({"a": column, "b": column}), tmp_path / "x.parquet")
+    with pytest.raises(CurationError, match="found a, b; name it"):
+        open_embeddings(tmp_path / "x.parquet")
+    assert open_embeddings(tmp_path / "x.parquet", column="b").shape == (1000, 6)
+    with pytest.raises(CurationError, match="no column 'c'"):
+        open_embeddings(tmp_path / "x.parquet", column="c")

@@ -1,0 +1,216 @@
+"""k-means: a wrong nearest centroid or a worse optimum would silently spoil every subset."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from curation import CurationError, nearest_centroid, open_embeddings
+from curation.kmeans import CentroidSearch, kmeans
+from curation.kmeans.seeding import greedy_kmeans_plusplus
+from curation.kmeans.update import ClusterSums
+
+
+def mixture(n: int, d: int, n_concepts: int, seed: int = 0, spread: float = 0.3) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(n_concepts, d))
+    weights = 1 / np.arange(1, n_concepts + 1)
+    labels = rng.choice(n_concepts, n, p=weights / weights.sum())
+    return (centres[labels] + spread * rng.normal(size=(n, d))).astype(np.float32)
+
+
+def adversarial(kind: str, d: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    x, c = rng.normal(size=(200, d)), rng.normal(size=(80, d))
+    if kind == "duplicates":
+        c[40:] = c[:40]
+        x[:40] = c[:40]
+    elif kind == "ties":
+        x, c = np.round(x), np.round(c)
+    elif kind == "far":
+        x, c = x + 1000, c + 1000
+    elif kind == "huge":
+        x, c = x * 1e15, c * 1e15
+    elif kind == "tiny":
+        x, c = x * 1e-15, c * 1e-15
+    elif kind == "close":
+        c = c[:1] + 1e-3 * c
+        x = c[:1] + 1e-3 * x
+    return x.astype(np.float32), c.astype(np.float32)
+
+
+@pytest.mark.parametrize("path", ["cpu", "generic"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["plain", "duplicates", "ties", "far", "huge", "tiny", "close"])
+@pytest.mark.parametrize("d", [2, 33, 512])
+def test_assignment_is_the_true_argmin(kind: str, d: int, precision: str, path: str, monkeypatch: pytest.MonkeyPatch):
+    if path == "generic":  # what a GPU runs, here on the CPU
+        monkeypatch.setattr(CentroidSearch, "_decide_on_cpu", CentroidSearch._decide_anywhere)
+    x, c = adversarial(kind, d, np.random.default_rng(d))
+    labels, distances = nearest_centroid(x, c, precision=precision)
+    true = ((x[:, None].astype(np.float64) - c[None].astype(np.float64)) ** 2).sum(-1)
+    best = true.min(axis=1)
+    # the centroids themselves are rounded once when they are centred; nothing else may be lost
+    allowed = best * (1 + 1e-5) + (np.abs(x).max() * 1e-6) ** 2
+    assert (true[np.arange(len(x)), labels] <= allowed).all()
+    np.testing.assert_allclose(distances, best, rtol=1e-4, atol=float((np.abs(x).max() * 1e-5) ** 2))
+    if kind == "duplicates":
+        assert labels.max() < 40, "a tie must go to the lower index"
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 90), st.integers(0, 2**31))
+def test_assignment_holds_for_any_shape(n: int, d: int, k: int, seed: int):
+    rng = np.random.default_rng(seed)
+    x, c = rng.normal(size=(n, d)).astype(np.float32), rng.normal(size=(k, d)).astype(np.float32)
+    true = ((x[:, None].astype(np.float64) - c[None].astype(np.float64)) ** 2).sum(-1)
+    labels, _ = nearest_centroid(x, c, precision="bfloat16")
+    assert (true[np.arange(n), labels] <= true.min(axis=1) * (1 + 1e-5) + 1e-12).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_every_dtype_gives_the_argmin_of_its_own_values(dtype: torch.dtype):
+    x = torch.from_numpy(mixture(500, 16, 10)).to(dtype)
+    c = torch.from_numpy(mixture(20, 16, 10, seed=1))
+    labels, _ = nearest_centroid(x, c)
+    np.testing.assert_array_equal(labels, torch.cdist(x.double(), c.double()).argmin(1).numpy())
+
+
+def test_cosine_ignores_length():
+    x, c = mixture(300, 8, 5), mixture(12, 8, 5, seed=2)
+    scales = np.random.default_rng(0).uniform(0.01, 100, size=(300, 1)).astype(np.float32)
+    labels, distances = nearest_centroid(x * scales, c, metric="cosine")
+    cosine = (x @ c.T) / np.linalg.norm(x, axis=1)[:, None] / np.linalg.norm(c, axis=1)
+    np.testing.assert_array_equal(labels, cosine.argmax(1))
+    np.testing.assert_allclose(distances, 2 - 2 * cosine.max(1), atol=1e-5)
+
+
+@pytest.mark.parametrize("path", ["cpu", "generic"])
+def test_update_adds_in_float64(path: str):
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(5000, 7)) + 1e4).astype(np.float32)
+    labels = rng.integers(0, 11, 5000).astype(np.int32)
+    weights = rng.uniform(1, 3, 5000)
+    sums = ClusterSums(13, 7, torch.device("cpu"))
+    add = sums.add if path == "cpu" else sums._add_anywhere
+    for start in range(0, 5000, 700):
+        part = slice(start, start + 700)
+        add(torch.from_numpy(x[part]), torch.from_numpy(labels[part]), torch.from_numpy(weights[part]))
+    for cluster in range(11):
+        mine = labels == cluster
+        expected = (x[mine].astype(np.float64) * weights[mine, None]).sum(0)
+        np.testing.assert_allclose(sums.sums[cluster].numpy(), expected, rtol=1e-12)
+    assert sums.counts[11:].sum() == 0
+
+
+def test_lloyd_agrees_with_scikit_learn_from_the_same_start():
+    from sklearn.cluster import KMeans
+
+    x = mixture(3000, 12, 30)
+    start = x[np.random.default_rng(0).choice(3000, 25, replace=False)]
+    ours = kmeans(x, 25, initial=start, max_iterations=100)
+    theirs = KMeans(25, init=start.astype(np.float64), n_init=1, max_iter=100, tol=0).fit(x.astype(np.float64))
+    assert ours.inertia == pytest.approx(theirs.inertia_, rel=1e-5)
+
+
+def test_inertia_never_rises():
+    history = kmeans(mixture(2000, 10, 20), 40, seeding="random", max_iterations=30).history
+    assert len(history) > 3
+    assert all(after <= before * (1 + 1e-9) for before, after in zip(history, history[1:], strict=False))
+
+
+@pytest.mark.parametrize("seeding", ["auto", "kmeans++", "kmeans||"])
+def test_seeding_is_about_as_good_as_greedy_kmeans_plusplus_of_scikit_learn(seeding: str):
+    from sklearn.cluster import KMeans
+
+    x = mixture(4000, 16, 100, spread=0.5)
+    theirs = np.mean([KMeans(60, n_init=1, max_iter=20, tol=0, random_state=s).fit(x).inertia_ for s in range(5)])
+    ours = np.mean([kmeans(x, 60, seed=s, seeding=seeding, max_iterations=20).inertia for s in range(5)])
+    assert ours <= theirs * (1.05 if seeding == "kmeans||" else 1.02)
+
+
+def test_weighted_seeding_never_picks_a_row_twice():
+    x = np.repeat(mixture(30, 4, 30), 5, axis=0)
+    rows = greedy_kmeans_plusplus(x, 25, np.ones(len(x)), np.random.default_rng(0), 4)
+    assert len(np.unique(x[rows], axis=0)) == 25
+
+
+@pytest.mark.parametrize("seeding", ["auto", "kmeans++", "kmeans||", "random"])
+def test_same_seed_same_bytes_whatever_the_storage(seeding: str, tmp_path):
+    x = mixture(3000, 9, 20)
+    np.save(tmp_path / "a.npy", x[:1234])
+    np.save(tmp_path / "b.npy", x[1234:])
+    in_memory = kmeans(x, 30, seed=5, seeding=seeding, max_iterations=5)
+    in_shards = kmeans(tmp_path, 30, seed=5, seeding=seeding, max_iterations=5)
+    other = kmeans(x, 30, seed=6, seeding=seeding, max_iterations=5)
+    assert in_memory.centroids.tobytes() == in_shards.centroids.tobytes()
+    assert in_memory.labels.tobytes() == in_shards.labels.tobytes()
+    assert in_memory.centroids.tobytes() != other.centroids.tobytes()
+
+
+def test_threads_do_not_change_the_result():
+    import numba
+
+    x = mixture(3000, 9, 20)
+    many = kmeans(x, 64, max_iterations=5)
+    threads = numba.get_num_threads()
+    numba.set_num_threads(1)
+    try:
+        one = kmeans(x, 64, max_iterations=5)
+    finally:
+        numba.set_num_threads(threads)
+    assert many.centroids.tobytes() == one.centroids.tobytes()
+
+
+def test_no_cluster_stays_empty():
+    x = mixture(400, 3, 4, spread=0.01)
+    start = np.concatenate([x[:1], np.full((39, 3), 1e3, np.float32) + np.arange(39)[:, None]])
+    result = kmeans(x, 40, initial=start, max_iterations=3)
+    assert np.bincount(result.labels, minlength=40).min() > 0
+
+
+@pytest.mark.parametrize(
+    ("x", "settings_", "message"),
+    [
+        (np.ones((3, 2), np.float32), {"k": 4}, "at least 4 rows"),
+        (np.ones((30, 2), np.float32), {"k": 4}, "distinct rows"),
+        (np.eye(9, dtype=np.float32), {"k": 0}, "k=0"),
+        (np.eye(9, dtype=np.float32), {"k": 2, "metric": "dot"}, "metric 'dot'"),
+        (np.eye(9, dtype=np.float32), {"k": 2, "seeding": "best"}, "seeding 'best'"),
+        (np.diag([1.0] * 8 + [np.nan]).astype(np.float32), {"k": 2}, "row 8 of array holds NaN"),
+        (np.diag([1.0] * 8 + [0.0]).astype(np.float32), {"k": 2, "metric": "cosine"}, "row 8 of array is all zeros"),
+        (np.eye(9, dtype=np.int64), {"k": 2}, "int64"),
+        (np.ones(9, np.float32), {"k": 2}, "two dimensions"),
+    ],
+)
+def test_bad_input_is_named(x, settings_, message: str):
+    with pytest.raises(CurationError, match=message):
+        kmeans(x, **settings_)
+
+
+def test_one_cluster_and_one_row():
+    x = mixture(50, 3, 2)
+    np.testing.assert_allclose(kmeans(x, 1).centroids[0], x.astype(np.float64).mean(0), rtol=1e-5)
+    assert kmeans(x[:1], 1).inertia == 0
+
+
+def test_only_blocks_of_a_file_are_read(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """A user whose array is larger than memory loses the run if anything asks for all of it."""
+    import curation.kmeans.assignment as assignment
+    import curation.kmeans.lloyd as lloyd
+
+    for module in (assignment, lloyd):
+        monkeypatch.setattr(module, "rows_per_read", lambda dim: 256)
+    np.save(tmp_path / "x.npy", mixture(20_000, 4, 10))
+    source = open_embeddings(tmp_path / "x.npy")
+    largest = 0
+    original = source.block
+
+    def block(start: int, stop: int) -> torch.Tensor:
+        nonlocal largest
+        largest = max(largest, stop - start)
+        return original(start, stop)
+
+    monkeypatch.setattr(source, "block", block)
+    kmeans(source, 20, max_iterations=2)
+    assert largest == 256
