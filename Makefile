@@ -1,0 +1,45 @@
+# `make` alone lists the commands. Every command sets up what it needs in .venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+SOURCES := curation experiments scripts tests
+
+.PHONY: help install demo test test-all lint format clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: Python 3.11 or newer is needed; name one with PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -x $(BIN)/pip || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: $(STAMP)  ## make the environment in .venv, at the versions of constraints.txt
+
+demo: $(STAMP)  ## curate 6,900 real pictures on this machine and write a report (about 5 minutes)
+	$(BIN)/python scripts/demo.py
+
+test: $(STAMP)  ## lint, types, and all quick tests
+	@sh scripts/install_chromium.sh
+	@$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-all: $(STAMP)  ## the slow tests too
+	@sh scripts/install_chromium.sh
+	@$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+format: $(STAMP)  ## let ruff rewrite the code
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+clean:  ## remove the environment and all caches; results in runs/ stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

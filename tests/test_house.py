@@ -1,0 +1,77 @@
+"""The house: a broken install file or a circle of imports costs every user, not one."""
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+ROOMS = {
+    "curation": set(),
+    "pretrain": {"curation"},
+    "text_lm": {"curation"},
+    "satellite": {"curation", "pretrain"},
+    "eval": set(),
+    "experiments": {"curation", "pretrain", "text_lm", "satellite", "eval"},
+}
+MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Modules that a file imports at its top level, function bodies left out."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def bounds(requirements: list[str]) -> dict[str, str]:
+    parsed = [re.match(r"([A-Za-z0-9_.-]+)\s*>=\s*([0-9.]+)", requirement) for requirement in requirements]
+    return {match[1].lower(): match[2] for match in parsed if match}
+
+
+def test_conda_environment_agrees_with_pyproject():
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = bounds(pyproject["dependencies"])
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    found = bounds([item for item in conda if isinstance(item, str)])
+    for name, conda_name in {"torch": "pytorch-gpu", "faiss-cpu": "faiss-gpu"}.items():
+        wanted[conda_name] = wanted.pop(name)
+    assert found.pop("python") == pyproject["requires-python"].removeprefix(">=")
+    assert found == wanted
+
+
+def test_constraints_pin_every_core_dependency():
+    pins = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().split()}
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(bounds(pyproject["dependencies"])) <= pins
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_rooms_import_only_whom_they_may_know(path: Path):
+    room = path.relative_to(ROOT).parts[0]
+    whole = {node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, (ast.Import, ast.ImportFrom))}
+    names = {alias.name for node in whole if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in whole if isinstance(node, ast.ImportFrom) and node.module}
+    strangers = {name.split(".")[0] for name in names} & (set(ROOMS) | {"scripts", "tests"}) - ROOMS[room] - {room}
+    assert not strangers
+
+
+def test_no_circle_between_modules():
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in MODULES}
+    graph = {name: imported(path) & set(names) - {name} for name, path in names.items()}
+    done: set[str] = set()
+    while ready := [name for name in graph if name not in done and graph[name] <= done]:
+        done |= set(ready)
+    assert done == set(graph), f"a circle runs through {sorted(set(graph) - done)}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_says_what_it_is_about(path: Path):
+    assert ast.get_docstring(ast.parse(path.read_text()))
