@@ -55,7 +55,7 @@ def parse_level(level: int | str | Sequence[int]) -> tuple[int, int]:
         parts: list[Any] = level.split("x") if isinstance(level, str) else np.atleast_1d(level).tolist()
         if any(float(part) != int(float(part)) for part in parts):
             raise ValueError
-        numbers = [int(float(part)) for part in parts]  # type: ignore[arg-type]
+        numbers = [int(float(part)) for part in parts]
     except (TypeError, ValueError):
         numbers = []
     if len(numbers) not in (1, 2) or min(numbers) < 1:
@@ -64,10 +64,10 @@ def parse_level(level: int | str | Sequence[int]) -> tuple[int, int]:
 
 
 def _per_level(value: Any, n_levels: int, name: str) -> list[int]:
-    values = [value] * n_levels if np.isscalar(value) or value is None else list(value)
+    values: list[Any] = [value] * n_levels if np.isscalar(value) or value is None else list(value)
     if len(values) != n_levels:
         raise CurationError(f"{name} has {len(values)} values for {n_levels} levels; give one, or one for each level")
-    numbers = [0 if item is None else int(item) for item in values]
+    numbers = [int(item or 0) for item in values]
     if min(numbers) < 0:
         raise CurationError(f"{name} must not be negative: {values}")
     return numbers

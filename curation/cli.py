@@ -1,0 +1,323 @@
+"""The `curate` command: a thin shell over the functions of this package."""
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from curation.errors import CurationError
+
+app = typer.Typer(
+    help="Curate a huge uncurated pool: embed it, cluster it, draw a balanced subset, see that it is balanced.\n\n"
+    "Every step reads and writes plain files, can be killed and run again, and prints one clear line on bad input.",
+    epilog="Start with:  curate run images/ -o curated/ --size 10000 --embedder timm:vit_small_patch14_dinov2",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Metric = Enum("Metric", {"l2": "l2", "cosine": "cosine"}, type=str)
+Seeding = Enum(
+    "Seeding", {"auto": "auto", "kmeans++": "kmeans++", "kmeans||": "kmeans||", "random": "random"}, type=str
+)
+Members = Enum("Members", {"closest": "closest", "random": "random"}, type=str)
+Strategy = Enum("Strategy", {"random": "random", "closest": "closest", "furthest": "furthest"}, type=str)
+Method = Enum("Method", {"balanced": "balanced", "flat": "flat", "random": "random"}, type=str)
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="Where the result goes.")]
+Levels = Annotated[
+    str,
+    typer.Option(help="Clusters of each level, finest first: 10000,1000,100. 100000x100 splits each of 100000 in 100."),
+]
+Resamples = Annotated[str, typer.Option(help="Resampled k-means runs after the first; one number or one per level.")]
+Sizes = Annotated[str, typer.Option(help="Members of each cluster in a resampled set; 0: half the mean cluster size.")]
+Seed = Annotated[int, typer.Option(help="Of all random choices: the same seed gives the same result.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished result with other settings.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and stop.")]
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise CurationError(f"{option} {text!r} is not a number or a list such as 0,10,10") from error
+
+
+def _one_or_each(text: str, option: str) -> int | list[int]:
+    numbers = _numbers(text, option)
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise CurationError(f"device {name!r} cannot be used here; try --device cpu") from error
+    return name
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+@app.command(epilog="Example:  curate embed images/ -o embeddings/ --embedder timm:vit_small_patch14_dinov2")
+def embed(
+    pool: Annotated[str, typer.Argument(help="Folder of images, parquet, WebDataset .tar, or Hub name.")],
+    output: Output,
+    embedder: Annotated[
+        str, typer.Option(help="timm:NAME, torchvision:NAME, efficientnet_lite0, checkpoint:PATH.")
+    ] = "timm:vit_small_patch14_dinov2",
+    image_size: Annotated[int | None, typer.Option(help="Side of the input in pixels; default: the network's.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 64,
+    workers: Annotated[int | None, typer.Option(help="Decoding processes; default: from the cores.")] = None,
+    dtype: Annotated[str, typer.Option(help="Stored: float16, bfloat16 or float32.")] = "float16",
+    device: Device = "auto",
+) -> None:
+    """Embed the images of a pool into shards. Resumes after a kill; unreadable images are skipped and listed."""
+    from curation.embed import embed_pool
+    from curation.embedders import open_embedder
+    from curation.pool import open_pool
+
+    found = open_pool(pool)
+    result = embed_pool(
+        found, open_embedder(embedder, image_size, device), output, batch_size, n_workers=workers, dtype=dtype
+    )
+    _say(f"{result.n_rows:,} embeddings in {output}")
+    for row, reason in list(result.skipped.items())[:5]:
+        _say(f"skipped row {row}: {reason}")
+    if len(result.skipped) > 5:
+        _say(f"... and {len(result.skipped) - 5:,} more; all are in {output}/embeddings.json")
+
+
+@app.command(epilog="Example:  curate cluster embeddings/ -o tree/ --levels 10000,1000,100 --resamples 0,10,10")
+def cluster(
+    embeddings: Annotated[Path, typer.Argument(help="Folder of shards, .npy, parquet or Arrow file.")],
+    output: Output,
+    levels: Levels,
+    resamples: Resamples = "0",
+    sample_sizes: Sizes = "0",
+    resample_strategy: Annotated[Members, typer.Option(help="Which members are resampled.")] = Members("closest"),
+    seeding: Annotated[Seeding, typer.Option(help="How centroids start.")] = Seeding("auto"),
+    iterations: Annotated[int, typer.Option(help="Lloyd iterations of each k-means.")] = 50,
+    tolerance: Annotated[float, typer.Option(help="Stop when the inertia falls by less than this share.")] = 0.0,
+    metric: Annotated[Metric, typer.Option(help="Distance.")] = Metric("l2"),
+    column: Annotated[str | None, typer.Option(help="Column of a parquet or Arrow file.")] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Build the cluster tree: hierarchical k-means with resampling. A killed run goes on where it was."""
+    from curation.embeddings import open_embeddings
+    from curation.hierarchy import HierarchicalKMeans
+    from curation.plan import calibrate
+    from curation.plan import plan as make_plan
+
+    source = open_embeddings(embeddings, column)
+    settings: dict[str, Any] = {
+        "levels": levels.split(","),
+        "n_resamples": _one_or_each(resamples, "--resamples"),
+        "sample_sizes": _one_or_each(sample_sizes, "--sample-sizes"),
+        "max_iterations": iterations,
+    }
+    fit = HierarchicalKMeans(
+        **settings,
+        resample_strategy=resample_strategy.value,
+        seeding=seeding.value,
+        tolerance=tolerance,
+        metric=metric.value,
+        seed=seed,
+        device=_device(device),
+        work_dir=output / "unfinished",
+    )
+    if dry_run:
+        typer.echo(make_plan(source.n_rows, source.dim, hardware=calibrate(), dtype=source.dtype, **settings).table())
+        return
+    if (output / "tree.json").exists() and not overwrite:
+        raise CurationError(f"{output} holds a finished tree; choose another -o, or give --overwrite")
+    tree = fit.fit(source, save_to=output)
+    for row in tree.statistics():
+        _say(
+            f"level {row['level']}: {row['k']:,} clusters of {row['points']:,} points, "
+            f"{row['min_size']} to {row['max_size']} in one"
+        )
+    _say(f"tree {tree.checksum} in {output}")
+
+
+@app.command(epilog="Example:  curate sample tree/ -o subset/ --size 100000")
+def sample(
+    tree: Annotated[Path, typer.Argument(help="Folder of the tree.")],
+    output: Output,
+    size: Annotated[int, typer.Option(help="Rows to draw, copies counted.")],
+    strategy: Annotated[Strategy, typer.Option(help="Which rows of a cluster go first.")] = Strategy("random"),
+    method: Annotated[Method, typer.Option(help="Balanced top-down, flat over level 1, or random.")] = Method(
+        "balanced"
+    ),
+    max_copies: Annotated[int, typer.Option(help="How often one row may be taken.")] = 1,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Also write weights.npy, one probability per row.")
+    ] = False,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw a subset from a tree."""
+    from curation.files import save_array
+    from curation.pipeline import sample_folder
+    from curation.tree import ClusterTree
+
+    if (output / "subset.json").exists() and not overwrite:
+        raise CurationError(f"{output} holds a finished subset; choose another -o, or give --overwrite")
+    found = ClusterTree.load(tree)
+    subset, _there = sample_folder(found, output, size, strategy.value, method.value, max_copies, seed)
+    if weights:
+        save_array(output / "weights.npy", found.sampling_weights(size))
+    _say(f"{len(subset):,} rows ({len(subset.ids):,} distinct) in {output}/subset.parquet")
+
+
+@app.command(epilog="Example:  curate assign tree/ more_embeddings/ -o placed.parquet")
+def assign(
+    tree: Annotated[Path, typer.Argument(help="Folder of the tree.")],
+    embeddings: Annotated[Path, typer.Argument(help="New rows, embedded by the same network.")],
+    output: Output,
+    column: Annotated[str | None, typer.Option(help="Column of a parquet or Arrow file.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Place new rows in an old tree, without fitting again: a parquet file with one cluster column per level."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from curation.embeddings import open_embeddings
+    from curation.files import write_atomically
+    from curation.pipeline import place_rows
+    from curation.tree import ClusterTree
+
+    table = pa.table(place_rows(ClusterTree.load(tree), open_embeddings(embeddings, column), _device(device)))
+    write_atomically(output, lambda stream: pq.write_table(table, stream))
+    _say(f"{table.num_rows:,} rows placed in {output}")
+
+
+@app.command(epilog="Example:  curate report tree/ subset/ -o report.html --pool images/ --labels label")
+def report(
+    tree: Annotated[Path, typer.Argument(help="Folder of the tree.")],
+    subset: Annotated[Path, typer.Argument(help="Folder of the subset.")],
+    output: Output,
+    pool: Annotated[str | None, typer.Option(help="The pool, for galleries of pictures.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Column of the pool with true concepts.")] = None,
+    title: Annotated[str, typer.Option(help="Headline of the page.")] = "Curation report",
+) -> None:
+    """Write the report: balance before and after, galleries of clusters, one HTML file."""
+    from curation.pool import open_pool
+    from curation.report import write_report
+    from curation.subset import Subset
+    from curation.tree import ClusterTree
+
+    write_report(
+        ClusterTree.load(tree),
+        Subset.load(subset),
+        output,
+        pool=None if pool is None else open_pool(pool),
+        labels=labels,
+        title=title,
+        commands=["curate " + " ".join(sys.argv[1:])],
+    )
+    _say(f"open {output} in a browser")
+
+
+@app.command(epilog="Example:  curate plan --rows 743e6 --dim 1024 --levels 100000x100,500000,50000,10000 --gpus 8")
+def plan(
+    rows: Annotated[float, typer.Option(help="Rows of the pool; 743e6 is fine.")],
+    dim: Annotated[int, typer.Option(help="Dimensions of an embedding.")],
+    levels: Levels,
+    resamples: Resamples = "0",
+    sample_sizes: Sizes = "0",
+    iterations: Annotated[int, typer.Option(help="Lloyd iterations of each k-means.")] = 50,
+    dtype: Annotated[str, typer.Option(help="Stored: float16, bfloat16 or float32.")] = "float16",
+    gpus: Annotated[int, typer.Option(help="GPUs that share the rows; 0: this machine, measured for 3 seconds.")] = 0,
+    gpu: Annotated[str, typer.Option(help="h100 or a100.")] = "h100",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Operations, bytes, memory and hours of a clustering before it starts."""
+    from dataclasses import replace
+    from json import dumps
+
+    from curation.plan import PROFILES, calibrate
+    from curation.plan import plan as make_plan
+
+    if gpus and gpu not in PROFILES:
+        raise CurationError(f"--gpu {gpu!r} is unknown; use one of {', '.join(PROFILES)}")
+    hardware = replace(PROFILES[gpu], n_devices=gpus) if gpus else calibrate()
+    found = make_plan(
+        rows,
+        dim,
+        levels.split(","),
+        hardware,
+        _one_or_each(resamples, "--resamples"),
+        _one_or_each(sample_sizes, "--sample-sizes"),
+        iterations,
+        dtype,
+    )
+    typer.echo(dumps(found.as_dict(), indent=2) if json else found.table())
+
+
+@app.command(epilog="Example:  curate run images/ -o curated/ --size 10000 --embedder timm:vit_small_patch14_dinov2")
+def run(
+    pool: Annotated[str, typer.Argument(help="Folder of images, parquet, WebDataset .tar, or Hub name.")],
+    output: Output,
+    size: Annotated[int, typer.Option(help="Rows of the subset.")],
+    embedder: Annotated[str, typer.Option(help="See `curate embed --help`.")] = "timm:vit_small_patch14_dinov2",
+    image_size: Annotated[int | None, typer.Option(help="Side of the input in pixels.")] = None,
+    levels: Annotated[str | None, typer.Option(help="As for `curate cluster`; default: from the pool's size.")] = None,
+    resamples: Resamples = "10",
+    sample_sizes: Sizes = "0",
+    metric: Annotated[Metric, typer.Option(help="Distance.")] = Metric("cosine"),
+    max_copies: Annotated[int, typer.Option(help="How often one row may be taken.")] = 1,
+    labels: Annotated[str | None, typer.Option(help="Column of the pool with true concepts, for the report.")] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """All steps, pool to report, in one folder. Steps already done with the same settings are skipped."""
+    from curation.pipeline import run_pipeline
+
+    result = run_pipeline(
+        pool,
+        output,
+        size,
+        embedder,
+        levels=None if levels is None else levels.split(","),
+        n_resamples=_one_or_each(resamples, "--resamples"),
+        sample_sizes=_one_or_each(sample_sizes, "--sample-sizes"),
+        image_size=image_size,
+        metric=metric.value,
+        max_copies=max_copies,
+        labels=labels,
+        seed=seed,
+        device=device,
+        commands=["curate " + " ".join(sys.argv[1:])],
+    )
+    if result.skipped:
+        _say(f"already there, not done again: {', '.join(result.skipped)}")
+    _say(f"subset in {output}/subset/subset.parquet; open {result.report} in a browser")
+
+
+def main() -> None:
+    """Entry point: a mistake of the user is one line and exit code 2, an interruption one line and 130."""
+    try:
+        app(standalone_mode=True)
+    except CurationError as error:
+        _say(f"curate: error: {error}")
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        _say("curate: interrupted; run the same command again to go on")
+        raise SystemExit(130) from None
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        _say(f"curate: error: {error.strerror or error}{where}")
+        raise SystemExit(2) from None

@@ -1,0 +1,163 @@
+"""Pool to report in one folder: what `curate run` and the demo do. Finished steps are skipped, changed ones redone."""
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from curation.embed import embed_pool
+from curation.embedders import open_embedder
+from curation.embeddings import open_embeddings
+from curation.errors import CurationError
+from curation.files import load_json
+from curation.hierarchy import HierarchicalKMeans
+from curation.pool import open_pool
+from curation.report import write_report
+from curation.subset import Subset
+from curation.tree import ClusterTree
+
+
+@dataclass
+class PipelineResult:
+    """What the run made, and what it found already there."""
+
+    folder: Path
+    tree: ClusterTree
+    subset: Subset
+    report: Path
+    skipped: list[str] = field(default_factory=list)
+
+
+def default_levels(n_rows: int) -> list[int]:
+    """Levels for a pool: about 8 rows in a level-1 cluster, and 4 to 10 clusters in each of the level above."""
+    first = max(2, n_rows // 8)
+    levels = [first]
+    ratio = 4 if first < 10_000 else 10
+    while len(levels) < 4 and levels[-1] // ratio >= 10:
+        levels.append(levels[-1] // ratio)
+    return levels
+
+
+def cluster_folder(embeddings: Any, folder: Path, fit: HierarchicalKMeans) -> tuple[ClusterTree, bool]:
+    """The tree in ``folder``: loaded where it was made with these settings of these embeddings, else fitted.
+
+    Returns:
+        The tree, and whether it was already there.
+    """
+    source = open_embeddings(embeddings)
+    if (folder / "tree.json").exists():
+        settings = load_json(folder / "tree.json").get("settings", {})
+        wanted = {**fit.settings, "embeddings_fingerprint": source.fingerprint()}
+        if all(settings.get(key) == value for key, value in wanted.items()):
+            return ClusterTree.load(folder), True
+        shutil.rmtree(folder)
+    fit.work_dir = folder / "unfinished"
+    return fit.fit(source, save_to=folder), False
+
+
+def sample_folder(
+    tree: ClusterTree, folder: Path, size: int, strategy: str, method: str, max_copies: int, seed: int
+) -> tuple[Subset, bool]:
+    """The subset in ``folder``: loaded where it was drawn with these settings from this tree, else drawn."""
+    wanted = {
+        "tree_checksum": tree.checksum,
+        "method": method,
+        "strategy": strategy,
+        "target": size,
+        "max_copies": max_copies,
+        "seed": seed,
+    }
+    if (folder / "subset.json").exists():
+        found = load_json(folder / "subset.json")
+        if all(found.get(key) == value for key, value in wanted.items()):
+            return Subset.load(folder), True
+    rows = tree.sample(size, strategy=strategy, max_copies=max_copies, seed=seed, method=method)
+    del wanted["tree_checksum"]
+    subset = Subset.from_rows(rows, tree, **wanted)
+    subset.save(folder)
+    return subset, False
+
+
+def run_pipeline(
+    source: Any,
+    folder: str | Path,
+    size: int,
+    embedder: str,
+    levels: list[Any] | None = None,
+    n_resamples: int | list[int] = 10,
+    sample_sizes: int | list[int] | None = None,
+    image_size: int | None = None,
+    batch_size: int = 64,
+    metric: str = "cosine",
+    max_iterations: int = 50,
+    strategy: str = "random",
+    max_copies: int = 1,
+    seed: int = 0,
+    device: str = "auto",
+    labels: str | None = None,
+    title: str | None = None,
+    commands: list[str] | None = None,
+    progress: bool = True,
+) -> PipelineResult:
+    """Embed a pool, cluster it, draw a balanced subset, and write the report.
+
+    Args:
+        source: anything `curation.pool.open_pool` takes.
+        folder: gets ``embeddings/``, ``tree/``, ``subset/`` and ``report.html``.
+        size: rows of the subset.
+        embedder: see `curation.embedders.open_embedder`.
+        levels: clusters of each level; None: `default_levels`.
+        labels: pool column with the true concepts, for the report alone.
+
+    Raises:
+        CurationError: bad settings or input; see the steps.
+    """
+    import torch
+
+    folder = Path(folder)
+    pool = open_pool(source)
+    if not 0 < size <= len(pool) * max_copies:
+        raise CurationError(f"size {size} must lie between 1 and {len(pool) * max_copies}, the rows of the pool")
+    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    skipped = []
+    done = (folder / "embeddings" / "embeddings.json").exists() and load_json(
+        folder / "embeddings" / "embeddings.json"
+    ).get("complete", False)
+    network = open_embedder(embedder, image_size, device)
+    embed_pool(pool, network, folder / "embeddings", batch_size=batch_size, progress=progress)
+    skipped += ["embeddings"] if done else []
+    x = open_embeddings(folder / "embeddings")
+    fit = HierarchicalKMeans(
+        levels or default_levels(x.n_rows),
+        n_resamples=n_resamples,
+        sample_sizes=sample_sizes,
+        metric=metric,
+        max_iterations=max_iterations,
+        seed=seed,
+        device=where,
+        progress=progress,
+    )
+    tree, found = cluster_folder(x, folder / "tree", fit)
+    skipped += ["tree"] if found else []
+    subset, found = sample_folder(tree, folder / "subset", size, strategy, "balanced", max_copies, seed)
+    skipped += ["subset"] if found else []
+    report = folder / "report.html"
+    write_report(
+        tree,
+        subset,
+        report,
+        pool=pool,
+        labels=labels,
+        title=title or f"Curation of {len(pool):,} rows to {len(subset):,}",
+        commands=commands,
+        progress=progress,
+    )
+    return PipelineResult(folder, tree, subset, report, skipped)
+
+
+def place_rows(tree: ClusterTree, embeddings: Any, device: str = "cpu") -> dict[str, np.ndarray]:
+    """Clusters of new rows in an old tree, as columns: ``row``, ``level_1``, ..."""
+    placed = tree.assign(embeddings, device=device)
+    return {"row": np.arange(len(placed))} | {f"level_{i + 1}": placed[:, i] for i in range(placed.shape[1])}

@@ -1,0 +1,220 @@
+"""What a run will cost before it starts: operations, bytes, memory and time, counted from the settings.
+
+One Lloyd iteration over n points and k centroids in d dimensions is a matrix product of 2 n k d operations and one
+read of the n x d input. Everything else (update, verification, sampling) is smaller by a factor of k and is left out,
+but for the reads. Times are the larger of operations / sustained rate and bytes / bandwidth.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from curation.errors import CurationError
+from curation.hierarchy import HierarchicalKMeans
+from curation.kmeans.assignment import has_bfloat16_units
+from curation.kmeans.seeding import SUBSAMPLE, TRIAL_BUDGET
+
+BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """A machine as the plan sees it.
+
+    Attributes:
+        tflops: sustained bfloat16 (or float32) matrix products of one device, 1e12 operations a second.
+        greedy_tflops: the same for the skinny products of greedy seeding, on the CPU.
+        read_gb_s: sequential read of the embeddings by one process, 1e9 bytes a second.
+        n_devices: how many share the rows.
+        source: where the figures come from.
+    """
+
+    name: str
+    tflops: float
+    greedy_tflops: float
+    read_gb_s: float
+    n_devices: int = 1
+    source: str = ""
+
+
+# half of the dense bfloat16 peak that the vendor's data sheets give; assumed, not measured
+PROFILES = {
+    "h100": Hardware("h100", 495.0, 0.5, 2.0, source="assumed: half of the 989 TFLOP/s peak, 2 GB/s of storage each"),
+    "a100": Hardware("a100", 156.0, 0.5, 2.0, source="assumed: half of the 312 TFLOP/s peak, 2 GB/s of storage each"),
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One line of the plan: operations, bytes read, seconds."""
+
+    name: str
+    operations: float
+    bytes_read: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Stages with their sums; memory and storage in bytes."""
+
+    hardware: Hardware
+    stages: list[Stage]
+    memory: float
+    storage: float
+
+    @property
+    def seconds(self) -> float:
+        return sum(stage.seconds for stage in self.stages)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as JSON."""
+        return {**asdict(self), "seconds": self.seconds, "device_hours": self.seconds * self.hardware.n_devices / 3600}
+
+    def table(self) -> str:
+        """The plan as text."""
+        lines = [f"{'stage':<44}{'operations':>12}{'read':>12}{'time':>10}"]
+        for stage in self.stages:
+            lines.append(
+                f"{stage.name:<44}{stage.operations:>12.2e}{_size(stage.bytes_read):>12}{_time(stage.seconds):>10}"
+            )
+        hardware = self.hardware
+        hours = self.seconds * hardware.n_devices / 3600
+        lines += [
+            f"{'total':<44}{sum(s.operations for s in self.stages):>12.2e}"
+            f"{_size(sum(s.bytes_read for s in self.stages)):>12}{_time(self.seconds):>10}",
+            "",
+            f"on {hardware.n_devices} x {hardware.name}: {hours:,.2f} device hours ({hardware.source})",
+            f"memory of each process {_size(self.memory)}, storage of embeddings and tree {_size(self.storage)}",
+        ]
+        return "\n".join(lines)
+
+
+def _size(n_bytes: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:,.3g} PB"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:,.3g} h"
+
+
+def calibrate(seconds: float = 3.0) -> Hardware:
+    """This machine, measured for a few seconds: the product that the engine would use, and a memory read."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    low = torch.bfloat16 if has_bfloat16_units(device) else torch.float32
+    rows, centroids = torch.randn(2048, 512, device=device).to(low), torch.randn(1024, 512, device=device).to(low)
+    thin = torch.randn(1 << 16, 256)
+
+    def rate(work: Any, amount: float) -> float:
+        work()
+        done, started = 0, time.perf_counter()
+        while time.perf_counter() - started < seconds / 3:
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            done += 1
+        return done * amount / (time.perf_counter() - started)
+
+    product = rate(lambda: rows @ centroids.T, 2.0 * 2048 * 1024 * 512)
+    greedy = rate(lambda: thin @ thin[:8].T, 2.0 * len(thin) * 8 * 256)
+    read = rate(lambda: thin.sum(), thin.nbytes)
+    note = f"measured now with {str(low).removeprefix('torch.')}; storage is taken to be as fast as memory"
+    return Hardware(str(device.type), product / 1e12, greedy / 1e12, read / 1e9, 1, note)
+
+
+def plan(
+    rows: float,
+    dim: int,
+    levels: Sequence[int | str | Sequence[int]],
+    hardware: Hardware,
+    n_resamples: int | Sequence[int] = 0,
+    sample_sizes: int | Sequence[int] | None = None,
+    max_iterations: int = 50,
+    dtype: str = "float16",
+) -> Plan:
+    """Cost of `curation.HierarchicalKMeans` with these settings; Lloyd is taken to use all its iterations.
+
+    Raises:
+        CurationError: a setting makes no sense.
+    """
+    if rows < 1 or dim < 1:
+        raise CurationError(f"rows={rows:g} and dim={dim} must be at least 1")
+    if dtype not in BYTES:
+        raise CurationError(f"dtype {dtype!r} is unknown; use one of {', '.join(BYTES)}")
+    plans = HierarchicalKMeans(
+        levels, n_resamples=n_resamples, sample_sizes=sample_sizes, max_iterations=max_iterations
+    ).plans
+    if plans[0].n_clusters > rows:
+        raise CurationError(f"level 1 wants {plans[0].n_clusters} clusters of {rows:g} rows; lower the levels")
+    stages: list[Stage] = []
+    devices = hardware.n_devices
+
+    def add(name: str, operations: float, n_bytes: float, skinny: float = 0.0) -> None:
+        product = operations / (hardware.tflops * 1e12 * devices) + skinny / (hardware.greedy_tflops * 1e12)
+        read = n_bytes / (hardware.read_gb_s * 1e9 * devices)
+        stages.append(Stage(name, operations + skinny, n_bytes, max(product, read)))
+
+    def add_kmeans(name: str, n: float, k: float, width: int) -> None:
+        sample = min(n, SUBSAMPLE * k)
+        trials = max(1.0, min(2 + math.log(k), TRIAL_BUDGET / (sample * k * dim)))
+        add(f"{name}: seeding", 0.0, sample * dim * width, 2.0 * sample * k * dim * trials)
+        add(
+            f"{name}: {max_iterations} iterations", 2.0 * n * k * dim * max_iterations, n * dim * width * max_iterations
+        )
+
+    points, width = float(rows), BYTES[dtype]
+    for number, level in enumerate(plans):
+        name, k = f"level {number + 1}", level.k
+
+        def add_run(title: str, n: float, k: float = k, level: Any = level, width: int = width) -> None:
+            add_kmeans(title, n, k, width)
+            if level.n_splits > 1:
+                add(
+                    f"{title}: splitting in {level.n_splits}",
+                    2.0 * n * level.n_splits * dim * (max_iterations + 1),
+                    n * dim * width,
+                )
+
+        def assign(title: str, n: float, k: float = k, level: Any = level, width: int = width) -> None:
+            add(title, 2.0 * n * (k + (level.n_splits if level.n_splits > 1 else 0)) * dim, n * dim * width)
+
+        add_run(name, points)
+        assign(f"{name}: assignment", points)
+        if level.n_resamples:
+            members = level.sample_size or max(1, math.ceil(points / level.n_clusters / 2))
+            sampled = min(points, level.n_clusters * float(members))
+            for _ in range(level.n_resamples):
+                add_run(f"{name}: resampled set of {sampled:.3g}", sampled)
+                assign(f"{name}: assignment of all points", points)
+        points, width = float(level.n_clusters), 4
+    first = plans[0].n_clusters
+    # labels and distances while fitting, centroids in three precisions, float64 sums, blocks
+    memory = rows * 12 / devices + plans[0].k * dim * (4 + 2 + 8 + 4) + 128e6
+    storage = rows * dim * BYTES[dtype] + rows * 12 + sum(p.n_clusters * dim * 4 for p in plans) + first * 12
+    return Plan(hardware, _merged(stages), memory, storage)
+
+
+def _merged(stages: list[Stage]) -> list[Stage]:
+    """Equal stages (the resampling steps) as one line, with their number."""
+    merged: dict[str, list[Stage]] = {}
+    for stage in stages:
+        merged.setdefault(stage.name, []).append(stage)
+    return [
+        Stage(
+            f"{len(same)} x {name}" if len(same) > 1 else name,
+            sum(stage.operations for stage in same),
+            sum(stage.bytes_read for stage in same),
+            sum(stage.seconds for stage in same),
+        )
+        for name, same in merged.items()
+    ]

@@ -1,0 +1,43 @@
+"""The demo: curate a real, naturally unbalanced pool of 6,900 pictures and write a report to look at."""
+
+import argparse
+import time
+from pathlib import Path
+
+from curation.pipeline import run_pipeline
+
+ROOT = Path(__file__).parents[1]
+COMMAND = (
+    "curate run data/openclipart.parquet -o runs/demo --size 1000 --embedder efficientnet_lite0 "
+    "--image-size 96 --levels 1000,200,50 --labels label"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "demo")
+    parser.add_argument("--size", type=int, default=1000, help="rows of the subset")
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    result = run_pipeline(
+        ROOT / "data" / "openclipart.parquet",
+        arguments.output,
+        arguments.size,
+        "efficientnet_lite0",
+        levels=[1000, 200, 50],
+        n_resamples=10,
+        image_size=96,
+        labels="label",
+        title=f"Open Clip Art: {arguments.size:,} balanced pictures out of 6,900",
+        commands=["make demo", f"# the same by hand:  {COMMAND}"],
+    )
+    print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes. Open the report in a browser:")
+    print(f"  {result.report}")
+    print("\nTry next:")
+    print(f"  .venv/bin/curate sample {arguments.output}/tree -o runs/flat --size 1000 --method flat")
+    print("  .venv/bin/curate run YOUR_IMAGES/ -o runs/mine --size 10000 --embedder timm:vit_small_patch14_dinov2")
+    print("  .venv/bin/curate plan --rows 743e6 --dim 1024 --levels 100000x100,500000,50000,10000 --gpus 8")
+
+
+if __name__ == "__main__":
+    main()
