@@ -1,11 +1,27 @@
 """Curation of raw pools: embeddings, hierarchical k-means with resampling, balanced sampling (Vo et al., 2024)."""
 
-from curation.embeddings import Embeddings, EmbeddingWriter, open_embeddings
-from curation.errors import CurationError
-from curation.hierarchy import HierarchicalKMeans
-from curation.kmeans import nearest_centroid
-from curation.subset import Subset
-from curation.tree import ClusterTree
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from curation.embeddings import Embeddings, EmbeddingWriter, open_embeddings
+    from curation.errors import CurationError
+    from curation.hierarchy import HierarchicalKMeans
+    from curation.kmeans import nearest_centroid
+    from curation.subset import Subset
+    from curation.tree import ClusterTree
+
+# names are loaded when they are first used, so that `curate --help` need not wait for torch
+_HOMES = {
+    "ClusterTree": "curation.tree",
+    "CurationError": "curation.errors",
+    "EmbeddingWriter": "curation.embeddings",
+    "Embeddings": "curation.embeddings",
+    "HierarchicalKMeans": "curation.hierarchy",
+    "Subset": "curation.subset",
+    "nearest_centroid": "curation.kmeans",
+    "open_embeddings": "curation.embeddings",
+}
 
 __all__ = [
     "ClusterTree",
@@ -17,3 +33,9 @@ __all__ = [
     "nearest_centroid",
     "open_embeddings",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'curation' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -310,14 +310,19 @@ def run(
 def main() -> None:
     """Entry point: a mistake of the user is one line and exit code 2, an interruption one line and 130."""
     try:
-        app(standalone_mode=True)
+        app()
     except CurationError as error:
         _say(f"curate: error: {error}")
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        _say("curate: interrupted; run the same command again to go on")
-        raise SystemExit(130) from None
+    except SystemExit as stop:
+        if stop.code == 130:  # typer turns Ctrl-C into this code without a word
+            _say("curate: interrupted; run the same command again to go on")
+        raise
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         _say(f"curate: error: {error.strerror or error}{where}")
         raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -12,8 +12,8 @@ from matplotlib import pyplot as plt
 
 STYLES: dict[str, dict[str, Any]] = {
     "pool": {"color": "#9a9a9a", "linestyle": "-", "linewidth": 2.5},
-    "random": {"color": "#c8553d", "linestyle": "--", "linewidth": 1.8},
-    "subset": {"color": "#1b4965", "linestyle": "-", "linewidth": 2.2},
+    "random": {"color": "#d98e73", "linestyle": "none", "marker": "x", "markersize": 4},
+    "subset": {"color": "#1b4965", "linestyle": "none", "marker": "o", "markersize": 4},
 }
 
 
@@ -33,7 +33,7 @@ def concept_counts_figure(counts: dict[str, Int[np.ndarray, "k"]], noun: str) ->
     x = np.arange(1, len(order) + 1)
     for name, values in counts.items():
         shown = np.where(values[order] > 0, values[order], 0.5)
-        axes.plot(x, shown, label=name, drawstyle="steps-mid", **STYLES[name])
+        axes.plot(x, shown, label=name, **STYLES[name])
     axes.set(yscale="log", xlabel=f"{noun}, most frequent in the pool first", ylabel="rows (none: at the foot)")
     axes.set_ylim(bottom=0.4)
     axes.spines[["top", "right"]].set_visible(False)

@@ -117,7 +117,7 @@ def test_bad_sources_are_named(content, message: str, tmp_path: Path):
 
 def test_objects_are_never_unpickled(tmp_path: Path):
     np.save(tmp_path / "x.npy", np.array([[object()]], dtype=object), allow_pickle=True)
-    with pytest.raises(CurationError, match="not a whole .npy"):
+    with pytest.raises(CurationError, match=r"not a whole \.npy"):
         open_embeddings(tmp_path / "x.npy")
 
 

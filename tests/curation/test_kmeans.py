@@ -1,5 +1,7 @@
 """k-means: a wrong nearest centroid or a worse optimum would silently spoil every subset."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -116,7 +118,7 @@ def test_lloyd_agrees_with_scikit_learn_from_the_same_start():
 def test_inertia_never_rises():
     history = kmeans(mixture(2000, 10, 20), 40, seeding="random", max_iterations=30).history
     assert len(history) > 3
-    assert all(after <= before * (1 + 1e-9) for before, after in zip(history, history[1:], strict=False))
+    assert all(after <= before * (1 + 1e-9) for before, after in pairwise(history))
 
 
 @pytest.mark.parametrize("seeding", ["auto", "kmeans++", "kmeans||"])
