@@ -1,0 +1,5 @@
+"""Report placeholder."""
+
+
+def write_report(*a):
+    raise SystemExit(0)
