@@ -83,3 +83,8 @@ def grouped(records: Sequence[dict[str, Any]], study: str, measure: str) -> dict
         if record["study"] == study:
             found.setdefault(record["row"], []).append(record["result"][measure])
     return found
+
+
+def paired_difference(values: Sequence[float], base: Sequence[float]) -> tuple[float, float]:
+    """Mean of ``values - base`` and half width of its 95 % interval; both hold the same seeds in the same order."""
+    return mean_interval([value - other for value, other in zip(values, base, strict=True)])

@@ -71,8 +71,11 @@ def variants(toy: ToySettings, n_resamples: int) -> dict[str, Variant]:
         rows[f"levels{n}"] = Variant("levels", f"{n} level{'s' * (n > 1)}: {', '.join(map(str, levels))}", spec)
     for m in sorted({0, 1, 3} - {n_resamples}):
         rows[f"steps{m}"] = Variant("resampling steps", f"m = {m}", replace(base, n_resamples=m))
-    one, random = (1,) * len(base.levels), replace(base, resample_strategy="random")
-    rows["r_one"] = Variant("r_t", "r_t = 1 at every level", replace(base, sample_sizes=one))
+    # with r_t = 1 a resampled set has k points, so that k-means only moves each centroid to its closest member
+    for word, r in (("one", 1), ("two", 2)):
+        spec = replace(base, sample_sizes=(r,) * len(base.levels))
+        rows[f"r_{word}"] = Variant("r_t", f"r_t = {r} at every level", spec)
+    random = replace(base, resample_strategy="random")
     rows["r_random"] = Variant("r_t", "r_t of the base, members at random", random)
     rows["closest"] = Variant("sampling", "balanced, closest first", base, strategy="closest")
     rows["furthest"] = Variant("sampling", "balanced, furthest first", base, strategy="furthest")
