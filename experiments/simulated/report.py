@@ -159,9 +159,7 @@ def _toy_section(records: list[dict[str, Any]], name: str, toy: ToySettings, n_r
         base, pool = (100 * float(np.mean(noise[row])) for row in ("base", "random_rows"))
         text += f"Background: {base:.1f} % of the base's rows, {pool:.1f} % of random ones. "
         if base > 2 * pool:
-            text += (
-                "Lone rows are support too: the method gives them clusters of their own, and filtering must go first. "
-            )
+            text += "Rows far from all others are support too, so the method gives them more than their share. "
     return text.strip() + "\n"
 
 
