@@ -43,8 +43,27 @@ def test_conda_environment_agrees_with_pyproject():
     found = bounds([item for item in conda if isinstance(item, str)])
     for name, conda_name in {"torch": "pytorch-gpu", "faiss-cpu": "faiss-gpu"}.items():
         wanted[conda_name] = wanted.pop(name)
+    # pip refuses options such as --no-deps in conda's pip section, and two channels mix two builds of torch
+    assert all(isinstance(item, str) for item in conda)
     assert found.pop("python") == pyproject["requires-python"].removeprefix(">=")
     assert found == wanted
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["curation", "experiments", "configs", "scripts", "tests", "docs", "README.md", "LICENSE", "CONTRIBUTING.md"],
+)
+def test_what_the_readme_promises_is_there(name: str):
+    assert (ROOT / name).exists()
+
+
+def test_links_and_files_of_the_documents_are_there():
+    for page in (ROOT / "README.md", ROOT / "docs/user-guide.md"):
+        links = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
+        files = re.findall(r"`((?:curation|scripts|tests)/[\w/]+\.(?:py|sh))`", page.read_text())
+        missing = [link for link in links if not (page.parent / link).exists()]
+        missing += [file for file in files if not (ROOT / file).exists()]
+        assert not missing, f"{page.name} points to {missing}"
 
 
 def test_constraints_pin_every_core_dependency():
