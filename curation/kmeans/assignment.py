@@ -21,6 +21,7 @@ from curation.kmeans.frame import Frame
 
 SCORE_BYTES = 4 << 20  # a block of scores stays in the cache of a few cores
 GPU_SCORE_BYTES = 1 << 29
+FEW_DIMENSIONS = 16  # below, a matrix product costs more than plain differences
 UNIT_ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float32: 2.0**-23}  # twice the true one: room for the bound's own error
 
 
@@ -111,6 +112,43 @@ def _decide(scores, half_norms, slack, x, centroids, labels, distances):
         distances[i] = smallest
 
 
+@numba.njit(parallel=True, fastmath={"reassoc", "contract", "nnan", "nsz"}, cache=True)
+def _nearest_in_few_dimensions(x, transposed, slack, centroids, labels, distances):
+    """Exact argmin without a product: float32 differences, whose error is relative, propose; float64 decides.
+
+    ``transposed`` is (d, k), so that the inner loop runs over centroids; ``slack`` is relative.
+    """
+    n, k, chunk, rows_at_once = len(x), transposed.shape[1], 64, 256
+    for part in numba.prange((n + rows_at_once - 1) // rows_at_once):
+        squared = np.empty(k, np.float32)
+        for i in range(part * rows_at_once, min((part + 1) * rows_at_once, n)):
+            squared[:] = np.float32(0)
+            for f in range(x.shape[1]):
+                value = x[i, f]
+                for j in range(k):
+                    difference = value - transposed[f, j]
+                    squared[j] += difference * difference
+            best = np.float32(np.inf)
+            for j in range(k):
+                best = min(best, squared[j])
+            threshold = best * slack + np.float32(1e-37)
+            nearest, smallest = -1, np.inf
+            for first in range(0, k, chunk):
+                last = min(first + chunk, k)
+                least = np.float32(np.inf)
+                for j in range(first, last):
+                    least = min(least, squared[j])
+                if least > threshold:
+                    continue
+                for j in range(first, last):
+                    if squared[j] <= threshold:
+                        distance = _squared_distance(x[i], centroids[j])
+                        if distance < smallest:  # strict: a tie goes to the lower index
+                            nearest, smallest = j, distance
+            labels[i] = nearest
+            distances[i] = smallest
+
+
 def has_bfloat16_units(device: torch.device) -> bool:
     """Whether a bfloat16 product is faster than a float32 one on this device."""
     if device.type == "cuda":
@@ -131,6 +169,7 @@ class CentroidSearch:
         self.centroids = centroids.float().contiguous()
         self.k, self.dim = self.centroids.shape
         self.device = self.centroids.device
+        self.few_dimensions = self.dim <= FEW_DIMENSIONS and self.device.type == "cpu"
         if precision == "auto":
             worth_it = self.k >= 64 and self.dim >= 32 and has_bfloat16_units(self.device)
             precision = "bfloat16" if worth_it else "float32"
@@ -176,6 +215,12 @@ class CentroidSearch:
         """Index (int32) of the nearest centroid and squared distance (float32) of float32 rows on the same device."""
         labels = torch.empty(len(x), dtype=torch.int32, device=self.device)
         distances = torch.empty(len(x), dtype=torch.float32, device=self.device)
+        if self.few_dimensions:
+            slack = np.float32(1 + 4 * (self.dim + 4) * 2.0**-24)
+            transposed = self.centroids.t().contiguous().numpy()
+            found = labels.numpy(), distances.numpy()
+            _nearest_in_few_dimensions(x.numpy(), transposed, slack, self.centroids.numpy(), *found)
+            return labels, distances
         decide = self._decide_on_cpu if self.device.type == "cpu" else self._decide_anywhere
         for start in range(0, len(x), self.rows_per_block):
             rows = x[start : start + self.rows_per_block]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from curation.embeddings import Embeddings
 from curation.errors import CurationError
-from curation.kmeans.assignment import CentroidSearch, rows_per_read
+from curation.kmeans.assignment import FEW_DIMENSIONS, CentroidSearch, rows_per_read
 from curation.kmeans.frame import Frame
 
 STRATEGIES = ("auto", "kmeans++", "kmeans||", "random")
@@ -26,24 +26,75 @@ SUBSAMPLE = 16  # rows for each cluster in the subsample of "auto"
 TRIAL_BUDGET = 2e11  # multiply-adds: beyond it fewer candidates are tried for each centroid, down to one
 GREEDY_BYTES = 2 << 30
 CHUNK = 1024
+PARALLEL_WORK = 2_000_000  # multiply-adds of a step that all threads share
 
 
-@numba.njit(parallel=True, fastmath={"reassoc", "contract"}, cache=True)
-def _try_candidates(x, weights, closest, candidates, distances, potentials):
-    """Squared distance of all rows to each candidate, capped at ``closest``, and its weighted sum by chunk of rows."""
-    n, n_candidates = x.shape[0], len(candidates)
-    for chunk in numba.prange(potentials.shape[0]):
-        for t in range(n_candidates):
-            potentials[chunk, t] = 0.0
-        for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, n)):
-            for t in range(n_candidates):
-                total = np.float32(0)
-                for f in range(x.shape[1]):
-                    difference = x[i, f] - x[candidates[t], f]
-                    total += difference * difference
-                capped = min(total, closest[i])
-                distances[t, i] = capped
-                potentials[chunk, t] += weights[i] * np.float64(capped)
+def _greedy(x, transposed, weights, uniforms, chosen):
+    """The loop of greedy k-means++; returns how many rows it found before all others were at distance 0.
+
+    ``transposed`` (d, n) serves few dimensions, where the inner loop must run over rows; it is empty otherwise.
+    """
+    n, dim, n_trials = x.shape[0], x.shape[1], uniforms.shape[1]
+    few_dimensions = transposed.shape[1] > 0
+    n_chunks = (n + CHUNK - 1) // CHUNK
+    closest = np.full(n, np.inf, np.float32)
+    distances = np.empty((n_trials, n), np.float32)
+    potentials = np.empty((n_chunks, n_trials))
+    cumulative = np.cumsum(weights)
+    candidates = np.empty(n_trials, np.int64)
+    for step in range(len(chosen)):
+        if step:
+            running = 0.0
+            for i in range(n):
+                running += weights[i] * closest[i]
+                cumulative[i] = running
+            if running <= 0:
+                return step
+        tried = n_trials if step else 1
+        for t in range(tried):
+            target = uniforms[step, t] * cumulative[-1]
+            candidates[t] = min(np.searchsorted(cumulative, target, side="right"), n - 1)
+        for chunk in numba.prange(n_chunks):
+            low, high = chunk * CHUNK, min((chunk + 1) * CHUNK, n)
+            for t in range(tried):
+                row = candidates[t]
+                if few_dimensions:
+                    part = distances[t, low:high]
+                    part[:] = np.float32(0)
+                    for f in range(dim):
+                        value = x[row, f]
+                        for i in range(high - low):
+                            difference = transposed[f, low + i] - value
+                            part[i] += difference * difference
+                else:
+                    for i in range(low, high):
+                        total = np.float32(0)
+                        for f in range(dim):
+                            difference = x[i, f] - x[row, f]
+                            total += difference * difference
+                        distances[t, i] = total
+                potential = 0.0
+                for i in range(low, high):
+                    capped = min(distances[t, i], closest[i])
+                    distances[t, i] = capped
+                    potential += weights[i] * np.float64(capped)
+                potentials[chunk, t] = potential
+        best, smallest = 0, np.inf
+        for t in range(tried):
+            potential = 0.0
+            for chunk in range(n_chunks):
+                potential += potentials[chunk, t]
+            if potential < smallest:
+                best, smallest = t, potential
+        chosen[step] = candidates[best]
+        closest[:] = distances[best]
+        closest[candidates[best]] = 0
+    return len(chosen)
+
+
+_FAST: Any = {"reassoc", "contract"}
+_greedy_on_all_threads = numba.njit(parallel=True, fastmath=_FAST, cache=True)(_greedy)
+_greedy_on_one_thread = numba.njit(fastmath=_FAST, cache=True)(_greedy)
 
 
 def greedy_kmeans_plusplus(
@@ -61,25 +112,14 @@ def greedy_kmeans_plusplus(
     Raises:
         CurationError: fewer than k distinct rows.
     """
-    n = len(x)
+    n, dim = x.shape
     chosen = np.empty(k, np.int64)
-    closest = np.full(n, np.inf, np.float32)
-    distances = np.empty((n_trials, n), np.float32)
-    potentials = np.empty((-(-n // CHUNK), n_trials))
-    total = np.cumsum(weights)
-    for step in range(k):
-        if step:
-            total = np.cumsum(weights * closest)
-            if total[-1] <= 0:
-                raise CurationError(f"only {step} distinct rows for k={k} clusters; lower k or remove duplicates")
-        tried = 1 if step == 0 else n_trials
-        drawn = np.searchsorted(total, rng.random(tried) * total[-1], side="right")
-        drawn = np.minimum(drawn, n - 1)
-        _try_candidates(x, weights, closest, drawn, distances, potentials)
-        best = int(np.argmin(potentials[:, :tried].sum(axis=0)))
-        chosen[step] = drawn[best]
-        closest[:] = distances[best]
-        closest[drawn[best]] = 0
+    transposed = np.ascontiguousarray(x.T) if dim <= FEW_DIMENSIONS else np.empty((dim, 0), np.float32)
+    # starting threads costs more than a small step itself
+    greedy = _greedy_on_all_threads if n * n_trials * dim > PARALLEL_WORK else _greedy_on_one_thread
+    found = greedy(np.ascontiguousarray(x), transposed, weights.astype(np.float64), rng.random((k, n_trials)), chosen)
+    if found < k:
+        raise CurationError(f"only {found} distinct rows for k={k} clusters; lower k or remove duplicates")
     return chosen
 
 
