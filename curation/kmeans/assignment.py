@@ -216,10 +216,10 @@ class CentroidSearch:
         labels = torch.empty(len(x), dtype=torch.int32, device=self.device)
         distances = torch.empty(len(x), dtype=torch.float32, device=self.device)
         if self.few_dimensions:
-            slack = np.float32(1 + 4 * (self.dim + 4) * 2.0**-24)
+            relative = np.float32(1 + 4 * (self.dim + 4) * 2.0**-24)
             transposed = self.centroids.t().contiguous().numpy()
             found = labels.numpy(), distances.numpy()
-            _nearest_in_few_dimensions(x.numpy(), transposed, slack, self.centroids.numpy(), *found)
+            _nearest_in_few_dimensions(x.numpy(), transposed, relative, self.centroids.numpy(), *found)
             return labels, distances
         decide = self._decide_on_cpu if self.device.type == "cpu" else self._decide_anywhere
         for start in range(0, len(x), self.rows_per_block):
