@@ -18,7 +18,7 @@ from experiments.simulated.data import NOISE, TOYS, Toy
 
 @dataclass(frozen=True)
 class ToySettings:
-    """One entry of ``science.ablations.toys``: levels, r_t of each (0: half the mean cluster size), subset size."""
+    """One of ``science.studies.ablations.toys``: levels, r_t of each (0: half the mean cluster size), subset size."""
 
     levels: list[int]
     sample_sizes: list[int]
@@ -27,7 +27,7 @@ class ToySettings:
 
 @dataclass(frozen=True)
 class AblationSettings:
-    """Section ``science.ablations`` of the config; names as there."""
+    """Section ``science.studies.ablations`` of the config; names as there."""
 
     n_resamples: int
     max_iterations: int

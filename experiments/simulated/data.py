@@ -3,7 +3,7 @@
 All parameters of the toys were set before any result was seen.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -28,12 +28,14 @@ class Toy:
         concept_of: (n,) int64, 0 .. n_concepts - 1, or NOISE.
         n_concepts: how many concepts there are.
         duplicate: (n,) bool, the row is a near-duplicate of another one.
+        held_out: (n_concepts * m, d) float32 new rows, m of each concept, concept after concept.
     """
 
     x: Float[np.ndarray, "n d"]
     concept_of: Int[np.ndarray, "n"]
     n_concepts: int
     duplicate: np.ndarray
+    held_out: Float[np.ndarray, "h d"] = field(default_factory=lambda: np.empty((0, 0), np.float32))
 
 
 def mixture(seed: int) -> Float[np.ndarray, "9000 2"]:
@@ -71,41 +73,55 @@ def rings(seed: int) -> Toy:
     return Toy(x.astype(np.float32), concept_of, 5, np.zeros(len(x), bool))
 
 
-def manifold(seed: int, n_rows: int = 12_000, n_concepts: int = 200) -> Toy:
+def manifold(seed: int, n_rows: int = 12_000, n_concepts: int = 200, held_out: int = 0) -> Toy:
     """Concepts of Zipf sizes on a curved 16-dimensional manifold in 256 dimensions.
 
     Latent rows are N(centre, 0.3^2 I) around centres from N(0, I) in 16-d; a random network
     256 <- tanh <- 64 <- tanh <- 16 bends them smoothly, and noise of standard deviation 0.01 leaves the manifold.
+    ``held_out`` rows of every concept are drawn after the pool, which does not depend on them.
     """
     rng = np.random.default_rng([seed, 3])
     concept_of = np.repeat(np.arange(n_concepts), zipf_sizes(n_rows, n_concepts))
-    latent = rng.normal(size=(n_concepts, 16))[concept_of] + rng.normal(0, 0.3, (n_rows, 16))
-    inner = np.tanh(latent @ rng.normal(0, 16**-0.5, (16, 64)) + rng.normal(0, 0.5, 64))
-    outer = np.tanh(inner @ rng.normal(0, 64**-0.5, (64, 256)) * 2 + rng.normal(0, 0.5, 256))
-    x = outer + rng.normal(0, 0.01, outer.shape)
-    return Toy(x.astype(np.float32), concept_of, n_concepts, np.zeros(n_rows, bool))
+    centres = rng.normal(size=(n_concepts, 16))
+    latent = centres[concept_of] + rng.normal(0, 0.3, (n_rows, 16))
+    bends = [rng.normal(0, 16**-0.5, (16, 64)), rng.normal(0, 0.5, 64)]
+    bends += [rng.normal(0, 64**-0.5, (64, 256)), rng.normal(0, 0.5, 256)]
+
+    def place(points: np.ndarray) -> np.ndarray:
+        inner = np.tanh(points @ bends[0] + bends[1])
+        outer = np.tanh(inner @ bends[2] * 2 + bends[3])
+        return (outer + rng.normal(0, 0.01, outer.shape)).astype(np.float32)
+
+    x = place(latent)
+    new = np.repeat(centres, held_out, axis=0)
+    new = place(new + rng.normal(0, 0.3, new.shape))
+    return Toy(x, concept_of, n_concepts, np.zeros(n_rows, bool), new)
 
 
-def clutter(seed: int, n_rows: int = 10_000, n_concepts: int = 100) -> Toy:
+def clutter(seed: int, n_rows: int = 10_000, n_concepts: int = 100, held_out: int = 0) -> Toy:
     """What web pools are full of: concepts of very different spread, near-duplicates, background noise; 64-d.
 
     75 % of the rows are concepts of Zipf sizes: N(centre, spread^2 I) with centres from N(0, I) and a spread
     log-uniform in [0.03, 0.6], independent of the size. 20 % are copies of 10 of these rows, with jitter of standard
     deviation 0.001; they belong to the concept of their original. 5 % are background from N(0, 1.5^2 I), no concept.
+    ``held_out`` rows of every concept are drawn after the pool, which does not depend on them.
     """
     rng = np.random.default_rng([seed, 4])
     n_noise, n_copies = n_rows // 20, n_rows // 5
     sizes = zipf_sizes(n_rows - n_noise - n_copies, n_concepts)
     concept_of = np.repeat(np.arange(n_concepts), sizes)
     spread = np.exp(rng.uniform(np.log(0.03), np.log(0.6), n_concepts))
-    clean = rng.normal(size=(n_concepts, 64))[concept_of]
+    centres = rng.normal(size=(n_concepts, 64))
+    clean = centres[concept_of]
     clean += rng.normal(size=clean.shape) * spread[concept_of, None]
     originals = rng.choice(len(clean), 10, replace=False)[np.arange(n_copies) % 10]
     copies = clean[originals] + rng.normal(0, 0.001, (n_copies, 64))
     x = np.concatenate([clean, copies, rng.normal(0, 1.5, (n_noise, 64))]).astype(np.float32)
     concept_of = np.concatenate([concept_of, concept_of[originals], np.full(n_noise, NOISE)])
     duplicate = np.arange(n_rows) >= len(clean)
-    return Toy(x, concept_of, n_concepts, duplicate & (concept_of != NOISE))
+    new = np.repeat(centres, held_out, axis=0)
+    new = new + rng.normal(size=new.shape) * np.repeat(spread, held_out)[:, None]
+    return Toy(x, concept_of, n_concepts, duplicate & (concept_of != NOISE), new.astype(np.float32))
 
 
 TOYS = {"rings": rings, "manifold": manifold, "clutter": clutter}

@@ -14,7 +14,7 @@ from experiments.simulated.figures import ablation_figure, density_figure, theor
 from experiments.simulated.table import row_titles
 
 if TYPE_CHECKING:
-    from experiments.simulated.run import Settings
+    from experiments.simulated.studies import Studies
 
 # KL of the official notebook (one run, no interval), for the rows that it has
 PUBLISHED = {
@@ -78,8 +78,8 @@ def _against_published(kl: dict[str, list[float]], spread: dict[str, float]) -> 
     return text + f"{below} of {len(compared)} lie below our mean; they share one draw of the data. "
 
 
-def _table_section(records: list[dict[str, Any]], settings: "Settings") -> str:
-    titles, kl = row_titles(settings.science.table), grouped(records, "table", "kl")
+def _table_section(records: list[dict[str, Any]], studies: "Studies") -> str:
+    titles, kl = row_titles(studies.table), grouped(records, "table", "kl")
     spread = {row: float(np.std(values, ddof=1)) if len(values) > 1 else float("nan") for row, values in kl.items()}
     rows = []
     for row, title in titles.items():
@@ -104,8 +104,8 @@ def _table_section(records: list[dict[str, Any]], settings: "Settings") -> str:
     )
 
 
-def _theory_section(records: list[dict[str, Any]], settings: "Settings") -> str:
-    theory = settings.science.theory
+def _theory_section(records: list[dict[str, Any]], studies: "Studies") -> str:
+    theory = studies.theory
     exponent, kl = grouped(records, "theory", "exponent"), grouped(records, "theory", "kl")
     raw = grouped(records, "theory", "points_kl")
     rows = []
@@ -164,15 +164,20 @@ def _toy_section(records: list[dict[str, Any]], name: str, toy: ToySettings, n_r
 
 
 def write_report(
-    records: list[dict[str, Any]], settings: "Settings", toys: dict[str, ToySettings], folder: Path, command: str
+    records: list[dict[str, Any]],
+    studies: "Studies",
+    toys: dict[str, ToySettings],
+    seeds: Sequence[int],
+    folder: Path,
+    command: str,
 ) -> Path:
     """Write ``simulated.md`` and its pictures into ``folder``; returns the path of the former."""
-    images, ablations = folder / "images", settings.science.ablations
-    titles = row_titles(settings.science.table)
+    images, ablations = folder / "images", studies.ablations
+    titles = row_titles(studies.table)
     density_figure(
         records,
         {row: titles[row] for row in PICTURED},
-        settings.science.table.bandwidth,
+        studies.table.bandwidth,
         images / "simulated_density.png",
     )
     theory_figure(records, images / "simulated_theory.png")
@@ -187,10 +192,10 @@ def write_report(
         "Every comparison is paired over the seeds and called only where its 95 % interval leaves out zero.\n",
         f"- command: `{command}`\n- commit of the code: {commits}\n"
         f"- device: {', '.join(sorted({item['device'] for item in made}))}\n"
-        f"- seeds: {', '.join(map(str, settings.seeds))}; theory the first {settings.science.theory.n_seeds}, "
+        f"- seeds: {', '.join(map(str, seeds))}; theory the first {studies.theory.n_seeds}, "
         f"toys the first {ablations.n_seeds}\n- versions: {'; '.join(versions)}\n",
-        _table_section(records, settings),
-        _theory_section(records, settings),
+        _table_section(records, studies),
+        _theory_section(records, studies),
         "## Toys and ablations\n\nThe measure is the KL to uniform over the known concepts of the rows drawn. The "
         "parameters of the toys were set before any result was seen. Dropping levels drops the finest; the lowest one "
         "left takes half its mean cluster size as r_t. With r_t = 1 a resampled set has k points, so that k-means only "

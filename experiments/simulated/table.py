@@ -18,7 +18,7 @@ DBSCAN_EPS, DBSCAN_MIN_SAMPLES = 0.1, 5
 
 @dataclass(frozen=True)
 class TableSettings:
-    """Section ``science.table`` of the config; names as there."""
+    """Section ``science.studies.table`` of the config; names as there."""
 
     three_levels: list[int]
     two_levels: list[int]

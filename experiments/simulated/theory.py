@@ -21,7 +21,7 @@ BINS = 40
 
 @dataclass(frozen=True)
 class TheorySettings:
-    """Section ``science.theory`` of the config; names as there."""
+    """Section ``science.studies.theory`` of the config; names as there."""
 
     powers: list[int]
     n_points: int

@@ -1,0 +1,180 @@
+"""Arms: what is trained on. Two arms differ by one line of configuration, the subset."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from curation import HierarchicalKMeans, Subset, open_embeddings
+from curation.balance import balance_row
+from curation.baselines import (
+    flat_kmeans_subset,
+    oracle_subset,
+    random_subset,
+    retrieval_subset,
+    semdedup_subset,
+)
+from curation.errors import CurationError
+from curation.files import save_json
+from curation.pipeline import cluster_folder
+from curation.tree import ClusterTree
+from experiments.settings import from_mapping
+from experiments.stages import StageRun
+
+METHODS = ("random", "all", "flat", "tree", "semdedup", "retrieval", "oracle")
+BASE_ARM, METHOD_ARM = "raw", "hierarchical_resampled"
+
+
+@dataclass(frozen=True)
+class CurationSettings:
+    """Section ``science.curation``: what all arms share.
+
+    Attributes:
+        size: rows of every subset but that of `all`.
+        levels: clusters of each level, finest first; a tree arm of fewer levels drops the finest.
+        n_resamples: m of the resampled arms.
+        sample_sizes: r_t of each level; 0: half the mean cluster size.
+        flat_clusters: k of flat k-means; 0: as many as level 1.
+        semdedup_clusters: k of SemDeDup.
+        max_iterations: of every k-means.
+        metric: l2 or cosine.
+    """
+
+    size: int
+    levels: list[int]
+    n_resamples: int = 10
+    sample_sizes: list[int] = field(default_factory=list)
+    flat_clusters: int = 0
+    semdedup_clusters: int = 50
+    max_iterations: int = 50
+    metric: str = "l2"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One line of ``science.methods``: how the arm of that name draws its subset.
+
+    Attributes:
+        method: one of `METHODS`.
+        n_levels: of a tree; 0: all.
+        resample: use the resampling steps of ``science.curation``.
+    """
+
+    method: str
+    n_levels: int = 0
+    resample: bool = False
+
+
+def subset_settings(
+    arms: Sequence[str], methods: Mapping[str, Mapping[str, Any]], curation: CurationSettings
+) -> dict[str, dict[str, Any]]:
+    """Arm -> all that decides its subset, as JSON: settings that an arm does not use leave its results alone.
+
+    Raises:
+        CurationError: an arm that is not there or that the levels do not allow.
+    """
+    found = {}
+    for arm in arms:
+        if arm not in methods:
+            close = difflib.get_close_matches(arm, methods, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(methods)}"
+            raise CurationError(f"there is no arm {arm!r}; {hint}")
+        line = from_mapping(Method, methods[arm], f"science.methods.{arm}")
+        if line.method not in METHODS:
+            raise CurationError(f"science.methods.{arm}.method is {line.method!r}; use one of {', '.join(METHODS)}")
+        spec: dict[str, Any] = {"method": line.method, "size": curation.size}
+        shared = {"max_iterations": curation.max_iterations, "metric": curation.metric}
+        if line.method == "all":
+            spec = {"method": "all"}
+        elif line.method == "flat":
+            spec |= {"k": curation.flat_clusters or curation.levels[0], "metric": curation.metric}
+        elif line.method == "semdedup":
+            spec |= {"k": curation.semdedup_clusters}
+        elif line.method == "tree":
+            n = line.n_levels or len(curation.levels)
+            if n > len(curation.levels):
+                raise CurationError(
+                    f"arm {arm} wants {n} levels but science.curation.levels has {len(curation.levels)}; add levels"
+                )
+            sizes = list(curation.sample_sizes) or [0] * len(curation.levels)
+            spec |= shared | {"levels": list(curation.levels)[-n:]}
+            if line.resample:
+                # the lowest level left clusters the rows: the r_t of a dropped level is not meant for it
+                first = sizes[-n] if n == len(curation.levels) else 0
+                spec |= {"n_resamples": curation.n_resamples, "sample_sizes": [first, *sizes[len(sizes) - n + 1 :]]}
+        found[arm] = spec
+    return found
+
+
+def _tree(spec: dict[str, Any], x: Any, folder: Path, run: StageRun) -> ClusterTree:
+    fit = HierarchicalKMeans(
+        spec["levels"],
+        n_resamples=spec.get("n_resamples", 0),
+        sample_sizes=spec.get("sample_sizes"),
+        max_iterations=spec["max_iterations"],
+        metric=spec["metric"],
+        seed=run.seed or 0,
+        device=run.speed.get("device", "cpu"),
+        progress=run.progress,
+    )
+    return cluster_folder(x, folder, fit)[0]
+
+
+def read_labels(prepared: Path) -> np.ndarray | None:
+    """(n,) int64 concept of every pool row, -1 for none; None where the pool has no labels."""
+    path = prepared / "labels.npy"
+    return np.load(path, allow_pickle=False) if path.exists() else None
+
+
+def curate(run: StageRun) -> dict[str, float]:
+    """The stage `curate`: a tree where the method has one, the subset, and its balance before any training.
+
+    Reads ``embeddings.npy`` or ``embeddings/``, ``labels.npy`` and ``trusted.npy`` of the stage `prepare`.
+    """
+    prepared, spec, seed = run.upstream("prepare"), run.settings, run.seed or 0
+    whole = prepared / "embeddings"
+    x = open_embeddings(str(whole if whole.exists() else prepared / "embeddings.npy"))
+    labels, method, size = read_labels(prepared), spec["method"], spec.get("size", x.n_rows)
+    tree = None
+    if method in ("random", "all"):
+        subset = random_subset(x.n_rows, size, seed)
+    elif method == "oracle":
+        if labels is None:
+            raise CurationError("the arm oracle needs labels, which this pool does not have; leave it out of arms")
+        known = np.flatnonzero(labels >= 0)
+        drawn = oracle_subset(labels[known], size, seed)
+        subset = Subset.from_rows(known[drawn.rows()], **drawn.metadata)
+    elif method == "flat":
+        subset = flat_kmeans_subset(x, spec["k"], size, seed, spec["metric"], progress=run.progress)
+    elif method == "semdedup":
+        subset = semdedup_subset(x, spec["k"], size, seed=seed, progress=run.progress)
+    elif method == "retrieval":
+        if not (prepared / "trusted.npy").exists():
+            raise CurationError("the arm retrieval needs a trusted set, which this pool does not have; leave it out")
+        subset = retrieval_subset(x, str(prepared / "trusted.npy"), size, progress=run.progress)
+    else:
+        tree = _tree(spec, x, run.folder / "tree", run)
+        subset = Subset.from_rows(tree.sample(size, strategy="random", seed=seed), tree, method="tree", seed=seed)
+    subset.save(run.folder / "subset")
+    save_json(run.folder / "balance.json", _balance(labels, subset, x.n_rows))
+    return {"samples": float(x.n_rows)}
+
+
+def _balance(labels: np.ndarray | None, subset: Subset, n_rows: int) -> dict[str, Any]:
+    """Rows of each concept in pool and subset with their measures; without labels only the sizes."""
+    sizes = {"pool_rows": n_rows, "subset_rows": len(subset)}
+    if labels is None:
+        return sizes
+    k = int(labels.max()) + 1
+    pool = np.bincount(labels[labels >= 0], minlength=k)
+    mine = labels[subset.rows()]
+    counts = np.bincount(mine[mine >= 0], minlength=k)
+    return sizes | {
+        "measures": balance_row(counts, pool) | {"no_concept": float((mine < 0).mean())},
+        "pool_measures": balance_row(pool, pool) | {"no_concept": float((labels < 0).mean())},
+        "pool_counts": pool.tolist(),
+        "subset_counts": counts.tolist(),
+    }

@@ -1,0 +1,101 @@
+"""Stages as SLURM jobs through submitit: each waits for those before it (afterok), the comparison for all of them."""
+
+import os
+from typing import Any
+
+from curation.errors import CurationError
+from experiments.experiment import Experiment, LaunchSettings, build
+from experiments.launch import begin_stage, finish_experiment
+from experiments.stages import Stage, in_order, run_stage, state_of
+
+RESOURCES = {"nodes": 1, "tasks_per_node": 1, "cpus_per_task": 2, "gpus_per_node": 0, "mem_gb": 4, "minutes": 0}
+
+
+class StageJob:
+    """One stage in a job; when preempted or timed out, the same call is queued again and goes on."""
+
+    def __call__(self, config: dict[str, Any], key: str) -> str:
+        rank = int(os.environ.get("SLURM_PROCID", "0"))
+        experiment = build(config)
+        stage = next((item for item in in_order(experiment.stages) if item.key == key), None)
+        if stage is None:
+            raise CurationError("an input of this stage changed since it was submitted; submit the experiment again")
+        options = begin_stage(experiment, config)
+        return str(run_stage(stage, experiment.root, leader=rank == 0, **options))
+
+    def checkpoint(self, config: dict[str, Any], key: str) -> Any:
+        """What submitit queues when the job is preempted or runs out of time."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, config, key)
+
+
+def compare_job(config: dict[str, Any], command: str) -> str:
+    """The comparison, after the last evaluation."""
+    return str(finish_experiment(build(config), config, command))
+
+
+def _parameters(launch: LaunchSettings, stage: str, name: str) -> dict[str, Any]:
+    wanted = {**RESOURCES, **launch.resources, **launch.stages.get(stage, {})}
+    unknown = sorted(set(wanted) - set(RESOURCES))
+    if unknown:
+        raise CurationError(f"launch.resources has no {unknown[0]!r}; known are {', '.join(RESOURCES)}")
+    parameters: dict[str, Any] = {
+        "name": name.replace(" ", "-"),
+        "timeout_min": wanted["minutes"] or launch.minutes,
+        "nodes": wanted["nodes"],
+        "tasks_per_node": wanted["tasks_per_node"],
+        "cpus_per_task": wanted["cpus_per_task"],
+        "mem_gb": wanted["mem_gb"],
+        "slurm_additional_parameters": {"kill-on-invalid-dep": "yes"},
+    }
+    if wanted["gpus_per_node"]:
+        parameters["gpus_per_node"] = wanted["gpus_per_node"]
+    for key in ("partition", "account", "constraint"):
+        if getattr(launch, key):
+            parameters[f"slurm_{key}"] = getattr(launch, key)
+    if launch.setup:
+        parameters["slurm_setup"] = list(launch.setup)
+    return parameters
+
+
+def submit(experiment: Experiment, config: dict[str, Any], command: str) -> dict[str, str]:
+    """Submit what is not finished.
+
+    Returns:
+        Identity of a stage (and "compare") -> job id. Finished stages have none.
+
+    Raises:
+        CurationError: no sbatch here, or SLURM refuses a job; those already submitted are cancelled.
+    """
+    import shutil
+
+    from submitit import AutoExecutor
+    from submitit.core.utils import FailedJobError
+
+    if shutil.which("sbatch") is None:
+        raise CurationError(
+            "there is no sbatch here; submit from a login node of the cluster, or use launch.where=local"
+        )
+    launch, logs = experiment.settings.launch, experiment.root.absolute() / "slurm"
+    executor = AutoExecutor(logs, cluster="slurm", slurm_max_num_timeout=launch.requeues)
+    jobs: dict[Stage, Any] = {}
+
+    def send(stage: str, name: str, before: list[Any], call: Any, *arguments: Any) -> Any:
+        executor.update_parameters(**_parameters(launch, stage, name))
+        waits = "afterok:" + ":".join(job.job_id for job in before) if before else None
+        executor.update_parameters(slurm_dependency=waits)
+        return executor.submit(call, *arguments)
+
+    try:
+        for stage in in_order(experiment.stages):
+            if not state_of(stage, experiment.root).finished:
+                before = [jobs[earlier] for earlier in stage.upstream if earlier in jobs]
+                jobs[stage] = send(stage.name, stage.identity, before, StageJob(), config, stage.key)
+        last = [jobs[stage] for stage in experiment.stages if stage in jobs]
+        comparison = send("compare", "compare", last, compare_job, config, command)
+    except (FailedJobError, OSError) as error:
+        for job in jobs.values():
+            job.cancel()
+        raise CurationError(f"SLURM refused a job ({' '.join(str(error).split())[-300:]}); nothing was left") from error
+    return {stage.identity: job.job_id for stage, job in jobs.items()} | {"compare": comparison.job_id}
