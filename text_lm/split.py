@@ -1,0 +1,49 @@
+"""Hold documents out of a pool, never passages: a passage of a training document in the test would be a leak."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from curation.errors import CurationError
+
+
+def split_by_document(
+    documents: Sequence[str],
+    domains: Sequence[str] | None = None,
+    share: float = 0.1,
+    seed: int = 0,
+) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "m"]]:
+    """Rows to train on and rows to test on, which share no document.
+
+    In every domain documents are drawn until they hold at least ``share`` of its rows, so a domain with two documents
+    or more is on both sides, and one with a single document is only trained on. A document that occurs in several
+    domains counts to that of its first row.
+
+    Args:
+        documents: (r,) which document each row was cut from.
+        domains: (r,) label of each row; None takes all as one.
+
+    Returns:
+        Training rows and test rows, int64, ascending.
+    """
+    if not 0 < share < 1:
+        raise CurationError(f"share {share} must lie between 0 and 1")
+    names, first, index = np.unique(np.asarray(documents, dtype=str), return_index=True, return_inverse=True)
+    labels = np.zeros(len(index), np.int64)
+    if domains is not None:
+        if len(domains) != len(index):
+            raise CurationError(f"there are {len(index)} rows but {len(domains)} domains")
+        labels = np.unique(np.asarray(domains, dtype=str), return_inverse=True)[1]
+    rows_of = np.bincount(index, minlength=len(names))
+    held_out = np.zeros(len(names), bool)
+    rng = np.random.default_rng(seed)
+    label_of = labels[first]
+    for label in np.unique(label_of):
+        mine = rng.permutation(np.flatnonzero(label_of == label))
+        before = np.cumsum(rows_of[mine]) - rows_of[mine]
+        taken = before < share * rows_of[mine].sum()
+        taken[-1] = False  # at least one document stays
+        held_out[mine[taken]] = True
+    test = held_out[index]
+    return np.flatnonzero(~test), np.flatnonzero(test)
