@@ -192,3 +192,11 @@ def evaluate_perplexity(
     found = score_domains(score_texts(model, tokenizer, texts, **options), domains)
     summary = {measure: summarise(found, raw_shares, measure) for measure in MEASURES}
     return {**summary, "domains": {name: vars(score) for name, score in found.items()}}
+
+
+def domain_bytes(texts: Sequence[str], domains: Sequence[str]) -> dict[str, float]:
+    """UTF-8 bytes of each domain: the ``raw_shares`` of a raw pool."""
+    shares: dict[str, float] = {}
+    for text, domain in zip(texts, domains, strict=True):
+        shares[str(domain)] = shares.get(str(domain), 0.0) + len((text or "").encode())
+    return shares

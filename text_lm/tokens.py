@@ -19,6 +19,7 @@ from tqdm import tqdm
 from curation.errors import CurationError
 from curation.files import checksum, load_array, load_json, require_free_space, save_array, save_json
 from curation.pool import pool_fingerprint
+from curation.subset import Subset
 from text_lm.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
@@ -190,3 +191,16 @@ def _odd(text: str) -> str:
     except UnicodeEncodeError:
         return text
     return ""
+
+
+def subset_rows(folder: str | Path, store: TokenStore) -> Int[np.ndarray, "n"]:
+    """Pool rows of a saved `curation.Subset`, repeated as often as they are taken.
+
+    Raises:
+        CurationError: the subset was drawn from another pool than the tokens.
+    """
+    subset = Subset.load(folder)
+    drawn_from = subset.metadata.get("pool_fingerprint")
+    if drawn_from not in (None, store.info["pool_fingerprint"]):
+        raise CurationError(f"{folder} was drawn from another pool than the tokens; tokenise the pool of the subset")
+    return subset.rows()

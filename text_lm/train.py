@@ -163,7 +163,7 @@ def _claim(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
                 raise CurationError(f"{folder} holds a run with {what}; use another folder or delete it")
         if (folder / "result.json").exists():
             return load_json(folder / "result.json")
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
         raise CurationError(f"{folder} is not empty and holds no run; use another folder")
     save_json(path, identity)
     return None

@@ -1,0 +1,256 @@
+"""The command ``python -m text_lm``: a thin shell over the functions of this package."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from curation.errors import CurationError
+
+app = typer.Typer(
+    help="From raw text to a language model: cut, filter, deduplicate, embed, tokenise, train, score.\n\n"
+    "Every step reads and writes plain files, can be killed and run again, and prints one clear line on bad input.",
+    epilog="In between, `curate cluster` and `curate sample` draw the subset from the embeddings.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Pool = Annotated[str, typer.Argument(help="Pool of passages: parquet, JSONL, a saved dataset, or a Hub name.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Where the result goes.")]
+Column = Annotated[str | None, typer.Option("--column", help="Column of the text; default: text.")]
+Tokens = Annotated[Path, typer.Argument(help="Folder that `tokenise` wrote.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as key=value: model.width=256 tokens=1e8.")]
+Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of settings; see configs/text_lm.")]
+
+
+@app.command(epilog="Example:  python -m text_lm cut crawl/ -o passages.parquet --filter language:en")
+def cut(
+    source: Annotated[str, typer.Argument(help="JSONL (.gz, .zst), parquet, text files, a folder of them, Hub name.")],
+    output: Output,
+    target: Annotated[int, typer.Option(help="Characters of a passage at most; 0 keeps documents whole.")] = 1000,
+    shortest: Annotated[int, typer.Option(help="Characters of a last passage that stands alone.")] = 200,
+    filter_: Annotated[
+        list[str] | None,
+        typer.Option("--filter", help="length:L-H, words:L-H, language:CODES, gopher_repetition, c4, ...; repeat it."),
+    ] = None,
+    text_field: Annotated[str | None, typer.Option(help="Default: text, raw_content or content.")] = None,
+    domain_field: Annotated[str | None, typer.Option(help="Default: domain; of text files the folder.")] = None,
+    source_field: Annotated[str | None, typer.Option(help="What tells documents apart: source, url or id.")] = None,
+    bad: Annotated[str, typer.Option(help="At a document that cannot be read: raise or skip.")] = "raise",
+) -> None:
+    """Cut documents into passages at sentence ends; filter them."""
+    from text_lm.documents import read_documents
+    from text_lm.filters import open_filters
+    from text_lm.passages import write_passages
+
+    skipped: list[str] = []
+    documents = read_documents(source, text_field, domain_field, source_field, bad, skipped=skipped)
+    counts = write_passages(documents, output, target, shortest, open_filters(filter_ or []), skipped)
+    for message in skipped[:5]:
+        _say(f"left out: {message}")
+    for count in counts.filters:
+        _say(f"{count.name}: {count.texts_in:,} in, {count.texts_out:,} out {dict(count.reasons) or ''}")
+    _say(f"{counts.documents:,} documents ({len(skipped):,} left out), {counts.passages:,} passages in {output}")
+
+
+@app.command(epilog="Example:  python -m text_lm dedup passages.parquet -o unique.parquet --near 0.7")
+def dedup(
+    pool: Pool,
+    output: Output,
+    near: Annotated[float, typer.Option(help="Least Jaccard similarity of near duplicates; 0: exact only.")] = 0.7,
+    column: Column = None,
+) -> None:
+    """Leave out exact and near duplicates; of each group the first row stays."""
+    from curation.files import save_json, write_atomically
+    from curation.pool import open_pool
+    from text_lm.dedup import exact_duplicates, near_duplicates
+
+    opened = open_pool(pool, column=column)
+    exact = exact_duplicates(opened["text"])
+    kept = exact.kept
+    counts: dict[str, Any] = {"exact": exact.counts}
+    if near:
+        rest = opened.select(kept)
+        found = near_duplicates(rest["text"], near)
+        kept, counts["near"] = kept[found.kept], {**found.counts, "threshold": near}
+    write_atomically(output, lambda stream: opened.select(kept).to_parquet(stream))
+    save_json(output.with_name(f"{output.stem}.counts.json"), counts)
+    for name, count in counts.items():
+        _say(f"{name}: {count['rows_in']:,} in, {count['rows_out']:,} out")
+
+
+@app.command(epilog="Example:  python -m text_lm split unique.parquet -o split/ --share 0.1")
+def split(
+    pool: Pool,
+    output: Output,
+    share: Annotated[float, typer.Option(help="Share of each domain's rows to hold out.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Which documents are held out.")] = 0,
+    document_column: Annotated[str, typer.Option(help="Which document a passage is from.")] = "source",
+    domain_column: Annotated[str | None, typer.Option(help="Hold out documents of every domain.")] = "domain",
+) -> None:
+    """Hold documents out: train.parquet and test.parquet share none."""
+    from curation.files import write_atomically
+    from curation.pool import open_pool
+    from text_lm.split import split_by_document
+
+    opened = open_pool(pool)
+    domains = _column(opened, domain_column) if domain_column else None
+    train_rows, test_rows = split_by_document(_column(opened, document_column), domains, share, seed)
+    for name, rows in (("train", train_rows), ("test", test_rows)):
+        part = opened.select(rows)
+        write_atomically(output / f"{name}.parquet", part.to_parquet)
+        _say(f"{len(part):,} rows in {output / name}.parquet")
+
+
+@app.command(epilog="Example:  python -m text_lm embed split/train.parquet -o embeddings/")
+def embed(
+    pool: Pool,
+    output: Output,
+    model: Annotated[str, typer.Option(help="A sentence-transformers model: Hub name or folder.")] = "all-MiniLM-L6-v2",
+    tokens_per_batch: Annotated[int, typer.Option(help="Tokens of a forward pass.")] = 8192,
+    precision: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...; auto takes a GPU where there is one.")] = "auto",
+    column: Column = None,
+) -> None:
+    """Embed passages for `curate cluster`."""
+    from curation.pool import open_pool
+    from text_lm.embed import embed_passages
+
+    opened = open_pool(pool, column=column)
+    result = embed_passages(opened, output, model, tokens_per_batch, device=device, precision=precision)
+    speed = f", {result.passages_per_second:,.0f} passages/s" if result.passages_per_second else ""
+    _say(f"{result.n_rows:,} embeddings in {output}{speed}; {len(result.empty_rows):,} rows have no text")
+
+
+@app.command(epilog="Example:  python -m text_lm tokenizer split/train.parquet -o bpe/ --size 8192")
+def tokenizer(
+    pool: Pool,
+    output: Output,
+    size: Annotated[int, typer.Option(help="Vocabulary, special tokens included.")] = 8192,
+    column: Column = None,
+) -> None:
+    """Train a byte-level BPE on a pool."""
+    from curation.pool import open_pool
+    from text_lm.tokenizer import train_bpe
+
+    opened = open_pool(pool, column=column)
+    train_bpe((row["text"] or "" for row in opened), size).save(output)
+    _say(f"{size:,} tokens in {output}")
+
+
+@app.command(epilog="Example:  python -m text_lm tokenise split/train.parquet -o tokens/")
+def tokenise(
+    pool: Pool,
+    output: Output,
+    tokenizer: Annotated[str, typer.Option(help="bytes, a tokenizer's folder, or a Hub name.")] = "bytes",
+    column: Column = None,
+) -> None:
+    """Tokenise a pool once, for all subsets of it."""
+    from curation.pool import open_pool
+    from text_lm.tokenizer import open_tokenizer
+    from text_lm.tokens import tokenise_pool
+
+    store = tokenise_pool(open_pool(pool, column=column), open_tokenizer(tokenizer), output)
+    _say(f"{store.info['n_tokens']:,} tokens of {len(store):,} documents in {output}")
+
+
+@app.command(epilog="Example:  python -m text_lm train tokens/ -o run/ -c configs/text_lm/recipe/demo.yaml --subset s/")
+def train(
+    tokens: Tokens,
+    overrides: Overrides = None,
+    output: Output = Path("run"),
+    config: Config = None,
+    subset: Annotated[Path | None, typer.Option(help="Folder of `curate sample`; default: the whole pool.")] = None,
+) -> None:
+    """Train a language model; the same command after a kill goes on. Exits with 143 when SIGTERM stopped it."""
+    from text_lm.settings import load_settings
+    from text_lm.tokens import TokenStore, subset_rows
+    from text_lm.train import train as run
+
+    settings = load_settings(config, overrides)
+    rows = subset_rows(subset, TokenStore.open(tokens)) if subset else None
+    result = run(settings, tokens, output, rows)
+    if not result.finished:
+        _say(f"stopped at step {result.step} of {settings.steps}; the same command goes on from there")
+        raise typer.Exit(143)
+    seen = result.coverage
+    _say(
+        f"{result.tokens:,} tokens, loss {result.loss:.4f}; {seen['unique_documents_seen']:,.0f} of "
+        f"{seen['unique_documents']:,.0f} documents seen, {seen['mean_repetitions']:.2f} times each; {result.folder}"
+    )
+
+
+@app.command(epilog="Example:  python -m text_lm perplexity run/model split/test.parquet --raw split/train.parquet")
+def perplexity(
+    model: Annotated[str, typer.Argument(help="Hugging Face folder of a model with its tokenizer.")],
+    pool: Pool,
+    raw: Annotated[str | None, typer.Option(help="Raw pool, for the raw-weighted mean; default: the pool.")] = None,
+    domain_column: Annotated[str, typer.Option(help="Column of the domain.")] = "domain",
+    stride: Annotated[int | None, typer.Option(help="Tokens between windows; default: the context.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Windows per forward pass.")] = 32,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+) -> None:
+    """Bits per byte and perplexity, per domain and summed up, as JSON."""
+    from curation.pool import open_pool
+    from text_lm.model import load_model
+    from text_lm.perplexity import domain_bytes, evaluate_perplexity
+    from text_lm.tokenizer import open_tokenizer
+
+    opened = open_pool(pool)
+    whole = open_pool(raw) if raw else opened
+    shares = domain_bytes(whole["text"], _column(whole, domain_column))
+    known = open_tokenizer(model)
+    found = evaluate_perplexity(
+        load_model(model, known),
+        known,
+        opened["text"],
+        _column(opened, domain_column),
+        shares,
+        stride=stride,
+        batch_size=batch_size,
+        device=device,
+        progress=True,
+    )
+    typer.echo(json.dumps(found, indent=2))
+
+
+@app.command(
+    epilog="Example:  python -m text_lm plan -c configs/text_lm/recipe/paper_7b.yaml --vocab 32000 --device H100"
+)
+def plan(
+    overrides: Overrides = None,
+    config: Config = None,
+    vocab: Annotated[int, typer.Option(help="Size of the vocabulary.")] = 259,
+    device: Annotated[str, typer.Option(help="Name of the GPU, as in H100 or A100.")] = "H100",
+    mfu: Annotated[float, typer.Option(help="Share of the peak that training reaches.")] = 0.4,
+    gpus: Annotated[int, typer.Option(help="How many.")] = 1,
+) -> None:
+    """Parameters, FLOPs, memory and hours of a run, before it starts."""
+    from text_lm.plan import plan_run
+    from text_lm.settings import load_settings
+
+    for name, value in plan_run(load_settings(config, overrides), vocab, device, mfu, gpus).items():
+        typer.echo(f"{name:24} {value}")
+
+
+def _column(pool: Any, name: str) -> list[str]:
+    if name not in pool.column_names:
+        raise CurationError(f"the pool has no column {name!r}; it has {', '.join(pool.column_names)}")
+    return ["" if value is None else str(value) for value in pool[name]]
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; a user's mistake is one line and exit code 1."""
+    try:
+        app(args=arguments, prog_name="python -m text_lm")
+    except CurationError as error:
+        _say(f"error: {error}")
+        sys.exit(1)
