@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from curation.errors import CurationError
 from experiments.arms import BASE_ARM, METHOD_ARM
 from experiments.experiment import Domain, Settings
+from experiments.tracking import has_key
 
 BALANCE = ("effective", "kl", "gini", "rare_covered")
 
@@ -32,7 +34,7 @@ def build_workspace(settings: Settings, domain: Domain) -> Any:
             else:
                 panels.append(wr.BarPlot(title=name, metrics=[name], groupby="arm", orientation="h"))
         sections.append(ws.Section(name=title, panels=panels, is_open=True))
-    wanted = [ws.Config("experiment") == settings.name, ws.Config("scale") == settings.scale["name"]]
+    wanted = ws.And(ws.Config("experiment") == settings.name, ws.Config("scale") == settings.scale["name"])
     return ws.Workspace(
         name=f"{settings.name}, {settings.scale['name']}: {METHOD_ARM} against {BASE_ARM}",
         entity=settings.tracking.entity or "",
@@ -43,7 +45,13 @@ def build_workspace(settings: Settings, domain: Domain) -> Any:
 
 
 def publish(settings: Settings, domain: Domain) -> str:
-    """Send the dashboard to W&B; returns its address. Needs a key and the extra `train`."""
+    """Send the dashboard to W&B; returns its address. Needs the extra `train`.
+
+    Raises:
+        CurationError: no key or no entity.
+    """
+    if not has_key() or not settings.tracking.entity:
+        raise CurationError("the dashboard needs a W&B key (`wandb login`) and tracking.entity=<user or team>")
     workspace = build_workspace(settings, domain)
     workspace.save()
     return workspace.url

@@ -1,7 +1,6 @@
 """The page to put in front of a colleague: one HTML file without a network, the verdict at the top."""
 
 import base64
-import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,8 +35,25 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
-def signed(value: float) -> str:
-    return ("+" if value >= 0 else "-") + number(abs(value))
+def digits_for(width: float) -> int:
+    """Decimals that show an interval of this half width with two significant digits."""
+    return int(np.clip(1 - np.floor(np.log10(width)), 0, 8)) if np.isfinite(width) and width > 0 else 4
+
+
+def with_interval(item: Summary) -> str:
+    """'0.120 ± 0.011'."""
+    if not np.isfinite(item.interval):
+        return number(item.mean)
+    digits = digits_for(item.interval)
+    return f"{item.mean:.{digits}f} ± {item.interval:.{digits}f}"
+
+
+def difference(item: Summary) -> str:
+    """'-0.035 [-0.038, -0.032]'; empty for the base."""
+    if not np.isfinite(item.difference):
+        return ""
+    digits = digits_for((item.high - item.low) / 2)
+    return f"{item.difference:+.{digits}f} [{item.low:+.{digits}f}, {item.high:+.{digits}f}]"
 
 
 def verdict(domain: Domain, summaries: Sequence[Summary], method: str = METHOD_ARM) -> tuple[str, str]:
@@ -48,8 +64,8 @@ def verdict(domain: Domain, summaries: Sequence[Summary], method: str = METHOD_A
         return "open", f"No verdict: it takes the arms {BASE_ARM} and {method}, with the same seeds."
     item = found[0]
     figures = (
-        f"{metric.title}: {signed(item.difference)} against {BASE_ARM}, 95 % interval "
-        f"[{signed(item.low)}, {signed(item.high)}] over {item.pairs} seeds ({metric.better} is better)."
+        f"{metric.title}, difference to {BASE_ARM} with its 95 % interval: {difference(item)}, {item.pairs} seeds "
+        f"({metric.better} is better)."
     )
     if item.verdict == "better":
         return "supported", f"Supported. {figures}"
@@ -68,11 +84,7 @@ def _table(metrics: Sequence[Metric], summaries: Sequence[Summary]) -> list[dict
             if item is None:
                 values.append({"mean": "-", "note": "", "verdict": ""})
                 continue
-            mean = number(item.mean) + (f" ± {number(item.interval)}" if np.isfinite(item.interval) else "")
-            note = ""
-            if np.isfinite(item.difference):
-                note = f"{signed(item.difference)} [{signed(item.low)}, {signed(item.high)}]"
-            values.append({"mean": mean, "note": note, "verdict": item.verdict})
+            values.append({"mean": with_interval(item), "note": difference(item), "verdict": item.verdict})
         lines.append({"arm": arm, "cells": values})
     return lines
 
@@ -206,7 +218,7 @@ def write_report(
         galleries=_galleries(domain, records),
         costs=_costs(records),
         command=manifest["command"],
-        config=html.unescape(yaml.safe_dump(manifest["config"], sort_keys=False)),
+        config=yaml.safe_dump(manifest["config"], sort_keys=False),
         **_sources(records),
     )
     write_atomically(path, lambda stream: stream.write(text.encode()))

@@ -67,8 +67,8 @@ def run_mode(settings: TrackingSettings) -> str:
 class Tracker:
     """One W&B run. Whatever goes wrong with W&B is a warning: the stage goes on."""
 
-    def __init__(self, run: Any, folder: Path, stage: Stage | None, online: bool):
-        self.run, self.folder, self.stage, self.online = run, folder, stage, online
+    def __init__(self, run: Any, folder: Path, stage: Stage | None, online: bool, inputs: Sequence[str] = ()):
+        self.run, self.folder, self.stage, self.online, self.inputs = run, folder, stage, online, inputs
 
     def _safely(self, what: str, work: Any) -> None:
         if self.run is None:
@@ -102,9 +102,8 @@ class Tracker:
             self.run.log({f"pictures/{path.stem}": wandb.Image(str(path)) for path in pictures})
         if self.online:
             # lineage: W&B draws it from the artifacts that a run uses; offline they stand in the config alone
-            for earlier in stage.upstream:
-                for kind in ARTIFACTS.get(earlier.name, {}):
-                    self._safely("lineage", partial(self.run.use_artifact, _artifact_name(earlier, kind)))
+            for name in self.inputs:
+                self._safely("lineage", partial(self.run.use_artifact, name))
         for kind, place in ARTIFACTS.get(stage.name, {}).items():
             path = self.folder / place
             if path.exists():
@@ -159,6 +158,12 @@ def open_tracker(
     if mode == "off" or not wandb_installed():
         return None
     tags = [tag for tag in (stage.arm, "" if stage.seed is None else f"seed{stage.seed}", scale) if tag]
+    inputs = [
+        _artifact_name(earlier, kind)
+        for earlier in stage.upstream
+        for kind, place in ARTIFACTS.get(earlier.name, {}).items()
+        if (earlier.folder(root) / place).exists()
+    ]
     config = {
         "experiment": experiment,
         "scale": scale,
@@ -167,9 +172,7 @@ def open_tracker(
         "seed": stage.seed,
         "key": stage.key,
         "settings": stage.settings,
-        "inputs": [
-            _artifact_name(earlier, kind) for earlier in stage.upstream for kind in ARTIFACTS.get(earlier.name, {})
-        ],
+        "inputs": inputs,
     }
     run = start_run(
         settings,
@@ -182,7 +185,7 @@ def open_tracker(
         tags=tags,
         config=config,
     )
-    return Tracker(run, folder, stage, run is not None and not run.offline)
+    return Tracker(run, folder, stage, run is not None and not run.offline, inputs)
 
 
 def track_comparison(
@@ -209,7 +212,9 @@ def track_comparison(
     columns: list[str | int] = list(rows[0])
 
     def send() -> None:
-        run.log({"comparison": wandb.Table(columns=columns, data=[[row[str(name)] for name in columns] for row in rows])})
+        run.log(
+            {"comparison": wandb.Table(columns=columns, data=[[row[str(name)] for name in columns] for row in rows])}
+        )
         run.log({"report": wandb.Html(report.read_text())})
         run.summary.update({f"{row['arm']}/{row['metric']}": row["mean"] for row in rows})
 

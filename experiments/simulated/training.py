@@ -4,6 +4,7 @@ An encoder that has seen a concept often rebuilds it well. So the error on new r
 concepts, says what a subset was worth, as bits per byte over domains does for text.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -139,7 +140,7 @@ def fit(run: StageRun) -> dict[str, float]:
     cut_curve(curve, start)
     steps = range(start, train.steps)
     for step in tqdm(steps, desc="train", unit="step", initial=start, total=train.steps, disable=not run.progress):
-        rate = train.learning_rate * 0.5 * (1 + np.cos(np.pi * step / train.steps))
+        rate = train.learning_rate * 0.5 * (1 + math.cos(math.pi * step / train.steps))
         optimiser.param_groups[0]["lr"] = rate
         clean, generator = _batch(x, step, seed, train.batch_size)
         noisy = clean + train.noise * model.std * torch.randn(clean.shape, generator=generator)

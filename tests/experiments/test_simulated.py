@@ -17,23 +17,24 @@ from experiments.simulated import data
 from experiments.simulated.ablations import subset_measures, variants
 from experiments.simulated.figures import voronoi_cells
 from experiments.simulated.report import verdict
-from experiments.simulated.run import all_tasks, metric_rows, parse_settings, run
+from experiments.simulated.studies import all_tasks, metric_rows, parse_studies, studies_stage
 from experiments.simulated.table import TableSettings, final_points
 from experiments.simulated.theory import cell_sizes, density_exponent, energy, power_centroids, power_kmeans
+from experiments.stages import run_stage
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
     "seeds=[0,1]",
-    "science.table.three_levels=[600,200,60]",
-    "science.table.two_levels=[300,60]",
-    "science.table.peers=false",
-    "science.table.n_resamples=1",
-    "science.table.max_iterations=5",
-    "science.theory.n_points=2000",
-    "science.theory.n_clusters=40",
-    "science.ablations.max_iterations=2",
-    "science.ablations.n_resamples=1",
-    "science.ablations.toys.rings.levels=[60,20]",
+    "science.studies.table.three_levels=[600,200,60]",
+    "science.studies.table.two_levels=[300,60]",
+    "science.studies.table.peers=false",
+    "science.studies.table.n_resamples=1",
+    "science.studies.table.max_iterations=5",
+    "science.studies.theory.n_points=2000",
+    "science.studies.theory.n_clusters=40",
+    "science.studies.ablations.max_iterations=2",
+    "science.studies.ablations.n_resamples=1",
+    "science.studies.ablations.toys.rings.levels=[60,20]",
     "speed.threads=1",
 ]
 
@@ -156,11 +157,12 @@ def test_subset_measures_leave_the_background_out():
 
 @pytest.mark.parametrize("scale", [path.stem for path in sorted((ROOT / "configs/scale").glob("*.yaml"))])
 def test_every_scale_composes_to_settings_and_tasks(scale: str):
-    settings, toys = parse_settings(compose([f"scale={scale}"]))
-    tasks = all_tasks(settings, toys)
+    config = compose([f"scale={scale}"])
+    studies, toys = parse_studies(config)
+    tasks = all_tasks(studies, toys, config["seeds"])
     assert len({task.file(Path()) for task in tasks}) == len(tasks)
-    for name in settings.science.ablations.names:
-        rows = variants(toys[name], settings.science.ablations.n_resamples)
+    for name in studies.ablations.names:
+        rows = variants(toys[name], studies.ablations.n_resamples)
         assert {"levels", "resampling steps", "r_t", "sampling"} <= {variant.switch for variant in rows.values()}
     assert compose([f"scale={scale}", "seeds=[0,1,2]"])["seeds"] == [0, 1, 2]
 
@@ -168,7 +170,7 @@ def test_every_scale_composes_to_settings_and_tasks(scale: str):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("science.table.bandwith=1", "did you mean 'science.table.bandwidth'"),
+        ("science.studies.table.bandwith=1", "did you mean 'science.studies.table.bandwidth'"),
         ("sedes=[0]", "did you mean 'seeds'"),
         ("scale=labb", "did you mean 'lab'"),
         ("experiment=simulatd", "did you mean 'simulated'"),
@@ -181,14 +183,11 @@ def test_a_misspelt_setting_is_an_error_that_names_the_nearest(override: str, me
     assert "\n" not in str(caught.value)
 
 
-def test_a_misspelt_key_in_a_file_and_bad_seeds_are_errors():
+def test_a_misspelt_key_in_a_file_is_an_error():
     config = compose()
-    config["science"]["table"]["sample_sise"] = 3
-    with pytest.raises(CurationError, match=r"science\.table\.sample_sise is no setting; did you mean 'sample_size'"):
-        parse_settings(config)
-    for seeds in ([], [1, 1], [-1]):
-        with pytest.raises(CurationError, match="seeds is"):
-            parse_settings(compose() | {"seeds": seeds})
+    config["science"]["studies"]["table"]["sample_sise"] = 3
+    with pytest.raises(CurationError, match=r"table\.sample_sise is no setting; did you mean 'sample_size'"):
+        parse_studies(config)
 
 
 def test_resume_computes_only_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -223,38 +222,39 @@ def test_intervals_and_verdicts():
         paired_difference([1.0], [1.0, 2.0])
 
 
-def test_the_whole_run_writes_report_pictures_and_metrics(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_the_studies_write_report_pictures_and_metrics(tmp_path: Path, capsys: pytest.CaptureFixture):
     config = compose([*SMALL, f"output.runs={tmp_path / 'runs'}", f"output.report={tmp_path / 'report'}"])
-    report = run(config, "python scripts/run_experiment.py")
-    text = report.read_text()
+    stage = studies_stage(config)
+    folder = run_stage(stage, tmp_path / "runs", config["speed"], {"commit": "c", "device": "d", "versions": {}}, False)
+    text = (tmp_path / "report" / "simulated.md").read_text()
     for picture in ("density", "theory", "ablations"):
         image = tmp_path / "report" / "images" / f"simulated_{picture}.png"
         assert f"images/{image.name}" in text
         assert 1000 < image.stat().st_size < 300_000
-    metrics = json.loads((tmp_path / "runs" / "metrics.json").read_text())
+    metrics = json.loads((folder / "metrics.json").read_text())
     kl = [row for row in metrics["metrics"] if row["measure"] == "kl" and row["study"] == "table"]
     assert [row["row"] for row in kl] == ["raw", "kmeans", "two_levels", "three_levels", "resampled", "floor"]
-    lines = (tmp_path / "runs" / "metrics.csv").read_text().splitlines()
+    lines = (folder / "metrics.csv").read_text().splitlines()
     values = [float(line.split(",")[4]) for line in lines if line.startswith("table,raw,") and ",kl," in line]
     assert np.mean(values) == pytest.approx(kl[0]["mean"])
     assert f"{kl[0]['mean']:.3f} ± " in text
     capsys.readouterr()
-    before = text
-    run(config, "python scripts/run_experiment.py")
+    (folder / "stage.json").unlink()
+    run_stage(studies_stage(config), tmp_path / "runs", config["speed"], {"commit": "c"}, False)
     assert " 0 to compute" in capsys.readouterr().out
-    assert report.read_text() == before
+    assert (tmp_path / "report" / "simulated.md").read_text() == text
     assert metric_rows([]) == []
 
 
 def test_the_script_ends_with_one_clear_line(tmp_path: Path):
     done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts/run_experiment.py"), "sciense.table.bandwidth=1"],
+        [sys.executable, str(ROOT / "scripts/run_experiment.py"), "sciense.curation.size=1"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        "error: sciense.table.bandwidth is no setting; did you mean 'science.table.bandwidth'?"
+        "error: sciense.curation.size is no setting; did you mean 'science.curation.size'?"
     ]
     assert not list(tmp_path.iterdir())  # no outputs/ folder appears

@@ -1,0 +1,30 @@
+"""One report of run folders of several machines that hold the same experiment.
+
+    python scripts/compare_runs.py runs/web_images /mnt/cluster/runs/web_images -o runs/together
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from curation.errors import CurationError
+from experiments.launch import compare_folders
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, help="run folders: those with a run.json")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="gets report.html, metrics.json, metrics.csv")
+    arguments = parser.parse_args()
+    try:
+        print(f"report: {compare_folders(arguments.folders, arguments.output)}")
+    except CurationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

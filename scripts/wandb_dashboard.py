@@ -1,0 +1,31 @@
+"""Make the W&B dashboard that compares the arms of an experiment; needs a key, and `wandb sync` of offline runs before.
+
+    python scripts/wandb_dashboard.py experiment=simulated scale=lab tracking.entity=my-team
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from curation.errors import CurationError
+from experiments.dashboard import publish
+from experiments.experiment import open_domain, parse
+from experiments.settings import compose
+
+
+def main(arguments: list[str]) -> int:
+    if "-h" in arguments or "--help" in arguments:
+        print(__doc__)
+        return 0
+    try:
+        settings = parse(compose(arguments))
+        print(f"dashboard: {publish(settings, open_domain(settings.name))}")
+    except CurationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

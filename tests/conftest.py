@@ -1,0 +1,56 @@
+"""Fixtures of several rooms: a browser that opens the pages we write."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Any]:
+    """Headless Chromium, with its console log kept."""
+    if not shutil.which("chromium") or not shutil.which("chromedriver"):
+        assert not os.environ.get("CI"), "continuous integration must have chromium"
+        pytest.skip("chromium and chromedriver are not installed")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.options import Options
+    from selenium.webdriver.chrome.service import Service
+
+    options = Options()
+    options.binary_location = shutil.which("chromium") or ""
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def assert_opens(browser: Any) -> Any:
+    """Open a page: every picture loads, the console stays empty, and a phone does not scroll sideways."""
+
+    def check(path: Path) -> Any:
+        browser.get(f"file://{path}")
+        images = browser.find_elements("tag name", "img")
+        assert all(browser.execute_script("return arguments[0].naturalWidth", image) > 0 for image in images)
+        assert browser.get_log("browser") == []
+        overflow = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        browser.set_window_size(420, 900)
+        assert browser.execute_script(overflow) <= 0, "the page must not scroll sideways on a phone"
+        return browser
+
+    return check

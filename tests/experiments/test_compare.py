@@ -1,0 +1,104 @@
+"""Comparison: a difference called where there is none, or missed where there is, is the product failing."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from curation import CurationError
+from experiments.compare import (
+    NO_DIFFERENCE,
+    TOO_FEW,
+    Row,
+    bootstrap_interval,
+    judge_difference,
+    load_runs,
+    metric_rows,
+    summarise,
+)
+
+
+def test_bootstrap_agrees_with_scipy():
+    values = np.random.default_rng(0).normal(1, 2, 40)
+    low, high = bootstrap_interval(values)
+    reference = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=20_000, rng=1).confidence_interval
+    assert (low, high) == pytest.approx((reference.low, reference.high), abs=0.05)
+
+
+def test_false_calls_stay_near_five_percent_with_five_seeds():
+    rng = np.random.default_rng(0)
+    calls = [judge_difference(rng.normal(0, 1, 5), "higher")[3] for _ in range(400)]
+    wrong = np.mean([call != NO_DIFFERENCE for call in calls])
+    assert wrong < 0.08, f"{wrong:.1%} of comparisons without an effect were called"
+    bootstrap_alone = [
+        low > 0 or high < 0 for low, high in (bootstrap_interval(rng.normal(0, 1, 5), 500) for _ in range(400))
+    ]
+    assert np.mean(bootstrap_alone) > 0.08  # why the bootstrap does not decide alone
+
+
+def test_a_plain_effect_is_called_in_the_right_direction():
+    differences = np.array([1.0, 1.1, 0.9, 1.05, 0.95])
+    assert judge_difference(differences, "higher")[3] == "better"
+    assert judge_difference(differences, "lower")[3] == "worse"
+    assert judge_difference(-differences, "lower")[3] == "better"
+    assert judge_difference(differences[:2], "higher")[3] == TOO_FEW
+    assert judge_difference(np.array([]), "higher")[3] == TOO_FEW
+    assert judge_difference(np.zeros(5), "higher")[3] == NO_DIFFERENCE
+
+
+def test_differences_are_paired_by_seed():
+    rows = [Row("raw", seed, "accuracy", 10.0 * seed) for seed in range(5)]
+    rows += [Row("curated", seed, "accuracy", 10.0 * seed + 1 + 0.01 * seed) for seed in (4, 3, 2, 1)]
+    raw, curated = summarise(rows, {"accuracy": "higher"})
+    assert (raw.verdict, raw.seeds, raw.pairs) == ("", 5, 0)
+    assert curated.verdict == "better"
+    assert (curated.seeds, curated.pairs) == (4, 4)
+    assert curated.difference == pytest.approx(1.025)
+    assert curated.mean == pytest.approx(26.025)
+
+
+def write_run(root: Path, seeds: list[int], arms: tuple[str, ...] = ("raw", "oracle"), science: int = 1) -> Path:
+    stages = []
+    for arm in arms:
+        for seed in seeds:
+            folder = root / arm / f"seed{seed}" / "evaluate-x"
+            folder.mkdir(parents=True)
+            value = {"metrics": {"accuracy": seed + len(arm)}}
+            (folder / "metrics.json").write_text(json.dumps(value))
+            marker = {"name": "evaluate", "arm": arm, "seed": seed, "key": f"{arm}{seed}"}
+            (folder / "stage.json").write_text(json.dumps(marker))
+            stages.append(str(folder.relative_to(root)))
+    config = {"name": "toy", "science": {"size": science}}
+    (root / "run.json").write_text(json.dumps({"name": "toy", "config": config, "stages": stages}))
+    return root
+
+
+def test_run_folders_of_several_machines_are_one_experiment(tmp_path: Path):
+    one, two = write_run(tmp_path / "a", [0, 1]), write_run(tmp_path / "b", [1, 2])
+    _manifest, records = load_runs([one, two])
+    rows = metric_rows(records)
+    assert sorted((row.arm, row.seed) for row in rows) == [
+        (arm, seed) for arm in ("oracle", "raw") for seed in range(3)
+    ]
+    other = write_run(tmp_path / "c", [3], science=2)
+    with pytest.raises(CurationError, match="holds another experiment"):
+        load_runs([one, other])
+    with pytest.raises(CurationError, match="does not exist"):
+        load_runs([tmp_path / "nothing"])
+    with pytest.raises(CurationError, match="at least one"):
+        load_runs([])
+
+
+def test_values_that_are_no_numbers_and_double_results_are_errors(tmp_path: Path):
+    root = write_run(tmp_path / "a", [0], ("raw",))
+    double = load_runs([root])[1]
+    with pytest.raises(CurationError, match="two evaluations of raw seed 0"):
+        metric_rows([*double, *double])
+    (root / "raw/seed0/evaluate-x/metrics.json").write_text('{"metrics": {"accuracy": NaN}}')
+    with pytest.raises(CurationError, match="accuracy is nan"):
+        metric_rows(load_runs([root])[1])
+    shutil.rmtree(root / "raw")
+    assert metric_rows(load_runs([root])[1]) == []

@@ -1,0 +1,251 @@
+"""The whole experiment: what a user types, kills, changes, and shows to a colleague."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from curation import CurationError, Subset
+from experiments.arms import CurationSettings, subset_settings
+from experiments.experiment import build, open_domain
+from experiments.launch import compare_folders, plan_table, run_experiment
+from experiments.settings import CONFIGS, compose
+from experiments.simulated.training import _batch
+from experiments.stages import in_order
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "experiment=simulated",
+    "science.studies=null",
+    "science.curation.levels=[120,40,20]",
+    "science.curation.size=400",
+    "science.curation.n_resamples=1",
+    "science.curation.max_iterations=5",
+    "science.curation.semdedup_clusters=10",
+    "science.train.steps=60",
+    "science.train.log_every=20",
+    "tracking.wandb=off",
+    "speed.threads=1",
+]
+ARMS = [
+    "raw",
+    "all",
+    "flat",
+    "hierarchical_1",
+    "hierarchical_3",
+    "hierarchical_resampled",
+    "semdedup",
+    "retrieval",
+    "oracle",
+]
+
+
+def small(root: Path, *more: str) -> dict:
+    return compose([*SMALL, f"output.runs={root}", *more])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("run") / "all arms"
+    assert (
+        run_experiment(
+            small(root, f"arms=[{','.join(ARMS)}]", "seeds=[0,1,2]"), "the command", lambda _line: None, False
+        )
+        == 0
+    )
+    return root
+
+
+@pytest.mark.parametrize("scale", ["demo", "lab", "paper"])
+@pytest.mark.parametrize("experiment", [path.stem for path in sorted((CONFIGS / "experiment").glob("*.yaml"))])
+def test_every_experiment_builds_at_every_scale(experiment: str, scale: str):
+    built = build(compose([f"experiment={experiment}", f"scale={scale}"]))
+    assert {"raw", "hierarchical_resampled"} <= set(built.rows)
+    names = [stage.identity for stage in in_order(built.stages)]
+    assert len(set(names)) == len(names)
+
+
+def test_two_arms_differ_by_their_subset_alone():
+    built = build(compose(["experiment=simulated", "seeds=[0]", "science.studies=null"]))
+    stages = in_order(built.stages)
+    for name in ("train", "evaluate"):
+        one, other = (stage for stage in stages if stage.name == name)
+        assert one.settings == other.settings
+        assert one.seed == other.seed
+
+
+def test_settings_that_an_arm_does_not_use_leave_its_results_alone():
+    methods = compose(["experiment=simulated"])["science"]["methods"]
+    before, after = (
+        subset_settings(ARMS, methods, CurationSettings(size=10, levels=[9, 5, 2], n_resamples=n)) for n in (1, 2)
+    )
+    assert [arm for arm in ARMS if before[arm] != after[arm]] == ["hierarchical_resampled"]
+    assert before["hierarchical_1"]["levels"] == [2]
+    assert before["flat"]["k"] == 9
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("arms=[raw,hierarchical_resample]", "no arm 'hierarchical_resample'; did you mean 'hierarchical_resampled'"),
+        ("arms=[raw,hierarchical_4]", "wants 4 levels but science.curation.levels has 3"),
+        ("arms=[raw,raw]", "different names"),
+        ("seeds=[]", "seeds is"),
+        ("seeds=[1,1]", "seeds is"),
+        ("science.curation.size=999999", "arm raw wants 999,999 of the 12,000 rows"),
+        ("science.pool.toy=rings", "use one of manifold, clutter"),
+        ("launch.where=moon", "launch.where is 'moon'"),
+        ("tracking.wandb=yes please", "tracking.wandb is"),
+        ("speed.hardware=abacus", "known are"),
+    ],
+)
+def test_a_bad_setting_is_one_line_and_nothing_runs(tmp_path: Path, override: str, message: str):
+    dry = ["dry_run=true"] if "hardware" in override else []
+    with pytest.raises(CurationError, match=message) as caught:
+        run_experiment(small(tmp_path / "run", override, *dry), "", lambda _line: None, False)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("stage.json"))
+
+
+def test_the_dry_run_prints_stages_costs_and_writes_nothing(tmp_path: Path, finished: Path):
+    lines: list[str] = []
+    run_experiment(small(tmp_path / "run", "seeds=[0]", "dry_run=true"), "", lines.append, False)
+    assert not list(tmp_path.iterdir())
+    for text in ("train raw seed 0", "not run yet", "still to run", "38.4 epochs of its 400 rows"):
+        assert text in lines[0], lines[0]
+    table = plan_table(build(small(finished, "arms=[raw,oracle]", "seeds=[0,1,7]")))
+    state = {line[:44].strip(): line for line in table.splitlines()}
+    assert "finished before" in state["train oracle seed 1"]
+    assert "*" in state["train raw seed 7"]  # estimated from the stages that ran here
+    assert "not run yet" in state["train raw seed 7"]
+
+
+def test_every_arm_saw_the_same_budget_on_its_own_rows(finished: Path):
+    sizes = {}
+    for arm in ARMS:
+        marker = json.loads(next((finished / arm / "seed0").glob("train-*/stage.json")).read_text())
+        assert marker["cost"]["samples"] == 60 * 256
+        subset = Subset.load(next((finished / arm / "seed0").glob("curate-*")) / "subset")
+        sizes[arm] = len(subset)
+    assert sizes.pop("all") == 12_000
+    assert set(sizes.values()) == {400}
+
+
+def test_metrics_json_and_csv_hold_the_same_values(finished: Path):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    with open(finished / "metrics.csv") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == len(metrics["values"]) == len(ARMS) * 3 * 8
+    mine = [float(row["value"]) for row in rows if row["arm"] == "oracle" and row["metric"] == "error_macro"]
+    summary = next(item for item in metrics["summary"] if item["arm"] == "oracle" and item["metric"] == "error_macro")
+    assert summary["mean"] == pytest.approx(np.mean(mine))
+    assert summary["pairs"] == 3
+    assert metrics["command"] == "the command"
+
+
+def test_the_report_opens_and_says_the_verdict(finished: Path, assert_opens):
+    page = assert_opens(finished / "report.html")
+    metrics = json.loads((finished / "metrics.json").read_text())
+    method = next(
+        item
+        for item in metrics["summary"]
+        if item["arm"] == "hierarchical_resampled" and item["metric"] == "error_macro"
+    )
+    word = {"better": "Supported.", "worse": "Contradicted"}.get(method["verdict"], "Not shown")
+    assert word in page.find_element("css selector", ".verdict").text
+    text = page.find_element("tag name", "body").text
+    for arm in ARMS:
+        assert arm in text
+    assert "the command" in text
+    assert "38.4 epochs of its 400 rows" in text
+    assert len(page.find_elements("css selector", ".cluster img")) == 27  # nine clusters of three levels
+    assert len(page.find_elements("tag name", "svg")) == 3
+    source = (finished / "report.html").read_text()
+    assert "<script" not in source
+    assert 'src="http' not in source
+
+
+def test_no_significant_difference_is_said(finished: Path, tmp_path: Path):
+    page = compare_folders([finished], tmp_path / "page").read_text()
+    verdicts = {item["verdict"] for item in json.loads((tmp_path / "page/metrics.json").read_text())["summary"]}
+    assert "no significant difference" in verdicts
+    assert "no significant difference" in page
+
+
+def test_a_rerun_skips_everything_and_ends_with_the_same_report(finished: Path):
+    lines: list[str] = []
+    config = small(finished, f"arms=[{','.join(ARMS)}]", "seeds=[0,1,2]")
+    before = (finished / "metrics.json").read_bytes()
+    assert run_experiment(config, "the command", lines.append, False) == 0
+    assert sum("finished before" in line for line in lines) == 3 + len(ARMS) * 9 + 1
+    assert (finished / "metrics.json").read_bytes() == before
+
+
+def test_a_failed_arm_is_named_and_the_others_are_compared(tmp_path: Path):
+    lines: list[str] = []
+    config = small(tmp_path, "arms=[raw,oracle]", "seeds=[0]")
+    build(config)  # the arm itself is fine
+    broken = build(config)
+    stage = next(item for item in broken.stages if item.arm == "oracle").upstream[1].upstream[1]
+    stage.folder(tmp_path).mkdir(parents=True)
+    (stage.folder(tmp_path) / "subset").write_text("in the way")  # as if the disk refused
+    assert run_experiment(config, "", lines.append, False) == 1
+    assert any(line.startswith("[5/7] curate oracle seed 0: failed, ") for line in lines), lines
+    assert any("train oracle seed 0: skipped, curate oracle seed 0 failed" in line for line in lines)
+    page = (tmp_path / "report.html").read_text()
+    assert "train oracle seed 0: skipped" in page
+
+
+def test_batches_are_a_function_of_seed_and_step():
+    import torch
+
+    x = torch.arange(100.0)[:, None]
+    seen = torch.cat([_batch(x, step, 0, 30)[0] for step in range(10)]).flatten()
+    assert torch.equal(torch.sort(seen[:100]).values, x.flatten())  # each epoch takes every row once
+    assert torch.equal(torch.sort(seen[200:300]).values, x.flatten())
+    assert not torch.equal(_batch(x, 0, 0, 30)[0], _batch(x, 0, 1, 30)[0])
+
+
+def test_killed_in_training_it_resumes_to_the_same_numbers(tmp_path: Path):
+    """Two processes are killed with no chance to clean up; the third ends as one that was left alone."""
+    steps = ["science.train.steps=3000", "science.train.log_every=20", "arms=[raw]", "seeds=[0]"]
+    command = [
+        sys.executable,
+        str(ROOT / "scripts/run_experiment.py"),
+        *SMALL,
+        *steps,
+        f"output.runs={tmp_path / 'killed'}",
+    ]
+    for _ in range(2):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+        deadline, grown = time.time() + 120, 0
+        while time.time() < deadline and grown < 3:
+            time.sleep(0.1)
+            curves = list((tmp_path / "killed").rglob("curve.jsonl"))
+            now = curves[0].stat().st_mtime_ns if curves else 0
+            grown += now != getattr(process, "last", 0)
+            process.last = now  # type: ignore[attr-defined]
+        assert process.poll() is None, process.communicate()[0].decode()[-2000:]
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    last = subprocess.run(command, capture_output=True, text=True)
+    assert last.returncode == 0, last.stderr
+    assert "interrupted before; goes on" in last.stdout
+    run_experiment(small(tmp_path / "whole", *steps), "", lambda _line: None, False)
+    curves = [next((tmp_path / name).rglob("curve.jsonl")).read_text() for name in ("killed", "whole")]
+    assert curves[0] == curves[1]
+    assert (tmp_path / "killed/metrics.csv").read_bytes() == (tmp_path / "whole/metrics.csv").read_bytes()
+
+
+def test_the_headline_of_every_domain_is_one_metric():
+    for path in (CONFIGS / "experiment").glob("*.yaml"):
+        domain = open_domain(path.stem)
+        assert sum(metric.headline for metric in domain.metrics) == 1
+        assert {metric.better for metric in domain.metrics} <= {"higher", "lower"}

@@ -1,0 +1,159 @@
+"""A real SLURM of two nodes on this machine: a killed job must cost one submission, never a result."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from curation import CurationError
+from experiments.experiment import build
+from experiments.settings import compose
+from experiments.slurm import submit
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "tests/slurm.sh"
+OPTIONS = [
+    "experiment=simulated",
+    "science.studies=null",
+    "arms=[raw,hierarchical_resampled]",
+    "seeds=[0]",
+    "science.curation.levels=[60,20,10]",
+    "science.curation.size=300",
+    "science.curation.n_resamples=1",
+    "science.curation.max_iterations=5",
+    "science.train.steps=6000",
+    "science.train.log_every=50",
+    "tracking.wandb=off",
+    "speed.threads=1",
+]
+ON_SLURM = [
+    "launch=slurm",
+    "launch.resources.cpus_per_task=1",
+    "launch.resources.mem_gb=1",
+    "launch.stages.train.gpus_per_node=0",
+]
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[dict[str, str]]:
+    """Environment in which sbatch talks to the test cluster."""
+    if not all(shutil.which(name) for name in ("munged", "slurmctld", "slurmd", "sbatch")) or os.geteuid() != 0:
+        pytest.skip("SLURM is not installed (apt install slurm-wlm munge), or this user is not root")
+    folder = Path(tempfile.mkdtemp(prefix="slurm"))
+    started = subprocess.run(["sh", str(SCRIPT), "start", str(folder)], capture_output=True, text=True)
+    try:
+        assert started.returncode == 0, started.stderr
+        yield {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
+    finally:
+        subprocess.run(["sh", str(SCRIPT), "stop", str(folder)], capture_output=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def launch(environment: dict[str, str], root: Path, *more: str) -> dict[str, str]:
+    """Submit; gives stage -> job id."""
+    command = [sys.executable, str(ROOT / "scripts/run_experiment.py"), *OPTIONS, f"output.runs={root}", *more]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    jobs = [line.removeprefix("job ").split(": ") for line in done.stdout.splitlines() if line.startswith("job ")]
+    return {name: job for job, name in jobs}
+
+
+def states(environment: dict[str, str], jobs: dict[str, str]) -> dict[str, str]:
+    shown = subprocess.run(["scontrol", "-o", "show", "job"], capture_output=True, text=True, env=environment).stdout
+    found = {}
+    for line in shown.splitlines():
+        fields = dict(part.split("=", 1) for part in line.split() if "=" in part)
+        found[fields["JobId"]] = fields["JobState"]
+    return {name: found.get(job, "GONE") for name, job in jobs.items()}
+
+
+def wait(what: Callable[[], object], why: str, seconds: float = 240) -> None:
+    deadline = time.time() + seconds
+    while not what():
+        assert time.time() < deadline, f"waited {seconds:.0f} s for {why}"
+        time.sleep(0.3)
+
+
+def logs(root: Path) -> str:
+    return "\n".join(path.read_text()[-1500:] for path in sorted((root / "slurm").glob("*.err")))
+
+
+def test_a_killed_job_is_submitted_again_and_ends_with_the_same_result(slurm: dict[str, str], tmp_path: Path):
+    root = tmp_path / "killed"
+    jobs = launch(slurm, root, *ON_SLURM)
+    assert list(jobs) == [
+        "prepare seed 0",
+        "curate raw seed 0",
+        "train raw seed 0",
+        "evaluate raw seed 0",
+        "curate hierarchical_resampled seed 0",
+        "train hierarchical_resampled seed 0",
+        "evaluate hierarchical_resampled seed 0",
+        "compare",
+    ]
+    curve = "hierarchical_resampled/seed0/train-*/curve.jsonl"
+    half_way = lambda: any(len(path.read_text().splitlines()) >= 5 for path in root.glob(curve))  # noqa: E731
+    wait(half_way, "training to be half-way")
+    victim = jobs["train hierarchical_resampled seed 0"]
+    processes = subprocess.run(["pgrep", "-f", "submitit.core._submit"], capture_output=True, text=True).stdout.split()
+    killed = 0
+    for pid in processes:
+        try:
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if f"SLURM_JOB_ID={victim}".encode() in environment and b"SLURM_PROCID=0" in environment:
+            os.kill(int(pid), signal.SIGKILL)
+            killed += 1
+    assert killed, "no process of the job was found"
+    ended = ("COMPLETED", "FAILED", "CANCELLED", "GONE", "NODE_FAIL", "OUT_OF_MEMORY")
+    wait(lambda: all(state in ended for state in states(slurm, jobs).values()), "the first submission to end")
+    first = states(slurm, jobs)
+    assert first["train hierarchical_resampled seed 0"] == "FAILED"
+    assert first["evaluate raw seed 0"] == "COMPLETED"
+    assert first["compare"] == "CANCELLED"  # it waits for every evaluation
+    assert not (root / "report.html").exists()
+
+    again = launch(slurm, root, *ON_SLURM)
+    assert list(again) == ["train hierarchical_resampled seed 0", "evaluate hierarchical_resampled seed 0", "compare"]
+    wait(lambda: all(state in ended for state in states(slurm, again).values()), "the second submission to end")
+    assert set(states(slurm, again).values()) == {"COMPLETED"}, logs(root)
+    assert (root / "report.html").exists()
+
+    launch(slurm, tmp_path / "whole")  # here, without SLURM and without a kill
+    for name in ("metrics.csv",):
+        assert (root / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    curves = [next((tmp_path / name).glob(curve)).read_text() for name in ("killed", "whole")]
+    assert curves[0] == curves[1]
+
+
+@pytest.mark.slow
+def test_a_preempted_job_is_queued_again_by_itself(slurm: dict[str, str], tmp_path: Path):
+    jobs = launch(slurm, tmp_path / "run", *ON_SLURM, "arms=[raw]", "science.train.steps=12000")
+    curve = "raw/seed0/train-*/curve.jsonl"
+    wait(lambda: any(len(path.read_text().splitlines()) >= 5 for path in tmp_path.glob(f"run/{curve}")), "training")
+    victim = jobs["train raw seed 0"]
+    subprocess.run(["scancel", "--signal=USR2", victim], env=slurm, check=True)  # what SLURM sends before a time-out
+    wait(lambda: states(slurm, jobs)["train raw seed 0"] == "PENDING", "the job to be queued again")
+    wait(lambda: states(slurm, jobs)["compare"] in ("COMPLETED", "FAILED", "CANCELLED"), "the end", 500)
+    assert set(states(slurm, jobs).values()) == {"COMPLETED"}, logs(tmp_path / "run")
+    launch(slurm, tmp_path / "whole", "arms=[raw]", "science.train.steps=12000")
+    assert (tmp_path / "run/metrics.csv").read_bytes() == (tmp_path / "whole/metrics.csv").read_bytes()
+
+
+def test_without_sbatch_the_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    config = compose([*OPTIONS, *ON_SLURM, f"output.runs={tmp_path / 'run'}"])
+    with pytest.raises(CurationError, match="there is no sbatch here"):
+        submit(build(config), config, "")
+    config["launch"]["resources"]["gpu"] = 1
+    monkeypatch.setattr(shutil, "which", lambda _name: "/bin/true")
+    with pytest.raises(CurationError, match=r"launch\.resources has no 'gpu'"):
+        submit(build(config), config, "")

@@ -1,0 +1,148 @@
+"""Tracking: a dashboard that asks for what nobody logged is empty; a key in a log is a leak; W&B away is no excuse."""
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from curation import CurationError
+from experiments.dashboard import build_workspace, dashboard_metrics
+from experiments.experiment import open_domain, parse
+from experiments.launch import run_experiment
+from experiments.settings import compose
+from experiments.stages import run_stage
+from experiments.tracking import TrackingSettings, has_key, run_mode
+
+wandb = pytest.importorskip("wandb")
+KEY = "0123456789abcdef0123456789abcdef01234567"
+TINY = [
+    "science.studies=null",
+    "science.curation.levels=[60,20]",
+    "science.curation.sample_sizes=[0,0]",
+    "science.curation.size=200",
+    "science.curation.n_resamples=1",
+    "science.curation.max_iterations=3",
+    "science.train.steps=20",
+    "science.train.log_every=10",
+    "speed.threads=1",
+]
+
+
+@pytest.fixture
+def no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+
+def records_of(file: Path) -> Iterator[bytes]:
+    """Records of a .wandb file: a LevelDB log (blocks of 32 KiB; each piece has checksum, length and kind)."""
+    data, place, whole = file.read_bytes(), 7, b""
+    while place + 7 <= len(data):
+        left = 32_768 - place % 32_768
+        if left < 7:
+            place += left
+            continue
+        _checksum, length, kind = struct.unpack("<IHB", data[place : place + 7])
+        whole += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # full, last
+            yield whole
+            whole = b""
+
+
+def read_offline(root: Path) -> list[dict[str, Any]]:
+    """Config, tags, history keys and summary of every offline run, read back from its file."""
+    from wandb.proto import wandb_internal_pb2
+
+    runs = []
+    for file in sorted(root.glob("wandb/offline-run-*/*.wandb")):
+        run: dict[str, Any] = {"history": set(), "artifacts": [], "config": {}}
+        for data in records_of(file):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(data)
+            kind = record.WhichOneof("record_type")
+            if kind == "run":
+                run |= {"group": record.run.run_group, "job": record.run.job_type, "tags": list(record.run.tags)}
+                run |= {"project": record.run.project, "id": record.run.run_id}
+                run["config"] = {item.key: json.loads(item.value_json) for item in record.run.config.update}
+            elif kind == "history":
+                run["history"] |= {item.key or "/".join(item.nested_key) for item in record.history.item}
+            elif kind == "artifact":
+                run["artifacts"].append((record.artifact.type, record.artifact.name))
+            elif kind == "request" and record.request.WhichOneof("request_type") == "log_artifact":
+                artifact = record.request.log_artifact.artifact
+                run["artifacts"].append((artifact.type, artifact.name))
+        runs.append(run)
+    return runs
+
+
+def test_offline_runs_hold_what_the_dashboard_asks_for(tmp_path: Path, no_key):
+    config = compose([*TINY, f"output.runs={tmp_path / 'run'}", "seeds=[0]"])
+    assert run_experiment(config, "command", lambda _line: None, False) == 0
+    runs = read_offline(tmp_path / "run")
+    assert sorted(run["job"] for run in runs) == sorted(["compare", "prepare", *["curate", "train", "evaluate"] * 2])
+    logged = set().union(*(run["history"] for run in runs))
+    asked = {name for names in dashboard_metrics(open_domain("simulated")).values() for name in names}
+    assert asked <= logged, f"nobody logs {asked - logged}"
+    assert "samples" in logged
+    assert {"comparison", "report"} <= {name.split("/")[0] for name in logged}
+    for run in runs:
+        assert (run["project"], run["group"]) == ("curated-ssl", "simulated")
+        assert "demo" in run["tags"]
+    train = next(run for run in runs if run["job"] == "train" and "raw" in run["tags"])
+    assert set(train["tags"]) == {"raw", "seed0", "demo"}
+    assert (train["config"]["arm"], train["config"]["seed"], train["config"]["scale"]) == ("raw", 0, "demo")
+    # lineage: what each run used is what an earlier one made
+    made = {name for run in runs for _type, name in run["artifacts"]}
+    kinds = {kind for run in runs for kind, _name in run["artifacts"]}
+    assert {"pool", "tree", "subset", "checkpoint", "metrics"} <= kinds
+    used = {name.split(":")[0] for run in runs for name in run["config"].get("inputs", [])}
+    assert used <= made
+    # the simulated pool is a few rows; nothing is copied into W&B's folder
+    assert sum(path.stat().st_size for path in (tmp_path / "run/wandb").rglob("*")) < 20e6
+
+
+def test_the_dashboard_groups_by_arm_and_names_the_metrics():
+    pytest.importorskip("wandb_workspaces")
+    domain, config = open_domain("simulated"), compose([])
+    workspace = build_workspace(parse(config), domain)
+    text = json.dumps(workspace._to_model().model_dump(mode="json", by_alias=True), default=str)
+    for names in dashboard_metrics(domain).values():
+        for name in names:
+            assert name in text
+    assert workspace.runset_settings.groupby[0].name == "arm"
+    assert "raw" in workspace.name
+
+
+def test_without_a_key_runs_are_offline(no_key, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    assert not has_key()
+    assert run_mode(TrackingSettings()) == "offline"
+    assert run_mode(TrackingSettings(wandb="off")) == "off"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert run_mode(TrackingSettings()) == "off"
+    monkeypatch.delenv("WANDB_MODE")
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x")
+    assert run_mode(TrackingSettings()) == "online"
+    with pytest.raises(CurationError, match="use one of auto, online"):
+        TrackingSettings(wandb="sometimes")
+
+
+def test_an_unreachable_server_is_a_warning_and_no_key_is_written(tmp_path: Path, no_key, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    from experiments.experiment import build
+    from experiments.launch import begin_stage
+    from experiments.stages import in_order
+
+    config = compose([*TINY, f"output.runs={tmp_path / 'run'}", "seeds=[0]"])
+    experiment = build(config)
+    stage = in_order(experiment.stages)[0]
+    with pytest.warns(UserWarning, match="goes on offline"):
+        folder = run_stage(stage, experiment.root, **begin_stage(experiment, config, False))
+    assert (folder / "stage.json").exists()
+    for path in (tmp_path / "run").rglob("*"):
+        assert not path.is_file() or KEY.encode() not in path.read_bytes(), f"{path} holds the key"
