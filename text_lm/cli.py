@@ -53,7 +53,8 @@ def cut(
     for message in skipped[:5]:
         _say(f"left out: {message}")
     for count in counts.filters:
-        _say(f"{count.name}: {count.texts_in:,} in, {count.texts_out:,} out {dict(count.reasons) or ''}")
+        reasons = ", ".join(f"{reason} {n:,}" for reason, n in count.reasons.most_common(5))
+        _say(f"{count.name}: {count.texts_in:,} in, {count.texts_out:,} out ({reasons or 'none dropped'})")
     _say(f"{counts.documents:,} documents ({len(skipped):,} left out), {counts.passages:,} passages in {output}")
 
 

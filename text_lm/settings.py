@@ -102,6 +102,8 @@ class TrainSettings:
         for name in ("weight_decay", "clip", "z_loss", "warmup", "decay"):
             if getattr(self, name) < 0:
                 raise CurationError(f"{name} is {getattr(self, name)}; it must not be negative")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise CurationError(f"betas is {list(self.betas)}; AdamW needs two numbers in [0, 1)")
         if self.batch_size < 1:
             raise CurationError(f"batch_size {self.batch_size} must be at least 1 sequence")
         if self.tokens < self.tokens_per_step:
@@ -143,7 +145,8 @@ def _steps(value: float, steps: int) -> int:
 def load_settings(path: str | Path | None = None, overrides: list[str] | None = None) -> TrainSettings:
     """Settings from a YAML file, then ``key=value`` overrides such as ``model.width=256``.
 
-    ``model: small.yaml`` in the file (a path relative to it) takes the shape from another file.
+    ``model: small.yaml`` takes the shape from another file: relative to the first one, or to where one is when it
+    is an override.
 
     Raises:
         CurationError: no such file, an unknown setting, or a value of another kind.
@@ -159,7 +162,10 @@ def load_settings(path: str | Path | None = None, overrides: list[str] | None = 
             given = _read_yaml(path)
             if isinstance(given.get("model"), str):
                 given.model = _read_yaml(path.parent / given.model)
-        given = OmegaConf.merge(given, OmegaConf.from_dotlist(overrides or []))
+        changes: Any = OmegaConf.from_dotlist(overrides or [])
+        if isinstance(changes.get("model"), str):
+            changes.model = _read_yaml(Path(changes.model))
+        given = OmegaConf.merge(given, changes)
         content: Any = OmegaConf.to_container(given, resolve=True)
         return settings_from(content)
     except (OmegaConfBaseException, YAMLError) as error:
@@ -172,6 +178,12 @@ def settings_from(content: dict[str, Any]) -> TrainSettings:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    for part in ("model", "speed"):
+        if not isinstance(content.get(part, {}), dict):
+            raise CurationError(f"setting {part} is {content[part]!r}; it needs key: value lines of its own")
+    budget = content.get("tokens")
+    if isinstance(budget, float) and budget.is_integer():  # 1e9 is a float in YAML
+        content = {**content, "tokens": int(budget)}
     try:
         typed = OmegaConf.merge(OmegaConf.structured(TrainSettings), content)
         plain: Any = OmegaConf.to_container(typed, resolve=True)
