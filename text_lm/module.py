@@ -1,5 +1,6 @@
 """The Lightning module: wiring of model, loss, optimiser and learning rate. The parts are plain functions elsewhere."""
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import lightning
@@ -30,6 +31,7 @@ class LanguageModel(lightning.LightningModule):
         self.factor = schedule(
             settings.schedule, settings.steps, settings.warmup_steps, settings.final_lr, settings.decay_steps
         )
+        self.loss: Callable[..., tuple[Tensor, Tensor]] = language_model_loss
         self.step_loss: Tensor | None = None
         self.gradient_norm: Tensor | None = None
 
@@ -39,15 +41,17 @@ class LanguageModel(lightning.LightningModule):
         speed = self.settings.speed
         self.model = build_model(self.settings.model, self.tokenizer, self.settings.seed, speed.attention)
         self.model.train()
+        self.vectors = {name for name, parameter in self.model.named_parameters() if parameter.ndim < 2}
         if speed.checkpoint_activations:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         if speed.compile:
             self.model.compile()  # in place: the names in the checkpoint stay those of the plain model
+            self.loss = torch.compile(language_model_loss)  # spares the float32 copy of the logits
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         settings = self.settings
         return torch.optim.AdamW(
-            parameter_groups(self.model, settings.weight_decay),
+            parameter_groups(self.model.named_parameters(), self.vectors, settings.weight_decay),
             lr=settings.learning_rate,
             betas=settings.betas,
             eps=settings.eps,
@@ -77,7 +81,7 @@ class LanguageModel(lightning.LightningModule):
             None if cross else batch["documents"],
             None if cross else batch["positions"],
         )
-        total, cross_entropy = language_model_loss(logits, batch["targets"], self.settings.z_loss)
+        total, cross_entropy = self.loss(logits, batch["targets"], self.settings.z_loss)
         assert self.step_loss is not None
         self.step_loss += cross_entropy / batch["n_targets"]
         # processes are averaged and Lightning divides by the micro-batches: undo both, for the mean over all targets
@@ -107,9 +111,18 @@ class LanguageModel(lightning.LightningModule):
                 )
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices, which decay, and vectors (norms), which do not."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
-    vectors = [parameter for parameter in parameters if parameter.ndim < 2]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+def parameter_groups(
+    named: Iterable[tuple[str, nn.Parameter]], vectors: set[str], decay: float
+) -> list[dict[str, Any]]:
+    """Matrices, which decay, and vectors (norms), which do not.
+
+    Args:
+        named: names and parameters, wrapped or not.
+        vectors: names of the vectors, taken before wrapping: FSDP flattens every parameter.
+    """
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in named:
+        for wrapper in ("_fsdp_wrapped_module.", "_orig_mod."):
+            name = name.replace(wrapper, "")
+        groups[name in vectors].append(parameter)
+    return [{"params": groups[False], "weight_decay": decay}, {"params": groups[True], "weight_decay": 0.0}]

@@ -8,7 +8,7 @@ from curation.errors import CurationError
 from curation.files import digest_json
 from text_lm.model import ModelSettings
 
-PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-mixed")
+PRECISIONS = ("32-true", "bf16-mixed")  # weights stay float32, and so do the frequencies of the rotary positions
 STRATEGIES = ("auto", "ddp", "fsdp")
 
 
@@ -70,7 +70,7 @@ class TrainSettings:
         betas, eps, weight_decay: AdamW's; norms are not decayed.
         clip: greatest gradient norm; 0 switches clipping off.
         z_loss: weight of the z-loss; 0 switches it off.
-        precision: a Lightning precision.
+        precision: "32-true", or "bf16-mixed" (float32 weights, bfloat16 products).
         seed: of the initial weights and of the order of the data.
         speed: devices, compilation, workers, ...
     """

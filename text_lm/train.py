@@ -19,6 +19,7 @@ from curation.errors import CurationError
 from curation.files import digest_json, load_json, save_json
 from text_lm.callbacks import CHECKPOINT, Checkpoints, RunLog, signals_restored
 from text_lm.data import BatchPlan, step_loader
+from text_lm.model import build_model
 from text_lm.module import LanguageModel
 from text_lm.packing import TokenStream
 from text_lm.settings import TrainSettings
@@ -193,11 +194,13 @@ def _trainer(settings: TrainSettings, folder: Path, callbacks: list[lightning.Ca
     strategy: Any = speed.strategy
     if strategy == "fsdp":
         from lightning.pytorch.strategies import FSDPStrategy
+        from torch.distributed.fsdp import MixedPrecision
         from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-        strategy = FSDPStrategy(
-            auto_wrap_policy={LlamaDecoderLayer}, state_dict_type="full", sharding_strategy="FULL_SHARD"
-        )
+        half = settings.precision == "bf16-mixed"
+        # Lightning's own choice also rounds sums of gradients and the rotary frequencies to bfloat16
+        mixed = MixedPrecision(torch.bfloat16, torch.float32, torch.float32) if half else None
+        strategy = FSDPStrategy(auto_wrap_policy={LlamaDecoderLayer}, state_dict_type="full", mixed_precision=mixed)
     micro = speed.micro_batch_size
     try:
         with warnings.catch_warnings():
@@ -227,12 +230,17 @@ def _trainer(settings: TrainSettings, folder: Path, callbacks: list[lightning.Ca
 
 def _export(trainer: lightning.Trainer, module: LanguageModel, tokenizer: Tokenizer, folder: Path) -> None:
     """Write the Hugging Face folder, whole or not at all."""
+    from transformers.utils import logging as transformers_logging
+
     state = trainer.strategy.lightning_module_state_dict()  # gathers the pieces where the model is sharded
     if trainer.is_global_zero:
         temporary = folder / f".{MODEL}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
-        weights = {name.removeprefix("model."): value for name, value in state.items()}
-        module.model.save_pretrained(temporary, state_dict=weights)
+        plain = build_model(module.settings.model, tokenizer, module.settings.seed)  # free of wrappers and compilation
+        plain.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
+        transformers_logging.disable_progress_bar()
+        plain.save_pretrained(temporary)
+        transformers_logging.enable_progress_bar()
         tokenizer.save(temporary)
         shutil.rmtree(folder / MODEL, ignore_errors=True)
         temporary.rename(folder / MODEL)

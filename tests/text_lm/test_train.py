@@ -145,6 +145,20 @@ def test_checkpoint_is_an_ordinary_hugging_face_folder(finished: Path):
     assert out.shape == (1, ids.shape[1] + 5)
 
 
+def test_bfloat16_learns_and_keeps_float32_weights(finished: Path, tokens: Path, tmp_path: Path):
+    result = run(tmp_path / "run", tokens, precision="bf16-mixed", z_loss=1e-4)
+    assert result.loss == pytest.approx(science(finished)[-1]["loss"], abs=0.05)
+    assert all(value.dtype == torch.float32 for value in weights(tmp_path / "run").values())
+
+
+@pytest.mark.slow
+def test_compiled_training_is_the_same_but_for_rounding(finished: Path, tokens: Path, tmp_path: Path):
+    run(tmp_path / "run", tokens, speed={"compile": True, "checkpoint_activations": True})
+    found, wanted = weights(tmp_path / "run"), weights(finished)
+    assert set(found) == set(wanted)
+    assert max(float((found[name] - wanted[name]).abs().max()) for name in wanted) < 1e-3
+
+
 def test_first_steps_match_a_plain_float64_loop(tokens: Path, tmp_path: Path):
     """AdamW, clipping, warm-up, z-loss and the mean over targets, written out in float64."""
     from text_lm.model import build_model
