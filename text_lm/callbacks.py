@@ -15,6 +15,7 @@ import lightning
 import torch
 from tqdm import tqdm
 
+from curation.errors import CurationError
 from text_lm.model import flops_per_token, peak_flops
 from text_lm.module import LanguageModel
 
@@ -60,11 +61,18 @@ class Checkpoints(lightning.Callback):
         assert isinstance(module, LanguageModel)
         module.check_finite()  # a checkpoint that cannot go on is worse than none
         temporary = self.folder / f".{CHECKPOINT}.tmp"
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            with open(temporary, "rb") as stream:
-                os.fsync(stream.fileno())
-            os.replace(temporary, self.folder / CHECKPOINT)
+        try:
+            trainer.save_checkpoint(temporary)
+            if trainer.is_global_zero:
+                with open(temporary, "rb") as stream:
+                    os.fsync(stream.fileno())
+                os.replace(temporary, self.folder / CHECKPOINT)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise CurationError(
+                f"{self.folder / CHECKPOINT} cannot be written ({error.strerror or error}); the one before it is "
+                "whole: make room and run the same again"
+            ) from error
         trainer.strategy.barrier("checkpoint")
 
 

@@ -92,12 +92,13 @@ def near_duplicates(
             row = int(parent[row])
         return row
 
-    signatures: list[MinHash] = []
+    signatures: dict[int, MinHash] = {}  # the index holds bands only; needed where signatures are the measure
     for row, text in enumerate(tqdm(texts, unit=" texts", desc="near duplicates", disable=not progress)):
         grams = _grams(text, shingle)
         signature = MinHash(num_perm=permutations, seed=seed)
         signature.update_batch([gram.encode(errors="surrogatepass") for gram in grams])
-        signatures.append(signature)
+        if not verify:
+            signatures[row] = signature
         for other in sorted(index.query(signature)):
             one, two = root(row), root(other)
             if one == two:

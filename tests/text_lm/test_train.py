@@ -122,6 +122,41 @@ run(Path({str(folder)!r}), Path({str(tokens)!r}))
     assert science(folder) == science(finished)
 
 
+def test_a_kill_after_the_last_step_still_gives_the_model(
+    finished: Path, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import text_lm.train as module
+
+    def killed(*parts: Any) -> None:
+        raise RuntimeError
+
+    export = module._export
+    monkeypatch.setattr(module, "_export", killed)
+    with pytest.raises(RuntimeError):
+        run(tmp_path / "run", tokens)
+    monkeypatch.setattr(module, "_export", export)
+    result = run(tmp_path / "run", tokens)
+    assert (result.finished, result.step) == (True, STEPS)
+    assert all(torch.equal(weights(tmp_path / "run")[name], value) for name, value in weights(finished).items())
+    assert result.loss == science(finished)[-1]["loss"]
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plain = os.replace
+
+    def full(source: Any, target: Any) -> None:
+        if str(target).endswith("last.ckpt") and Path(target).exists():
+            raise OSError(28, "No space left on device")
+        plain(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(CurationError, match=r"last\.ckpt cannot be written \(No space left on device\)"):
+        run(tmp_path / "run", tokens)
+    assert torch.load(tmp_path / "run/last.ckpt", weights_only=True)["global_step"] == 4
+    monkeypatch.setattr(os, "replace", plain)
+    assert run(tmp_path / "run", tokens).finished
+
+
 def test_micro_batches_do_not_change_the_gradient(finished: Path, tokens: Path, tmp_path: Path, sigterm_at):
     sigterm_at(5)  # and the batch is split another way after the resume
     run(tmp_path / "run", tokens, speed={"micro_batch_size": 1})
