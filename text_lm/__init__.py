@@ -1,4 +1,10 @@
-"""Tokenise, pack and train a small LLaMA-style language model on a curated subset of a text pool."""
+"""Tokenise, pack and train a small LLaMA-style language model on a curated subset of a text pool.
+
+In the order of the work, as functions and as ``python -m text_lm`` commands:
+documents -> passages (filters) -> dedup -> split -> embed -> [curation: cluster, sample] -> tokenizer -> tokens ->
+packing -> data -> train (settings, model, loss, schedules, module, callbacks) -> perplexity.
+Read first: packing.py (what a training sequence is), data.py (which ones make a step), train.py (a whole run).
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

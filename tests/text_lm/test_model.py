@@ -225,3 +225,16 @@ def test_models_that_do_not_fit_their_tokeniser_are_refused(tmp_path: Path):
         load_model(tmp_path / "nothing")
     with pytest.raises(CurationError, match="attention 'eager' is unknown"):
         build_model(SMALL, BYTES, 0, "eager")
+
+
+@pytest.mark.slow
+def test_flex_attention_keeps_documents_apart_as_the_plain_kernel_does():
+    documents = torch.tensor([[0] * 6 + [1] * 8 + [2] * 5])
+    positions = torch.tensor([[*range(6), *range(8), *range(5)]])
+    inputs = torch.arange(19)[None]
+    with torch.no_grad():
+        plain, flex = (
+            next_token_logits(build_model(SMALL, BYTES, 0, kernel), inputs, documents, positions)
+            for kernel in ("sdpa", "flex_attention")
+        )
+    assert (plain - flex).abs().max() < 1e-4 * plain.abs().max()
