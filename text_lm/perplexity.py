@@ -63,8 +63,9 @@ def score_texts(
     Args:
         model: a Hugging Face causal language model.
         length: tokens per window; None takes the model's context.
-        stride: tokens from one window to the next. None takes ``length``: windows share one token, which is fast and
-            what ``lm_eval`` does; a smaller stride gives each token at least ``length - stride`` tokens of context.
+        stride: tokens from one window to the next. None takes ``length``, which is fast and what the rolling
+            log-likelihood of ``lm_eval`` does (with ``add_bos_token=False``; else it scores a second bos as well). A
+            smaller one gives each token at least ``length - stride`` tokens of context, where there are any.
         batch_size: windows per forward pass.
 
     Raises:
@@ -83,7 +84,8 @@ def score_texts(
     for text, ids in enumerate(encoded):
         start = scored = 0
         while scored < len(ids) - 1:
-            windows.append((text, start, scored - start))
+            begin = min(start, max(len(ids) - 1 - length, 0))  # the last window takes all the context it can
+            windows.append((text, begin, scored - begin))
             scored = min(start + length, len(ids) - 1)
             start += stride
     windows.sort(key=lambda window: len(encoded[window[0]]) - window[1])  # like lengths together: little padding

@@ -1,6 +1,7 @@
 """Perplexity: the number every conclusion of the text experiment rests on."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ def plain(text: str, length: int, stride: int) -> float:
     total = 0.0
     for target in range(1, len(ids)):
         start = max(0, -(-(target - length) // stride)) * stride
+        start = min(start, max(0, len(ids) - 1 - length))  # the last window slides back
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([ids[start:target]]), use_cache=False).logits[0, -1]
         total -= float(torch.log_softmax(logits, -1)[ids[target]])
@@ -37,6 +39,18 @@ def test_scores_match_token_by_token_in_float64(length: int, stride: int):
     assert np.allclose(scores.nats, [plain(text, length, stride) for text in TEXTS], rtol=1e-5)
     assert scores.n_bytes.tolist() == [len(text.encode()) for text in TEXTS]
     assert scores.n_tokens.tolist() == scores.n_bytes.tolist()
+
+
+def test_scores_match_the_harness_of_eleutherai(tmp_path: Path):
+    huggingface = pytest.importorskip("lm_eval.models.huggingface")
+    from lm_eval.api.instance import Instance
+
+    MODEL.save_pretrained(tmp_path)
+    BYTES.save(tmp_path)
+    harness = huggingface.HFLM(pretrained=str(tmp_path), device="cpu", batch_size=1, add_bos_token=False)
+    texts = [text for text in TEXTS if text]
+    requests = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in texts]
+    assert np.allclose(score_texts(MODEL, BYTES, texts).nats, [-x for x in harness.loglikelihood_rolling(requests)])
 
 
 def test_batches_do_not_change_the_score():
