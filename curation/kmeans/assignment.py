@@ -5,6 +5,7 @@ by row from the true rounding residuals; every centroid within twice the bound o
 index is the exact argmin for any precision of the product, and no (n, k) matrix exists beyond one cache-sized block.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numba
@@ -19,8 +20,10 @@ from curation.embeddings import Embeddings, open_embeddings
 from curation.errors import CurationError
 from curation.kmeans.frame import Frame
 
-SCORE_BYTES = 4 << 20  # a block of scores stays in the cache of a few cores
+SCORE_BYTES = 32 << 20  # of a block of scores: large products keep all cores busy, and it still fits the last cache
 GPU_SCORE_BYTES = 1 << 29
+CHUNK = 64  # columns whose largest score is kept
+ROWS_AT_ONCE = 32  # of one thread
 FEW_DIMENSIONS = 16  # below, a matrix product costs more than plain differences
 UNIT_ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float32: 2.0**-23}  # twice the true one: room for the bound's own error
 
@@ -85,31 +88,56 @@ def _measure(x, norm):
         norm[i] = np.sqrt(total)
 
 
+@numba.njit(fastmath={"reassoc", "contract", "nnan", "nsz"}, inline="always")
+def _chunk_maxima(scores, half_norms, largest):
+    """Largest score of every chunk of columns; returns the largest of all."""
+    k, best = scores.shape[0], np.float32(-np.inf)
+    for part in range(len(largest)):
+        most = np.float32(-np.inf)
+        for j in range(part * CHUNK, min((part + 1) * CHUNK, k)):
+            most = max(most, _as_float32(scores[j]) - half_norms[j])
+        largest[part] = most
+        best = max(best, most)
+    return best
+
+
+@numba.njit(fastmath={"reassoc", "contract", "nnan", "nsz"}, inline="always")
+def _largest_but(scores, half_norms, largest, column):
+    """Largest score of all columns but one; column -1 leaves none out."""
+    second, own = np.float32(-np.inf), column // CHUNK if column >= 0 else -1
+    for part in range(len(largest)):
+        if part != own:
+            second = max(second, largest[part])
+    if own >= 0:
+        for j in range(own * CHUNK, min((own + 1) * CHUNK, scores.shape[0])):
+            if j != column:
+                second = max(second, _as_float32(scores[j]) - half_norms[j])
+    return second
+
+
 @numba.njit(parallel=True, fastmath={"reassoc", "contract", "nnan", "nsz"}, cache=True)
-def _decide(scores, half_norms, slack, x, centroids, labels, distances):
-    """Exact argmin of every row among the centroids whose score is within ``slack`` of the best."""
+def _decide(scores, half_norms, slack, x, centroids, labels, distances, bounds):
+    """Exact argmin of every row among the centroids whose score is within ``slack`` of the best.
+
+    ``bounds`` gets an upper bound on the true score of every other centroid; half the slack bounds the error of one.
+    """
     n, k = scores.shape
-    chunk = 64
-    for i in numba.prange(n):
-        best = np.float32(-np.inf)
-        for j in range(k):
-            best = max(best, _as_float32(scores[i, j]) - half_norms[j])
-        threshold = best - slack[i]
-        nearest, smallest = -1, np.inf
-        for first in range(0, k, chunk):
-            last = min(first + chunk, k)
-            largest = np.float32(-np.inf)
-            for j in range(first, last):
-                largest = max(largest, _as_float32(scores[i, j]) - half_norms[j])
-            if largest < threshold:
-                continue
-            for j in range(first, last):
-                if _as_float32(scores[i, j]) - half_norms[j] >= threshold:
-                    distance = _squared_distance(x[i], centroids[j])
-                    if distance < smallest:  # strict: a tie goes to the lower index
-                        nearest, smallest = j, distance
-        labels[i] = nearest
-        distances[i] = smallest
+    for part_of_rows in numba.prange((n + ROWS_AT_ONCE - 1) // ROWS_AT_ONCE):
+        largest = np.empty((k + CHUNK - 1) // CHUNK, np.float32)
+        for i in range(part_of_rows * ROWS_AT_ONCE, min((part_of_rows + 1) * ROWS_AT_ONCE, n)):
+            threshold = _chunk_maxima(scores[i], half_norms, largest) - slack[i]
+            nearest, smallest = -1, np.inf
+            for part in range(len(largest)):
+                if largest[part] < threshold:
+                    continue
+                for j in range(part * CHUNK, min((part + 1) * CHUNK, k)):
+                    if _as_float32(scores[i, j]) - half_norms[j] >= threshold:
+                        distance = _squared_distance(x[i], centroids[j])
+                        if distance < smallest:  # strict: a tie goes to the lower index
+                            nearest, smallest = j, distance
+            labels[i] = nearest
+            distances[i] = smallest
+            bounds[i] = _largest_but(scores[i], half_norms, largest, nearest) + slack[i] * np.float32(0.5)
 
 
 @numba.njit(parallel=True, fastmath={"reassoc", "contract", "nnan", "nsz"}, cache=True)
@@ -157,6 +185,11 @@ def has_bfloat16_units(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
 
 
+def bits(scores: Tensor) -> np.ndarray:
+    """Scores as compiled code takes them: float32, or the bit patterns of bfloat16."""
+    return (scores.view(torch.uint16) if scores.dtype == torch.bfloat16 else scores).numpy()
+
+
 class CentroidSearch:
     """Centroids prepared for nearest-neighbour queries.
 
@@ -164,6 +197,8 @@ class CentroidSearch:
         centroids: (k, d) in the frame of the queries; float32.
         precision: of the product: "auto", "bfloat16" or "float32". The answer is the same for all.
     """
+
+    compiled = True  # on the CPU; else plain torch, as on any other device
 
     def __init__(self, centroids: Float[Tensor, "k d"], precision: str = "auto"):
         self.centroids = centroids.float().contiguous()
@@ -211,35 +246,57 @@ class CentroidSearch:
             low = torch.from_numpy(patterns).view(torch.bfloat16)
         return low, torch.from_numpy(self._slack(norm, residual).astype(np.float32))
 
-    def nearest(self, x: Float[Tensor, "m d"]) -> tuple[Int[Tensor, "m"], Float[Tensor, "m"]]:
-        """Index (int32) of the nearest centroid and squared distance (float32) of float32 rows on the same device."""
+    def nearest(
+        self, x: Float[Tensor, "m d"], bounds: Float[np.ndarray, "m"] | None = None
+    ) -> tuple[Int[Tensor, "m"], Float[Tensor, "m"]]:
+        """Index (int32) of the nearest centroid and squared distance (float32) of float32 rows on the same device.
+
+        Args:
+            x: rows.
+            bounds: on the CPU, with more than 16 dimensions: gets for each row an upper bound on the score
+                x.c - |c|^2 / 2 of all centroids but the nearest.
+        """
         labels = torch.empty(len(x), dtype=torch.int32, device=self.device)
         distances = torch.empty(len(x), dtype=torch.float32, device=self.device)
         if self.few_dimensions:
             relative = np.float32(1 + 4 * (self.dim + 4) * 2.0**-24)
             transposed = self.centroids.t().contiguous().numpy()
-            found = labels.numpy(), distances.numpy()
-            _nearest_in_few_dimensions(x.numpy(), transposed, relative, self.centroids.numpy(), *found)
+            _nearest_in_few_dimensions(
+                x.numpy(), transposed, relative, self.centroids.numpy(), labels.numpy(), distances.numpy()
+            )
             return labels, distances
-        decide = self._decide_on_cpu if self.device.type == "cpu" else self._decide_anywhere
-        for start in range(0, len(x), self.rows_per_block):
-            rows = x[start : start + self.rows_per_block]
-            stop = start + len(rows)
-            low, slack = self._lower(rows)
-            decide(low @ self.transposed, slack, rows, labels[start:stop], distances[start:stop])
+        on_cpu = self.device.type == "cpu" and self.compiled
+        others = np.empty(len(x) if on_cpu else 0, np.float32) if bounds is None else bounds
+        for start, stop, scores, slack in self.scores(x):
+            found = labels[start:stop], distances[start:stop]
+            if not on_cpu:
+                self._decide_anywhere(scores, slack, x[start:stop], *found)
+                continue
+            _decide(
+                bits(scores),
+                self.half_norms.numpy(),
+                slack.numpy(),
+                x[start:stop].numpy(),
+                self.centroids.numpy(),
+                found[0].numpy(),
+                found[1].numpy(),
+                others[start:stop],
+            )
         return labels, distances
 
-    def _decide_on_cpu(self, scores: Tensor, slack: Tensor, x: Tensor, labels: Tensor, distances: Tensor) -> None:
-        patterns = scores.view(torch.uint16) if scores.dtype == torch.bfloat16 else scores
-        _decide(
-            patterns.numpy(),
-            self.half_norms.numpy(),
-            slack.numpy(),
-            x.numpy(),
-            self.centroids.numpy(),
-            labels.numpy(),
-            distances.numpy(),
-        )
+    def scores(self, x: Float[Tensor, "m d"]) -> Iterator[tuple[int, int, Tensor, Float[Tensor, "b"]]]:
+        """Products x.c in blocks that fit the cache: start, stop, (b, k) scores, slack; one block at a time is kept."""
+        room = torch.empty((min(len(x), self.rows_per_block), self.k), dtype=self.dtype, device=self.device)
+        for start in range(0, len(x), self.rows_per_block):
+            rows = x[start : start + self.rows_per_block]
+            low, slack = self._lower(rows)
+            scores = room[: len(rows)]
+            if self.device.type == "cpu" and self.dtype == torch.float32:
+                # numpy's OpenBLAS has kernels for every CPU; torch's MKL is half as fast on those of AMD
+                np.matmul(low.numpy(), self.transposed.numpy(), out=scores.numpy())
+            else:
+                torch.mm(low, self.transposed, out=scores)
+            yield start, start + len(rows), scores, slack
 
     def _decide_anywhere(self, scores: Tensor, slack: Tensor, x: Tensor, labels: Tensor, distances: Tensor) -> None:
         """The same decision in plain torch, for any device."""

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from curation.embeddings import Embeddings, open_embeddings
 from curation.errors import CurationError
+from curation.kmeans.activity import ActiveSearch
 from curation.kmeans.assignment import CentroidSearch, assign_all, rows_per_read
 from curation.kmeans.frame import Frame, check_rows, sample_rows
 from curation.kmeans.seeding import seed_centroids
@@ -142,8 +143,9 @@ def fit_centroids(
                     raise CurationError(f"initial has shape {tuple(centroids.shape)}, not ({k}, {x.dim})")
             history, done = [], 0
         bar.update(done)
+        active = ActiveSearch(x.n_rows)
         for iteration in range(done, max_iterations):
-            moved, inertia = _iterate(x, centroids, frame, precision)
+            moved, inertia = _iterate(x, centroids, frame, precision, active)
             history.append(inertia / frame.scale**2)
             still = torch.equal(moved, centroids)
             centroids = moved
@@ -158,16 +160,16 @@ def fit_centroids(
 
 
 def _iterate(
-    x: Embeddings, centroids: Float[Tensor, "k d"], frame: Frame, precision: str
+    x: Embeddings, centroids: Float[Tensor, "k d"], frame: Frame, precision: str, active: ActiveSearch
 ) -> tuple[Float[Tensor, "k d"], float]:
     """One assignment and update; empty clusters move to the rows farthest from their centroids."""
-    search = CentroidSearch(centroids, precision)
+    search = active.begin(centroids, precision)
     sums = ClusterSums(search.k, search.dim, search.device)
     farthest = _Farthest(search.k)
     inertia = 0.0
     for start, block in x.blocks(rows_per_read(x.dim)):
         rows = frame.apply(block.to(search.device))
-        labels, distances = search.nearest(rows)
+        labels, distances = active.nearest(start, rows)
         sums.add(rows, labels)
         inertia += float(distances.sum(dtype=torch.float64))
         farthest.add(start, distances)

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation import CurationError, nearest_centroid, open_embeddings
-from curation.kmeans import CentroidSearch, kmeans
+from curation.kmeans import CentroidSearch, activity, kmeans
+from curation.kmeans.activity import ActiveSearch
 from curation.kmeans.seeding import greedy_kmeans_plusplus
 from curation.kmeans.update import ClusterSums
 
@@ -47,7 +48,7 @@ def adversarial(kind: str, d: int, rng: np.random.Generator) -> tuple[np.ndarray
 @pytest.mark.parametrize("d", [2, 33, 512])
 def test_assignment_is_the_true_argmin(kind: str, d: int, precision: str, path: str, monkeypatch: pytest.MonkeyPatch):
     if path == "generic":  # what a GPU runs, here on the CPU
-        monkeypatch.setattr(CentroidSearch, "_decide_on_cpu", CentroidSearch._decide_anywhere)
+        monkeypatch.setattr(CentroidSearch, "compiled", False)
     x, c = adversarial(kind, d, np.random.default_rng(d))
     labels, distances = nearest_centroid(x, c, precision=precision)
     true = ((x[:, None].astype(np.float64) - c[None].astype(np.float64)) ** 2).sum(-1)
@@ -76,6 +77,46 @@ def test_every_dtype_gives_the_argmin_of_its_own_values(dtype: torch.dtype):
     c = torch.from_numpy(mixture(20, 16, 10, seed=1))
     labels, _ = nearest_centroid(x, c)
     np.testing.assert_array_equal(labels, torch.cdist(x.double(), c.double()).argmin(1).numpy())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["plain", "duplicates", "ties", "far", "close"])
+@pytest.mark.parametrize("d", [17, 130])
+def test_searching_only_what_moved_changes_no_label(kind: str, d: int, precision: str):
+    """Centroids jump, creep and stay, in turn; a wrong bound would show as another label than that of a full search."""
+    rng = np.random.default_rng(d)
+    x, c = (torch.from_numpy(part) for part in adversarial(kind, d, rng))
+    x = torch.cat([x, x[:50]])
+    active, spread = ActiveSearch(len(x)), float(c.std())
+    for iteration in range(30):
+        moved = torch.from_numpy(rng.random(len(c)) < rng.choice([0.02, 0.2, 0.5]))
+        steps = torch.from_numpy(rng.normal(size=c.shape) * spread * rng.choice([1e-6, 0.05, 1.0])).float()
+        if iteration:
+            c = torch.where(moved[:, None], c.round() if kind == "ties" and iteration % 3 else c + steps, c)
+        if iteration % 7 == 6:
+            c[moved] = x[torch.from_numpy(rng.integers(0, len(x), int(moved.sum())))]
+        full = active.begin(c, precision)
+        for start in (0, 100):
+            part = x[start : start + 100] if start == 0 else x[start:]
+            labels, distances = active.nearest(start, part)
+            expected, expected_distances = full.nearest(part)
+            assert torch.equal(labels, expected), f"iteration {iteration}"
+            assert torch.equal(distances, expected_distances)
+    assert active.searched < 0.9 * active.asked
+
+
+def test_late_iterations_search_less_and_end_with_the_same_bytes(monkeypatch: pytest.MonkeyPatch):
+    x, searches = mixture(4000, 24, 60), []
+    original = ActiveSearch.__init__
+    monkeypatch.setattr(ActiveSearch, "__init__", lambda self, n: searches.append(self) or original(self, n))  # type: ignore[func-returns-value]
+    fast = kmeans(x, 100, seed=1, max_iterations=40)
+    monkeypatch.setattr(activity, "WORTH_IT", -1.0)
+    slow = kmeans(x, 100, seed=1, max_iterations=40)
+    assert searches[0].searched < 0.7 * searches[0].asked
+    assert searches[1].searched == searches[1].asked
+    assert fast.history == slow.history
+    assert fast.centroids.tobytes() == slow.centroids.tobytes()
+    assert fast.labels.tobytes() == slow.labels.tobytes()
 
 
 def test_cosine_ignores_length():
