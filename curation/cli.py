@@ -110,6 +110,9 @@ def cluster(
     tolerance: Annotated[float, typer.Option(help="Stop when the inertia falls by less than this share.")] = 0.0,
     metric: Annotated[Metric, typer.Option(help="Distance.")] = Metric("l2"),
     column: Annotated[str | None, typer.Option(help="Column of a parquet or Arrow file.")] = None,
+    drop_bad_rows: Annotated[
+        bool, typer.Option("--drop-bad-rows", help="Leave out and count rows that are NaN, infinite, or zero (cosine).")
+    ] = False,
     seed: Seed = 0,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -137,6 +140,7 @@ def cluster(
         seed=seed,
         device=_device(device),
         work_dir=output / "unfinished",
+        bad_rows="drop" if drop_bad_rows else "error",
     )
     if dry_run:
         typer.echo(make_plan(source.n_rows, source.dim, hardware=calibrate(), dtype=source.dtype, **settings).table())
@@ -144,6 +148,8 @@ def cluster(
     if (output / "tree.json").exists() and not overwrite:
         raise CurationError(f"{output} holds a finished tree; choose another -o, or give --overwrite")
     tree = fit.fit(source, save_to=output)
+    if tree.settings["dropped_rows"]:
+        _say(f"left out {tree.settings['dropped_rows']:,} rows that are NaN, infinite or zero")
     for row in tree.statistics():
         _say(
             f"level {row['level']}: {row['k']:,} clusters of {row['points']:,} points, "

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from curation.bad_rows import KeptRows, check_rows, find_bad_rows
 from curation.checkpoint import FitCheckpoint
 from curation.embeddings import Embeddings, TensorShard, open_embeddings
 from curation.errors import CurationError
 from curation.kmeans.assignment import rows_per_read
-from curation.kmeans.frame import check_rows
 from curation.kmeans.lloyd import METRICS, LloydState, assign_filled, fit_centroids
 from curation.kmeans.seeding import STRATEGIES as SEEDINGS
 from curation.kmeans.two_step import Centroids, split_clusters
@@ -94,6 +94,8 @@ class HierarchicalKMeans:
         work_dir: checkpoints go here, and a killed fit with the same data and settings goes on from them to the same
             tree. Removed when the tree is saved by `fit(..., save_to=...)`.
         progress: show progress bars.
+        bad_rows: "error", or "drop": rows that are NaN or infinite (or zero, with cosine) are left out of the tree and
+            counted in its settings; `ClusterTree.row_ids` says which rows are in.
 
     Raises:
         CurationError: a setting makes no sense.
@@ -115,12 +117,14 @@ class HierarchicalKMeans:
         work_dir: str | Path | None = None,
         progress: bool = True,
         checkpoint_seconds: float = 20.0,
+        bad_rows: str = "error",
     ):
         for name, value, allowed in (
             ("resample_strategy", resample_strategy, RESAMPLE_STRATEGIES),
             ("seeding", seeding, SEEDINGS),
             ("metric", metric, METRICS),
             ("precision", precision, ("auto", "bfloat16", "float32")),
+            ("bad_rows", bad_rows, ("error", "drop")),
         ):
             if value not in allowed:
                 raise CurationError(f"{name} {value!r} is unknown; use one of {', '.join(allowed)}")
@@ -143,6 +147,7 @@ class HierarchicalKMeans:
         self.device, self.precision, self.progress = device, precision, progress
         self.work_dir = None if work_dir is None else Path(work_dir)
         self.checkpoint_seconds = checkpoint_seconds
+        self.bad_rows = bad_rows
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -157,6 +162,7 @@ class HierarchicalKMeans:
             "tolerance": self.tolerance,
             "metric": self.metric,
             "seed": self.seed,
+            "bad_rows": self.bad_rows,
         }
 
     def fit(self, x: Any, save_to: str | Path | None = None) -> ClusterTree:
@@ -167,17 +173,25 @@ class HierarchicalKMeans:
             save_to: folder for the tree; the checkpoint in ``work_dir`` is removed once it is there.
 
         Raises:
-            CurationError: fewer rows than clusters, NaN, infinite or (cosine) zero rows, a checkpoint of another fit.
+            CurationError: fewer rows than clusters, NaN, infinite or (cosine) zero rows unless they are dropped, a
+                checkpoint of another fit.
         """
         source = open_embeddings(x)
+        fingerprint = source.fingerprint()
+        dropped = 0
+        if self.bad_rows == "drop":
+            bad = find_bad_rows(source, self.metric == "cosine", rows_per_read(source.dim))
+            dropped = len(bad)
+            source = KeptRows(source, bad) if dropped else source
         smallest = self.plans[0].k
         if smallest > source.n_rows:
             raise CurationError(f"level 1 wants {smallest} clusters of {source.n_rows} rows; lower the levels")
         if smallest == source.n_rows and len(self.plans) > 1:
             raise CurationError(f"level 1 has as many clusters as there are rows ({smallest}), so it groups nothing")
-        check_rows(source, self.metric == "cosine", rows_per_read(source.dim))
+        if self.bad_rows == "error":
+            check_rows(source, self.metric == "cosine", rows_per_read(source.dim))
         settings = {**self.settings, "rows": source.n_rows, "dim": source.dim}
-        settings["embeddings_fingerprint"] = source.fingerprint()
+        settings |= {"embeddings_fingerprint": fingerprint, "dropped_rows": dropped}
         checkpoint = FitCheckpoint(self.work_dir, settings, self.checkpoint_seconds)
         levels: list[Level] = []
         points = source

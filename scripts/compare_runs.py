@@ -1,6 +1,6 @@
 """One report of run folders of several machines that hold the same experiment.
 
-    python scripts/compare_runs.py runs/web_images /mnt/cluster/runs/web_images -o runs/together
+python scripts/compare_runs.py runs/web_images /mnt/cluster/runs/web_images -o runs/together
 """
 
 import argparse

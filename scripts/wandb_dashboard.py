@@ -1,6 +1,6 @@
 """Make the W&B dashboard that compares the arms of an experiment; needs a key, and `wandb sync` of offline runs before.
 
-    python scripts/wandb_dashboard.py experiment=simulated scale=lab tracking.entity=my-team
+python scripts/wandb_dashboard.py experiment=simulated scale=lab tracking.entity=my-team
 """
 
 import sys

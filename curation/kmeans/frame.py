@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from curation.embeddings import Embeddings
-from curation.errors import CurationError
 
 SAMPLE_ROWS = 4096
 
@@ -67,26 +66,3 @@ class Frame:
 def sample_rows(x: Embeddings, n: int = SAMPLE_ROWS) -> Float[Tensor, "m d"]:
     """Up to ``n`` evenly spaced rows."""
     return x.take(np.unique(np.linspace(0, x.n_rows - 1, min(n, x.n_rows)).astype(np.int64)))
-
-
-def check_rows(x: Embeddings, unit: bool, rows_per_block: int) -> None:
-    """One pass that refuses rows which no distance can be taken to.
-
-    Raises:
-        CurationError: a row is NaN or infinite, or zero with cosine distance; it is named by shard and row.
-    """
-    for start, block in x.blocks(rows_per_block):
-        # one sum a row finds NaN and infinity without an (m, d) mask
-        sums = block.float().square().sum(dim=1) if block.dtype != torch.float64 else block.square().sum(dim=1)
-        bad = ~torch.isfinite(sums)
-        if bad.any():
-            exact = ~torch.isfinite(block[bad]).all(dim=1)
-            if exact.any():
-                row = start + int(bad.nonzero()[int(exact.nonzero()[0])])
-                raise CurationError(
-                    f"{x.locate(row)} holds NaN or infinity ({int(exact.sum())} such rows in its block); "
-                    "drop these rows or embed them again"
-                )
-        if unit and (sums == 0).any():
-            row = start + int((sums == 0).nonzero()[0])
-            raise CurationError(f"{x.locate(row)} is all zeros, which has no cosine distance; drop it or use metric l2")

@@ -10,11 +10,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from curation.bad_rows import check_rows
 from curation.embeddings import Embeddings, open_embeddings
 from curation.errors import CurationError
 from curation.kmeans.activity import ActiveSearch
 from curation.kmeans.assignment import CentroidSearch, assign_all, rows_per_read
-from curation.kmeans.frame import Frame, check_rows, sample_rows
+from curation.kmeans.frame import Frame, sample_rows
 from curation.kmeans.seeding import seed_centroids
 from curation.kmeans.update import ClusterSums
 

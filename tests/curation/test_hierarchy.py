@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from curation import ClusterTree, CurationError, HierarchicalKMeans, Subset
+from curation import ClusterTree, CurationError, HierarchicalKMeans, Subset, open_embeddings
+from curation.bad_rows import KeptRows
 from curation.sampling import members_to_resample
 
 
@@ -243,3 +244,44 @@ def test_a_full_disk_is_one_clear_error_and_leaves_no_tree(tmp_path: Path, monke
     with pytest.raises(CurationError, match="No space left on device"):
         tree.save(tmp_path / "tree")
     assert not [path for path in (tmp_path / "tree").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_dropped_rows_leave_the_tree_of_the_others(metric: str, tmp_path: Path):
+    rng = np.random.default_rng(0)
+    clean = rng.normal(size=(900, 8)).astype(np.float32)
+    bad = np.array([0, 1, 299, 300, 301, 600, 904])
+    x = np.empty((907, 8), np.float32)
+    good = np.setdiff1d(np.arange(907), bad)
+    x[good] = clean
+    x[bad] = np.nan
+    x[bad[3], :] = [np.inf, *[0.0] * 7]
+    if metric == "cosine":
+        x[bad[4]] = 0
+    for start in range(0, 907, 300):
+        np.save(tmp_path / f"shard-{start:05d}.npy", x[start : start + 300])
+    fit = {"levels": [40, 8], "n_resamples": 1, "metric": metric, "max_iterations": 5, "progress": False}
+    with pytest.raises(CurationError, match=r"row 0 of shard-00000\.npy holds NaN or infinity \(7 bad rows in all\)"):
+        HierarchicalKMeans(**fit).fit(tmp_path)
+    tree = HierarchicalKMeans(**fit, bad_rows="drop").fit(tmp_path)
+    expected = HierarchicalKMeans(**fit).fit(clean)
+    assert tree.settings["dropped_rows"] == 7
+    for found, wanted in zip(tree.levels, expected.levels, strict=True):
+        assert np.asarray(found.centroids).tobytes() == np.asarray(wanted.centroids).tobytes()
+        assert np.asarray(found.assignment).tobytes() == np.asarray(wanted.assignment).tobytes()
+    np.testing.assert_array_equal(tree.row_ids, good)
+    rows = tree.sample(50, seed=3)
+    np.testing.assert_array_equal(Subset.from_rows(rows, tree).ids, good[np.unique(rows)])
+    with pytest.raises(CurationError, match="all 5 rows are bad"):
+        HierarchicalKMeans([2], bad_rows="drop", progress=False).fit(np.full((5, 3), np.nan, np.float32))
+
+
+def test_kept_rows_are_the_rows_that_were_kept():
+    x = np.arange(40, dtype=np.float32).reshape(20, 2)
+    dropped = np.array([0, 3, 4, 5, 19])
+    kept = KeptRows(open_embeddings(x), dropped)
+    expected = np.delete(x, dropped, axis=0)
+    for size in (1, 2, 7, 100):
+        np.testing.assert_array_equal(np.concatenate([b.numpy() for _, b in kept.blocks(size)]), expected)
+    np.testing.assert_array_equal(kept.take(np.array([14, 0, 7])).numpy(), expected[[14, 0, 7]])
+    assert kept.locate(1) == "row 2 of array"

@@ -1,0 +1,96 @@
+"""Rows that no distance can be taken to: named in an error, or dropped, counted and remembered."""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from curation.embeddings import Embeddings
+from curation.errors import CurationError
+
+
+def find_bad_rows(x: Embeddings, unit: bool, rows_per_block: int) -> Int[np.ndarray, "b"]:
+    """(b,) int64 rows that are NaN or infinite, or zero where ``unit`` is set (cosine); one pass in blocks."""
+    found = [np.empty(0, np.int64)]
+    for start, block in x.blocks(rows_per_block):
+        sums = block.float().square().sum(dim=1) if block.dtype != torch.float64 else block.square().sum(dim=1)
+        doubtful = ~torch.isfinite(sums)
+        if doubtful.any():  # a finite row may overflow its sum
+            rows = doubtful.nonzero().flatten()
+            doubtful[rows] = ~torch.isfinite(block[rows]).all(dim=1)
+        if unit:
+            doubtful |= sums == 0
+        if doubtful.any():
+            found.append(doubtful.nonzero().flatten().cpu().numpy().astype(np.int64) + start)
+    return np.concatenate(found)
+
+
+class KeptRows(Embeddings):
+    """Embeddings without some rows; nothing is copied. ``row_ids`` says which pool row each one is.
+
+    Args:
+        source: what to leave rows out of.
+        dropped: (b,) int64 rows to leave out, ascending.
+
+    Raises:
+        CurationError: no row is left.
+    """
+
+    def __init__(self, source: Embeddings, dropped: Int[np.ndarray, "b"]):
+        if len(dropped) >= source.n_rows:
+            raise CurationError(f"all {source.n_rows} rows are bad (NaN, infinite or zero): embed them again")
+        kept = np.delete(np.arange(source.n_rows), dropped)
+        ids = kept if source.row_ids is None else np.asarray(source.row_ids)[kept]
+        self.source, self.dropped = source, dropped
+        self.shards, self.offsets = source.shards, source.offsets
+        self.n_rows, self.dim, self.dtype = len(kept), source.dim, source.dtype
+        self.shape = (self.n_rows, self.dim)
+        self.metadata, self.row_ids = source.metadata, ids
+        # how many rows were dropped before the i-th dropped one, seen from the kept rows
+        self._before = dropped - np.arange(len(dropped))
+
+    def _original(self, rows: Int[np.ndarray, "m"]) -> Int[np.ndarray, "m"]:
+        return rows + np.searchsorted(self._before, rows, side="right")
+
+    @property
+    def in_memory(self) -> Tensor | None:
+        """None: the whole array would be a copy."""
+        return None
+
+    def block(self, start: int, stop: int) -> Float[Tensor, "m d"]:
+        stop = min(stop, self.n_rows)
+        first, last = self._original(np.array([start, stop - 1]))
+        rows = self.source.block(int(first), int(last) + 1)
+        inside = self.dropped[(self.dropped > first) & (self.dropped < last)] - first
+        if not len(inside):
+            return rows
+        keep = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+        keep[torch.from_numpy(inside)] = False
+        return rows[keep]
+
+    def take(self, rows: Int[np.ndarray, "m"]) -> Float[Tensor, "m d"]:
+        return self.source.take(self._original(np.asarray(rows, dtype=np.int64)))
+
+    def locate(self, row: int) -> str:
+        return self.source.locate(int(self._original(np.array([row]))[0]))
+
+
+def check_rows(x: Embeddings, unit: bool, rows_per_block: int) -> None:
+    """Refuse rows which no distance can be taken to.
+
+    Raises:
+        CurationError: a row is NaN or infinite, or zero with cosine distance; the first is named by shard and row.
+    """
+    bad = find_bad_rows(x, unit, rows_per_block)
+    if not len(bad):
+        return
+    where, more = x.locate(int(bad[0])), f" ({len(bad)} bad rows in all)" if len(bad) > 1 else ""
+    if not torch.isfinite(x.take(bad[:1])).all():
+        raise CurationError(
+            f"{where} holds NaN or infinity{more}; embed these rows again, or leave them out with bad_rows='drop' "
+            "(--drop-bad-rows)"
+        )
+    raise CurationError(
+        f"{where} is all zeros, which has no cosine distance{more}; use metric l2, or leave such rows out with "
+        "bad_rows='drop' (--drop-bad-rows)"
+    )
