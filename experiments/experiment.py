@@ -162,13 +162,16 @@ class Experiment:
 
     def warnings(self) -> list[str]:
         """One line for each arm whose rows are seen more than once, and for what the comparison will lack."""
-        lines = []
+        lines: list[str] = []
+        repeated: dict[float, list[str]] = {}
         for arm, rows in self.rows.items():
             if self.samples > rows:
-                lines.append(
-                    f"{arm}: the budget of {self.samples:,.0f} samples is {self.samples / rows:.1f} epochs of its "
-                    f"{rows:,.0f} rows"
-                )
+                repeated.setdefault(rows, []).append(arm)
+        for rows, arms in repeated.items():
+            lines.append(
+                f"the budget of {self.samples:,.0f} samples is {self.samples / rows:.1f} epochs of the {rows:,.0f} rows "
+                f"of {', '.join(arms)}"
+            )
         if BASE_ARM not in self.rows:
             lines.append(f"no arm {BASE_ARM}: there will be no differences to it")
         if len(self.settings.seeds) < 3:

@@ -67,6 +67,7 @@ DOMAIN = Domain(
         train.steps,
         training_flops(train, dim),
     ),
+    curves=("held_out/error", "train/loss"),
     pictures=VectorPictures,
     extra=lambda config: [studies_stage(config)] if config["science"]["studies"] else [],
 )

@@ -130,6 +130,7 @@ def fit(run: StageRun) -> dict[str, float]:
     model.mean.copy_(x.mean(dim=0))
     model.std.copy_((x - model.mean).square().mean().sqrt())
     optimiser = torch.optim.AdamW(model.parameters(), lr=train.learning_rate, weight_decay=0.01)
+    test = torch.from_numpy(np.load(run.upstream("prepare") / "test.npy", allow_pickle=False))
     checkpoint, curve = run.folder / ".checkpoint.pt", run.folder / "curve.jsonl"
     start = 0
     if checkpoint.exists():
@@ -155,7 +156,8 @@ def fit(run: StageRun) -> dict[str, float]:
                 raise CurationError(f"the loss is {value} at step {done}; lower science.train.learning_rate")
             state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": done}
             write_atomically(checkpoint, partial(torch.save, state))
-            point = {"samples": float(done * train.batch_size), "train/loss": value}
+            rebuilt = float(concept_errors(model, test).mean())
+            point = {"samples": float(done * train.batch_size), "train/loss": value, "held_out/error": rebuilt}
             append_point(curve, done, point)
             run.log(point, done)
     path = run.folder / "model.safetensors"
@@ -168,11 +170,18 @@ def fit(run: StageRun) -> dict[str, float]:
     return {"samples": float(train.steps * train.batch_size), "flops": training_flops(train, x.shape[1])}
 
 
+@torch.inference_mode()
+def concept_errors(model: DenoisingAutoencoder, test: Float[Tensor, "c m d"]) -> Float[Tensor, "c"]:
+    """Error of each concept: sum ||x - f(x)||^2 / sum ||x - mean||^2 over its rows, the mean being that of all rows."""
+    flat = test.reshape(-1, test.shape[2])
+    wrong = (model(flat) - flat).square().sum(dim=1).reshape(test.shape[:2]).sum(dim=1)
+    return wrong / (flat - flat.mean(dim=0)).square().sum(dim=1).reshape(test.shape[:2]).sum(dim=1)
+
+
 def judge(run: StageRun) -> dict[str, float]:
     """Stage action: error and k-NN accuracy on the held-out rows, per concept; writes ``metrics.json``.
 
-    The error of a concept is sum ||x - f(x)||^2 / sum ||x - mean||^2 over its held-out rows, the mean being that of
-    all held-out rows. Head and tail are the third of the concepts with the most and the fewest rows in the pool.
+    Head and tail are the third of the concepts with the most and the fewest rows in the pool.
     """
     settings = EvaluateSettings(**run.settings)
     prepared, trained = run.upstream("prepare"), run.upstream("train")
@@ -183,13 +192,11 @@ def judge(run: StageRun) -> dict[str, float]:
     n_concepts, per_concept, dim = test.shape
     with torch.inference_mode():
         flat = test.reshape(-1, dim)
-        wrong = (model(flat) - flat).square().sum(dim=1).reshape(n_concepts, per_concept).sum(dim=1)
-        spread = (flat - flat.mean(dim=0)).square().sum(dim=1).reshape(n_concepts, per_concept).sum(dim=1)
         codes = nn.functional.normalize(model.encode(flat), dim=1).reshape(n_concepts, per_concept, -1)
         noise = torch.randn(flat.shape, generator=torch.Generator().manual_seed(run.seed or 0))
         spoilt = flat + settings.noise * (flat - flat.mean(dim=0)).square().mean().sqrt() * noise
         queries = nn.functional.normalize(model.encode(spoilt), dim=1).reshape(n_concepts, per_concept, -1)
-    error = (wrong / spread).double().numpy()
+    error = concept_errors(model, test).double().numpy()
     half = per_concept // 2
     bank = codes[:, :half].reshape(n_concepts * half, -1)
     concept = torch.arange(n_concepts).repeat_interleave(half)

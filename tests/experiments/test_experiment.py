@@ -118,7 +118,7 @@ def test_the_dry_run_prints_stages_costs_and_writes_nothing(tmp_path: Path, fini
     lines: list[str] = []
     run_experiment(small(tmp_path / "run", "seeds=[0]", "dry_run=true"), "", lines.append, False)
     assert not list(tmp_path.iterdir())
-    for text in ("train raw seed 0", "not run yet", "still to run", "38.4 epochs of its 400 rows"):
+    for text in ("train raw seed 0", "not run yet", "still to run", "38.4 epochs of the 400 rows of raw"):
         assert text in lines[0], lines[0]
     table = plan_table(build(small(finished, "arms=[raw,oracle]", "seeds=[0,1,7]")))
     state = {line[:44].strip(): line for line in table.splitlines()}
@@ -164,9 +164,9 @@ def test_the_report_opens_and_says_the_verdict(finished: Path, assert_opens):
     for arm in ARMS:
         assert arm in text
     assert "the command" in text
-    assert "38.4 epochs of its 400 rows" in text
+    assert "38.4 epochs of the 400 rows of raw" in text
     assert len(page.find_elements("css selector", ".cluster img")) == 27  # nine clusters of three levels
-    assert len(page.find_elements("tag name", "svg")) == 3
+    assert len(page.find_elements("tag name", "svg")) == 4
     source = (finished / "report.html").read_text()
     assert "<script" not in source
     assert 'src="http' not in source

@@ -1,0 +1,35 @@
+"""Whole jobs with time and peak memory, and growth with n and k: writes a page, its figures as JSON, and a plot.
+
+python scripts/bench_scale.py -o docs/results/scale.md
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from curation.files import save_json
+from experiments.provenance import provenance
+from experiments.scale_report import growth_figure, measure, scale_markdown
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000, help="of the memory map")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-growth", action="store_true", help="the jobs alone")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="markdown; JSON and images/ go beside it")
+    arguments = parser.parse_args()
+    source = provenance("cpu", arguments.threads)
+    found = measure(arguments.rows, arguments.threads, not arguments.no_growth)
+    command = " ".join(["python", *sys.argv])
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(scale_markdown(found, command, source))
+    save_json(arguments.output.with_suffix(".json"), {"command": command, "source": source, **found})
+    if found["growth"]:
+        growth_figure(found["growth"], arguments.output.parent / "images" / "growth.png")
+
+
+if __name__ == "__main__":
+    main()
