@@ -169,15 +169,14 @@ class Experiment:
                 repeated.setdefault(rows, []).append(arm)
         for rows, arms in repeated.items():
             lines.append(
-                f"the budget of {self.samples:,.0f} samples is {self.samples / rows:.1f} epochs of the {rows:,.0f} rows "
-                f"of {', '.join(arms)}"
+                f"the budget of {self.samples:,.0f} samples is {self.samples / rows:.1f} epochs of the {rows:,.0f} "
+                f"rows of {', '.join(arms)}"
             )
         if BASE_ARM not in self.rows:
             lines.append(f"no arm {BASE_ARM}: there will be no differences to it")
         if len(self.settings.seeds) < 3:
-            lines.append(
-                f"{len(self.settings.seeds)} seed(s): too few for an interval of the differences; use 5 or more"
-            )
+            n = len(self.settings.seeds)
+            lines.append(f"{n} seed(s): too few for an interval of the differences; use 5 or more")
         return lines
 
 

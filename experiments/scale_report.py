@@ -87,7 +87,8 @@ def scale_markdown(found: dict[str, Any], command: str, source: dict[str, Any]) 
         seconds = f"{result['seconds']:.1f}" if "seconds" in result else f"{result['random']:.2f}"
         note = f"KL over the rings {result['kl']:.3f}" if "kl" in result else ""
         if "random" in result:
-            note = f"closest first {result['closest']:.2f} s; a second sample of the same tree {result['random, again']:.2f} s"
+            again, closest = result["random, again"], result["closest"]
+            note = f"closest first {closest:.2f} s; a second sample of the same tree {again:.2f} s"
         lines.append(f"| {title} | {seconds} | {planned} | {result['peak_rss'] / 1e9:.2f} | {note} |")
     if found["growth"]:
         lines += [

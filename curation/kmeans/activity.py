@@ -23,7 +23,7 @@ from curation.kmeans.assignment import (
     CentroidSearch,
     _as_float32,
     _chunk_maxima,
-    _largest_but,
+    _score_bound,
     _squared_distance,
     bits,
 )
@@ -54,21 +54,27 @@ def _decide_among_moved(
             again[i] = column_of[own] >= 0 and score <= bounds[i]
             if again[i]:
                 continue
-            nearest, smallest, column = own, _squared_distance(x[i], centroids[own]), column_of[own]
-            if _chunk_maxima(scores[i], half_norms, largest) >= score - slack[i]:
-                threshold = np.float32(score - slack[i])
-                for part in range(len(largest)):
-                    if largest[part] < threshold:
+            nearest, smallest = own, _squared_distance(x[i], centroids[own])
+            runner_up, others = np.inf, np.float32(-np.inf)
+            _chunk_maxima(scores[i], half_norms, largest)
+            threshold = np.float32(score - slack[i])
+            for part in range(len(largest)):
+                if largest[part] < threshold:  # never the part of the own centroid: it scores above
+                    others = max(others, largest[part])
+                    continue
+                for j in range(part * CHUNK, min((part + 1) * CHUNK, m)):
+                    value = _as_float32(scores[i, j]) - half_norms[j]
+                    if moved[j] == own:
                         continue
-                    for j in range(part * CHUNK, min((part + 1) * CHUNK, m)):
-                        if moved[j] != own and _as_float32(scores[i, j]) - half_norms[j] >= threshold:
-                            distance = _squared_distance(x[i], centroids[moved[j]])
-                            if distance < smallest or (distance == smallest and moved[j] < nearest):
-                                nearest, smallest, column = moved[j], distance, j
-            others = _largest_but(scores[i], half_norms, largest, column) + slack[i] * np.float32(0.5)
-            bounds[i] = max(bounds[i], others)
-            if nearest != own and column_of[own] < 0:
-                bounds[i] = max(bounds[i], np.float32(score + abs(score) * 1e-6))
+                    if value < threshold:
+                        others = max(others, value)
+                        continue
+                    distance = _squared_distance(x[i], centroids[moved[j]])
+                    if distance < smallest or (distance == smallest and moved[j] < nearest):
+                        nearest, smallest, runner_up = moved[j], distance, smallest
+                    else:
+                        runner_up = min(runner_up, distance)
+            bounds[i] = max(bounds[i], _score_bound(x[i], runner_up, others, slack[i]))
             labels[i] = nearest
             distances[i] = smallest
 
@@ -90,8 +96,9 @@ class ActiveSearch:
 
     def begin(self, centroids: Float[Tensor, "k d"], precision: str) -> CentroidSearch:
         """Start an iteration with these centroids, in the frame of the rows."""
+        room = None if self.search is None else self.search.room
         self.search = search = CentroidSearch(centroids, precision)
-        self.moved_search = None
+        search.room, self.moved_search = room, None
         usable = search.device.type == "cpu" and not search.few_dimensions
         if usable and self.before is not None:
             moved = (search.centroids != self.before).any(dim=1).nonzero().flatten()

@@ -20,7 +20,7 @@ from curation.embeddings import Embeddings, open_embeddings
 from curation.errors import CurationError
 from curation.kmeans.frame import Frame
 
-SCORE_BYTES = 32 << 20  # of a block of scores: large products keep all cores busy, and it still fits the last cache
+SCORE_BYTES = 16 << 20  # of a block of scores: large products keep all cores busy, and it still fits the last cache
 GPU_SCORE_BYTES = 1 << 29
 CHUNK = 64  # columns whose largest score is kept
 ROWS_AT_ONCE = 32  # of one thread
@@ -102,17 +102,20 @@ def _chunk_maxima(scores, half_norms, largest):
 
 
 @numba.njit(fastmath={"reassoc", "contract", "nnan", "nsz"}, inline="always")
-def _largest_but(scores, half_norms, largest, column):
-    """Largest score of all columns but one; column -1 leaves none out."""
-    second, own = np.float32(-np.inf), column // CHUNK if column >= 0 else -1
-    for part in range(len(largest)):
-        if part != own:
-            second = max(second, largest[part])
-    if own >= 0:
-        for j in range(own * CHUNK, min((own + 1) * CHUNK, scores.shape[0])):
-            if j != column:
-                second = max(second, _as_float32(scores[j]) - half_norms[j])
-    return second
+def _score_bound(x, runner_up, others, slack):
+    """Upper bound on the score of all centroids but the nearest.
+
+    ``runner_up`` is the smallest distance that was measured and lost, ``others`` the largest score that was not
+    measured; half the slack bounds the error of a score.
+    """
+    bound = others + slack * np.float32(0.5)
+    if runner_up < np.inf:
+        squared = 0.0
+        for f in range(x.shape[0]):
+            squared += np.float64(x[f]) * np.float64(x[f])
+        exact = (squared - runner_up) * 0.5
+        bound = max(bound, np.float32(exact + 1e-6 * (abs(exact) + 1e-6 * squared)))
+    return bound
 
 
 @numba.njit(parallel=True, fastmath={"reassoc", "contract", "nnan", "nsz"}, cache=True)
@@ -126,18 +129,24 @@ def _decide(scores, half_norms, slack, x, centroids, labels, distances, bounds):
         largest = np.empty((k + CHUNK - 1) // CHUNK, np.float32)
         for i in range(part_of_rows * ROWS_AT_ONCE, min((part_of_rows + 1) * ROWS_AT_ONCE, n)):
             threshold = _chunk_maxima(scores[i], half_norms, largest) - slack[i]
-            nearest, smallest = -1, np.inf
+            nearest, smallest, runner_up, others = -1, np.inf, np.inf, np.float32(-np.inf)
             for part in range(len(largest)):
                 if largest[part] < threshold:
+                    others = max(others, largest[part])
                     continue
                 for j in range(part * CHUNK, min((part + 1) * CHUNK, k)):
-                    if _as_float32(scores[i, j]) - half_norms[j] >= threshold:
-                        distance = _squared_distance(x[i], centroids[j])
-                        if distance < smallest:  # strict: a tie goes to the lower index
-                            nearest, smallest = j, distance
+                    score = _as_float32(scores[i, j]) - half_norms[j]
+                    if score < threshold:
+                        others = max(others, score)
+                        continue
+                    distance = _squared_distance(x[i], centroids[j])
+                    if distance < smallest:  # strict: a tie goes to the lower index
+                        nearest, smallest, runner_up = j, distance, smallest
+                    else:
+                        runner_up = min(runner_up, distance)
             labels[i] = nearest
             distances[i] = smallest
-            bounds[i] = _largest_but(scores[i], half_norms, largest, nearest) + slack[i] * np.float32(0.5)
+            bounds[i] = _score_bound(x[i], runner_up, others, slack[i])
 
 
 @numba.njit(parallel=True, fastmath={"reassoc", "contract", "nnan", "nsz"}, cache=True)
@@ -218,6 +227,7 @@ class CentroidSearch:
         row_bytes = self.k * self.low.element_size()
         budget = SCORE_BYTES if self.device.type == "cpu" else GPU_SCORE_BYTES
         self.rows_per_block = max(64, min(8192, budget // row_bytes // 64 * 64))
+        self.room: Tensor | None = None  # kept between blocks: fresh memory costs a page fault every 4 kB
 
     def _slack(self, norm: Any, residual: Any) -> Any:
         """Twice the bound on |computed score - true score| of a row of this norm and rounding residual.
@@ -286,16 +296,13 @@ class CentroidSearch:
 
     def scores(self, x: Float[Tensor, "m d"]) -> Iterator[tuple[int, int, Tensor, Float[Tensor, "b"]]]:
         """Products x.c in blocks that fit the cache: start, stop, (b, k) scores, slack; one block at a time is kept."""
-        room = torch.empty((min(len(x), self.rows_per_block), self.k), dtype=self.dtype, device=self.device)
+        if self.room is None:
+            self.room = torch.empty((self.rows_per_block, self.k), dtype=self.dtype, device=self.device)
         for start in range(0, len(x), self.rows_per_block):
             rows = x[start : start + self.rows_per_block]
             low, slack = self._lower(rows)
-            scores = room[: len(rows)]
-            if self.device.type == "cpu" and self.dtype == torch.float32:
-                # numpy's OpenBLAS has kernels for every CPU; torch's MKL is half as fast on those of AMD
-                np.matmul(low.numpy(), self.transposed.numpy(), out=scores.numpy())
-            else:
-                torch.mm(low, self.transposed, out=scores)
+            scores = self.room[: len(rows)]
+            torch.mm(low, self.transposed, out=scores)
             yield start, start + len(rows), scores, slack
 
     def _decide_anywhere(self, scores: Tensor, slack: Tensor, x: Tensor, labels: Tensor, distances: Tensor) -> None:
