@@ -1,8 +1,9 @@
 """Arms: what is trained on. Two arms differ by one line of configuration, the subset."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from curation.baselines import (
     semdedup_subset,
 )
 from curation.errors import CurationError
-from curation.files import save_json
+from curation.files import save_json, write_atomically
+from curation.gallery import cluster_examples, contact_sheet, gallery_clusters
 from curation.pipeline import cluster_folder
 from curation.tree import ClusterTree
 from experiments.settings import from_mapping
@@ -26,6 +28,7 @@ from experiments.stages import StageRun
 
 METHODS = ("random", "all", "flat", "tree", "semdedup", "retrieval", "oracle")
 BASE_ARM, METHOD_ARM = "raw", "hierarchical_resampled"
+LINES, PER_LINE = 12, 10  # of a gallery: clusters, and rows of each
 
 
 @dataclass(frozen=True)
@@ -129,10 +132,14 @@ def read_labels(prepared: Path) -> np.ndarray | None:
     return np.load(path, allow_pickle=False) if path.exists() else None
 
 
-def curate(run: StageRun) -> dict[str, float]:
+def curate(run: StageRun, pictures: Callable[[Path], Any] | None = None) -> dict[str, float]:
     """The stage `curate`: a tree where the method has one, the subset, and its balance before any training.
 
     Reads ``embeddings.npy`` or ``embeddings/``, ``labels.npy`` and ``trusted.npy`` of the stage `prepare`.
+
+    Args:
+        run: what to do and where.
+        pictures: folder of the stage `prepare` -> rows with an "image": then a gallery of each level is written.
     """
     prepared, spec, seed = run.upstream("prepare"), run.settings, run.seed or 0
     whole = prepared / "embeddings"
@@ -158,9 +165,23 @@ def curate(run: StageRun) -> dict[str, float]:
     else:
         tree = _tree(spec, x, run.folder / "tree", run)
         subset = Subset.from_rows(tree.sample(size, strategy="random", seed=seed), tree, method="tree", seed=seed)
+    if tree is not None and pictures is not None:
+        pool = pictures(prepared)
+        for level in range(tree.n_levels):
+            shown = [
+                cluster_examples(tree, level, int(c), PER_LINE, 0) for c in gallery_clusters(tree, level, LINES, 0)
+            ]
+            # short clusters are filled up with their own rows, so that each has a line of its own
+            rows = np.concatenate([np.resize(members, PER_LINE) for members in shown])
+            sheet = contact_sheet(pool, rows, columns=PER_LINE, size=48)
+            write_atomically(run.folder / f"gallery_level_{level + 1}.jpg", partial(_write, sheet))
     subset.save(run.folder / "subset")
     save_json(run.folder / "balance.json", _balance(labels, subset, x.n_rows))
     return {"samples": float(x.n_rows)}
+
+
+def _write(content: bytes, stream: Any) -> None:
+    stream.write(content)
 
 
 def _balance(labels: np.ndarray | None, subset: Subset, n_rows: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ class Domain:
         pictures: folder of the stage prepare -> rows with an "image", for galleries; None: there are none.
         files: pool settings -> input files from outside.
         extra: further stages that are no arm, from the whole config.
+        distributed: `fit` knows what to do as one process of several.
     """
 
     title: str
@@ -71,6 +73,7 @@ class Domain:
     pictures: Callable[[Path], Any] | None = None
     files: Callable[[Any], Sequence[Path]] = lambda _pool: ()
     extra: Callable[[dict[str, Any]], Sequence[Stage]] = lambda _config: ()
+    distributed: bool = False
 
     @property
     def headline(self) -> Metric:
@@ -247,6 +250,7 @@ def build(config: dict[str, Any], hardware: Hardware | None = None) -> Experimen
             raise CurationError(
                 f"arm {arm} wants {size:,.0f} of the {n_rows:,.0f} rows of the pool; lower science.curation.size"
             )
+    make_subset = partial(curate, pictures=domain.pictures)
     prepared: dict[int | None, Stage] = {}
     stages: list[Stage] = []
     for seed in settings.seeds:
@@ -257,11 +261,10 @@ def build(config: dict[str, Any], hardware: Hardware | None = None) -> Experimen
         before = prepared[own]
         for arm, spec in subsets.items():
             cost = _curate_cost(spec, n_rows, dim, hardware)
-            curated = Stage("curate", curate, spec, (before,), arm, seed, estimate=cost)
+            curated = Stage("curate", make_subset, spec, (before,), arm, seed, estimate=cost)
             cost = _train_cost(samples, flops, hardware)
-            trained = Stage(
-                "train", domain.fit, science.train, (before, curated), arm, seed, estimate=cost, distributed=True
-            )
+            upstream, alike = (before, curated), domain.distributed
+            trained = Stage("train", domain.fit, science.train, upstream, arm, seed, estimate=cost, distributed=alike)
             stages.append(Stage("evaluate", domain.judge, science.evaluate, (before, trained), arm, seed))
     stages += domain.extra(config)
     return Experiment(settings, domain, Path(settings.output.runs), stages, samples, rows)

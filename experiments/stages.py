@@ -10,7 +10,7 @@ import hashlib
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -288,7 +288,8 @@ def run_stage(
         try:
             measured = stage.action(run) or {}
         except Exception as error:
-            save_json(folder / FAILURE, {**who, "error": _one_line(error), "traceback": traceback.format_exc()})
+            with suppress(CurationError):  # on a full disk the error itself has no room
+                save_json(folder / FAILURE, {**who, "error": _one_line(error), "traceback": traceback.format_exc()})
             if tracker is not None:
                 tracker.finish(failed=True)
             raise

@@ -36,6 +36,7 @@ def main() -> None:
     print("\nTry next:")
     print(f"  .venv/bin/curate sample {arguments.output}/tree -o runs/flat --size 1000 --method flat")
     print("  .venv/bin/curate run YOUR_IMAGES/ -o runs/mine --size 10000 --embedder timm:vit_small_patch14_dinov2")
+    print("  .venv/bin/python scripts/run_experiment.py experiment=simulated scale=demo")
     print("  .venv/bin/curate plan --rows 743e6 --dim 1024 --levels 100000x100,500000,50000,10000 --gpus 8")
 
 

@@ -249,3 +249,12 @@ def test_the_headline_of_every_domain_is_one_metric():
         domain = open_domain(path.stem)
         assert sum(metric.headline for metric in domain.metrics) == 1
         assert {metric.better for metric in domain.metrics} <= {"higher", "lower"}
+
+
+def test_a_sweep_runs_an_experiment_for_each_value(tmp_path: Path):
+    command = [sys.executable, str(ROOT / "scripts/run_experiment.py"), "-m", *SMALL, "seeds=[0]", "arms=[raw]"]
+    command += ["science.train.steps=20,40", f"output.runs={tmp_path}/steps-${{science.train.steps}}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    values = [(tmp_path / f"steps-{steps}" / "metrics.csv").read_text() for steps in (20, 40)]
+    assert values[0] != values[1]

@@ -96,6 +96,7 @@ def test_offline_runs_hold_what_the_dashboard_asks_for(tmp_path: Path, no_key):
     train = next(run for run in runs if run["job"] == "train" and "raw" in run["tags"])
     assert set(train["tags"]) == {"raw", "seed0", "demo"}
     assert (train["config"]["arm"], train["config"]["seed"], train["config"]["scale"]) == ("raw", 0, "demo")
+    assert {"pictures/gallery_level_1", "pictures/gallery_level_2"} <= {"/".join(n.split("/")[:2]) for n in logged}
     # lineage: what each run used is what an earlier one made
     made = {name for run in runs for _type, name in run["artifacts"]}
     kinds = {kind for run in runs for kind, _name in run["artifacts"]}
