@@ -16,7 +16,7 @@ import torch
 from curation.errors import CurationError
 from curation.hierarchy import HierarchicalKMeans
 from curation.kmeans.assignment import has_bfloat16_units
-from curation.kmeans.seeding import SUBSAMPLE, TRIAL_BUDGET
+from curation.kmeans.seeding import GROUPED_WORK, SUBSAMPLE, TRIAL_BUDGET, grouped_settings
 
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
@@ -166,8 +166,12 @@ def plan(
 
     def add_kmeans(name: str, n: float, k: float, width: int) -> None:
         sample = min(n, SUBSAMPLE * k)
-        trials = max(1.0, min(2 + math.log(k), TRIAL_BUDGET / (sample * k * dim)))
-        add(f"{name}: seeding", 0.0, sample * dim * width, 2.0 * sample * k * dim * trials)
+        if sample * k * dim > GROUPED_WORK:
+            n_groups, group_trials = grouped_settings(int(sample), int(k), dim)
+            skinny = 2.0 * sample * (2 * k / n_groups) * dim * group_trials
+        else:
+            skinny = 2.0 * sample * k * dim * max(1.0, min(2 + math.log(k), TRIAL_BUDGET / (sample * k * dim)))
+        add(f"{name}: seeding", 0.0, sample * dim * width, skinny)
         add(
             f"{name}: {max_iterations} iterations", 2.0 * n * k * dim * max_iterations, n * dim * width * max_iterations
         )
