@@ -26,12 +26,12 @@ demo: $(STAMP)  ## curate 6,900 real pictures on this machine and write a report
 	$(BIN)/python scripts/demo.py
 
 test: $(STAMP)  ## lint, types, and all quick tests
-	@sh scripts/install_chromium.sh
+	@sh scripts/install_test_tools.sh chromium
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest -m 'not slow'
 
 test-all: $(STAMP)  ## the slow tests too
-	@sh scripts/install_chromium.sh
+	@sh scripts/install_test_tools.sh chromium slurm
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest
 
