@@ -66,6 +66,8 @@ def growth_figure(growth: dict[str, list[dict[str, Any]]], path: Path) -> None:
         )
         fixed = f"k = {points[0]['k']:,}" if axis == "n" else f"n = {points[0]['n']:,}"
         panel.set(xscale="log", yscale="log", xlabel=f"{axis} ({fixed})")
+        panel.set_xticks(x, [f"{value:,}" for value in x])
+        panel.set_xticks([], minor=True)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].legend(frameon=False, fontsize=8)
     figure.tight_layout()
