@@ -185,13 +185,14 @@ fit.fit(x, save_to=sys.argv[2] + "/tree")
 """
 
 
-def test_a_killed_fit_resumes_to_the_same_tree(tmp_path: Path):
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_killed_fit_resumes_to_the_same_tree(tmp_path: Path, kills: int):
     np.save(tmp_path / "x.npy", rings(6000))
     command = [sys.executable, "-c", KILLED, str(tmp_path / "x.npy")]
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
-    delays = np.random.default_rng(0).uniform(0.05, 1.0, 4)
+    delays = np.random.default_rng(0).uniform(0.05, 1.0, kills)
     for delay in delays:
         process = subprocess.Popen([*command, str(tmp_path / "killed")], stdout=subprocess.PIPE)
         assert process.stdout is not None
