@@ -1,0 +1,114 @@
+"""Confidence intervals: percentile bootstrap over the test set, and paired differences of two models.
+
+Every statistic here is a function of how often each test row was drawn, so a resample is a row of counts and many
+resamples are one matrix product. (Efron & Tibshirani 1993, chapters 13 and 16.)
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from eval.errors import EvalError
+
+COUNTS_PER_BLOCK = 1 << 24
+Statistic = Callable[[Int[np.ndarray, "r n"]], Float[np.ndarray, "r"]]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its interval.
+
+    Attributes:
+        value: on the test set itself.
+        low, high: percentile bootstrap; NaN where the statistic cannot be resampled (one row, or no finite draw).
+        n: test rows (or groups of rows) that were resampled.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def bootstrap(
+    statistic: Statistic,
+    n: int,
+    groups: Any = None,
+    n_resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Interval of a statistic of n test rows.
+
+    Args:
+        statistic: from counts (resamples, n), how often each row was drawn, to values (resamples,).
+        groups: (n,) integers: rows of one group (one photographer, one patient) are drawn together.
+        n_resamples: draws.
+        level: of confidence.
+
+    Raises:
+        EvalError: no rows, a level outside (0, 1), or no resamples.
+    """
+    if n < 1:
+        raise EvalError("there is no test row to bootstrap")
+    if not 0 < level < 1 or n_resamples < 1:
+        raise EvalError(f"level {level} must lie between 0 and 1, and n_resamples {n_resamples} be at least 1")
+    value = float(statistic(np.ones((1, n), dtype=np.int64))[0])
+    member = np.arange(n)
+    if groups is not None:
+        if len(groups) != n:
+            raise EvalError(f"{len(groups)} groups for {n} rows; give one per row")
+        member = np.unique(np.asarray(groups), return_inverse=True)[1]
+    n_units = int(member.max()) + 1
+    if n_units == 1:
+        return Interval(value, float("nan"), float("nan"), 1)
+    generator = np.random.default_rng(seed)
+    block = max(1, COUNTS_PER_BLOCK // max(n, n_units))
+    draws = []
+    for first in range(0, n_resamples, block):
+        size = min(block, n_resamples - first)
+        counts = np.zeros((size, n_units), dtype=np.int64)
+        for row in counts:
+            row += np.bincount(generator.integers(n_units, size=n_units), minlength=n_units)
+        draws.append(statistic(counts[:, member] if groups is not None else counts))
+    found = np.concatenate(draws)
+    found = found[np.isfinite(found)]  # a resample may have lost a whole class
+    if not len(found):
+        return Interval(value, float("nan"), float("nan"), n_units)
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high), n_units)
+
+
+def weighted_mean(values: Any) -> Statistic:
+    """The mean of one value per row, as a statistic of counts."""
+    x = np.asarray(values, dtype=np.float64)
+    return lambda counts: counts @ x / counts.sum(1)
+
+
+def mean_interval(values: Any, groups: Any = None, **options: Any) -> Interval:
+    """Mean of one value per test row (correct or not, average precision of a query) with its interval.
+
+    Raises:
+        EvalError: not one-dimensional, or not finite.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if x.ndim != 1:
+        raise EvalError(f"values have shape {x.shape}; the bootstrap needs one per test row")
+    if not np.isfinite(x).all():
+        raise EvalError(f"value {int((~np.isfinite(x)).argmax())} is not finite")
+    return bootstrap(weighted_mean(x), len(x), groups, **options)
+
+
+def paired_interval(values: Any, base: Any, groups: Any = None, **options: Any) -> Interval:
+    """Mean of ``values - base`` on the same test rows: pairing takes the difficulty of a row out of the comparison.
+
+    Raises:
+        EvalError: different numbers of rows.
+    """
+    a, b = np.asarray(values, dtype=np.float64), np.asarray(base, dtype=np.float64)
+    if a.shape != b.shape:
+        raise EvalError(f"paired values have shapes {a.shape} and {b.shape}; both models need the same test rows")
+    return mean_interval(a - b, groups, **options)
