@@ -1,22 +1,18 @@
 """From a config to a finished comparison: dry run, local run, and what jobs on a cluster share with it."""
 
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from curation.errors import CurationError
-from curation.files import load_json, save_json
+from curation.files import load_json
 from curation.plan import PROFILES, Hardware, calibrate
-from experiments.arms import BASE_ARM
-from experiments.compare import MANIFEST, load_runs, metric_rows, save_comparison, summarise
-from experiments.experiment import Experiment, Speed, build, open_domain
-from experiments.provenance import provenance
-from experiments.report import write_report
+from experiments.experiment import Experiment, Speed, build
+from experiments.run_folder import begin_stage, finish_experiment, write_manifest
 from experiments.settings import CONFIGS, nearest_name
+from experiments.slurm import submit
 from experiments.stages import MARKER, Stage, in_order, locked, run_stages, state_of
-from experiments.tracking import open_tracker, track_comparison
 
 LOCATIONS = ("local", "slurm")
 
@@ -76,63 +72,6 @@ def plan_table(experiment: Experiment) -> str:
     return "\n".join(lines)
 
 
-def begin_stage(experiment: Experiment, config: dict[str, Any], progress: bool = True) -> dict[str, Any]:
-    """Options of `run_stage` for this process; sets its threads."""
-    import numba
-    import torch
-
-    settings = experiment.settings
-    torch.set_num_threads(settings.speed.threads)
-    numba.set_num_threads(min(settings.speed.threads, numba.get_num_threads()))
-    track: Callable[[Stage, Path], Any] = lambda stage, folder: open_tracker(  # noqa: E731
-        settings.tracking, experiment.root, settings.name, settings.scale["name"], stage, folder
-    )
-    return {
-        "speed": config["speed"],
-        "provenance": provenance(settings.speed.device, settings.speed.threads),
-        "progress": progress,
-        "track": track,
-    }
-
-
-def write_manifest(experiment: Experiment, config: dict[str, Any], command: str) -> None:
-    """``run.json``: what was asked for, by which command, and where its stages lie."""
-    places = [str(stage.folder(experiment.root).relative_to(experiment.root)) for stage in in_order(experiment.stages)]
-    about = {"name": experiment.settings.name, "command": command, "asked": time.time()}
-    save_json(experiment.root / MANIFEST, {**about, "config": config, "stages": places})
-
-
-def finish_experiment(
-    experiment: Experiment, config: dict[str, Any], command: str, failures: dict[str, str] | None = None
-) -> Path:
-    """Compare what is finished: metrics.json, metrics.csv, report.html; and tell W&B."""
-    root, domain, settings = experiment.root, experiment.domain, experiment.settings
-    write_manifest(experiment, config, command)
-    manifest, records = load_runs([root])
-    rows = metric_rows(records)
-    better = {metric.name: metric.better for metric in domain.metrics}
-    summaries = summarise(rows, better)
-    notes = experiment.warnings()
-    notes += [f"{name}: {why}" for name, why in (failures or {}).items()]
-    about = {"experiment": settings.name, "scale": settings.scale["name"], "base": BASE_ARM, "command": command}
-    about |= {"commits": sorted({record.marker["provenance"]["commit"] for record in records}), "config": config}
-    save_comparison(root, rows, summaries, about)
-    report = write_report(root / "report.html", domain, manifest, records, summaries, notes)
-    table = [vars(item) for item in summaries]
-    track_comparison(settings.tracking, root, settings.name, settings.scale["name"], table, report)
-    return report
-
-
-def compare_folders(roots: list[Path], output: Path) -> Path:
-    """One report of run folders of several machines; they must hold the same experiment."""
-    manifest, records = load_runs(roots)
-    domain = open_domain(manifest["name"])
-    summaries = summarise(metric_rows(records), {metric.name: metric.better for metric in domain.metrics})
-    about = {"experiment": manifest["name"], "base": BASE_ARM, "folders": [str(root) for root in roots]}
-    save_comparison(output, metric_rows(records), summaries, about)
-    return write_report(output / "report.html", domain, manifest, records, summaries, [])
-
-
 def run_experiment(
     config: dict[str, Any], command: str, say: Callable[[str], None] = print, progress: bool = True
 ) -> int:
@@ -165,8 +104,6 @@ def run_experiment(
             say(f"note: {line}")
         write_manifest(experiment, config, command)
         if where == "slurm":
-            from experiments.slurm import submit
-
             jobs = submit(experiment, {**config, "output": _absolute(config["output"])}, command)
             for name, job in jobs.items():
                 say(f"job {job}: {name}")

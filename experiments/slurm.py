@@ -5,7 +5,7 @@ from typing import Any
 
 from curation.errors import CurationError
 from experiments.experiment import Experiment, LaunchSettings, build
-from experiments.launch import begin_stage, finish_experiment
+from experiments.run_folder import begin_stage, finish_experiment
 from experiments.stages import Stage, in_order, run_stage, state_of
 
 RESOURCES = {"nodes": 1, "tasks_per_node": 1, "cpus_per_task": 2, "gpus_per_node": 0, "mem_gb": 4, "minutes": 0}

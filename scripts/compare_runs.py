@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from curation.errors import CurationError
-from experiments.launch import compare_folders
+from experiments.run_folder import compare_folders
 
 
 def main() -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -11,10 +11,8 @@ from curation.files import write_atomically
 from experiments.results import grouped, mean_interval, paired_difference
 from experiments.simulated.ablations import ToySettings, variants
 from experiments.simulated.figures import ablation_figure, density_figure, theory_figure
+from experiments.simulated.study_settings import Studies
 from experiments.simulated.table import row_titles
-
-if TYPE_CHECKING:
-    from experiments.simulated.studies import Studies
 
 # KL of the official notebook (one run, no interval), for the rows that it has
 PUBLISHED = {
@@ -78,7 +76,7 @@ def _against_published(kl: dict[str, list[float]], spread: dict[str, float]) -> 
     return text + f"{below} of {len(compared)} lie below our mean; they share one draw of the data. "
 
 
-def _table_section(records: list[dict[str, Any]], studies: "Studies") -> str:
+def _table_section(records: list[dict[str, Any]], studies: Studies) -> str:
     titles, kl = row_titles(studies.table), grouped(records, "table", "kl")
     spread = {row: float(np.std(values, ddof=1)) if len(values) > 1 else float("nan") for row, values in kl.items()}
     rows = []
@@ -104,7 +102,7 @@ def _table_section(records: list[dict[str, Any]], studies: "Studies") -> str:
     )
 
 
-def _theory_section(records: list[dict[str, Any]], studies: "Studies") -> str:
+def _theory_section(records: list[dict[str, Any]], studies: Studies) -> str:
     theory = studies.theory
     exponent, kl = grouped(records, "theory", "exponent"), grouped(records, "theory", "kl")
     raw = grouped(records, "theory", "points_kl")
@@ -165,7 +163,7 @@ def _toy_section(records: list[dict[str, Any]], name: str, toy: ToySettings, n_r
 
 def write_report(
     records: list[dict[str, Any]],
-    studies: "Studies",
+    studies: Studies,
     toys: dict[str, ToySettings],
     seeds: Sequence[int],
     folder: Path,

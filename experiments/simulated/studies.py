@@ -2,7 +2,6 @@
 
 import csv
 import io
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,13 @@ from curation.files import save_json, write_atomically
 from experiments.provenance import provenance
 from experiments.results import Task, mean_interval, run_tasks
 from experiments.settings import from_mapping, nearest_name
-from experiments.simulated.ablations import AblationSettings, ToySettings, ablation_tasks
+from experiments.simulated.ablations import ToySettings, ablation_tasks
 from experiments.simulated.data import TOYS
 from experiments.simulated.report import write_report
-from experiments.simulated.table import TableSettings, table_tasks
-from experiments.simulated.theory import TheorySettings, theory_tasks
+from experiments.simulated.study_settings import Studies
+from experiments.simulated.table import table_tasks
+from experiments.simulated.theory import theory_tasks
 from experiments.stages import Stage, StageRun
-
-
-@dataclass(frozen=True)
-class Studies:
-    """Section ``science.studies``: what is computed on known densities, without any training."""
-
-    table: TableSettings
-    theory: TheorySettings
-    ablations: AblationSettings
 
 
 def parse_studies(config: dict[str, Any]) -> tuple[Studies, dict[str, ToySettings]]:

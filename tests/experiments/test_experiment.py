@@ -15,7 +15,8 @@ import pytest
 from curation import CurationError, Subset
 from experiments.arms import CurationSettings, subset_settings
 from experiments.experiment import build, open_domain
-from experiments.launch import compare_folders, plan_table, run_experiment
+from experiments.launch import plan_table, run_experiment
+from experiments.run_folder import compare_folders
 from experiments.settings import CONFIGS, compose
 from experiments.simulated.training import _batch
 from experiments.stages import in_order

@@ -136,7 +136,7 @@ def test_an_unreachable_server_is_a_warning_and_no_key_is_written(tmp_path: Path
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     from experiments.experiment import build
-    from experiments.launch import begin_stage
+    from experiments.run_folder import begin_stage
     from experiments.stages import in_order
 
     config = compose([*TINY, f"output.runs={tmp_path / 'run'}", "seeds=[0]"])
