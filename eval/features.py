@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,7 +108,7 @@ def extract(
     mean: list[Tensor] = []
     keep = getattr(torch, dtype)
     batches = read_batches(images, transform or model.transform, batch_size, n_workers, bad)
-    bar = tqdm(total=len(images), desc=f"features of {images.name}", unit="img", disable=not progress)
+    bar = tqdm(total=len(images), desc=f"features of {images.name}", unit="img", disable=None if progress else True)
     with torch.inference_mode():
         for which, batch in batches:
             found = block_features(model.features(batch), len(batch))
@@ -138,6 +139,30 @@ def extract(
     if path is not None:
         _save(path, features)
     return features
+
+
+def streamed(
+    model: FrozenModel,
+    images: LabelledImages,
+    order: Int[Tensor, "m"],
+    transform: Transform,
+    batch_size: int,
+    n_workers: int = 0,
+    max_bad: float = 0.01,
+) -> Iterator[tuple[dict[str, Float[Tensor, "b _"]], Int[Tensor, "b"]]]:
+    """Batches of (inputs of the linear sweep, labels) computed on the fly: the linear probe with augmentation.
+
+    Args:
+        order: rows of the dataset, as they shall come; a row may come several times.
+    """
+    for which, batch in read_batches(images, transform, batch_size, n_workers, BadImages(max_bad), order):
+        with torch.inference_mode():
+            found = block_features(model.features(batch), len(batch))
+            mean = None if found.patches is None else found.patches.float().mean(1)
+            labels = images.labels[which]
+            part = FeatureSet(found.cls, mean, labels, which, {})
+            inputs = part.inputs(torch.arange(len(which), device=found.cls[0].device))
+        yield {name: x.clone() for name, x in inputs.items()}, labels
 
 
 def _save(path: Path, features: FeatureSet) -> None:

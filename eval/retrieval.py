@@ -104,6 +104,12 @@ def average_precision(relevant: Bool[np.ndarray, "n"]) -> float:
     return float(((np.arange(len(positions)) + 1) / (positions + 1)).mean())
 
 
+def find_ground_truth(folder: Path) -> Path:
+    """``gnd.json`` of a dataset's folder; the pickle beside it where only that is there."""
+    pickles = sorted(folder.glob("gnd*.pkl"))
+    return folder / "gnd.json" if (folder / "gnd.json").exists() or not pickles else pickles[0]
+
+
 @dataclass(frozen=True)
 class ProtocolResult:
     """One difficulty.

@@ -1,0 +1,120 @@
+"""The workbench of a run: one model, its features of every dataset computed once, heads, and the rows found so far."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from eval.bootstrap import Interval, mean_interval
+from eval.datasets import open_labelled
+from eval.errors import EvalError
+from eval.features import FeatureSet, extract
+from eval.images import LabelledImages, Transform
+from eval.knn import knn_scores
+from eval.linear import LinearSettings, fit_linear
+from eval.logistic import logistic_regression
+from eval.models import FrozenModel
+from eval.results import Results, Row, row_of
+from eval.settings import RunSettings
+
+HEADS = ("knn", "linear", "logistic")
+Scores = Callable[[FeatureSet], Float[Tensor, "n classes"]]
+# ten values cover the range of the 45 of the published sweep; the logistic evaluation itself takes all
+HEAD_CS = tuple(10.0**e for e in range(-4, 6))
+
+
+class Bench:
+    """What an evaluation works with.
+
+    Args:
+        model: the frozen model.
+        settings: shared by all evaluations.
+    """
+
+    def __init__(self, model: FrozenModel, settings: RunSettings):
+        self.model, self.settings = model, settings
+        self.results = Results(model.identity)
+        self._features: dict[tuple[str, str], FeatureSet] = {}
+        self._images: dict[tuple[str, str], LabelledImages] = {}
+
+    def images(self, dataset: str, split: str) -> LabelledImages:
+        """Labelled images of a split, listed once."""
+        if not dataset:
+            raise EvalError(f"no {split} dataset: set {split}=NAME, a folder, a parquet file or hub:OWNER/NAME")
+        key = (dataset, split)
+        if key not in self._images:
+            self._images[key] = open_labelled(dataset, split, self.settings.root or None)
+        return self._images[key]
+
+    def features(self, images: LabelledImages, transform: Transform | None = None) -> FeatureSet:
+        """Features of images, computed once per run (and once at all with a cache folder)."""
+        key = (images.digest, getattr(transform, "identity", "") if transform else "")
+        if key not in self._features:
+            s = self.settings
+            found = extract(
+                self.model, images, s.cache or None, s.batch_size, s.n_workers, transform, s.max_bad, s.feature_dtype,
+                s.progress,
+            )  # fmt: skip
+            self.results.seconds["features"] = self.results.seconds.get("features", 0.0) + found.seconds
+            if found.skipped:
+                self.results.skipped[images.name] = found.skipped
+            if transform is not None:  # 75 corrupted copies of a dataset are not kept in memory
+                return found
+            self._features[key] = found
+        return self._features[key]
+
+    def head(self, kind: str, train: FeatureSet, k: int, linear: LinearSettings) -> Scores:
+        """A head fitted on training features: from features to a score of every training class.
+
+        Raises:
+            EvalError: an unknown head.
+        """
+        if kind == "knn":
+            x = train.pooled()
+            return lambda test: knn_scores(x, train.labels, test.pooled(), (k,), device=self.device)[k]
+        if kind == "linear":
+            probe = fit_linear(train, train.labels, linear, device=self.device)
+            return probe.scores
+        if kind == "logistic":
+            model = logistic_regression(train.pooled().to(self.device), train.labels, HEAD_CS, seed=self.settings.seed)
+            return lambda test: model.scores(test.pooled()).cpu()
+        raise EvalError(f"head {kind!r} is unknown; use {', '.join(HEADS)}")
+
+    @property
+    def device(self) -> str:
+        import torch
+
+        if self.settings.device != "auto":
+            return self.settings.device
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @property
+    def bootstrap(self) -> dict[str, Any]:
+        """Options of every interval of this run."""
+        return {"n_resamples": self.settings.resamples, "seed": self.settings.seed}
+
+    def add(self, name: str, dataset: str, metric: str, value: float | Interval, n: int = 0) -> None:
+        """Keep a figure."""
+        row = (
+            row_of(name, dataset, metric, value)
+            if isinstance(value, Interval)
+            else Row(name, dataset, metric, value, n=n)
+        )
+        self.results.rows.append(row)
+
+    def add_mean(self, name: str, dataset: str, metric: str, values: Any, rows: Any = None) -> None:
+        """Keep the mean of one value per test row, its interval, and the values for paired comparisons.
+
+        Args:
+            rows: which rows of the dataset these are.
+        """
+        x = np.asarray(values, dtype=np.float64)
+        row = row_of(name, dataset, metric, mean_interval(x, **self.bootstrap))
+        self.results.rows.append(row)
+        self.results.per_row[row.key] = x
+        which = np.arange(len(x)) if rows is None else np.asarray(rows)
+        digest = hashlib.blake2b(which.astype(np.int64).tobytes(), digest_size=8)
+        self.results.per_row_ids[row.key] = digest.hexdigest()

@@ -1,0 +1,99 @@
+"""The command ``python -m eval``: a thin shell over `eval.run`; each evaluation's dataclass is its help."""
+
+import sys
+from dataclasses import fields
+from inspect import getdoc
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from eval.errors import EvalError
+from eval.settings import RunSettings, describe, parse
+
+app = typer.Typer(
+    help="Measure a frozen image model.\n\n"
+    "python -m eval knn model=timm:vit_small_patch14_dinov2 train=imagenet-1k -o results/",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+Settings = Annotated[list[str] | None, typer.Argument(help="Settings as key=value.", show_default=False)]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the results.")]
+
+
+def _register(name: str, task: type) -> None:
+    own, shared = describe(task), describe(RunSettings)
+    text = f"{getdoc(task)}\n\n\b\nSettings of {name}:\n{own}\n\n\b\nSettings of every run:\n{shared}"
+
+    @app.command(name=name, help=text, short_help=getdoc(task))
+    def command(settings: Settings = None, output: Output = Path("results")) -> None:
+        given = parse(settings or [])
+        shared = {entry.name for entry in fields(RunSettings)}
+        own = {key: value for key, value in given.items() if key not in shared}
+        _run([(name, own)], {key: value for key, value in given.items() if key in shared}, output)
+
+
+def _run(tasks: list[tuple[str, dict[str, Any]]], shared: dict[str, Any], output: Path) -> None:
+    from eval.results import table
+    from eval.run import run
+
+    results = run(tasks, shared, output)
+    typer.echo(table(results.rows))
+    for dataset, skipped in results.skipped.items():
+        typer.echo(f"{dataset}: {len(skipped)} images could not be read, see skipped in metrics.json", err=True)
+    cost = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in results.seconds.items())
+    typer.echo(f"{cost}; results in {output / 'metrics.json'}", err=True)
+
+
+@app.command(epilog="Example:  python -m eval suite configs/eval/imagenet.yaml model=checkpoint/ -o results/")
+def suite(
+    path: Annotated[Path, typer.Argument(help="YAML with a list `tasks` and settings of the run.")],
+    settings: Settings = None,
+    output: Output = Path("results"),
+) -> None:
+    """Run several evaluations of one model; features are computed once."""
+    from eval.run import read_suite
+
+    tasks, shared = read_suite(path)
+    _run(tasks, {**shared, **parse(settings or [])}, output)
+
+
+@app.command(epilog="Example:  python -m eval compare results/curated results/raw")
+def compare(
+    folder: Annotated[Path, typer.Argument(help="Results of a model.")],
+    base: Annotated[Path, typer.Argument(help="Results of the model it is compared with.")],
+) -> None:
+    """Paired differences of two models on the same test rows."""
+    from eval.results import compare as compare_results
+
+    for found in compare_results(folder, base):
+        interval = f"{found.difference.low:+.4f} ... {found.difference.high:+.4f}"
+        typer.echo(f"{found.key}: {found.base:.4f} -> {found.value:.4f}, {interval}: {found.verdict}")
+
+
+@app.command()
+def datasets() -> None:
+    """List the registered datasets and where to get them."""
+    from eval.datasets import LAYOUTS, REGISTRY
+
+    for name, entry in REGISTRY.items():
+        hub = f"  hub:{entry.hub}" if entry.hub else ""
+        typer.echo(f"{name:18} {entry.layout:10} {entry.page}{hub}")
+    for layout, meaning in LAYOUTS.items():
+        typer.echo(f"{layout}: {meaning}")
+
+
+def main() -> None:
+    """Run the command; a user's mistake is one line on the error stream and exit code 1."""
+    from eval.tasks import TASKS
+
+    for name, task in TASKS.items():
+        _register(name, task)
+    try:
+        app()
+    except EvalError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,189 @@
+"""Results as data: tidy rows in ``metrics.json``, the value of every test row beside it, and paired comparisons."""
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.bootstrap import Interval, paired_interval
+from eval.errors import EvalError
+
+FORMAT = 1
+METRICS = "metrics.json"
+PER_ROW = "per_row.safetensors"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure.
+
+    Attributes:
+        eval: name of the evaluation.
+        dataset: test set.
+        metric: name of the figure; settings that vary within an evaluation are part of it ("accuracy k=10").
+        value: the figure; accuracies are in [0, 1].
+        low, high: 95 % bootstrap interval over test rows, or None where there is none.
+        n: test rows, 0 where that says nothing.
+    """
+
+    eval: str
+    dataset: str
+    metric: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+
+    @property
+    def key(self) -> str:
+        return f"{self.eval}/{self.dataset}/{self.metric}"
+
+
+def row_of(name: str, dataset: str, metric: str, interval: Interval) -> Row:
+    """A row of an interval."""
+    low, high = (edge if isfinite(edge) else None for edge in (interval.low, interval.high))
+    return Row(name, dataset, metric, interval.value, low, high, interval.n)
+
+
+@dataclass
+class Results:
+    """All figures of one model.
+
+    Attributes:
+        model: its identity.
+        rows: the figures.
+        seconds: cost of each evaluation, features included where they were not cached; and of the features alone.
+        settings: of each evaluation.
+        skipped: dataset to unreadable images and their reasons.
+        per_row: key of a figure to the value of every test row, for paired comparisons.
+        per_row_ids: the same keys to a digest of which rows those are.
+    """
+
+    model: str
+    rows: list[Row] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    skipped: dict[str, dict[str, str]] = field(default_factory=dict)
+    per_row: dict[str, np.ndarray] = field(default_factory=dict)
+    per_row_ids: dict[str, str] = field(default_factory=dict)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``metrics.json`` and ``per_row.safetensors``, each whole or not at all; returns the first."""
+        from safetensors.numpy import save as to_bytes
+
+        folder = Path(folder)
+        content = {
+            "format": FORMAT,
+            "model": self.model,
+            "metrics": {row.key: row.value for row in self.rows},
+            "rows": [asdict(row) for row in self.rows],
+            "seconds": self.seconds,
+            "settings": self.settings,
+            "skipped": self.skipped,
+            "environment": environment(),
+        }
+        arrays = {key: np.ascontiguousarray(values, dtype=np.float32) for key, values in self.per_row.items()}
+        _write(folder / PER_ROW, to_bytes(arrays, metadata={"rows": json.dumps(self.per_row_ids)}))
+        _write(folder / METRICS, (json.dumps(content, indent=2) + "\n").encode())
+        return folder / METRICS
+
+
+def environment() -> dict[str, str]:
+    """Versions and device that the figures come from."""
+    import timm
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else platform.processor() or "cpu",
+    }
+
+
+def load_rows(folder: str | Path) -> tuple[list[Row], dict[str, np.ndarray], dict[str, str]]:
+    """Rows, values of every test row, and digests of which rows those are.
+
+    Raises:
+        EvalError: not a folder of results.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    folder = Path(folder)
+    try:
+        rows = [Row(**row) for row in json.loads((folder / METRICS).read_text())["rows"]]
+        with safe_open(folder / PER_ROW, framework="np") as stored:
+            ids = json.loads(stored.metadata()["rows"])
+            return rows, {key: stored.get_tensor(key) for key in ids}, ids
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise EvalError(f"{folder} is no folder of results of `python -m eval` ({error})") from error
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A figure of two models on the same test rows.
+
+    Attributes:
+        key: of the figure.
+        value, base: of each model.
+        difference: value - base, paired, with its interval.
+    """
+
+    key: str
+    value: float
+    base: float
+    difference: Interval
+
+    @property
+    def verdict(self) -> str:
+        if self.difference.low > 0:
+            return "higher"
+        return "lower" if self.difference.high < 0 else "no significant difference"
+
+
+def compare(folder: str | Path, base: str | Path, **options: Any) -> list[Difference]:
+    """Paired differences of every figure that both folders measured on the same test rows.
+
+    Raises:
+        EvalError: they share none.
+    """
+    (_, values, ids), (_, base_values, base_ids) = load_rows(folder), load_rows(base)
+    shared = [key for key in values if base_ids.get(key) == ids[key]]
+    if not shared:
+        raise EvalError(f"{folder} and {base} have no figure of the same test rows in common")
+    return [
+        Difference(
+            key,
+            float(values[key].mean(dtype=np.float64)),
+            float(base_values[key].mean(dtype=np.float64)),
+            paired_interval(values[key], base_values[key], **options),
+        )
+        for key in shared
+    ]
+
+
+def table(rows: list[Row]) -> str:
+    """Rows as text, for a terminal."""
+    lines = [("evaluation", "dataset", "metric", "value", "95 % interval", "n")]
+    for row in rows:
+        interval = "" if row.low is None or row.high is None else f"{row.low:.4f} ... {row.high:.4f}"
+        lines.append((row.eval, row.dataset, row.metric, f"{row.value:.4f}", interval, str(row.n or "")))
+    widths = [max(len(line[i]) for line in lines) for i in range(6)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise EvalError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,99 @@
+"""One run: a model, some evaluations, and their results as data."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eval.bench import Bench
+from eval.errors import EvalError
+from eval.models import FrozenModel, open_model
+from eval.results import Results
+from eval.settings import RunSettings, fill
+from eval.tasks import TASKS, Task
+
+
+def make_task(name: str, settings: Mapping[str, Any]) -> Task:
+    """A task of its settings.
+
+    Raises:
+        EvalError: an unknown task or setting.
+    """
+    if name not in TASKS:
+        raise EvalError(f"evaluation {name!r} is unknown; there are {', '.join(TASKS)}")
+    try:
+        return fill(TASKS[name], settings)  # type: ignore[no-any-return]
+    except EvalError as error:
+        raise EvalError(f"{name}: {error}") from error
+
+
+def evaluate(
+    model: FrozenModel, tasks: list[Task], settings: RunSettings | None = None, output: str | Path | None = None
+) -> Results:
+    """Run tasks on one model; features of a dataset are computed once for all of them.
+
+    Args:
+        output: folder of the results, written after every task: a task that fails takes no finished one with it.
+    """
+    settings = settings or RunSettings()
+    torch.manual_seed(settings.seed)
+    bench = Bench(model, settings)
+    bench.results.settings["run"] = asdict(settings)
+    for task in tasks:
+        start = time.perf_counter()
+        task.run(bench)
+        seconds = bench.results.seconds
+        seconds[task.name] = seconds.get(task.name, 0.0) + time.perf_counter() - start
+        bench.results.settings.setdefault(task.name, []).append(asdict(task))  # type: ignore[call-overload]
+        if output is not None:
+            bench.results.save(output)
+    return bench.results
+
+
+def run(given: list[tuple[str, dict[str, Any]]], shared: Mapping[str, Any], output: str | Path) -> Results:
+    """Open the model and run tasks by name.
+
+    Args:
+        given: (task, its settings).
+        shared: fields of `RunSettings`.
+
+    Raises:
+        EvalError: bad settings, all of them checked before the model is opened.
+    """
+    settings: RunSettings = fill(RunSettings, shared)
+    if not settings.model:
+        raise EvalError("no model is given: model=FOLDER, model=timm:NAME, model=random:NAME or model=package.mod:func")
+    tasks = [make_task(name, part) for name, part in given]
+    torch.manual_seed(settings.seed)  # the weights of random:NAME
+    model = open_model(
+        settings.model, settings.weights or None, settings.image_size or None, settings.device, settings.precision
+    )
+    return evaluate(model, tasks, settings, output)
+
+
+def read_suite(path: str | Path) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any]]:
+    """A suite file: YAML with ``tasks`` (a list of ``name: {settings}``) and settings of the run.
+
+    Raises:
+        EvalError: unreadable, or without tasks.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise EvalError(f"suite {path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("tasks"), list):
+        raise EvalError(f"suite {path} must have a list 'tasks' of 'name: settings'")
+    tasks: list[tuple[str, dict[str, Any]]] = []
+    for item in content.pop("tasks"):
+        if isinstance(item, str):
+            item = {item: {}}
+        if not isinstance(item, dict) or len(item) != 1 or not isinstance(next(iter(item.values())) or {}, dict):
+            raise EvalError(f"suite {path}: {item!r} is no 'name: {{settings}}'")
+        ((name, settings),) = item.items()
+        tasks.append((name, settings or {}))
+    return tasks, content

@@ -1,0 +1,147 @@
+"""Tasks of classification: k-NN, linear probe, logistic regression, few-shot."""
+
+# ruff: noqa: RUF009 (`setting` is `dataclasses.field`)
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from eval.bench import Bench
+from eval.features import streamed
+from eval.fewshot import few_shot
+from eval.images import LabelledImages
+from eval.knn import knn_predictions
+from eval.linear import LEARNING_RATES, LinearProbe, LinearSettings, choose_head, fit_linear, train_heads
+from eval.logistic import DEFAULT_CS, logistic_regression
+from eval.settings import setting
+from eval.splits import validation_split
+from eval.tasks.base import TrainTest
+from eval.transforms import augmented
+
+
+@dataclass
+class Knn(TrainTest):
+    """Weighted k-nearest-neighbour accuracy (DINO protocol)."""
+
+    name: ClassVar[str] = "knn"
+    ks: list[int] = setting((10, 20, 100, 200), "numbers of neighbours")
+    temperature: float = setting(0.07, "of the votes")
+    backend: str = setting("torch", "torch or faiss; both are exact")
+    blocks: int = setting(1, "class tokens of how many last blocks")
+    mean_patch: bool = setting(False, "append the mean patch token")
+
+    def run(self, bench: Bench) -> None:
+        train, test = self.features(bench)
+        found = knn_predictions(
+            train.pooled(self.blocks, self.mean_patch),
+            train.labels,
+            test.pooled(self.blocks, self.mean_patch),
+            self.ks,
+            temperature=self.temperature,
+            backend=self.backend,
+            device=bench.device,
+        )
+        for k, predicted in found.items():
+            bench.add_mean(self.name, self.tested, f"accuracy k={k}", predicted == test.labels, test.rows)
+
+
+@dataclass
+class Linear(TrainTest):
+    """Linear probe: learning rates x blocks x pooling in one pass; the best head is chosen on a part of train."""
+
+    name: ClassVar[str] = "linear"
+    learning_rates: list[float] = setting(LEARNING_RATES, "swept; multiplied by train_batch / 256")
+    steps: int = setting(12_500, "SGD steps")
+    train_batch: int = setting(1024, "rows per step")
+    val_share: float = setting(0.1, "part of train that chooses the head")
+    refit: bool = setting(False, "train the chosen head again on all of train (cached features only)")
+    augment: bool = setting(False, "random crops and flips: a forward pass per step instead of cached features")
+    head_precision: str = setting("float32", "of the heads' products: float32 or bfloat16")
+
+    def run(self, bench: Bench) -> None:
+        settings = LinearSettings(
+            learning_rates=tuple(self.learning_rates),
+            steps=self.steps,
+            batch_size=self.train_batch,
+            val_share=self.val_share,
+            refit=self.refit and not self.augment,
+            precision=self.head_precision,
+            seed=bench.settings.seed,
+        )
+        train_images, test_images = self.images(bench)
+        test = bench.features(test_images)
+        if self.augment:
+            probe = self._augmented(bench, train_images, settings)
+        else:
+            train = bench.features(train_images)
+            probe = fit_linear(train, train.labels, settings, device=bench.device)
+        correct = probe.scores(test).argmax(1) == test.labels
+        bench.add_mean(self.name, self.tested, "accuracy", correct, test.rows)
+        bench.add(self.name, self.tested, "validation accuracy", max(probe.val_accuracy.values()))
+        bench.results.settings[f"{self.name}/{self.tested} chosen head"] = {
+            "input": probe.input,
+            "learning_rate": probe.learning_rate,
+        }
+
+    def _augmented(self, bench: Bench, images: LabelledImages, settings: LinearSettings) -> LinearProbe:
+        s = bench.settings
+        fit_rows, val_rows = validation_split(images.labels, settings.val_share, settings.seed)
+        generator = torch.Generator().manual_seed(settings.seed)
+        epochs = -(-settings.steps * settings.batch_size // len(fit_rows))
+        order = torch.cat([fit_rows[torch.randperm(len(fit_rows), generator=generator)] for _ in range(epochs)])
+        order = order[: settings.steps * settings.batch_size]
+        crops = augmented(bench.model)
+        batches = streamed(bench.model, images, order, crops, settings.batch_size, s.n_workers, s.max_bad)
+        banks = train_heads(batches, len(images.class_names), settings, bench.device)
+        plain = streamed(bench.model, images, val_rows, bench.model.transform, s.batch_size, s.n_workers, s.max_bad)
+        return choose_head(banks, settings, plain)
+
+
+@dataclass
+class Logistic(TrainTest):
+    """Logistic regression (L-BFGS); the regularisation is chosen on a part of train."""
+
+    name: ClassVar[str] = "logistic"
+    cs: list[float] = setting(DEFAULT_CS, "inverse strengths of the regularisation, as in scikit-learn")
+    val_share: float = setting(0.1, "part of train that chooses C")
+    max_iterations: int = setting(1000, "of L-BFGS for each C")
+    blocks: int = setting(1, "class tokens of how many last blocks")
+    mean_patch: bool = setting(False, "append the mean patch token")
+
+    def run(self, bench: Bench) -> None:
+        train, test = self.features(bench)
+        x = train.pooled(self.blocks, self.mean_patch).to(bench.device)
+        seed = bench.settings.seed
+        model = logistic_regression(
+            x, train.labels, self.cs, self.val_share, max_iterations=self.max_iterations, seed=seed
+        )
+        scores = model.scores(test.pooled(self.blocks, self.mean_patch)).cpu()
+        bench.add_mean(self.name, self.tested, "accuracy", scores.argmax(1) == test.labels, test.rows)
+        bench.add(self.name, self.tested, "C", model.c)
+
+
+@dataclass
+class FewShotTest(TrainTest):
+    """Accuracy with n labelled images per class, mean over draws."""
+
+    name: ClassVar[str] = "few_shot"
+    shots: list[int] = setting((1, 2, 5, 10), "labelled images per class")
+    draws: int = setting(5, "draws of the labelled images")
+    classifier: str = setting("centroid", "centroid, knn or logistic")
+
+    def run(self, bench: Bench) -> None:
+        train, test = self.features(bench)
+        found = few_shot(
+            train.pooled(),
+            train.labels,
+            test.pooled(),
+            test.labels,
+            self.shots,
+            self.draws,
+            self.classifier,
+            bench.settings.seed,
+        )
+        for shots, result in found.items():
+            bench.add(self.name, self.tested, f"accuracy {shots}-shot", result.mean, len(test))
+            bench.add(self.name, self.tested, f"standard deviation {shots}-shot", result.std, self.draws)
