@@ -77,7 +77,7 @@ def compare(
 @app.command()
 def datasets() -> None:
     """List the registered datasets and where to get them."""
-    from eval.datasets import LAYOUTS, REGISTRY
+    from eval.registry import LAYOUTS, REGISTRY
 
     for name, entry in REGISTRY.items():
         hub = f"  hub:{entry.hub}" if entry.hub else ""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -11,11 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from eval.bench import Bench
-from eval.datasets import ImagePairs, open_pairs, read_target
-from eval.dense import DenseSettings, linear_depth, linear_segmentation, segmentation_result
+from eval.dense import DenseSettings
+from eval.depth import linear_depth
 from eval.errors import EvalError
 from eval.images import open_image
 from eval.models import FrozenModel, block_features
+from eval.pairs import ImagePairs, open_pairs, read_target
+from eval.segmentation import linear_segmentation, segmentation_result
 from eval.settings import setting
 
 KEPT_BYTES = 4 << 30  # features of a split are kept in memory up to here, and made again for every batch beyond
@@ -51,7 +54,7 @@ class Segmentation(DenseTask):
     zero_is_unlabelled: bool = setting(True, "masks hold 0 for no label and classes from 1 on, as ADE20K's do")
 
     def run(self, bench: Bench) -> None:
-        def target(path, size: int) -> Tensor:  # type: ignore[no-untyped-def]
+        def target(path: Path, size: int) -> Tensor:
             mask = _nearest(read_target(path), size).long()
             return torch.where(mask == 0, self.ignore, mask - 1) if self.zero_is_unlabelled else mask
 
@@ -75,7 +78,7 @@ class Depth(DenseTask):
     furthest: float = setting(10.0, "metres; further pixels are not judged")
 
     def run(self, bench: Bench) -> None:
-        def target(path, size: int) -> Tensor:  # type: ignore[no-untyped-def]
+        def target(path: Path, size: int) -> Tensor:
             return _nearest(read_target(path, self.scale), size).float()
 
         train, test = _splits(self, bench, "depth", target)
@@ -84,10 +87,11 @@ class Depth(DenseTask):
             bench.add(self.name, self.tested, metric, value)
 
 
+Target = Callable[[Path, int], Tensor]  # a target file at a size
 Reader = tuple[Callable[[Int[Tensor, "b"]], tuple[Tensor, Tensor]], int]
 
 
-def _splits(task: DenseTask, bench: Bench, kind: str, target: Callable[..., Tensor]) -> tuple[Reader, Reader]:
+def _splits(task: DenseTask, bench: Bench, kind: str, target: Target) -> tuple[Reader, Reader]:
     size = task.size or bench.model.image_size
     root = bench.settings.root or None
     train = open_pairs(task.train, "train", kind, root)
@@ -95,7 +99,7 @@ def _splits(task: DenseTask, bench: Bench, kind: str, target: Callable[..., Tens
     return _reader(train, bench.model, size, target), _reader(test, bench.model, size, target)
 
 
-def _reader(pairs: ImagePairs, model: FrozenModel, size: int, target: Callable[..., Tensor]) -> Reader:
+def _reader(pairs: ImagePairs, model: FrozenModel, size: int, target: Target) -> Reader:
     """Features and targets of rows, made when they are first asked for and kept while they fit."""
     kept: dict[int, tuple[Tensor, Tensor]] = {}
     limit = [KEPT_BYTES]

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from eval.bench import Bench
-from eval.datasets import locate, open_labelled, open_table
+from eval.datasets import open_labelled, open_table
 from eval.errors import EvalError
 from eval.fairness import accuracy_by_group
 from eval.longtail import head_medium_tail
+from eval.registry import locate
 from eval.robustness import map_by_name
 from eval.settings import setting
 from eval.tasks.base import Head

@@ -9,9 +9,9 @@ import torch
 
 from eval.bench import Bench
 from eval.corruptions import CORRUPTIONS, Corrupted
-from eval.datasets import entry_of
 from eval.errors import EvalError
 from eval.images import LabelledImages
+from eval.registry import entry_of
 from eval.robustness import (
     ClassMap,
     map_by_index,

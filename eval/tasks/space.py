@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from eval.bench import Bench
-from eval.datasets import check_same_classes, entry_of, locate
+from eval.datasets import check_same_classes
 from eval.errors import EvalError
 from eval.feature_stats import alignment, effective_rank, uniformity
 from eval.images import LabelledImages
+from eval.registry import entry_of, locate
 from eval.retrieval import find_ground_truth, label_retrieval, rank, read_ground_truth, revisited
 from eval.settings import setting
 from eval.transforms import two_views

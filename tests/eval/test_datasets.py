@@ -8,15 +8,10 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as Pillow
 
-from eval.datasets import (
-    REGISTRY,
-    check_same_classes,
-    open_labelled,
-    open_pairs,
-    open_table,
-    read_target,
-)
+from eval.datasets import check_same_classes, open_labelled, open_table
 from eval.errors import EvalError
+from eval.pairs import open_pairs, read_target
+from eval.registry import REGISTRY
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))

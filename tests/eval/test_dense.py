@@ -5,16 +5,10 @@ import pytest
 import torch
 from sklearn.metrics import jaccard_score
 
-from eval.dense import (
-    DenseSettings,
-    confusion,
-    depth_metrics,
-    linear_depth,
-    linear_segmentation,
-    scale_invariant_loss,
-    segmentation_result,
-)
+from eval.dense import DenseSettings
+from eval.depth import depth_metrics, linear_depth, scale_invariant_loss
 from eval.errors import EvalError
+from eval.segmentation import confusion, linear_segmentation, segmentation_result
 
 QUICK = DenseSettings(steps=150, batch_size=4, learning_rate=0.02)
 

@@ -245,3 +245,18 @@ def test_every_setting_has_a_comment(name: str):
     assert all(len(entry.metadata["help"]) > 5 for entry in (*fields(TASKS[name]), *fields(RunSettings)))
     assert TASKS[name].__doc__
     assert not TASKS[name].__doc__.startswith(f"{TASKS[name].__name__}(")  # what dataclasses write
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "eval" / "suites").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_every_suite_names_real_tasks_settings_and_datasets(path: Path):
+    from eval.registry import REGISTRY
+    from eval.settings import fill
+
+    tasks, shared = read_suite(path)
+    fill(RunSettings, shared)
+    for name, settings in tasks:
+        task = make_task(name, settings)
+        used = [getattr(task, key, "") for key in ("train", "test")] + getattr(task, "tests", [])
+        assert all(dataset in REGISTRY for dataset in used if dataset)
