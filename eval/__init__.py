@@ -7,5 +7,5 @@ This room imports no other room: a model comes in as a feature function (models.
 - Plain functions on arrays: knn, linear, logistic, fewshot, retrieval, robustness, corruptions, longtail, fairness,
   segmentation, depth (both on dense), feature_stats, bootstrap.
 
-Read first: knn.py (the shape of every plain function), linear.py (the sweep), tasks/classification.py, bench.py, run.py.
+Read first: knn.py (the shape of every plain function), linear.py (the sweep), tasks/classification.py, bench.py.
 """
