@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from text_lm.model import build_model, flops_per_token, peak_flops
+from text_lm.model import build_model, flops_per_token
 from text_lm.packing import TokenStream
 from text_lm.settings import TrainSettings, load_settings
 from text_lm.tokenizer import open_tokenizer
 from text_lm.tokens import TokenStore, tokenise_pool
 from text_lm.train import train
+from training.devices import peak_flops
 
 
 def plain_loop(settings: TrainSettings, store: TokenStore, device: torch.device) -> list[float]:

@@ -11,11 +11,12 @@ import yaml
 ROOT = Path(__file__).parents[1]
 ROOMS = {
     "curation": set(),
-    "pretrain": {"curation"},
-    "text_lm": {"curation"},
-    "satellite": {"curation", "pretrain"},
+    "training": {"curation"},
+    "pretrain": {"curation", "training"},
+    "text_lm": {"curation", "training"},
+    "satellite": {"curation", "training", "pretrain"},
     "eval": set(),
-    "experiments": {"curation", "pretrain", "text_lm", "satellite", "eval"},
+    "experiments": {"curation", "training", "pretrain", "text_lm", "satellite", "eval"},
 }
 MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 

@@ -1,92 +1,18 @@
-"""What happens around training steps: whole checkpoints, a stop on SIGTERM, and a log of numbers and speed."""
+"""A log of numbers and speed around training steps."""
 
 import json
-import os
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning
 import torch
 from tqdm import tqdm
 
-from curation.errors import CurationError
-from text_lm.model import flops_per_token, peak_flops
+from text_lm.model import flops_per_token
 from text_lm.module import LanguageModel
-
-CHECKPOINT = "last.ckpt"
-LOG = "metrics.jsonl"
-
-
-class Checkpoints(lightning.Callback):
-    """Every so many steps and on SIGTERM: weights, optimiser and progress in one file that is whole or absent.
-
-    Attributes:
-        interrupted: training ended early, on a signal.
-    """
-
-    def __init__(self, folder: Path, every: int):
-        self.folder, self.every = folder, every
-        self.interrupted = False
-        self._asked = threading.Event()
-
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if threading.current_thread() is threading.main_thread():  # signals can be handled nowhere else
-            signal.signal(signal.SIGTERM, self._ask)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self._asked.set()
-
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return
-        step = trainer.global_step
-        # one process may hear of the end before the others; all must act at the same step
-        stop = trainer.strategy.reduce_boolean_decision(self._asked.is_set(), all=False)
-        if stop and step < trainer.max_steps:
-            self.interrupted = trainer.should_stop = True
-        if self.interrupted or step % self.every == 0:
-            self.save(trainer)
-
-    def save(self, trainer: lightning.Trainer) -> None:
-        """Write the checkpoint beside the old one, then replace it."""
-        module = trainer.lightning_module
-        assert isinstance(module, LanguageModel)
-        module.check_finite()  # a checkpoint that cannot go on is worse than none
-        temporary = self.folder / f".{CHECKPOINT}.tmp"
-        try:
-            trainer.save_checkpoint(temporary)
-            if trainer.is_global_zero:
-                with open(temporary, "rb") as stream:
-                    os.fsync(stream.fileno())
-                os.replace(temporary, self.folder / CHECKPOINT)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise CurationError(
-                f"{self.folder / CHECKPOINT} cannot be written ({error.strerror or error}); the one before it is "
-                "whole: make room and run the same again"
-            ) from error
-        trainer.strategy.barrier("checkpoint")
-
-
-@contextmanager
-def signals_restored() -> Iterator[None]:
-    """Give SIGTERM back to whom it belonged: Lightning and `Checkpoints` both put themselves in between."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+from training.devices import peak_of
+from training.run_folder import LOG, forget_after
 
 
 class RunLog(lightning.Callback):
@@ -177,25 +103,8 @@ class RunLog(lightning.Callback):
 
 def utilisation(tokens_per_second: float, module: LanguageModel, devices: int) -> float | None:
     """Share of the devices' bfloat16 peak that goes into the model (MFU); None where the peak is unknown."""
-    name = torch.cuda.get_device_name(module.device) if module.device.type == "cuda" else "cpu"
-    peak = module.settings.speed.peak_flops or peak_flops(name)
+    peak = peak_of(module.device, module.settings.speed.peak_flops)
     if not peak:
         return None
     shape = module.settings.model
     return tokens_per_second * flops_per_token(shape, module.tokenizer.vocab_size, shape.context) / (peak * devices)
-
-
-def forget_after(path: Path, step: int) -> None:
-    """Drop the lines of steps that a resumed run will do again, and a line that a kill cut short."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):
-            continue
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, path)

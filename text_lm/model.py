@@ -14,20 +14,6 @@ from curation.errors import CurationError
 ATTENTION = ("sdpa", "flex_attention", "flash_attention_2")
 
 # dense bfloat16 peak in FLOP/s by a part of the device's name, from the makers' data sheets; the first match counts
-PEAK_FLOPS = {
-    "B200": 2.25e15,
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "A10G": 70e12,
-    "A10": 125e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-}
 
 
 @dataclass
@@ -216,8 +202,3 @@ def flops_per_token(settings: ModelSettings, vocab_size: int, length: int) -> fl
     weights = count_parameters(settings, vocab_size)
     lookups = 0 if settings.tied else padded * settings.width
     return 6.0 * (weights - lookups) + 12.0 * settings.layers * settings.width * length
-
-
-def peak_flops(device_name: str) -> float | None:
-    """Dense bfloat16 peak of a device in FLOP/s; None where we do not know it, so that no false MFU is shown."""
-    return next((peak for part, peak in PEAK_FLOPS.items() if part.lower() in device_name.lower()), None)

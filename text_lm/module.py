@@ -13,6 +13,7 @@ from text_lm.model import build_model, next_token_logits
 from text_lm.schedules import schedule
 from text_lm.settings import TrainSettings
 from text_lm.tokenizer import Tokenizer
+from training.checkpoints import count_batches_anew
 
 
 class LanguageModel(lightning.LightningModule):
@@ -60,11 +61,7 @@ class LanguageModel(lightning.LightningModule):
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # Lightning counts micro-batches; a resumed run may split its batches otherwise, so count them anew
-        done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        for count in (progress["total"], progress["current"]):
-            count.update(dict.fromkeys(count, done))
+        count_batches_anew(checkpoint, self.trainer.accumulate_grad_batches)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         rate = self.settings.learning_rate * self.factor(self.global_step)

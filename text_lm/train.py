@@ -1,23 +1,20 @@
 """Train a language model on documents of a tokenised pool; the same call after a kill goes on and ends the same."""
 
 import hashlib
-import logging
 import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import lightning
 import numpy as np
-import torch
 from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from curation.errors import CurationError
-from curation.files import digest_json, load_json, save_json
-from text_lm.callbacks import CHECKPOINT, Checkpoints, RunLog, signals_restored
+from curation.files import save_json
+from text_lm.callbacks import RunLog
 from text_lm.data import BatchPlan, step_loader
 from text_lm.model import build_model
 from text_lm.module import LanguageModel
@@ -25,6 +22,9 @@ from text_lm.packing import TokenStream
 from text_lm.settings import TrainSettings
 from text_lm.tokenizer import Tokenizer, open_tokenizer
 from text_lm.tokens import TokenStore
+from training.checkpoints import CHECKPOINT, Checkpoints, resume_step, signals_restored
+from training.devices import make_trainer
+from training.run_folder import RESULT, claim
 
 MODEL = "model"
 
@@ -89,16 +89,18 @@ def train(
         "tokens": store.info["checksum"],
         "documents": hashlib.blake2b(documents.astype("<i8").tobytes(), digest_size=16).hexdigest(),
     }
-    done = _claim(folder, identity)
+    done = claim(folder, identity)
     if done is not None:
         return TrainResult(**{**done, "folder": folder / MODEL})
 
-    data = _StepData(stream, settings, _resume_step(folder / CHECKPOINT))
+    data = _StepData(stream, settings, resume_step(folder))
     module = LanguageModel(settings, tokenizer)
     checkpoints = Checkpoints(folder, settings.speed.checkpoint_every)
     log = RunLog(folder, settings.speed.log_every, progress)
     # the log first: its sums must be up to date when the checkpoint takes them
-    trainer = _trainer(settings, folder, [log, checkpoints])
+    trainer = make_trainer(
+        settings.speed, folder, settings.steps, settings.batch_size, settings.precision, [log, checkpoints], _blocks()
+    )
     data.check(trainer.world_size)
     with warnings.catch_warnings(), signals_restored():
         warnings.simplefilter("ignore")  # Lightning's advice on workers and loggers, none of it true here
@@ -124,7 +126,7 @@ def train(
     if finished:
         _export(trainer, module, tokenizer, folder)
         if trainer.is_global_zero:
-            save_json(folder / "result.json", {**vars(result), "folder": MODEL})
+            save_json(folder / RESULT, {**vars(result), "folder": MODEL})
             (folder / CHECKPOINT).unlink(missing_ok=True)
     return result
 
@@ -152,80 +154,10 @@ class _StepData(lightning.LightningDataModule):
         return step_loader(self.stream, plan, self.start_step, self.settings.steps, speed.n_workers, cuda)
 
 
-def _claim(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """Take the folder for this run; the result if it is already finished."""
-    path = folder / "run.json"
-    if path.exists():
-        found = load_json(path)
-        # through JSON, as the file went: tuples are lists there
-        for key, value in identity.items():
-            if digest_json(found.get(key)) != digest_json(value):
-                what = _difference(found.get(key), value) if key == "settings" else f"other {key}"
-                raise CurationError(f"{folder} holds a run with {what}; use another folder or delete it")
-        if (folder / "result.json").exists():
-            return load_json(folder / "result.json")
-    elif folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
-        raise CurationError(f"{folder} is not empty and holds no run; use another folder")
-    save_json(path, identity)
-    return None
+def _blocks() -> set[type]:
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-
-def _difference(found: Any, wanted: dict[str, Any]) -> str:
-    for key, value in wanted.items():
-        old = found.get(key) if isinstance(found, dict) else None
-        if digest_json(old) != digest_json(value):
-            return f"{key}={old}, not {value}"
-    return "other settings"
-
-
-def _resume_step(path: Path) -> int:
-    if not path.exists():
-        return 0
-    try:
-        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
-    except Exception as error:
-        raise CurationError(f"{path} cannot be read ({type(error).__name__}); delete it to start again") from error
-
-
-def _trainer(settings: TrainSettings, folder: Path, callbacks: list[lightning.Callback]) -> lightning.Trainer:
-    speed = settings.speed
-    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    strategy: Any = speed.strategy
-    if strategy == "fsdp":
-        from lightning.pytorch.strategies import FSDPStrategy
-        from torch.distributed.fsdp import MixedPrecision
-        from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-
-        half = settings.precision == "bf16-mixed"
-        # Lightning's own choice also rounds sums of gradients and the rotary frequencies to bfloat16
-        mixed = MixedPrecision(torch.bfloat16, torch.float32, torch.float32) if half else None
-        strategy = FSDPStrategy(auto_wrap_policy={LlamaDecoderLayer}, state_dict_type="full", mixed_precision=mixed)
-    micro = speed.micro_batch_size
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a hint to use srun wherever SLURM is installed
-            trainer = lightning.Trainer(
-                accelerator=speed.accelerator,
-                devices=speed.devices or "auto",
-                num_nodes=speed.nodes,
-                strategy=strategy,
-                precision=settings.precision,  # type: ignore[arg-type]
-                max_steps=settings.steps,
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                use_distributed_sampler=False,
-                callbacks=callbacks,
-                default_root_dir=folder,
-            )
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CurationError(f"speed.accelerator {speed.accelerator!r}, {speed.devices} devices: {reason}") from error
-    share = trainer.world_size * (micro or max(settings.batch_size // trainer.world_size, 1))
-    trainer.accumulate_grad_batches = max(settings.batch_size // share, 1)
-    return trainer
+    return {LlamaDecoderLayer}
 
 
 def _export(trainer: lightning.Trainer, module: LanguageModel, tokenizer: Tokenizer, folder: Path) -> None:

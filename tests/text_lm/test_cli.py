@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from curation import Subset
 from curation.pool import open_pool, pool_fingerprint
-from text_lm.callbacks import Checkpoints
 from text_lm.cli import main
+from training.checkpoints import Checkpoints
 
 RUN = ["model.width=32", "model.layers=1", "model.heads=2", "model.context=32", "batch_size=4", "tokens=1280"]
 CPU = ["speed.accelerator=cpu", "speed.log_every=2", "speed.checkpoint_every=3"]

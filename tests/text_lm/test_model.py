@@ -17,7 +17,6 @@ from text_lm.model import (
     llama_config,
     load_model,
     next_token_logits,
-    peak_flops,
 )
 from text_lm.module import parameter_groups
 from text_lm.packing import IGNORE
@@ -25,6 +24,7 @@ from text_lm.plan import plan_run
 from text_lm.schedules import schedule
 from text_lm.settings import TrainSettings, load_settings, settings_from
 from text_lm.tokenizer import open_tokenizer, train_bpe
+from training.devices import peak_flops
 
 BYTES = open_tokenizer("bytes")
 SMALL = ModelSettings(width=32, layers=3, heads=4, kv_heads=2, context=24, init_std=0.3, tied=False)

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 from curation.errors import CurationError
-from text_lm.callbacks import Checkpoints
 from text_lm.settings import TrainSettings, settings_from
 from text_lm.tokenizer import open_tokenizer
 from text_lm.tokens import TokenStore
 from text_lm.train import TrainResult, train
+from training.checkpoints import Checkpoints
 
 SHAPE = {"width": 32, "layers": 2, "heads": 2, "context": 32}
 STEPS = 12

@@ -1,0 +1,156 @@
+"""Any timm model as a backbone: class token and patch tokens, with patches that can be masked."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from timm.layers import DropPath, resample_abs_pos_embed
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from curation.errors import CurationError
+from pretrain.settings import BackboneSettings
+
+
+class Backbone(nn.Module):
+    """A timm model without its classifier.
+
+    Attributes:
+        model: the timm model; its names are those of the exported weights.
+        dim: of the features.
+        has_patches: it is a transformer whose patch tokens can be masked; of others there is the pooled feature only.
+        mask_token: (1, d) takes the place of a masked patch (iBOT, section 3.1).
+    """
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+        self.dim = int(model.num_features)
+        self.has_patches = hasattr(model, "patch_embed") and hasattr(model, "num_prefix_tokens")
+        self.n_prefix = int(model.num_prefix_tokens) if self.has_patches else 0
+        self._masks: Tensor | None = None
+        if self.has_patches:
+            self.mask_token = nn.Parameter(torch.zeros(1, self.dim))
+            # a hook, so that every timm transformer keeps its own forward: positions, registers, rotations
+            model.patch_embed.register_forward_hook(self._mask_patches)
+
+    def _mask_patches(self, _module: nn.Module, _inputs: Any, patches: Tensor) -> Tensor:
+        if self._masks is None:
+            return patches
+        masks = self._masks.view(*patches.shape[:-1], 1)
+        return torch.where(masks, self.mask_token.to(patches.dtype), patches)
+
+    def grid(self, size: int) -> tuple[int, int]:
+        """Rows and columns of patches in an image of this side; (0, 0) where there are none."""
+        if not self.has_patches:
+            return (0, 0)
+        height, width = self.model.patch_embed.patch_size
+        return (size // height, size // width)
+
+    def forward(
+        self, images: Float[Tensor, "b 3 h w"], masks: Bool[Tensor, "b p"] | None = None
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b p d"]]:
+        """Class token (or pooled feature) and patch tokens after the last norm; no patches are (b, 0, d)."""
+        if not self.has_patches:
+            pooled = self.model.forward_head(self.model.forward_features(images), pre_logits=True).flatten(1)
+            return pooled, pooled.new_empty(len(pooled), 0, self.dim)
+        self._masks = masks
+        tokens = self.model.forward_features(images)
+        self._masks = None
+        patches = tokens[:, self.n_prefix :]
+        return (tokens[:, 0] if self.n_prefix else patches.mean(1)), patches
+
+
+def build_backbone(settings: BackboneSettings, size: int, drop_path: float = 0.0) -> Backbone:
+    """A backbone with new weights.
+
+    Args:
+        settings: name and arguments of the timm model.
+        size: side of the global crops, pixels.
+        drop_path: stochastic depth, the same in every block (DINOv2); 0 for the teacher.
+
+    Raises:
+        CurationError: timm has no such model, or cannot make it with these arguments.
+    """
+    import timm
+
+    if not timm.is_model(settings.name):
+        near = timm.list_models(f"*{settings.name.split('.')[0].split('_')[0]}*")[:5]
+        raise CurationError(f"backbone.name {settings.name!r} is no model of timm; for instance {', '.join(near)}")
+    transformer = _is_transformer(settings.name)
+    given: dict[str, Any] = {"img_size": size, "dynamic_img_size": True} if transformer else {}
+    if drop_path and not transformer:
+        given["drop_path_rate"] = drop_path
+    try:
+        model = timm.create_model(settings.name, num_classes=0, **{**given, **settings.args})
+    except Exception as error:  # timm: TypeError, AssertionError, RuntimeError, ...
+        reason = " ".join(str(error).split())[:300]
+        raise CurationError(f"timm cannot make {settings.name} with {settings.args}: {reason}") from error
+    backbone = Backbone(model)
+    if drop_path and transformer:
+        set_stochastic_depth(model, drop_path, settings.skip_dropped)
+    return backbone
+
+
+def _is_transformer(name: str) -> bool:
+    """timm makes it with an image size: a plain transformer with one grid of patches."""
+    return name.startswith(("vit_", "deit", "eva", "test_vit")) and not name.startswith(("vit_relpos", "vit_srelpos"))
+
+
+def set_stochastic_depth(model: Any, probability: float, skip: bool) -> None:
+    """Drop each residual branch of a sample with this probability, alike in every block (Huang et al. 2016).
+
+    Args:
+        skip: compute the branch only for the samples that keep it (DINOv2, section 5): a plain `Block` then costs
+            1 - probability of its operations. Exactly that share of the batch is kept, at random.
+    """
+    for block in model.blocks:
+        for name in ("drop_path1", "drop_path2"):
+            if hasattr(block, name):
+                setattr(block, name, DropPath(probability))
+        if skip and type(block) is Block:
+            setattr(block, "forward", _SkippingForward(block, probability))  # noqa: B010
+
+
+class _SkippingForward:
+    """The forward of a `Block` whose branches see a random part of the batch while it trains."""
+
+    def __init__(self, block: Any, probability: float):
+        self.block, self.probability = block, probability
+
+    def __call__(self, x: Tensor, attn_mask: Any = None, is_causal: bool = False) -> Tensor:
+        block = self.block
+        if not block.training:
+            return Block.forward(block, x, attn_mask, is_causal)
+        x = self._residual(x, lambda rows: block.ls1(block.attn(block.norm1(rows))))
+        return self._residual(x, lambda rows: block.ls2(block.mlp(block.norm2(rows))))
+
+    def _residual(self, x: Tensor, branch: Any) -> Tensor:
+        kept = max(int(len(x) * (1 - self.probability)), 1)
+        rows = torch.randperm(len(x), device=x.device)[:kept]
+        added = branch(x[rows])
+        return torch.index_add(x, 0, rows, added.to(x.dtype), alpha=len(x) / kept)
+
+
+def load_weights(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
+    """Load a state whose names and shapes match; positions of another grid are resampled.
+
+    Raises:
+        CurationError: it is of another architecture.
+    """
+    own = module.state_dict()
+    state = dict(state)
+    for name, value in own.items():
+        if name.endswith("pos_embed") and name in state and state[name].shape != value.shape:
+            model: Any = module.get_submodule(name.rpartition(".")[0])
+            prefix = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens
+            grid = list(model.patch_embed.grid_size)
+            state[name] = resample_abs_pos_embed(state[name], new_size=grid, num_prefix_tokens=prefix)
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    other = sorted(name for name in own.keys() & state.keys() if own[name].shape != state[name].shape)
+    if missing or unknown or other:
+        raise CurationError(
+            f"{what} is of another architecture: {len(missing)} names are missing {missing[:3]}, {len(unknown)} are "
+            f"unknown {unknown[:3]}, {len(other)} have another shape {other[:3]}"
+        )
+    module.load_state_dict(state)

@@ -1,0 +1,1 @@
+"""What every Lightning run of this project shares."""
