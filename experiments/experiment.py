@@ -54,6 +54,7 @@ class Domain:
         pictures: folder of the stage prepare -> rows with an "image", for galleries; None: there are none.
         files: pool settings -> input files from outside.
         extra: further stages that are no arm, from the whole config.
+        write_up: from the whole config, the action of a last stage that reads all evaluations and writes them up.
         distributed: `fit` knows what to do as one process of several.
     """
 
@@ -73,6 +74,7 @@ class Domain:
     pictures: Callable[[Path], Any] | None = None
     files: Callable[[Any], Sequence[Path]] = lambda _pool: ()
     extra: Callable[[dict[str, Any]], Sequence[Stage]] = lambda _config: ()
+    write_up: Callable[[dict[str, Any]], Action] | None = None
     distributed: bool = False
 
     @property
@@ -266,5 +268,8 @@ def build(config: dict[str, Any], hardware: Hardware | None = None) -> Experimen
             upstream, alike = (before, curated), domain.distributed
             trained = Stage("train", domain.fit, science.train, upstream, arm, seed, estimate=cost, distributed=alike)
             stages.append(Stage("evaluate", domain.judge, science.evaluate, (before, trained), arm, seed))
+    if domain.write_up is not None:
+        about = {"seeds": settings.seeds, "arms": settings.arms, "scale": settings.scale["name"]}
+        stages.append(Stage("write_up", domain.write_up(config), about, tuple(stages)))
     stages += domain.extra(config)
     return Experiment(settings, domain, Path(settings.output.runs), stages, samples, rows)

@@ -1,0 +1,31 @@
+"""The text experiment: does a small language model of a curated subset predict every domain better?"""
+
+from experiments.experiment import Domain, Metric
+from experiments.text.pool import PoolSettings, input_files, prepare
+from experiments.text.report import write_up
+from experiments.text.training import EvaluateSettings, TrainSettings, budget, fit, judge
+
+DOMAIN = Domain(
+    title="Text: arms side by side",
+    claim="With the same tokens, a language model trained on the balanced subset of hierarchical k-means with "
+    "resampling predicts held-out documents better, on average over domains, than one trained on random passages.",
+    metrics=(
+        Metric("bpb_macro", "bits per byte, mean over domains", "lower", headline=True),
+        Metric("bpb_worst", "bits per byte, worst domain", "lower"),
+        Metric("bpb_tail", "bits per byte, rare domains", "lower"),
+        Metric("bpb_head", "bits per byte, frequent domains", "lower", ours=False),
+        Metric("bpb_raw_weighted", "bits per byte, weighted as the pool", "lower", ours=False),
+        Metric("perplexity_macro", "perplexity, mean over domains", "lower"),
+    ),
+    pool=PoolSettings,
+    train=TrainSettings,
+    evaluate=EvaluateSettings,
+    prepare=prepare,
+    fit=fit,
+    judge=judge,
+    shape=lambda pool: (float(pool.rows), pool.dim),
+    budget=budget,
+    files=input_files,
+    write_up=write_up,
+    distributed=True,
+)

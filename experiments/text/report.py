@@ -1,0 +1,217 @@
+"""``text.md``: the finished seeds of the text experiment as tables, with sentences that the numbers choose."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from curation.files import load_json, write_atomically
+from experiments.arms import BASE_ARM, METHOD_ARM
+from experiments.compare import Row, Summary, summarise
+from experiments.stages import MARKER, StageRun
+
+TITLES = {
+    "bpb_macro": "mean over domains",
+    "bpb_worst": "worst domain",
+    "bpb_tail": "rare third",
+    "bpb_head": "frequent third",
+    "bpb_raw_weighted": "weighted as the pool",
+}
+RAW_FAVOURED = ("bpb_head", "bpb_raw_weighted")
+
+
+def write_up(config: dict[str, Any]) -> Callable[[StageRun], None]:
+    """Action of the stage that reads all evaluations: ``text.md`` in its folder and in ``output.report``."""
+
+    def action(run: StageRun) -> None:
+        found = {
+            (stage.arm, stage.seed or 0): (folder, load_json(folder / "metrics.json")) for stage, folder in run.before
+        }
+        pools = {
+            stage.seed or 0: next(stage_.folder(_root(run)) for stage_ in stage.upstream if stage_.name == "prepare")
+            for stage, _ in run.before
+        }
+        page = render(
+            {key: content for key, (_, content) in found.items()},
+            {seed: load_json(folder / "pool.json") for seed, folder in pools.items()},
+            {
+                (stage.arm, stage.seed or 0): load_json(_curated(stage).folder(_root(run)) / "balance.json")
+                for stage, _ in run.before
+            },
+            config,
+            [load_json(folder / MARKER)["provenance"] for _, folder in run.before],
+        )
+        for folder in dict.fromkeys([run.folder, Path(config["output"]["report"])]):
+            write_atomically(folder / "text.md", lambda stream: stream.write(page.encode()))
+
+    return action
+
+
+def _root(run: StageRun) -> Path:
+    return run.folder.parents[1]
+
+
+def _curated(evaluated: Any) -> Any:
+    trained = next(stage for stage in evaluated.upstream if stage.name == "train")
+    return next(stage for stage in trained.upstream if stage.name == "curate")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _with_interval(mean: float, half: float) -> str:
+    return f"{mean:.3f}" if np.isnan(half) else f"{mean:.3f} ± {half:.3f}"
+
+
+def _difference(item: Summary) -> str:
+    if not item.verdict:
+        return "-"
+    return f"{item.difference:+.3f} [{item.low:+.3f}, {item.high:+.3f}], {item.verdict}"
+
+
+def verdict(cells: dict[tuple[str, str], Summary], oracle: str = "oracle") -> str:
+    """What the headline says about the method, and how much of the way to the oracle it goes."""
+    if (METHOD_ARM, "bpb_macro") not in cells or (BASE_ARM, "bpb_macro") not in cells:
+        return f"The arms {BASE_ARM} and {METHOD_ARM} are not both here: no verdict.\n"
+    mine, raw = cells[METHOD_ARM, "bpb_macro"], cells[BASE_ARM, "bpb_macro"]
+    word = {"better": "**Curated wins**", "worse": "**Curated loses**"}.get(mine.verdict, "**Not told apart**")
+    text = (
+        f"{word}: {METHOD_ARM} against {BASE_ARM}, bits per byte averaged over domains "
+        f"{raw.mean:.3f} -> {mine.mean:.3f}, {_difference(mine)} ({mine.pairs} paired seeds). "
+    )
+    if (oracle, "bpb_macro") in cells:
+        gain, most = raw.mean - mine.mean, raw.mean - cells[oracle, "bpb_macro"].mean
+        share = f", so the method goes {100 * gain / most:.0f} % of the way without labels" if most > 0 else ""
+        text += f"True domain labels (oracle) gain {most:.3f}{share}. "
+    others = [item for (arm, metric), item in cells.items() if metric == "bpb_macro" and arm != BASE_ARM]
+    best = min(others, key=lambda item: item.mean)
+    text += f"Best of all arms: {best.arm}, {best.mean:.3f}. "
+    weighted = cells[METHOD_ARM, "bpb_raw_weighted"]
+    text += f"Weighted as the pool, where raw should win: {_difference(weighted)}.\n"
+    return text
+
+
+def render(
+    metrics: dict[tuple[str, int], dict[str, Any]],
+    pools: dict[int, dict[str, Any]],
+    balance: dict[tuple[str, int], dict[str, Any]],
+    config: dict[str, Any],
+    made: list[dict[str, Any]],
+) -> str:
+    """The page.
+
+    Args:
+        metrics: (arm, seed) -> ``metrics.json`` of its evaluation.
+        pools: seed -> ``pool.json``.
+        balance: (arm, seed) -> ``balance.json`` of its subset.
+        config: the resolved one.
+        made: provenance of each evaluation.
+    """
+    science, scale = config["science"], config["scale"]["name"]
+    arms, seeds = list(dict.fromkeys(arm for arm, _ in metrics)), sorted({seed for _, seed in metrics})
+    rows = [
+        Row(arm, seed, name, value)
+        for (arm, seed), found in metrics.items()
+        for name, value in found["metrics"].items()
+    ]
+    summaries = summarise(rows, dict.fromkeys(TITLES, "lower"))
+    cells = {(item.arm, item.metric): item for item in summaries}
+    pool, train = next(iter(pools.values())), science["train"]
+    sections = [
+        "# Text (experiment 3 of the paper)\n",
+        "Does a small language model trained on a curated subset predict the documents of every domain better than one "
+        "trained on as many random tokens? Model, tokens, settings and evaluation are the same for every arm; only the "
+        "passages change. Bits per byte, lower is better; ± is the 95 % interval of the mean over seeds (Student's t), "
+        "brackets the 95 % bootstrap interval of the paired difference to raw. Each seed draws its own split, pool, "
+        "subset and initial weights.\n",
+        f"- command: `python scripts/run_experiment.py experiment=text scale={scale} "
+        f"seeds=[{','.join(map(str, seeds))}]`\n"
+        f"- commit of the code: {', '.join(sorted({item['commit'] for item in made}))}\n"
+        f"- device: {', '.join(sorted({item['device'] for item in made}))}\n"
+        f"- versions: {'; '.join(sorted({_versions(item) for item in made}))}\n",
+        verdict(cells),
+        "## Bits per byte\n",
+        table(
+            ["arm", *TITLES.values()],
+            [[arm, *(_with_interval(cells[arm, m].mean, cells[arm, m].interval) for m in TITLES)] for arm in arms],
+        ),
+        "Paired difference to raw; raw is expected to win in the last two columns:\n",
+        table(
+            ["arm", *TITLES.values()],
+            [[arm, *(_difference(cells[arm, m]) for m in TITLES)] for arm in arms if arm != BASE_ARM],
+        ),
+        "## Domains\n",
+        f"Pool of one seed: {pool['rows']:,} passages of {pool['documents']:,} documents; test: other documents. "
+        "Domains by their bytes in the pool; rows of the pool and of each subset before the cut, and bits per byte, "
+        "means over seeds.\n",
+        _domains(metrics, pools, balance, arms),
+        "## What each arm saw\n",
+        f"Every arm takes {next(iter(metrics.values()))['data']['tokens']:,} tokens in "
+        f"{next(iter(metrics.values()))['data']['steps']:,} steps. Subsets of {science['curation']['size']:,} passages "
+        f"differ in bytes, so each is put in a random order and cut before the passage that would exceed "
+        f"{train['unique_tokens']:,} tokens; `all` is not cut. Means over seeds.\n",
+        _seen(metrics, arms),
+    ]
+    return "\n".join(sections)
+
+
+def _versions(made: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+def _domains(
+    metrics: dict[tuple[str, int], dict[str, Any]],
+    pools: dict[int, dict[str, Any]],
+    balance: dict[tuple[str, int], dict[str, Any]],
+    arms: list[str],
+) -> str:
+    shown = [arm for arm in (BASE_ARM, METHOD_ARM, "oracle") if arm in arms]
+    names = sorted(next(iter(metrics.values()))["domains"])
+    size = {name: _mean([pool["bytes_of"].get(name, 0.0) for pool in pools.values()]) for name in names}
+    lines = []
+    for name in sorted(names, key=lambda name: -size[name]):
+        line = [name, f"{_mean([pool['rows_of'].get(name, 0) for pool in pools.values()]):,.0f}"]
+        for arm in shown:
+            mine = [key for key in metrics if key[0] == arm]
+            rows = _mean([balance[key]["subset_counts"][names.index(name)] for key in mine])
+            bits = _mean([metrics[key]["domains"][name]["bits_per_byte"] for key in mine])
+            line += [f"{rows:.0f}", f"{bits:.3f}"]
+        lines.append(line)
+    header = ["domain", "pool"]
+    for arm in shown:
+        header += [f"{arm}, rows", "bits per byte"]
+    return table(header, lines)
+
+
+def _seen(metrics: dict[tuple[str, int], dict[str, Any]], arms: list[str]) -> str:
+    columns = {
+        "passages after the cut": "passages_after_cut",
+        "their tokens": "subset_tokens",
+        "distinct passages": "unique_passages",
+        "documents": "documents",
+        "distinct passages seen": "unique_documents_seen",
+        "epochs": "epochs",
+        "most repetitions": "max_repetitions",
+    }
+    lines = []
+    for arm in arms:
+        mine = [found["data"] for (name, _), found in metrics.items() if name == arm]
+        values = [_mean([data[key] for data in mine]) for key in columns.values()]
+        lines.append(
+            [
+                arm,
+                *(
+                    f"{x:.2f}" if key == "epochs" else f"{x:,.0f}"
+                    for key, x in zip(columns.values(), values, strict=True)
+                ),
+            ]
+        )
+    return table(["arm", *columns], lines)

@@ -1,0 +1,287 @@
+"""The text experiment: equal tokens for every arm, no document on both sides, and a page that the numbers write."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from curation import CurationError, open_embeddings
+from curation.files import load_array, load_json
+from experiments.experiment import build, open_domain
+from experiments.launch import plan_table, run_experiment
+from experiments.run_folder import begin_stage
+from experiments.settings import CONFIGS, compose
+from experiments.stages import in_order, run_stage
+from experiments.text import brown
+from experiments.text.brown import fetch_brown, plain_text
+from experiments.text.pool import PASSAGES, passages_of
+from experiments.text.report import render
+from experiments.text.training import cut_to_budget, recipe_of
+from text_lm.model import count_parameters, llama_config, load_model
+from text_lm.settings import load_settings
+
+ARMS = ["raw", "flat", "hierarchical_resampled", "semdedup", "oracle", "all"]
+DOMAINS = {"law": 24, "sport": 12, "food": 8, "stars": 6, "lone": 1}
+SMALL = [
+    "experiment=text",
+    "science.pool.rows=110",
+    "science.pool.filters=[]",
+    "science.pool.precision=float32",
+    "science.pool.test_bytes=2000",
+    "science.curation.size=50",
+    "science.curation.levels=[30,10,5]",
+    "science.curation.n_resamples=1",
+    "science.curation.max_iterations=5",
+    "science.curation.semdedup_clusters=5",
+    "science.train.unique_tokens=3000",
+    "science.train.passage_tokens=100",
+    "scale.text.recipe.model={width:16,layers:1,heads:2,context:32}",
+    "scale.text.recipe.tokens=5120",
+    "scale.text.recipe.batch_size=16",
+    "tracking.wandb=off",
+    "speed.threads=1",
+]
+
+
+def small(root: Path, *more: str) -> dict:
+    return compose([*SMALL, f"output.runs={root}", f"output.report={root / 'results'}", *more])
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of text as CURATED_SSL_DATA names it: domains of their own words, one of a single document."""
+    rng, rows = random.Random(0), []
+    for domain, documents in DOMAINS.items():
+        words = [f"{domain}{rng.randrange(40)}" for _ in range(40)]
+        for document in range(documents):
+            for _ in range(4):
+                text = " ".join(rng.choice(words) for _ in range(rng.randrange(8, 22))) + "."
+                rows.append({"text": text, "domain": domain, "source": f"{domain}/{document}"})
+    rows.append(dict(rows[0], source="law/copy"))  # leaks into the test unless copies go before the split
+    folder = tmp_path_factory.mktemp("data")
+    pq.write_table(pa.Table.from_pylist(rows), folder / "pool.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CURATED_SSL_DATA", str(texts))
+        config = small(root, "science.pool.source=pool.parquet", f"arms=[{','.join(ARMS)}]", "seeds=[0,1,2]")
+        assert run_experiment(config, "the command", lambda _line: None, False) == 0
+    return root
+
+
+def stage(root: Path, arm: str, seed: int, name: str) -> Path:
+    return next((root / arm / f"seed{seed}").glob(f"{name}-*"))
+
+
+def test_every_arm_saw_the_same_tokens_of_equal_subsets(finished: Path):
+    for seed in range(3):
+        seen = {arm: load_json(stage(finished, arm, seed, "evaluate") / "metrics.json")["data"] for arm in ARMS}
+        assert {data["tokens"] for data in seen.values()} == {5120}
+        assert seen["all"]["passages_after_cut"] == 110
+        for arm, data in seen.items():
+            if arm != "all":
+                assert 3000 - 160 < data["subset_tokens"] <= 3000, arm
+                assert data["subset_passages"] == 50
+                assert data["unique_documents_seen"] == data["unique_passages"] <= data["passages_after_cut"]
+                assert data["epochs"] == pytest.approx(5120 / data["subset_tokens"])
+                assert data["max_repetitions"] >= 2
+
+
+def test_no_document_and_no_copy_is_on_both_sides(finished: Path):
+    for seed in range(3):
+        prepared = next((finished / "shared" / f"seed{seed}").glob("prepare-*"))
+        table = pq.read_table(passages_of(prepared) / PASSAGES).to_pydict()
+        held = [row for rows in load_json(prepared / "test.json").values() for row in rows]
+        mine = load_array(prepared / "rows.npy").tolist()
+        assert not {table["source"][row] for row in held} & {table["source"][row] for row in mine}
+        assert not {table["text"][row] for row in held} & {table["text"][row] for row in mine}
+        assert len(set(table["text"])) == len(table["text"])
+        assert "lone" not in table["domain"]  # one document cannot be tested on another
+        assert set(load_json(prepared / "test.json")) == set(DOMAINS) - {"lone"}
+
+
+def test_seeds_differ_in_pool_and_share_the_embeddings(finished: Path):
+    prepared = [next((finished / "shared" / f"seed{seed}").glob("prepare-*")) for seed in range(3)]
+    rows = [load_array(folder / "rows.npy").tolist() for folder in prepared]
+    assert len({tuple(mine) for mine in rows}) == 3
+    assert len({passages_of(folder) for folder in prepared}) == 1
+    whole = open_embeddings(str(passages_of(prepared[0]) / "embeddings"))
+    for folder, mine in zip(prepared, rows, strict=True):
+        own = np.load(folder / "embeddings.npy")
+        assert own.shape == (110, 384)
+        np.testing.assert_array_equal(own, whole.take(np.asarray(mine)).numpy())
+
+
+def test_the_checkpoint_is_an_ordinary_folder_and_the_figures_are_those_of_its_domains(finished: Path):
+    load_model(stage(finished, "raw", 0, "train") / "run" / "model")
+    found = load_json(stage(finished, "raw", 0, "evaluate") / "metrics.json")
+    bits = {name: domain["bits_per_byte"] for name, domain in found["domains"].items()}
+    assert found["metrics"]["bpb_macro"] == pytest.approx(np.mean(list(bits.values())))
+    assert found["metrics"]["bpb_worst"] == max(bits.values()) == bits[found["worst_domain"]]
+    assert 0 < found["metrics"]["bpb_macro"] < 9
+
+
+def test_the_page_tells_what_happened_and_names_no_machine(finished: Path, texts: Path):
+    page = (finished / "results" / "text.md").read_text()
+    summary = json.loads((finished / "metrics.json").read_text())["summary"]
+    method = next(x for x in summary if x["arm"] == "hierarchical_resampled" and x["metric"] == "bpb_macro")
+    assert {"better": "Curated wins", "worse": "Curated loses"}.get(method["verdict"], "Not told apart") in page
+    assert f"{method['mean']:.3f}" in page
+    for text in (*ARMS, "seeds=[0,1,2]", "5,120 tokens", "| law |"):
+        assert text in page, text
+    assert str(texts) not in page
+    assert str(finished) not in page
+
+
+def test_a_rerun_skips_everything(finished: Path, texts: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CURATED_SSL_DATA", str(texts))
+    config = small(finished, "science.pool.source=pool.parquet", f"arms=[{','.join(ARMS)}]", "seeds=[0,1,2]")
+    lines: list[str] = []
+    assert run_experiment(config, "the command", lines.append, False) == 0
+    assert lines[-2].startswith("0 stages run")
+
+
+def test_a_killed_training_goes_on_to_the_same_model(
+    finished: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from text_lm.train import _StepData
+
+    monkeypatch.setenv("CURATED_SSL_DATA", str(texts))
+    config = small(tmp_path, "science.pool.source=pool.parquet", "arms=[raw]", "seeds=[0]")
+    config["science"]["train"]["speed"] = {"checkpoint_every": 1}
+    experiment = build(config)
+    *before, train = [item for item in in_order(experiment.stages) if item.name in ("prepare", "curate", "train")]
+    options = begin_stage(experiment, config, False)
+    for item in before:
+        run_stage(item, tmp_path, **options)
+    loader = _StepData.train_dataloader
+
+    def dies(self: _StepData):
+        for number, batch in enumerate(loader(self)):
+            if number == 4:
+                raise SystemExit
+            yield batch
+
+    monkeypatch.setattr(_StepData, "train_dataloader", dies)
+    with pytest.raises(BaseException):  # noqa: B017, PT011
+        run_stage(train, tmp_path, **options)
+    monkeypatch.setattr(_StepData, "train_dataloader", loader)
+    assert not (train.folder(tmp_path) / "data.json").exists()
+    run_stage(train, tmp_path, **options)
+    whole = stage(finished, "raw", 0, "train") / "run" / "model" / "model.safetensors"
+    assert (train.folder(tmp_path) / "run/model/model.safetensors").read_bytes() == whole.read_bytes()
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(0, 5), st.data())
+@settings(max_examples=60, deadline=None)
+def test_the_cut_never_exceeds_the_budget_and_is_less_than_a_passage_short(lengths, seed, data):
+    sizes = np.asarray(lengths)
+    tokens = data.draw(st.integers(1, int(sizes.sum())))
+    kept = cut_to_budget(np.arange(len(sizes)), sizes, tokens, seed)
+    assert tokens - sizes.max() < sizes[kept].sum() <= tokens
+    assert len(set(kept.tolist())) == len(kept)
+
+
+def test_the_cut_favours_no_length():
+    """Long and short passages are kept alike, so that the mixture of the subset stays what the method made it."""
+    lengths = np.repeat([10, 1000], 100)
+    kept = np.concatenate([cut_to_budget(np.arange(200), lengths, 50_500, seed) for seed in range(200)])
+    share = (kept < 100).mean()
+    assert share == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_subset_with_too_few_tokens_says_which_setting_to_raise():
+    with pytest.raises(CurationError, match=r"science\.curation\.size"):
+        cut_to_budget(np.arange(3), np.array([5, 5, 5]), 16, 0)
+
+
+def test_text_that_is_not_there_names_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CURATED_SSL_DATA", str(tmp_path))
+    lines: list[str] = []
+    config = small(tmp_path / "run", "science.pool.source=none.parquet", "arms=[raw]", "seeds=[0]")
+    assert run_experiment(config, "", lines.append, False) == 1
+    assert any("CURATED_SSL_DATA" in line for line in lines)
+
+
+def test_more_rows_than_the_text_has_is_one_line(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CURATED_SSL_DATA", str(texts))
+    lines: list[str] = []
+    config = small(tmp_path, "science.pool.source=pool.parquet", "science.pool.rows=5000", "arms=[raw]", "seeds=[0]")
+    assert run_experiment(config, "", lines.append, False) == 1
+    assert any(r"fewer than science.pool.rows=5,000" in line for line in lines)
+
+
+@pytest.mark.parametrize("scale", ["demo", "lab", "paper"])
+def test_every_scale_has_a_plan_without_its_data(scale: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CURATED_SSL_DATA", str(tmp_path))
+    config = compose(["experiment=text", f"scale={scale}", f"output.runs={tmp_path / 'run'}"])
+    table = plan_table(build(config))
+    assert "train hierarchical_resampled seed 0" in table
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_paper_scale_is_the_seven_billion_recipe():
+    config = compose(["experiment=text", "scale=paper"])
+    domain = open_domain("text")
+    mine = recipe_of(domain.train(**config["science"]["train"]), 0, "cuda")
+    theirs = load_settings(CONFIGS / "text_lm" / "recipe" / "paper_7b.yaml")
+    assert mine.science() == theirs.science()
+    assert (mine.speed.devices, mine.speed.nodes, mine.speed.strategy) == (8, 32, "fsdp")
+    from transformers import LlamaForCausalLM
+
+    with torch.device("meta"):
+        model = LlamaForCausalLM(llama_config(mine.model, 50_277, 0, 0, 1))
+    assert sum(weight.numel() for weight in model.parameters()) == count_parameters(mine.model, 50_277) > 6.5e9
+
+
+def test_brown_reads_as_text():
+    tagged = "\n\n\tThe/at jury/nn said/vbd ,/, ``/`` it/pps did/dod (/( not/* )/) rain/vb ''/'' ./.\nWhy/wrb ?/. ?/.\n"
+    assert plain_text(tagged) == 'The jury said, "it did (not) rain".\nWhy?'
+    assert plain_text("Ivan/np Allen/np Jr./np ./.") == "Ivan Allen Jr."
+
+
+def test_another_package_than_the_pinned_one_is_refused(tmp_path: Path):
+    (tmp_path / Path(brown.PACKAGE).name).write_bytes(b"something else")
+    with pytest.raises(CurationError, match="not the pinned package"):
+        fetch_brown(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def page(raw: float, curated: float, tmp_path: Path) -> str:
+    """A page of three seeds with these bits per byte."""
+    data = dict.fromkeys(
+        ["tokens", "steps", "passages_after_cut", "subset_tokens", "unique_passages", "documents"], 10
+    ) | {"unique_documents_seen": 10, "epochs": 1.0, "max_repetitions": 1}
+    names = ["bpb_macro", "bpb_worst", "bpb_tail", "bpb_head", "bpb_raw_weighted"]
+    metrics = {
+        (arm, seed): {
+            "metrics": dict.fromkeys(names, value + 0.001 * seed * (1 + (arm == "raw"))),
+            "domains": {"a": {"bits_per_byte": value}},
+            "data": data,
+        }
+        for arm, value in (("raw", raw), ("hierarchical_resampled", curated))
+        for seed in range(3)
+    }
+    pool = {"rows": 5, "documents": 2, "rows_of": {"a": 5}, "bytes_of": {"a": 9.0}}
+    pools = {seed: pool for seed in range(3)}  # noqa: C420
+    balance = {key: {"subset_counts": [3]} for key in metrics}
+    made = [{"commit": "abc", "device": "cpu", "versions": {"python": "3"}}]
+    return render(metrics, pools, balance, compose(["experiment=text"]), made)
+
+
+@pytest.mark.parametrize(
+    ("curated", "words"), [(1.0, "Curated wins"), (3.0, "Curated loses"), (2.001, "Not told apart")]
+)
+def test_the_sentence_follows_the_numbers(curated: float, words: str, tmp_path: Path):
+    assert words in page(2.0, curated, tmp_path)
