@@ -180,6 +180,7 @@ class Looks(lightning.Callback):
         if step % self.probe.settings.every and step != trainer.max_steps:
             return
         assert isinstance(pl_module, Pretraining)
+        pl_module.check_finite()
         # all processes look, since a sharded model needs them all; one writes
         backbone = pl_module.teacher.backbone.eval()
         self.last = self.probe.look(backbone, pl_module.device)

@@ -20,18 +20,24 @@ def sinkhorn(logits: Float[Tensor, "n k"], temperature: float, iterations: int =
     """Targets whose mean over the samples of all processes is close to uniform (SwAV, section 3.1; DINOv2, section 4).
 
     Alternately every prototype gets the same total weight and every sample weight one; the last step leaves the rows
-    as distributions. Processes may hold different numbers of samples, none included.
+    as distributions. Logarithms throughout, so that no sample or prototype underflows, whatever the temperature.
+    Processes may hold different numbers of samples, none included.
     """
-    q = logits.float() / temperature
-    # a common factor changes nothing, so the greatest entry may be one
-    top = q.max() if q.numel() else q.new_full((), -torch.inf)
-    q = torch.exp(q - _all_reduce(top, dist.ReduceOp.MAX))
+    scaled = logits.float() / temperature
+    rows = scaled.new_zeros(len(scaled), 1)
+    columns = scaled.new_zeros(1, scaled.shape[1])
     for _ in range(iterations):
-        columns = _all_reduce(q.sum(0))
-        # a prototype that underflows for every sample keeps weight zero
-        q = q / columns.clamp_min(torch.finfo(q.dtype).tiny)
-        q = q / q.sum(1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny)
-    return q
+        columns = _log_sum_over_samples(scaled - rows)
+        rows = torch.logsumexp(scaled - columns, 1, keepdim=True)
+    return torch.exp(scaled - columns - rows)
+
+
+def _log_sum_over_samples(x: Float[Tensor, "n k"]) -> Float[Tensor, "one k"]:
+    """log sum exp of the columns over the samples of all processes."""
+    lowest = torch.finfo(x.dtype).min
+    top = x.amax(0, keepdim=True) if len(x) else x.new_full((1, x.shape[1]), lowest)
+    top = _all_reduce(top, dist.ReduceOp.MAX)
+    return top + _all_reduce(torch.exp(x - top).sum(0, keepdim=True)).log()
 
 
 class SoftmaxCentre(nn.Module):

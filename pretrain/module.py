@@ -142,9 +142,11 @@ class Pretraining(lightning.LightningModule):
         norms = [nn.utils.clip_grad_norm_(part.parameters(), limit) for part in self.student.parts()]
         self.gradient_norm = norms[0]
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
-            ema_update(self.student, self.teacher, self.schedules["teacher_momentum"](batch.step))
+    def optimizer_step(self, *args: Any, **options: Any) -> None:
+        step = self.global_step
+        super().optimizer_step(*args, **options)
+        # here and not at the end of the batch: checkpoints are written before the module hears of that
+        ema_update(self.student, self.teacher, self.schedules["teacher_momentum"](step))
 
     def check_finite(self) -> None:
         """Stop at a loss or gradient that is not finite; called where the log synchronises anyway."""

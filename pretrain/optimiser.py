@@ -37,8 +37,9 @@ class Kind:
 def parameter_kinds(student: Any, layer_decay: float = 1.0, patch_embed_factor: float = 1.0) -> dict[str, Kind]:
     """Name -> kind of each parameter, read before any wrapping: FSDP flattens parameters.
 
-    A parameter of layer i of L gets the learning rate times ``layer_decay`` ** (L - 1 - i); heads and the final norm
-    get it whole; the patch embedding another factor besides. Biases, norms and LayerScale do not decay (DINOv2).
+    A parameter of layer i of L (0 is the patch embedding) gets the learning rate times ``layer_decay`` ** (L - i);
+    heads and the final norm get it whole; the patch embedding another factor besides. Biases, norms and LayerScale do
+    not decay (DINOv2).
     """
     layers, n_layers = layer_ids(student.backbone.model)
     kinds = {}
@@ -46,9 +47,9 @@ def parameter_kinds(student: Any, layer_decay: float = 1.0, patch_embed_factor: 
         factor = 1.0
         inner = name.removeprefix("backbone.model.")
         if name == "backbone.mask_token":
-            factor = layer_decay ** (n_layers - 1)
-        elif inner != name:
-            factor = layer_decay ** (n_layers - 1 - layers[inner])
+            factor = layer_decay**n_layers
+        elif inner != name and not inner.startswith("norm."):  # timm counts the final norm with the last block
+            factor = layer_decay ** (n_layers - layers[inner])
             if "patch_embed" in inner:
                 factor *= patch_embed_factor
         decays = parameter.ndim > 1 and not name.endswith(".bias")

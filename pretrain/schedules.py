@@ -54,7 +54,8 @@ def schedule(settings: ScheduleSettings, steps: int, name: str = "schedule") -> 
             return start + (peak - start) * step / warmup
         if settings.shape == "constant":
             return peak
-        progress = min((step - warmup) / max(steps - 1 - warmup, 1), 1.0)
+        last = steps - 1 - warmup
+        progress = min(step - warmup, last) / max(last, 1)
         if settings.shape == "cosine":
             progress = 0.5 * (1 - math.cos(math.pi * progress))
         return peak + (end - peak) * progress

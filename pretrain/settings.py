@@ -287,8 +287,8 @@ def _value(old: Any, value: Any, name: str) -> Any:
         return None if value is None else _merged(HeadSettings(), value, name)
     if is_dataclass(old):
         return _merged(old, value, name)
-    if isinstance(old, dict) and isinstance(value, dict):
-        return value
+    if isinstance(old, dict) and (value is None or isinstance(value, dict)):
+        return value or {}
     if isinstance(old, tuple) and isinstance(value, (list, tuple)) and len(value) == len(old):
         return tuple(_value(part, item, name) for part, item in zip(old, value, strict=True))
     if isinstance(old, bool) or isinstance(value, bool):
