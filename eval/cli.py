@@ -74,6 +74,22 @@ def compare(
         typer.echo(f"{found.key}: {found.base:.4f} -> {found.value:.4f}, {interval}: {found.verdict}")
 
 
+@app.command(epilog="Example:  python -m eval language model=run/model tasks=hellaswag,arc_easy limit=300 bos=true")
+def language(settings: Settings = None, output: Output = Path("results")) -> None:
+    """Benchmarks of a causal language model through lm_eval, without a network."""
+    from eval.language import BENCHMARKS, LanguageSettings, run_language
+    from eval.results import table
+
+    if not settings:
+        typer.echo(f"Settings of language:\n{describe(LanguageSettings)}")
+        return
+    results = run_language(parse(settings), output)
+    typer.echo(table(results.rows))
+    shown = {row.dataset: BENCHMARKS[row.dataset].chance for row in results.rows if row.dataset in BENCHMARKS}
+    typer.echo("chance: " + ", ".join(f"{name} {value:.2f}" for name, value in shown.items() if value), err=True)
+    typer.echo(f"{results.seconds['language']:.1f} s; results in {output / 'metrics.json'}", err=True)
+
+
 @app.command()
 def datasets() -> None:
     """List the registered datasets and where to get them."""

