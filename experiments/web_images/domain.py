@@ -1,0 +1,34 @@
+"""The image experiment: does a vision model pretrained on a curated subset have better features?"""
+
+from experiments.experiment import Domain, Metric
+from experiments.web_images.pool import PoolPictures, PoolSettings, input_files, pool_rows, prepare
+from experiments.web_images.training import EvaluateSettings, TrainSettings, budget, fit, judge
+
+DOMAIN = Domain(
+    title="Images: arms side by side",
+    claim="With the same images seen, a model pretrained on the balanced subset of hierarchical k-means with "
+    "resampling has better frozen features, on average over classes, than one pretrained on random images of the pool.",
+    metrics=(
+        Metric("linear", "linear accuracy, mean over classes", "higher", headline=True),
+        Metric("knn", "k-NN accuracy, mean over classes", "higher"),
+        Metric("linear_tail", "linear accuracy, rare classes", "higher"),
+        Metric("linear_medium", "linear accuracy, medium classes", "higher"),
+        Metric("linear_head", "linear accuracy, frequent classes", "higher", ours=False),
+        Metric("knn_tail", "k-NN accuracy, rare classes", "higher"),
+        Metric("knn_head", "k-NN accuracy, frequent classes", "higher", ours=False),
+        Metric("linear_corrupted", "linear accuracy, corrupted images", "higher"),
+        Metric("effective_rank", "effective rank of the features", "higher"),
+    ),
+    pool=PoolSettings,
+    train=TrainSettings,
+    evaluate=EvaluateSettings,
+    prepare=prepare,
+    fit=fit,
+    judge=judge,
+    shape=lambda pool: (pool_rows(pool), pool.dim),
+    budget=budget,
+    curves=("train/loss", "probe/knn"),
+    pictures=PoolPictures,
+    files=input_files,
+    distributed=True,
+)

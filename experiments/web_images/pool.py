@@ -1,0 +1,312 @@
+"""The stage prepare of the image experiment: a long-tailed pool with near-duplicates and junk, and its embeddings.
+
+Files of the stage: ``pool.parquet`` (image, label, kind), ``embeddings/``, ``labels.npy`` (-1: junk), ``trusted.npy``,
+``bank.parquet`` and ``test.parquet`` (image, label; never in the pool), ``pool.json`` (counts).
+"""
+
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
+from jaxtyping import Int
+from PIL import Image
+
+from curation.embed import embed_pool, read_image
+from curation.embedders import open_embedder
+from curation.embeddings import open_embeddings
+from curation.errors import CurationError
+from curation.files import save_array, save_json
+from curation.pool import open_pool
+from experiments.stages import StageRun
+from experiments.web_images.faults import junk, near_duplicate
+
+ROOT = Path(__file__).parents[2]
+DATA = "CURATED_SSL_DATA"
+POOL, BANK, TEST, COUNTS = "pool.parquet", "bank.parquet", "test.parquet", "pool.json"
+KINDS = ("image", "near_duplicate", "junk")
+SSL = "ssl"
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """Section ``science.pool``.
+
+    Attributes:
+        source: labelled images (`curation.pool.open_pool`), in this project or in the folder of CURATED_SSL_DATA.
+        test: images to test on; "" takes them from the source.
+        top_level: labels like "animals/birds" are cut at the first "/".
+        test_rows, bank_rows: images of each class to test on, and to fit probes on: a balanced labelled bank. Images
+            of one ``group`` (near-duplicates of the source) never lie on both sides.
+        least: classes with fewer images left for the pool are left out.
+        largest, imbalance: images of the most frequent class, and how many times as many as the rarest has, classes
+            between on an exponential curve; classes take their ranks in turns over the seeds. 0: the source as it is.
+        bursts: share of the pool that are near-duplicates of images of the most frequent third of the classes.
+        copies: least and greatest number of near-duplicates of one image.
+        junk: share of the pool that shows nothing.
+        rows: of the pool; 0 counts them from largest, imbalance and classes.
+        classes: of the source, for that count.
+        embedder: of `curation.embedders.open_embedder`; "ssl" is the model of ``ssl`` trained on the pool itself.
+        image_size: that the embedder sees.
+        dim: of its embeddings.
+        ssl: settings of `pretrain`, for the embedder "ssl".
+        side: of junk pictures, pixels.
+    """
+
+    source: str
+    test: str = ""
+    top_level: bool = False
+    test_rows: int = 100
+    bank_rows: int = 100
+    least: int = 10
+    largest: int = 1000
+    imbalance: float = 100.0
+    bursts: float = 0.2
+    copies: tuple[int, int] = (5, 20)
+    junk: float = 0.2
+    rows: int = 0
+    classes: int = 10
+    embedder: str = "efficientnet_lite0"
+    image_size: int = 96
+    dim: int = 1280
+    ssl: dict[str, Any] = field(default_factory=dict)
+    side: int = 32
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.bursts < 1 and 0 <= self.junk < 1 and self.bursts + self.junk < 1):
+            raise CurationError("science.pool.bursts and junk are shares of the pool; together they must be below 1")
+        if self.largest and self.imbalance < 1:
+            raise CurationError(f"science.pool.imbalance is {self.imbalance}; it must be at least 1")
+
+
+def class_sizes(pool: PoolSettings, n_classes: int) -> Int[np.ndarray, "c"]:
+    """Images of the class of each rank, the most frequent first (Cui et al. 2019: an exponential curve)."""
+    ranks = np.arange(n_classes) / max(n_classes - 1, 1)
+    return np.maximum(np.rint(pool.largest * pool.imbalance**-ranks), 1).astype(np.int64)
+
+
+def pool_rows(pool: PoolSettings) -> float:
+    """Rows of the pool, counted or as given."""
+    if pool.rows:
+        return float(pool.rows)
+    return float(class_sizes(pool, pool.classes).sum() / (1 - pool.bursts - pool.junk))
+
+
+def locate(source: str) -> Path:
+    """Where a file of the settings lies."""
+    path = Path(source)
+    if path.is_absolute():
+        return path
+    if (ROOT / path).exists():
+        return ROOT / path
+    return Path(os.environ[DATA]) / path if DATA in os.environ else path
+
+
+def input_files(pool: PoolSettings) -> list[Path]:
+    """What decides the pool besides its settings. A missing one is left for `prepare` to name: a dry run needs none."""
+    paths = [locate(source) for source in (pool.source, pool.test) if source]
+    return [path for path in paths if path.exists()]
+
+
+@dataclass
+class Source:
+    """Labelled images: stored bytes, class, and group of near-duplicates of each."""
+
+    images: Any
+    labels: Int[np.ndarray, "n"]
+    groups: Int[np.ndarray, "n"]
+    names: list[str]
+
+    def image(self, row: int) -> Image.Image:
+        return read_image(self.images[int(row)]["image"][0].as_py())
+
+
+def open_source(source: str, top_level: bool) -> Source:
+    """Open labelled images.
+
+    Raises:
+        CurationError: they are not there, or have no labels.
+    """
+    path = locate(source)
+    if not path.exists():
+        raise CurationError(
+            f"science.pool.source {source!r} is not there; set {DATA} to the folder that it lies in, or "
+            "science.pool.source to labelled images (a folder with a sub-folder for each class, or parquet)"
+        )
+    opened = open_pool(path)
+    if "label" not in opened.column_names:
+        raise CurationError(f"{path} has no column label; the experiment needs classes to test on")
+    feature = opened.features["label"]
+    plain = opened.with_format(None)
+    labels = np.array(plain["label"][:])
+    names = list(getattr(feature, "names", None) or [str(i) for i in range(int(labels.max()) + 1)])
+    if top_level:
+        tops = sorted({name.split("/")[0] for name in names})
+        labels = np.array([tops.index(names[label].split("/")[0]) for label in labels])
+        names = tops
+    groups = np.arange(len(labels))
+    if "group" in opened.column_names:
+        groups = np.unique(np.array(plain["group"][:]), return_inverse=True)[1]
+    return Source(opened.with_format("arrow"), labels, groups, names)
+
+
+def held_out(source: Source, per_class: int, rng: np.random.Generator, free: np.ndarray) -> Int[np.ndarray, "m"]:
+    """``per_class`` free rows of every class, whole groups at a time; then these groups are free no longer."""
+    found: list[int] = []
+    for label in range(len(source.names)):
+        mine = rng.permutation(np.flatnonzero((source.labels == label) & free))
+        seen: set[int] = set()
+        for row in mine:
+            if len(seen) == per_class:
+                break
+            if source.groups[row] not in seen:  # one of each group, so that near-duplicates do not weigh twice
+                seen.add(int(source.groups[row]))
+                found.append(int(row))
+    free &= ~np.isin(source.groups, source.groups[found])
+    return np.array(found, dtype=np.int64)
+
+
+def prepare(run: StageRun) -> dict[str, float]:
+    """Stage action: draw the pool of this seed, spoil it as the web does, embed it."""
+    pool, seed = PoolSettings(**{**run.settings, "copies": tuple(run.settings["copies"])}), run.seed or 0
+    rng = np.random.default_rng([seed, 41])
+    source = open_source(pool.source, pool.top_level)
+    free = np.ones(len(source.labels), dtype=bool)
+    other = open_source(pool.test, pool.top_level) if pool.test else source
+    # the same test images for every seed where they are given; else another draw for each
+    test_rng = np.random.default_rng(0) if pool.test else rng
+    test = held_out(other, pool.test_rows, test_rng, np.ones(len(other.labels), bool) if pool.test else free)
+    bank = held_out(source, pool.bank_rows, rng, free)
+    rows, kept = long_tail(source, pool, free, seed, rng)
+    renamed = np.full(len(source.names), -1)
+    renamed[kept] = np.arange(len(kept))
+
+    images = [source.image(row) for row in rows]
+    labels = [int(renamed[source.labels[row]]) for row in rows]
+    kinds = [0] * len(rows)
+    share = 1 - pool.bursts - pool.junk
+    _add_bursts(images, labels, kinds, round(len(rows) * pool.bursts / share), pool, rng)
+    for _ in range(round(len(rows) * pool.junk / share)):
+        images.append(junk(pool.side, rng))
+        labels.append(-1)
+        kinds.append(2)
+    order = rng.permutation(len(images))  # what is spoiled must not be told by its place
+    images, labels, kinds = ([part[i] for i in order] for part in (images, labels, kinds))
+
+    folder = run.folder
+    _write(folder / POOL, images, labels, kinds)
+    for name, mine, origin in ((BANK, bank, source), (TEST, test, other)):
+        inside = [int(row) for row in mine if renamed[origin.labels[row]] >= 0]
+        shown = [origin.image(row) for row in inside]
+        _write(folder / name, shown, [int(renamed[origin.labels[row]]) for row in inside], [0] * len(inside))
+    save_array(folder / "labels.npy", np.array(labels, dtype=np.int64))
+    embed(run, pool, seed)
+    counts = np.bincount([label for label, kind in zip(labels, kinds, strict=True) if kind == 0], minlength=len(kept))
+    save_json(
+        folder / COUNTS,
+        {
+            "classes": [source.names[label] for label in kept],
+            "images": counts.tolist(),
+            "kinds": {name: kinds.count(i) for i, name in enumerate(KINDS)},
+            "rows": len(images),
+        },
+    )
+    return {"samples": float(len(images))}
+
+
+def long_tail(
+    source: Source, pool: PoolSettings, free: np.ndarray, seed: int, rng: np.random.Generator
+) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "c"]]:
+    """Rows of the pool, and the classes that it has."""
+    by_class = [np.flatnonzero((source.labels == label) & free) for label in range(len(source.names))]
+    kept = np.array([label for label, mine in enumerate(by_class) if len(mine) >= pool.least], dtype=np.int64)
+    if len(kept) < 2:
+        raise CurationError(
+            f"{len(kept)} class(es) of {pool.source} have {pool.least} images besides {pool.test_rows} to test on and "
+            f"{pool.bank_rows} for probes; lower these"
+        )
+    if not pool.largest:
+        return np.concatenate([by_class[label] for label in kept]), kept
+    sizes = class_sizes(pool, len(kept))
+    # class difficulty would hide the effect: over the seeds every class is frequent as often as rare
+    ranks = np.roll(np.random.default_rng(0).permutation(len(kept)), seed * max(len(kept) // 5, 1))
+    drawn = []
+    for label, rank in zip(kept, ranks, strict=True):
+        mine = by_class[label]
+        if len(mine) < sizes[rank]:
+            raise CurationError(f"class {source.names[label]} has {len(mine)} images, {sizes[rank]} are asked for")
+        drawn.append(rng.permutation(mine)[: sizes[rank]])
+    return np.concatenate(drawn), kept
+
+
+def _add_bursts(
+    images: list[Image.Image], labels: list[int], kinds: list[int], n: int, pool: PoolSettings, rng: np.random.Generator
+) -> None:
+    """Append ``n`` near-duplicates of images of the most frequent third of the classes."""
+    counts = np.bincount(labels)
+    frequent = np.argsort(-counts, kind="stable")[: max(len(counts) // 3, 1)]
+    popular = rng.permutation(np.flatnonzero(np.isin(labels, frequent)))
+    added, which = 0, 0
+    while added < n:
+        original = int(popular[which % len(popular)])
+        which += 1
+        for _ in range(min(int(rng.integers(pool.copies[0], pool.copies[1] + 1)), n - added)):
+            images.append(near_duplicate(images[original], rng))
+            labels.append(labels[original])
+            kinds.append(1)
+            added += 1
+
+
+def _write(path: Path, images: Sequence[Image.Image], labels: list[int], kinds: list[int]) -> None:
+    encoded = []
+    for image in images:
+        stream = io.BytesIO()
+        image.save(stream, "PNG", compress_level=1)
+        encoded.append({"bytes": stream.getvalue(), "path": None})
+    features = Features({"image": ImageFeature(), "label": Value("int64"), "kind": Value("int64")})
+    table = Dataset.from_dict({"image": encoded, "label": labels, "kind": kinds}, features=features)
+    table.to_parquet(str(path))
+
+
+def embed(run: StageRun, pool: PoolSettings, seed: int) -> None:
+    """``embeddings/`` of the pool and ``trusted.npy`` of five bank images of each class."""
+    name = pool.embedder
+    if name == SSL:
+        from pretrain.settings import settings_from
+        from pretrain.train import pretrain
+
+        recipe = settings_from({**pool.ssl, "seed": seed})
+        result = pretrain(recipe, open_pool(run.folder / POOL), run.folder / SSL, progress=run.progress)
+        if not result.finished:
+            raise KeyboardInterrupt  # a signal: the same command goes on
+        name = str(result.folder)
+    embedder = open_embedder(name, pool.image_size or None, device=str(run.speed.get("device", "cpu")))
+    opened = open_pool(run.folder / POOL)
+    embed_pool(opened, embedder, run.folder / "embeddings", n_workers=0, progress=run.progress)
+    bank = open_pool(run.folder / BANK)
+    labels = np.array(bank.with_format(None)["label"][:])
+    first = np.concatenate([np.flatnonzero(labels == label)[:5] for label in np.unique(labels)])
+    trusted = run.folder / "trusted"
+    embed_pool(bank.select(first), embedder, trusted, n_workers=0, progress=False)
+    found = open_embeddings(str(trusted))
+    save_array(run.folder / "trusted.npy", found.block(0, len(found)).float().numpy())
+    if embedder.dim != pool.dim:
+        raise CurationError(f"{pool.embedder} has {embedder.dim} dimensions; set science.pool.dim={embedder.dim}")
+
+
+class PoolPictures:
+    """Rows of a prepared pool, for galleries."""
+
+    def __init__(self, folder: Path):
+        self.pool = open_pool(folder / POOL)
+
+    def __len__(self) -> int:
+        return len(self.pool)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return {"image": self.pool[int(row)]["image"]}

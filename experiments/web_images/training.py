@@ -1,0 +1,183 @@
+"""The stages train and evaluate of the image experiment: model, images seen and probes are frozen, only rows change."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+
+from curation import Subset
+from curation.files import load_json, save_json
+from curation.pool import open_pool
+from eval.corruptions import CORRUPTIONS
+from eval.feature_stats import effective_rank, uniformity
+from eval.features import FeatureSet, extract
+from eval.images import LabelledImages
+from eval.knn import knn_predictions
+from eval.linear import LinearSettings, fit_linear
+from eval.longtail import head_medium_tail
+from eval.models import FrozenModel, open_model
+from eval.transforms import denormalise
+from experiments.curves import append_point, read_curve
+from experiments.stages import StageRun
+from experiments.web_images.pool import BANK, COUNTS, KINDS, POOL, TEST
+from pretrain.flops import flops_per_image
+from pretrain.settings import PretrainSettings, settings_from
+from pretrain.train import TEACHER, pretrain
+from training.run_folder import LOG, RESULT
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Section ``science.train``.
+
+    Attributes:
+        recipe: of `pretrain.settings.PretrainSettings`, without seed; every arm sees steps x batch_size images.
+        speed: of the recipe: devices, checkpoints, compilation.
+    """
+
+    recipe: dict[str, Any]
+    speed: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """Section ``science.evaluate``.
+
+    Attributes:
+        k: neighbours of the k-NN.
+        steps: of SGD of the linear probe, see `eval.linear.LinearSettings`.
+        learning_rates: swept by the linear probe.
+        corruptions: of the corrupted test set; [] leaves it out.
+        severity: 1 (mild) to 5.
+        corrupted_rows: test images that are corrupted.
+    """
+
+    k: int = 20
+    steps: int = 2000
+    learning_rates: list[float] = field(default_factory=lambda: [0.01, 0.03, 0.1, 0.3, 1.0])
+    corruptions: list[str] = field(default_factory=lambda: sorted(CORRUPTIONS))
+    severity: int = 3
+    corrupted_rows: int = 500
+
+
+def recipe_of(train: TrainSettings, seed: int, device: str = "cpu") -> PretrainSettings:
+    """The recipe with its seed and place; keys and types checked."""
+    speed = {"accelerator": "cpu" if device == "cpu" else "gpu", **train.speed}
+    return settings_from({**train.recipe, "seed": seed, "speed": speed})
+
+
+def budget(train: TrainSettings, _dim: int) -> tuple[float, int, float]:
+    """Images seen, optimiser steps, and floating-point operations of a training."""
+    recipe = recipe_of(train, 0)
+    samples = float(recipe.steps * recipe.batch_size)
+    return samples, recipe.steps, samples * flops_per_image(recipe)["total"]
+
+
+def fit(run: StageRun) -> dict[str, float]:
+    """Stage action: pretrain on the subset. Writes ``run/`` with ``teacher/``, ``curve.jsonl`` and ``data.json``."""
+    train, seed = TrainSettings(**run.settings), run.seed or 0
+    recipe = recipe_of(train, seed, str(run.speed.get("device", "cpu")))
+    pool = open_pool(run.upstream("prepare") / POOL)
+    rows = Subset.load(run.upstream("curate") / "subset").rows()
+    result = pretrain(recipe, pool, run.folder / "run", rows, run.progress)
+    if not result.finished:
+        raise KeyboardInterrupt  # a signal: the same command goes on
+    samples, _, flops = budget(train, 0)
+    if getattr(rank_zero_only, "rank", 0):  # one process of several: the first writes
+        return {"samples": samples, "flops": flops}
+    assert result.samples == samples, f"{result.samples} images were seen, {samples:.0f} are the budget of every arm"
+    curve = run.folder / "curve.jsonl"
+    curve.unlink(missing_ok=True)
+    looks = {int(point["step"]): point for point in read_curve(run.folder / "run/probe.jsonl")}
+    for point in read_curve(run.folder / "run" / LOG):
+        step = int(point["step"])
+        values = {"samples": point["samples"], "train/loss": point["loss"]}
+        values |= {f"probe/{name}": value for name, value in looks.get(step, {}).items() if name != "step"}
+        append_point(curve, step, values)
+        run.log(values, step)
+    kinds = np.array(pool.with_format(None)["kind"][:])[rows]
+    shares = {f"share_{name}": float((kinds == i).mean()) for i, name in enumerate(KINDS)}
+    save_json(run.folder / "data.json", {"rows": len(rows), **result.coverage, **shares})
+    return {"samples": samples, "flops": flops}
+
+
+def labelled(path: Path, classes: list[str]) -> LabelledImages:
+    """Bank or test images as the evaluation sees them."""
+    pool = open_pool(path).with_format("arrow")
+    table = pool[:]
+    labels = torch.from_numpy(table["label"].to_numpy().copy())
+    sources = table["image"].to_pylist()
+    return LabelledImages(path.stem, sources, labels, classes, [f"{path.stem} {i}" for i in range(len(sources))])
+
+
+def judge(run: StageRun) -> dict[str, float]:
+    """Stage action: frozen features of the teacher on a balanced bank and test set; writes ``metrics.json``.
+
+    Head, medium and tail are thirds of the classes by their images in the pool, near-duplicates left out.
+    """
+    settings = EvaluateSettings(**run.settings)
+    prepared, trained = run.upstream("prepare"), run.upstream("train")
+    counts = load_json(prepared / COUNTS)
+    device = str(run.speed.get("device", "cpu"))
+    model = open_model(str(trained / "run" / TEACHER), device=device)
+    bank_images, test_images = (
+        labelled(prepared / BANK, counts["classes"]),
+        labelled(prepared / TEST, counts["classes"]),
+    )
+    bank, test = extract(model, bank_images), extract(model, test_images)
+    in_pool = np.array(counts["images"])
+    by_knn = knn_predictions(bank.pooled(), bank.labels, test.pooled(), ks=(settings.k,))[settings.k]
+    heads = LinearSettings(
+        learning_rates=tuple(settings.learning_rates), steps=settings.steps, batch_size=256, seed=run.seed or 0
+    )
+    # one input: the class token of the last block, or the pooled feature
+    x, mean, std = _standardised(bank.pooled())
+    probe = fit_linear(x, bank.labels, heads, n_classes=len(in_pool), device=device)
+    by_linear = probe.scores((test.pooled() - mean) / std).argmax(1)
+    metrics: dict[str, float] = {}
+    for name, predicted in (("linear", by_linear), ("knn", by_knn)):
+        found = head_medium_tail(predicted.numpy(), test.labels.numpy(), in_pool, "thirds", n_resamples=200)
+        metrics |= {f"{name}_{part}": interval.value for part, interval in found.items()}
+        metrics[name] = metrics.pop(f"{name}_all")
+    if settings.corruptions:
+        part = test_images.take(list(range(0, len(test_images), max(len(test_images) // settings.corrupted_rows, 1))))
+        found_right = [
+            (probe.scores((_corrupted(model, part, name, settings.severity) - mean) / std).argmax(1) == part.labels)
+            for name in settings.corruptions
+        ]
+        metrics["linear_corrupted"] = float(torch.stack(found_right).double().mean())
+    features = test.pooled()
+    metrics |= {"effective_rank": effective_rank(features), "uniformity": uniformity(features)}
+    per_class = {
+        name: float((by_linear == test.labels)[test.labels == i].double().mean())
+        for i, name in enumerate(counts["classes"])
+    }
+    save_json(
+        run.folder / "metrics.json",
+        {
+            "metrics": metrics,
+            "classes": per_class,
+            "pool": counts,
+            "data": load_json(trained / "data.json"),
+            "learning_rate": probe.learning_rate,
+            "images_per_second": load_json(trained / "run" / RESULT)["images_per_second"],
+        },
+    )
+    return {"samples": float(len(bank) + len(test))}
+
+
+def _standardised(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Features of mean 0 and deviation 1 over the bank: the sweep of learning rates then suits every model."""
+    mean, std = x.mean(0), x.std(0).clamp_min(1e-6)
+    return (x - mean) / std, mean, std
+
+
+def _corrupted(model: FrozenModel, images: LabelledImages, name: str, severity: int) -> torch.Tensor:
+    from eval.corruptions import Corrupted
+
+    crop, normalise = denormalise(model)
+    features: FeatureSet = extract(model, images, transform=Corrupted(crop, normalise, name, severity))
+    return features.pooled()

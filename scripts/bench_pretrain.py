@@ -1,0 +1,61 @@
+"""Images per second, MFU and the wait for data of pretraining, on this machine, on images that it makes.
+
+python scripts/bench_pretrain.py [rows=2000] [side=500] [recipe=configs/pretrain/vits16_one_gpu.yaml] [every setting]
+"""
+
+import io
+import json
+import platform
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from PIL import Image
+
+from pretrain.flops import flops_per_image
+from pretrain.settings import load_settings
+from pretrain.train import pretrain
+
+DEFAULTS = {"rows": "2000", "side": "500", "recipe": "configs/pretrain/tiny_cpu.yaml"}
+
+
+def make_pool(rows: int, side: int) -> Dataset:
+    """JPEGs of smooth noise: they cost as much to decode as photographs of this size."""
+    rng, images = np.random.default_rng(0), []
+    for _ in range(min(rows, 256)):
+        coarse = Image.fromarray(rng.integers(0, 256, (side // 8, side // 6, 3), np.uint8))
+        stream = io.BytesIO()
+        coarse.resize((side, side * 3 // 4), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=90)
+        images.append({"bytes": stream.getvalue(), "path": None})
+    return Dataset.from_dict({"image": [images[i % len(images)] for i in range(rows)]})
+
+
+def main() -> None:
+    options = dict(DEFAULTS)
+    options |= {key: value for key, value in (item.split("=", 1) for item in sys.argv[1:]) if key in DEFAULTS}
+    overrides = [item for item in sys.argv[1:] if item.split("=")[0] not in DEFAULTS]
+    quiet = ["probe.every=0", "speed.log_every=5", "speed.checkpoint_every=1000000", "collapse=0"]
+    settings = load_settings(options["recipe"] or None, ["steps=30", *quiet, *overrides])
+    cost = flops_per_image(settings)["total"]
+    with tempfile.TemporaryDirectory() as folder:
+        pool = make_pool(int(options["rows"]), int(options["side"]))
+        pretrain(settings, pool, Path(folder) / "run", progress=False)
+        lines = [json.loads(line) for line in (Path(folder) / "run/metrics.jsonl").read_text().splitlines()]
+    lines = lines[1:]  # the first stretch compiles and warms up
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
+    rates = [line["images_per_second"] for line in lines]
+    wait, mfu = (statistics.median(line[name] for line in lines) for name in ("data_wait", "mfu"))
+    print(f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads, {settings.backbone.name}")
+    print(f"batch {settings.batch_size}, {settings.precision}, compile={settings.speed.compile}")
+    print(f"{statistics.median(rates):10,.1f} images/s ({min(rates):,.1f} to {max(rates):,.1f})")
+    print(f"{cost / 1e9:10,.2f} GFLOP per image, {statistics.median(rates) * cost / 1e12:.3f} TFLOP/s")
+    print(f"{mfu:10.1%} MFU (0: the peak of this device is not known)")
+    print(f"{wait:10.1%} of the time waiting for data")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""The command: what a newcomer types first must work, and mistakes must say what to do."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from curation.errors import CurationError
+from curation.pool import open_pool, pool_fingerprint
+from curation.subset import Subset
+from pretrain.cli import app
+from pretrain.plan import plan
+from pretrain.settings import load_settings
+
+ROOT = Path(__file__).parents[2]
+RECIPE = str(ROOT / "configs/pretrain/tiny_cpu.yaml")
+QUICK = ["steps=4", "batch_size=8", "probe.every=2", "collapse=0", "speed.accelerator=cpu", "speed.checkpoint_every=1"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for kind in ("cats", "dogs"):
+        (folder / kind).mkdir()
+        for i in range(10):
+            Image.fromarray(rng.integers(0, 256, (40, 30, 3), np.uint8)).save(folder / kind / f"{i}.png")
+    return folder
+
+
+def test_a_folder_of_images_and_a_subset_make_a_teacher(images: Path, tmp_path: Path):
+    subset = Subset.from_rows(np.arange(12), pool_fingerprint=pool_fingerprint(open_pool(images)))
+    subset.save(tmp_path / "subset")
+    command = ["train", str(images), "-o", str(tmp_path / "run"), "-r", RECIPE, "--subset", str(tmp_path / "subset")]
+    result = CliRunner().invoke(app, [*command, *QUICK])
+    assert result.exit_code == 0, result.output
+    assert "12 different ones" in result.output
+    assert (tmp_path / "run/teacher/model.safetensors").exists()
+    assert (tmp_path / "run/probe.jsonl").read_text().count("knn") == 2
+
+
+def test_sigterm_leaves_a_checkpoint_from_which_the_same_command_goes_on(images: Path, tmp_path: Path):
+    import time
+
+    command = [sys.executable, "-m", "pretrain", "train", str(images), "-o", str(tmp_path / "run"), "-r", RECIPE]
+    command += [*QUICK, "steps=400"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "run/last.ckpt"
+    deadline = time.monotonic() + 240
+    while not log.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.terminate()
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 143, errors
+    assert "run the same again to go on" in errors
+    step = load_step(tmp_path / "run")
+    assert 0 < step < 400
+
+
+def load_step(folder: Path) -> int:
+    from training.checkpoints import resume_step
+
+    return resume_step(folder)
+
+
+def test_a_dry_run_prints_the_cost_and_writes_nothing(tmp_path: Path):
+    result = CliRunner().invoke(app, ["train", "nowhere", "-o", str(tmp_path / "run"), "--dry-run", "-r", RECIPE])
+    assert result.exit_code == 0, result.output
+    assert "FLOP per image" in result.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_plan_of_the_published_recipe_agrees_with_the_published_hours():
+    # DINOv2's README: ViT-L/14 takes 3.3 days on 96 A100, which is 46 % of their peak
+    found = plan(load_settings(ROOT / "configs/pretrain/vitl14_long.yaml"), "A100", 0.46)
+    assert found.device_hours == pytest.approx(3.3 * 24 * 96, rel=0.05)
+    with pytest.raises(CurationError, match="is not known"):
+        plan(load_settings(RECIPE), "abacus")
+
+
+def test_mistakes_are_one_line(images: Path, tmp_path: Path):
+    for arguments, words in [
+        (["train", str(tmp_path / "none"), "-o", str(tmp_path / "r")], "does not exist"),
+        (["train", str(images), "-o", str(tmp_path / "r"), "step=4"], "setting step is unknown"),
+        (["train", str(images), "-o", str(tmp_path / "r"), "-r", str(tmp_path / "no.yaml")], "cannot be read"),
+    ]:
+        done = subprocess.run(
+            [sys.executable, "-m", "pretrain", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: ")
+        assert words in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_help_shows_an_example():
+    result = CliRunner().invoke(app, ["train", "--help"])
+    assert "python -m pretrain train" in result.output
