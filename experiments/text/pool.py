@@ -42,6 +42,9 @@ class PoolSettings:
         filters: of passages, see `text_lm.filters.open_filter`.
         near_duplicates: Jaccard similarity of word 5-grams from which a passage repeats an earlier one and is left out,
             before the split, so that no test passage has a copy in the pool; 0: only exact copies are.
+        merged: domains "NAME/..." of these names count as one: their parts are too alike to be domains of a web pool.
+        zipf: the domains' passages in the pool fall as rank^-zipf, the ranks drawn by the seed, so that no domain is
+            rare in every seed; 0: the sizes that the text has.
         min_documents: a domain of fewer documents is left out, for it cannot be tested on documents of its own.
         test_share: of the passages of every domain, by whole documents, that are held out.
         test_bytes: of held-out text of every domain, at most: for time.
@@ -56,6 +59,8 @@ class PoolSettings:
     passage: int = 0
     filters: list[str] = field(default_factory=list)
     near_duplicates: float = 0.7
+    merged: list[str] = field(default_factory=list)
+    zipf: float = 0.0
     min_documents: int = 5
     test_share: float = 0.2
     test_bytes: int = 30_000
@@ -150,7 +155,7 @@ def open_passages(pool: PoolSettings, run: StageRun) -> Passages:
     from filelock import FileLock
 
     shared = asdict(pool)
-    for own in ("rows", "test_share", "test_bytes", "dim"):
+    for own in ("rows", "merged", "zipf", "test_share", "test_bytes", "dim"):
         shared.pop(own)
     shared["content"] = [SHA512] if pool.source == BROWN else [fingerprint(path) for path in input_files(pool)]
     folder = run.folder.parents[1] / f"passages-{digest_json(shared)[:8]}"  # beside the stages of all seeds
@@ -180,6 +185,49 @@ def open_passages(pool: PoolSettings, run: StageRun) -> Passages:
     return found
 
 
+def zipf_sizes(
+    available: Int[np.ndarray, "k"], rows: int, exponent: float, rng: np.random.Generator
+) -> Int[np.ndarray, "k"]:
+    """Rows of each of k domains, falling as rank^-exponent, ``rows`` in all.
+
+    The most frequent rank is drawn first, among the domains that have the text for it.
+
+    Raises:
+        CurationError: no domain has.
+    """
+    shares = np.arange(1, len(available) + 1) ** -exponent
+    ends = np.round(np.cumsum(shares) / shares.sum() * rows).astype(np.int64)
+    found = np.zeros(len(available), np.int64)
+    left = np.arange(len(available))
+    for size in np.diff(ends, prepend=0):
+        fit = left[available[left] >= size]
+        if not len(fit):
+            raise CurationError(
+                f"no domain has the {size:,} passages that science.pool.zipf={exponent} asks for; "
+                "lower science.pool.rows"
+            )
+        chosen = rng.choice(fit)
+        found[chosen] = size
+        left = left[left != chosen]
+    return found
+
+
+def draw_pool(
+    train: Int[np.ndarray, "n"], domains: np.ndarray, pool: PoolSettings, rng: np.random.Generator
+) -> Int[np.ndarray, "rows"]:
+    """``pool.rows`` of the training passages, ascending; ``domains`` are those of all passages."""
+    if len(train) < pool.rows:
+        raise CurationError(
+            f"{pool.source} has {len(train):,} passages to train on, fewer than science.pool.rows={pool.rows:,}"
+        )
+    if not pool.zipf:
+        return np.sort(rng.choice(train, pool.rows, replace=False))
+    names, index = np.unique(domains[train], return_inverse=True)
+    sizes = zipf_sizes(np.bincount(index, minlength=len(names)), pool.rows, pool.zipf, rng)
+    parts = [rng.choice(train[index == i], size, replace=False) for i, size in enumerate(sizes)]
+    return np.sort(np.concatenate(parts))
+
+
 def prepare(run: StageRun) -> dict[str, float]:
     """Stage action: the documents held out by this seed, and ``pool.rows`` passages of the others as its pool.
 
@@ -188,15 +236,13 @@ def prepare(run: StageRun) -> dict[str, float]:
     """
     pool, seed = PoolSettings(**run.settings), run.seed or 0
     passages = open_passages(pool, run)
-    domains, sources = np.asarray(passages.domains), passages.sources
-    train, test = split_by_document(sources, passages.domains, pool.test_share, seed)
+    heads = [name.split("/")[0] for name in passages.domains]
+    domains = np.asarray([h if h in pool.merged else d for h, d in zip(heads, passages.domains, strict=True)])
+    sources = passages.sources
+    train, test = split_by_document(sources, domains.tolist(), pool.test_share, seed)
     rng = np.random.default_rng([seed, 21])
-    if len(train) < pool.rows:
-        raise CurationError(
-            f"{pool.source} has {len(train):,} passages to train on, fewer than science.pool.rows={pool.rows:,}"
-        )
-    rows = np.sort(rng.choice(train, pool.rows, replace=False))
-    names = sorted(set(passages.domains))
+    rows = draw_pool(train, domains, pool, rng)
+    names = sorted(set(domains.tolist()))
     x = open_embeddings(str(passages.embeddings))
     save_array(run.folder / "embeddings.npy", np.asarray(x.take(rows)))
     save_array(run.folder / "labels.npy", np.searchsorted(names, domains[rows]).astype(np.int64))

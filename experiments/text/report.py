@@ -9,7 +9,12 @@ import numpy as np
 from curation.files import load_json, write_atomically
 from experiments.arms import BASE_ARM, METHOD_ARM
 from experiments.compare import Row, Summary, summarise
+from experiments.provenance import provenance
+from experiments.results import grouped, mean_interval, paired_difference, run_tasks
+from experiments.settings import from_mapping
 from experiments.stages import MARKER, StageRun
+from experiments.text.ablations import Studies, tasks, variants
+from experiments.text.pool import POOL
 
 TITLES = {
     "bpb_macro": "mean over domains",
@@ -18,43 +23,41 @@ TITLES = {
     "bpb_head": "frequent third",
     "bpb_raw_weighted": "weighted as the pool",
 }
-RAW_FAVOURED = ("bpb_head", "bpb_raw_weighted")
 
 
 def write_up(config: dict[str, Any]) -> Callable[[StageRun], None]:
     """Action of the stage that reads all evaluations: ``text.md`` in its folder and in ``output.report``."""
 
     def action(run: StageRun) -> None:
-        found = {
-            (stage.arm, stage.seed or 0): (folder, load_json(folder / "metrics.json")) for stage, folder in run.before
-        }
-        pools = {
-            stage.seed or 0: next(stage_.folder(_root(run)) for stage_ in stage.upstream if stage_.name == "prepare")
-            for stage, _ in run.before
-        }
+        root, science = run.folder.parents[1], config["science"]
+        metrics, balance, prepared = {}, {}, {}
+        for stage, folder in run.before:
+            arm, seed = stage.arm, stage.seed or 0
+            before = {earlier.name: earlier for earlier in stage.upstream}
+            curated = next(earlier for earlier in before["train"].upstream if earlier.name == "curate")
+            metrics[arm, seed] = load_json(folder / "metrics.json")
+            balance[arm, seed] = load_json(curated.folder(root) / "balance.json")
+            prepared[seed] = before["prepare"].folder(root)
+        studies, records = None, []
+        if science["studies"]:
+            studies = from_mapping(Studies, science["studies"], "science.studies")
+            curation = science["curation"]
+            todo = list(tasks(studies, prepared, curation["size"], curation["max_iterations"]))
+            source = provenance(str(run.speed["device"]), int(run.speed["threads"]))
+            records = run_tasks(todo, root / "results", source, progress=run.progress)
         page = render(
-            {key: content for key, (_, content) in found.items()},
-            {seed: load_json(folder / "pool.json") for seed, folder in pools.items()},
-            {
-                (stage.arm, stage.seed or 0): load_json(_curated(stage).folder(_root(run)) / "balance.json")
-                for stage, _ in run.before
-            },
+            metrics,
+            {seed: load_json(folder / POOL) for seed, folder in prepared.items()},
+            balance,
             config,
             [load_json(folder / MARKER)["provenance"] for _, folder in run.before],
         )
+        if studies is not None:
+            page += "\n" + balance_section(records, studies, len(prepared))
         for folder in dict.fromkeys([run.folder, Path(config["output"]["report"])]):
             write_atomically(folder / "text.md", lambda stream: stream.write(page.encode()))
 
     return action
-
-
-def _root(run: StageRun) -> Path:
-    return run.folder.parents[1]
-
-
-def _curated(evaluated: Any) -> Any:
-    trained = next(stage for stage in evaluated.upstream if stage.name == "train")
-    return next(stage for stage in trained.upstream if stage.name == "curate")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -154,7 +157,7 @@ def render(
         f"{next(iter(metrics.values()))['data']['steps']:,} steps. Subsets of {science['curation']['size']:,} passages "
         f"differ in bytes, so each is put in a random order and cut before the passage that would exceed "
         f"{train['unique_tokens']:,} tokens; `all` is not cut. Means over seeds.\n",
-        _seen(metrics, arms),
+        _seen(metrics, balance, arms),
     ]
     return "\n".join(sections)
 
@@ -191,7 +194,9 @@ def _domains(
     return table(header, lines)
 
 
-def _seen(metrics: dict[tuple[str, int], dict[str, Any]], arms: list[str]) -> str:
+def _seen(
+    metrics: dict[tuple[str, int], dict[str, Any]], balance: dict[tuple[str, int], dict[str, Any]], arms: list[str]
+) -> str:
     columns = {
         "passages after the cut": "passages_after_cut",
         "their tokens": "subset_tokens",
@@ -203,15 +208,33 @@ def _seen(metrics: dict[tuple[str, int], dict[str, Any]], arms: list[str]) -> st
     }
     lines = []
     for arm in arms:
-        mine = [found["data"] for (name, _), found in metrics.items() if name == arm]
-        values = [_mean([data[key] for data in mine]) for key in columns.values()]
+        mine = [key for key in metrics if key[0] == arm]
+        line = [arm, f"{_mean([balance[key]['measures']['kl'] for key in mine]):.3f}"]
+        for name in columns.values():
+            value = _mean([metrics[key]["data"][name] for key in mine])
+            line.append(f"{value:.2f}" if name == "epochs" else f"{value:,.0f}")
+        lines.append(line)
+    return table(["arm", "KL of its domains to uniform", *columns], lines)
+
+
+def balance_section(records: list[dict[str, Any]], studies: Studies, n_seeds: int) -> str:
+    """What flattens the domains, without training."""
+    rows, kl = variants(studies), grouped(records, "text_balance", "kl")
+    distinct = grouped(records, "text_balance", "distinct")
+    lines = []
+    for row, variant in rows.items():
+        mean, half = mean_interval(kl[row])
+        against = "-"
+        if row != "base":
+            difference, wide = paired_difference(kl[row], kl["base"])
+            word = "not told apart" if not abs(difference) > wide else "flatter" if difference < 0 else "less flat"
+            against = f"{word}, {_with_interval(difference, wide)}"
         lines.append(
-            [
-                arm,
-                *(
-                    f"{x:.2f}" if key == "epochs" else f"{x:,.0f}"
-                    for key, x in zip(columns.values(), values, strict=True)
-                ),
-            ]
+            [variant.switch or "-", variant.title, _with_interval(mean, half), against, f"{_mean(distinct[row]):,.0f}"]
         )
-    return table(["arm", *columns], lines)
+    return (
+        "## What flattens the domains\n\n"
+        "KL to uniform of the domains of a subset, in nats; 0 is as many passages of each. No training, one switch "
+        f"changed at a time, {n_seeds} seeds, paired. The domains are known to the measure alone.\n\n"
+        + table(["switch", "variant", "KL", "against the base", "distinct passages"], lines)
+    )

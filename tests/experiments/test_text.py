@@ -21,7 +21,7 @@ from experiments.settings import CONFIGS, compose
 from experiments.stages import in_order, run_stage
 from experiments.text import brown
 from experiments.text.brown import fetch_brown, plain_text
-from experiments.text.pool import PASSAGES, passages_of
+from experiments.text.pool import PASSAGES, passages_of, zipf_sizes
 from experiments.text.report import render
 from experiments.text.training import cut_to_budget, recipe_of
 from text_lm.model import count_parameters, llama_config, load_model
@@ -37,6 +37,8 @@ SMALL = [
     "science.pool.test_bytes=2000",
     "science.curation.size=50",
     "science.curation.levels=[30,10,5]",
+    "scale.text.studies.levels=[10,5]",
+    "scale.text.studies.other_levels=[[30,10,5],[5]]",
     "science.curation.n_resamples=1",
     "science.curation.max_iterations=5",
     "science.curation.semdedup_clusters=5",
@@ -138,7 +140,7 @@ def test_the_page_tells_what_happened_and_names_no_machine(finished: Path, texts
     method = next(x for x in summary if x["arm"] == "hierarchical_resampled" and x["metric"] == "bpb_macro")
     assert {"better": "Curated wins", "worse": "Curated loses"}.get(method["verdict"], "Not told apart") in page
     assert f"{method['mean']:.3f}" in page
-    for text in (*ARMS, "seeds=[0,1,2]", "5,120 tokens", "| law |"):
+    for text in (*ARMS, "seeds=[0,1,2]", "5,120 tokens", "| law |", "levels 30, 10, 5", "up to 4 copies"):
         assert text in page, text
     assert str(texts) not in page
     assert str(finished) not in page
@@ -199,6 +201,24 @@ def test_the_cut_favours_no_length():
     kept = np.concatenate([cut_to_budget(np.arange(200), lengths, 50_500, seed) for seed in range(200)])
     share = (kept < 100).mean()
     assert share == pytest.approx(0.5, abs=0.02)
+
+
+@given(st.lists(st.integers(30, 300), min_size=2, max_size=8), st.integers(0, 20))
+@settings(max_examples=60, deadline=None)
+def test_zipf_sizes_fill_the_pool_and_never_ask_for_more_than_there_is(available, seed):
+    rows = 25
+    sizes = zipf_sizes(np.asarray(available), rows, 1.5, np.random.default_rng(seed))
+    assert sizes.sum() == rows
+    assert (sizes <= available).all()
+    ranked = np.sort(sizes)[::-1]
+    assert ranked[0] / rows == pytest.approx(1 / (np.arange(1, len(available) + 1) ** -1.5).sum(), abs=0.03)
+
+
+def test_every_domain_is_rare_in_some_seed_and_a_pool_too_large_is_named():
+    rarest = {int(zipf_sizes(np.full(4, 100), 100, 1.5, np.random.default_rng(seed)).argmin()) for seed in range(40)}
+    assert rarest == {0, 1, 2, 3}
+    with pytest.raises(CurationError, match=r"lower science\.pool\.rows"):
+        zipf_sizes(np.full(4, 10), 40, 1.5, np.random.default_rng(0))
 
 
 def test_a_subset_with_too_few_tokens_says_which_setting_to_raise():
@@ -275,7 +295,7 @@ def page(raw: float, curated: float, tmp_path: Path) -> str:
     }
     pool = {"rows": 5, "documents": 2, "rows_of": {"a": 5}, "bytes_of": {"a": 9.0}}
     pools = {seed: pool for seed in range(3)}  # noqa: C420
-    balance = {key: {"subset_counts": [3]} for key in metrics}
+    balance = {key: {"subset_counts": [3], "measures": {"kl": 0.1}} for key in metrics}
     made = [{"commit": "abc", "device": "cpu", "versions": {"python": "3"}}]
     return render(metrics, pools, balance, compose(["experiment=text"]), made)
 
