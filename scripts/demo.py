@@ -1,10 +1,12 @@
-"""The demo: curate a real, naturally unbalanced pool of 6,900 pictures and write a report to look at."""
+"""The demo: curate a real, unbalanced pool of 6,900 pictures, and pretrain on raw and on curated rows of it."""
 
 import argparse
 import time
 from pathlib import Path
 
 from curation.pipeline import run_pipeline
+from experiments.launch import run_experiment
+from experiments.settings import compose
 
 ROOT = Path(__file__).parents[1]
 COMMAND = (
@@ -31,12 +33,19 @@ def main() -> None:
         title=f"Open Clip Art: {arguments.size:,} balanced pictures out of 6,900",
         commands=["make demo", f"# the same by hand:  {COMMAND}"],
     )
-    print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes. Open the report in a browser:")
+    print(f"\nCurated in {(time.monotonic() - started) / 60:.1f} minutes: {result.report}")
+    print("\nNow a tiny transformer is pretrained on as many random and as many curated pictures:")
+    runs = arguments.output / "web_images"
+    overrides = ["experiment=web_images", "scale=demo", "seeds=[0]", f"output.runs={runs}", f"output.report={runs}"]
+    run_experiment(compose([*overrides, "tracking.wandb=off"]), "make demo")
+    print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes. Open the reports in a browser:")
     print(f"  {result.report}")
+    print(f"  {runs}/report.html (one seed: it shows what is compared, not who is better)")
     print("\nTry next:")
     print(f"  .venv/bin/curate sample {arguments.output}/tree -o runs/flat --size 1000 --method flat")
     print("  .venv/bin/curate run YOUR_IMAGES/ -o runs/mine --size 10000 --embedder timm:vit_small_patch14_dinov2")
-    print("  .venv/bin/python scripts/run_experiment.py experiment=simulated scale=demo")
+    print("  .venv/bin/python -m pretrain train YOUR_IMAGES/ -o runs/vits -r configs/pretrain/vits16_one_gpu.yaml")
+    print("  .venv/bin/python scripts/run_experiment.py experiment=web_images scale=demo seeds=[0,1,2,3,4]")
     print("  .venv/bin/curate plan --rows 743e6 --dim 1024 --levels 100000x100,500000,50000,10000 --gpus 8")
 
 

@@ -2,6 +2,7 @@
 
 from experiments.experiment import Domain, Metric
 from experiments.web_images.pool import PoolPictures, PoolSettings, input_files, pool_rows, prepare
+from experiments.web_images.report import write_up
 from experiments.web_images.training import EvaluateSettings, TrainSettings, budget, fit, judge
 
 DOMAIN = Domain(
@@ -30,5 +31,6 @@ DOMAIN = Domain(
     curves=("train/loss", "probe/knn"),
     pictures=PoolPictures,
     files=input_files,
+    write_up=write_up,
     distributed=True,
 )

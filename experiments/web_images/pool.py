@@ -67,7 +67,7 @@ class PoolSettings:
     largest: int = 1000
     imbalance: float = 100.0
     bursts: float = 0.2
-    copies: tuple[int, int] = (5, 20)
+    copies: list[int] = field(default_factory=lambda: [5, 20])
     junk: float = 0.2
     rows: int = 0
     classes: int = 10
@@ -173,7 +173,7 @@ def held_out(source: Source, per_class: int, rng: np.random.Generator, free: np.
 
 def prepare(run: StageRun) -> dict[str, float]:
     """Stage action: draw the pool of this seed, spoil it as the web does, embed it."""
-    pool, seed = PoolSettings(**{**run.settings, "copies": tuple(run.settings["copies"])}), run.seed or 0
+    pool, seed = PoolSettings(**run.settings), run.seed or 0
     rng = np.random.default_rng([seed, 41])
     source = open_source(pool.source, pool.top_level)
     free = np.ones(len(source.labels), dtype=bool)

@@ -1,0 +1,137 @@
+"""``web_images.md``: the finished seeds of the image experiment as tables, with sentences that the numbers choose."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from curation.files import load_json, write_atomically
+from experiments.arms import BASE_ARM, METHOD_ARM
+from experiments.compare import Row, summarise
+from experiments.markdown import difference, headline, origin, table, with_interval
+from experiments.stages import MARKER, StageRun
+from experiments.web_images.pool import COUNTS, KINDS
+
+TITLES = {
+    "linear": "linear",
+    "linear_tail": "rare third",
+    "linear_medium": "medium third",
+    "linear_head": "frequent third",
+    "knn": "k-NN",
+    "linear_corrupted": "corrupted",
+    "effective_rank": "effective rank",
+}
+
+
+def write_up(config: dict[str, Any]) -> Callable[[StageRun], None]:
+    """Action of the stage that reads all evaluations: ``web_images.md`` in its folder and in ``output.report``."""
+
+    def action(run: StageRun) -> None:
+        root = run.folder.parents[1]
+        metrics, balance, pools = {}, {}, {}
+        for stage, folder in run.before:
+            arm, seed = stage.arm, stage.seed or 0
+            before = {earlier.name: earlier for earlier in stage.upstream}
+            curated = next(earlier for earlier in before["train"].upstream if earlier.name == "curate")
+            metrics[arm, seed] = load_json(folder / "metrics.json")
+            balance[arm, seed] = load_json(curated.folder(root) / "balance.json")
+            pools[seed] = load_json(before["prepare"].folder(root) / COUNTS)
+        made = [load_json(folder / MARKER)["provenance"] for _, folder in run.before]
+        page = render(metrics, pools, balance, config, made)
+        for folder in dict.fromkeys([run.folder, Path(config["output"]["report"])]):
+            write_atomically(folder / "web_images.md", lambda stream: stream.write(page.encode()))
+
+    return action
+
+
+def render(
+    metrics: dict[tuple[str, int], dict[str, Any]],
+    pools: dict[int, dict[str, Any]],
+    balance: dict[tuple[str, int], dict[str, Any]],
+    config: dict[str, Any],
+    made: Sequence[dict[str, Any]],
+) -> str:
+    """The page.
+
+    Args:
+        metrics: (arm, seed) -> ``metrics.json`` of its evaluation.
+        pools: seed -> ``pool.json``.
+        balance: (arm, seed) -> ``balance.json`` of its subset.
+        config: the resolved one.
+        made: provenance of each evaluation.
+    """
+    science, scale = config["science"], config["scale"]["name"]
+    arms, seeds = list(dict.fromkeys(arm for arm, _ in metrics)), sorted({seed for _, seed in metrics})
+    rows = [
+        Row(arm, seed, name, value)
+        for (arm, seed), found in metrics.items()
+        for name, value in found["metrics"].items()
+    ]
+    cells = {(item.arm, item.metric): item for item in summarise(rows, dict.fromkeys(TITLES, "higher"))}
+    pool, recipe, source = next(iter(pools.values())), science["train"]["recipe"], science["pool"]
+    kinds = ", ".join(f"{pool['kinds'][name]:,} {name.replace('_', '-')}s" for name in KINDS[:2])
+    sections = [
+        "# Images (experiment 2 of the paper)\n",
+        "Does a model pretrained without labels on a curated subset have better frozen features than one pretrained on "
+        "a random subset of the same pool? Model, images seen, settings and probes are the same for every arm; only "
+        "the rows change. Accuracies are means over classes on a balanced test set with a balanced labelled bank, "
+        "higher is better; ± is the 95 % interval of the mean over seeds (Student's t), brackets the 95 % bootstrap "
+        "interval of the paired difference to raw. Each seed draws its own pool, frequency of the classes, subset and "
+        "initial weights.\n",
+        origin(
+            f"python scripts/run_experiment.py experiment=web_images scale={scale} seeds=[{','.join(map(str, seeds))}]",
+            made,
+        ),
+        f"Pool of one seed, from {source['source']}: {pool['rows']:,} rows ({kinds}, {pool['kinds']['junk']:,} of "
+        f"junk), {len(pool['classes'])} classes of {max(pool['images']):,} to {min(pool['images']):,} images. "
+        f"Embeddings: {source['embedder']} at {source['image_size']} pixels. Subsets of "
+        f"{science['curation']['size']:,} rows, levels {', '.join(map(str, science['curation']['levels']))}. "
+        f"Training: {recipe['backbone']['name']}, {recipe['steps']:,} steps of {recipe['batch_size']} images.\n",
+        headline(cells, "linear", BASE_ARM, METHOD_ARM, "oracle", "linear accuracy averaged over classes"),
+        "## The data alone\n",
+        "Before any training. KL to uniform of the classes of a subset (nats; 0 is as many images of each), the share "
+        "of the images of the rare classes that it keeps, and the share of its rows that are near-duplicates or junk. "
+        "Means over seeds.\n",
+        _data(metrics, balance, arms),
+        "## Frozen features\n",
+        table(
+            ["arm", *TITLES.values()],
+            [[arm, *(with_interval(cells[arm, m].mean, cells[arm, m].interval) for m in TITLES)] for arm in arms],
+        ),
+        "Paired difference to raw:\n",
+        table(
+            ["arm", *TITLES.values()],
+            [[arm, *(difference(cells[arm, m]) for m in TITLES)] for arm in arms if arm != BASE_ARM],
+        ),
+        "## What each arm saw\n",
+        _seen(metrics, arms),
+    ]
+    return "\n".join(sections)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+def _data(
+    metrics: dict[tuple[str, int], dict[str, Any]], balance: dict[tuple[str, int], dict[str, Any]], arms: list[str]
+) -> str:
+    lines = []
+    for arm in arms:
+        mine = [key for key in metrics if key[0] == arm]
+        kl, kept = (_mean([balance[key]["measures"][name] for key in mine]) for name in ("kl", "rare_kept"))
+        shares = [_mean([metrics[key]["data"][f"share_{kind}"] for key in mine]) for kind in KINDS[1:]]
+        lines.append([arm, f"{kl:.3f}", f"{kept:.0%}", *(f"{share:.1%}" for share in shares)])
+    return table(["arm", "KL to uniform", "rare images kept", "near-duplicates", "junk"], lines)
+
+
+def _seen(metrics: dict[tuple[str, int], dict[str, Any]], arms: list[str]) -> str:
+    lines = []
+    for arm in arms:
+        data = [found["data"] for (name, _), found in metrics.items() if name == arm]
+        line = [arm] + [
+            f"{_mean([item[name] for item in data]):,.0f}" for name in ("rows", "samples", "unique_samples")
+        ]
+        lines.append([*line, f"{_mean([item['times_seen'] for item in data]):.1f}"])
+    return table(["arm", "rows of the subset", "images seen", "distinct", "times each"], lines)

@@ -1,0 +1,48 @@
+"""Make training pairs from airborne lidar: colour.tif (highest return) and height.tif (metres above ground).
+
+python scripts/prepare/lidar_to_canopy.py survey/*.laz -o pairs/ --resolution 0.5
+python scripts/prepare/lidar_to_canopy.py autzen.laz -o pairs/ --units ft --crs EPSG:2992 --ground morphological
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from curation.errors import CurationError
+from satellite.lidar import LidarSettings, canopy_from_lidar, save_canopy
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("clouds", type=Path, nargs="+", help="LAS or LAZ files of one survey")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the two rasters")
+    parser.add_argument("--resolution", type=float, default=0.5, help="metres per pixel")
+    parser.add_argument("--crs", default="", help="of the points, as EPSG:n; default: the file's own")
+    parser.add_argument("--units", default="m", help="of z: m, ft, us-ft")
+    parser.add_argument("--ground", default="auto", help="auto, classes (class 2) or morphological")
+    parser.add_argument(
+        "--leave-out", type=int, nargs="*", default=[6], help="classes that are no canopy (6: buildings)"
+    )
+    parser.add_argument("--slope", type=float, default=0.3, help="rise over run of the ground (morphological)")
+    parser.add_argument(
+        "--window", type=float, default=20.0, help="metres; wider than any crown or roof (morphological)"
+    )
+    given = parser.parse_args()
+    try:
+        settings = LidarSettings(
+            given.resolution, given.crs, given.units, given.ground, tuple(given.leave_out), given.slope, given.window
+        )
+        canopy = canopy_from_lidar(given.clouds, settings)
+        colour, height = save_canopy(canopy, given.output)
+    except CurationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    what = height if canopy.colour is None else f"{colour} and {height}"
+    print(f"{what}: {canopy.grid.height} x {canopy.grid.width} pixels of {canopy.grid.resolution:g} m")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
