@@ -90,6 +90,20 @@ def language(settings: Settings = None, output: Output = Path("results")) -> Non
     typer.echo(f"{results.seconds['language']:.1f} s; results in {output / 'metrics.json'}", err=True)
 
 
+@app.command(epilog="Example:  python -m eval canopy heights.tif lidar.tif --block 100 -o results/")
+def canopy(
+    predicted: Annotated[Path, typer.Argument(help="Raster of predicted heights, metres.")],
+    truth: Annotated[Path, typer.Argument(help="Raster of lidar heights on the same grid, metres.")],
+    block: Annotated[float, typer.Option(help="Metres, side of the blocks that are resampled.")] = 100.0,
+    output: Output = Path("results"),
+) -> None:
+    """Canopy height against lidar: errors, by height class, cover, edges; intervals over blocks (extra satellite)."""
+    from eval.canopy_rasters import measure_maps
+
+    for name, interval in measure_maps(predicted, truth, block, output).items():
+        typer.echo(f"{name:16} {interval.value:8.3f}   {interval.low:.3f} ... {interval.high:.3f}   n {interval.n}")
+
+
 @app.command()
 def datasets() -> None:
     """List the registered datasets and where to get them."""

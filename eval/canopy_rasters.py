@@ -1,0 +1,71 @@
+"""Two rasters of heights, block by block, to `eval.canopy`: maps larger than memory are judged square by square."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.bootstrap import Interval
+from eval.canopy import CanopySettings, canopy_metrics
+from eval.errors import EvalError
+
+
+class _Blocks:
+    """Blocks of one band of a raster, read when asked for; NaN is not known."""
+
+    def __init__(self, source: Any, windows: list[Any]):
+        self.source, self.windows = source, windows
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        if i >= len(self.windows):
+            raise IndexError(i)
+        try:
+            found = self.source.read(1, window=self.windows[i], masked=True)
+        except Exception as error:
+            raise EvalError(f"{self.source.name}: {self.windows[i]} cannot be read ({error}); is it whole?") from error
+        return found.astype(np.float64).filled(np.nan)
+
+
+def measure_maps(
+    predicted: str | Path, truth: str | Path, block: float = 100.0, output: str | Path | None = None
+) -> dict[str, Interval]:
+    """Measures of a map against lidar, both in metres on one grid; writes ``canopy.json`` into the folder ``output``.
+
+    Args:
+        block: side of the squares that are resampled, metres.
+
+    Raises:
+        EvalError: a raster that cannot be opened, grids that differ (says how), or a CRS without lengths.
+    """
+    import rasterio
+    from rasterio.windows import Window
+
+    try:
+        first, second = rasterio.open(predicted), rasterio.open(truth)
+    except Exception as error:
+        raise EvalError(f"{predicted} or {truth} cannot be opened: {error}") from error
+    with first, second:
+        if first.crs is None or not first.crs.is_projected:
+            raise EvalError(f"{predicted} has no projected reference system: its pixels have no size in metres")
+        for name, a, b in (
+            ("reference systems", first.crs, second.crs),
+            ("sizes", first.shape, second.shape),
+            ("places", tuple(first.transform), tuple(second.transform)),
+        ):
+            if a != b and (name != "places" or not np.allclose(a, b, rtol=0, atol=1e-3 * abs(first.transform.a))):
+                raise EvalError(f"{predicted} and {truth} have different {name}: {a} and {b}; warp one to the other")
+        settings = CanopySettings(abs(first.transform.a) * first.crs.linear_units_factor[1])
+        side = max(1, round(block / settings.resolution))
+        rows, cols = range(0, first.height, side), range(0, first.width, side)
+        windows = [Window(c, r, min(side, first.width - c), min(side, first.height - r)) for r in rows for c in cols]
+        found = canopy_metrics(_Blocks(first, windows), _Blocks(second, windows), settings)
+    if output is not None:
+        Path(output).mkdir(parents=True, exist_ok=True)
+        content = {"settings": asdict(settings), "block": block, "metrics": {k: asdict(v) for k, v in found.items()}}
+        (Path(output) / "canopy.json").write_text(json.dumps(content, indent=2) + "\n")
+    return found

@@ -1,0 +1,116 @@
+"""Feature maps of several blocks of any timm model."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from curation.errors import CurationError
+from pretrain.export import WEIGHTS, load_teacher
+from satellite.normalise import BandStatistics
+from satellite.settings import BackboneSettings
+
+Maps = list[tuple[Float[Tensor, "b d h w"], Float[Tensor, "b d"] | None]]
+
+
+class Backbone(nn.Module):
+    """A timm model that returns feature maps and, where it has one, the class token, of the chosen blocks.
+
+    Attributes:
+        channels: of the map of each chosen block.
+        has_token: the model has a class token.
+    """
+
+    def __init__(self, model: Any, blocks: list[int], n_bands: int, image_size: int):
+        super().__init__()
+        self.model, self.blocks = model, blocks
+        self.is_transformer = hasattr(model, "blocks") and hasattr(model, "patch_embed")
+        with torch.no_grad():
+            maps = self.eval()(torch.zeros(1, n_bands, image_size, image_size))
+        self.channels = [features.shape[1] for features, _ in maps]
+        self.has_token = maps[0][1] is not None
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Maps:
+        options: dict[str, Any] = {"indices": self.blocks, "intermediates_only": True}
+        if not self.is_transformer:
+            return [(features, None) for features in self.model.forward_intermediates(images, **options)]
+        found = self.model.forward_intermediates(
+            images, norm=True, output_fmt="NCHW", return_prefix_tokens=True, **options
+        )
+        maps: Maps = []
+        for item in found:
+            features, prefix = item if isinstance(item, (tuple, list)) else (item, None)
+            maps.append((features, prefix[:, 0] if prefix is not None and prefix.shape[1] else None))
+        return maps
+
+
+def open_backbone(settings: BackboneSettings, n_bands: int, image_size: int, n_blocks: int = 4) -> Backbone:
+    """The model with its weights.
+
+    Args:
+        n_blocks: how many to take where ``settings.blocks`` names none.
+
+    Raises:
+        CurationError: timm does not know it, weights do not fit, or a block is not there.
+    """
+    import timm
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if Path(settings.name).is_dir():
+        if n_bands != 3:
+            raise CurationError(f"{settings.name} was pretrained on 3 bands, the tiles have {n_bands}; choose 3 bands")
+        model = load_teacher(settings.name, image_size)
+    else:
+        args = {**settings.args, "in_chans": n_bands, "num_classes": 0}
+        if "vit" in settings.name or "deit" in settings.name:
+            args.setdefault("img_size", image_size)
+        try:
+            model = timm.create_model(settings.name, pretrained=settings.weights == "timm", **args)
+        except Exception as error:  # timm: RuntimeError, ValueError, TypeError, network errors
+            reason = " ".join(str(error).split())[:300]
+            raise CurationError(f"timm cannot make {settings.name!r}: {reason}") from error
+        if settings.weights not in ("", "timm"):
+            try:
+                model.load_state_dict(load_file(settings.weights))
+            except (OSError, SafetensorError, RuntimeError) as error:
+                reason = " ".join(str(error).split())[:300]
+                raise CurationError(f"weights {settings.weights} do not fit {settings.name}: {reason}") from error
+    total = len(model.blocks) if hasattr(model, "blocks") else len(model.feature_info)
+    blocks = list(settings.blocks) or spread(total, n_blocks)
+    for block in blocks:
+        if not 0 <= block < total:
+            raise CurationError(f"backbone.blocks has {block}, but {settings.name} has blocks 0..{total - 1}")
+    return Backbone(model, blocks, n_bands, image_size)
+
+
+def spread(total: int, n: int) -> list[int]:
+    """n of the blocks 0 .. total - 1, evenly, the last among them (24 blocks, 4: 5, 11, 17, 23)."""
+    n = min(n, total)
+    return [(i + 1) * total // n - 1 for i in range(n)]
+
+
+def self_contained(settings: BackboneSettings, image_size: int) -> BackboneSettings:
+    """The same architecture without a reference to a folder: its weights go into the checkpoint of the head."""
+    if not Path(settings.name).is_dir():
+        return replace(settings, weights="")
+    config = json.loads((Path(settings.name) / "config.json").read_text())
+    args = {**config.get("model_args", {}), "img_size": image_size}
+    return replace(settings, name=config["architecture"], weights="", args=args)
+
+
+def statistics_of(settings: BackboneSettings, white: float) -> BandStatistics:
+    """Mean and deviation that a teacher was pretrained with.
+
+    Raises:
+        CurationError: the backbone is no such folder.
+    """
+    path = Path(settings.name) / "config.json"
+    if not path.exists() or not (path.parent / WEIGHTS).exists():
+        raise CurationError(f"statistics=backbone needs the folder teacher/ of a pretraining run, not {settings.name}")
+    config = json.loads(path.read_text())["pretrained_cfg"]
+    return BandStatistics(tuple(config["mean"]), tuple(config["std"]), white=white, name="backbone")

@@ -1,0 +1,161 @@
+"""The command ``python -m satellite``: a thin shell over the functions of this package."""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from curation.errors import CurationError
+from satellite.errors import HeightWarning
+
+app = typer.Typer(
+    help="Canopy height from pictures taken from above: cut tiles, train a head, predict maps, look at them.\n\n"
+    "`python -m eval canopy` measures a map against lidar; `python -m pretrain` takes the pool of `pool`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+Tiles = Annotated[Path, typer.Argument(help="Table that `tiles` wrote.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Where the result goes.")]
+Crs = Annotated[str, typer.Option("--crs", help="Reproject to it, as EPSG:32610; default: the raster's own.")]
+Units = Annotated[str, typer.Option(help="Of the heights: m, dm, cm, ft, us-ft.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as key=value: head.kind=linear steps=500.")]
+
+
+@app.command(epilog="Example:  python -m satellite tiles rgb.tif --heights chm.tif -o tiles.parquet --size 256")
+def tiles(
+    images: Annotated[list[Path], typer.Argument(help="Rasters of colour.")],
+    output: Output,
+    heights: Annotated[list[Path] | None, typer.Option(help="A raster of heights for each; repeat it.")] = None,
+    size: Annotated[int, typer.Option(help="Side of a tile, pixels.")] = 256,
+    stride: Annotated[int, typer.Option(help="Pixels from tile to tile; 0: no overlap.")] = 0,
+    min_valid: Annotated[float, typer.Option(help="Least share of valid pixels.")] = 0.5,
+    resolution: Annotated[float, typer.Option(help="Metres per pixel; 0: as it is.")] = 0.0,
+    crs: Crs = "",
+    bands: Annotated[str, typer.Option(help="Such as 1,2,3; default: all.")] = "",
+    units: Units = "m",
+    align: Annotated[bool, typer.Option("--align", help="Put heights on the grid of their picture.")] = False,
+) -> None:
+    """Cut rasters into a pool of tiles, each with its footprint."""
+    from satellite.tiles import TileSettings, cut_tiles, save_tiles
+
+    try:
+        chosen = tuple(int(band) for band in bands.split(",")) if bands else ()
+    except ValueError as error:
+        raise CurationError(f"--bands {bands!r}: write it as 1,2,3") from error
+    settings = TileSettings(size, stride, min_valid, resolution, crs, chosen, units, align)
+    table = cut_tiles(images, heights, settings)
+    save_tiles(table, output, settings)
+    _say(f"{len(table):,} tiles in {output}")
+
+
+@app.command(epilog="Example:  python -m satellite pool tiles.parquet -o pool.parquet; curate embed pool.parquet ...")
+def pool(
+    table: Tiles,
+    output: Output,
+    white: Annotated[float, typer.Option(help="Value that is white; 0: of the type.")] = 0.0,
+) -> None:
+    """Tiles as a pool of pictures, for `curate` and `python -m pretrain`."""
+    from functools import partial
+
+    from datasets import Dataset, Features
+    from datasets import Image as ImageFeature
+
+    from curation.files import write_atomically
+    from satellite.data import TileReader
+    from satellite.normalise import white_of
+    from satellite.pretraining import tile_images
+    from satellite.tiles import load_tiles
+
+    reader = TileReader(*load_tiles(table))
+    rows = partial(tile_images, reader, white_of(reader.dtype, white))
+    made = Dataset.from_generator(rows, features=Features(image=ImageFeature()))
+    write_atomically(output, made.to_parquet)
+    _say(f"{len(made):,} pictures in {output}")
+
+
+@app.command(epilog="Example:  python -m satellite train tiles.parquet -o run/ backbone.name=pretrained/teacher")
+def train(
+    table: Tiles,
+    overrides: Overrides = None,
+    output: Output = Path("run"),
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of settings.")] = None,
+    block: Annotated[float, typer.Option(help="Metres; hold out one spatial fold of blocks of this side.")] = 0.0,
+    folds: Annotated[int, typer.Option(help="How many folds.")] = 5,
+    fold: Annotated[int, typer.Option(help="Which is held out.")] = 0,
+    margin: Annotated[float, typer.Option(help="Metres between train and held-out tiles.")] = 30.0,
+) -> None:
+    """Train a head (or all of it); the same command after a kill goes on. Exits with 143 where SIGTERM stopped it."""
+    from satellite.settings import load_settings
+    from satellite.tiles import footprints, load_tiles, spatial_split
+    from satellite.train import train as run
+
+    settings = load_settings(config, overrides)
+    known, cut = load_tiles(table)
+    rows = spatial_split(footprints(known), block, folds, fold, margin).train if block else None
+    result = run(settings, known, cut, output, rows)
+    if not result.finished:
+        _say(f"stopped at step {result.step} of {settings.steps}; the same command goes on from there")
+        raise typer.Exit(143)
+    _say(f"{result.tiles:,} tiles, loss {result.loss:.4f}; {result.folder}")
+
+
+@app.command(epilog="Example:  python -m satellite predict run/model rgb.tif -o heights.tif")
+def predict(
+    model: Annotated[Path, typer.Argument(help="Folder model/ of a run.")],
+    image: Annotated[Path, typer.Argument(help="Raster of colour.")],
+    output: Output,
+    overlap: Annotated[int, typer.Option(help="Pixels that tiles share; -1: a quarter.")] = -1,
+    resample: Annotated[bool, typer.Option("--resample", help="Bring it to the model's resolution.")] = False,
+    match_colours: Annotated[bool, typer.Option("--match-colours", help="Another sensor than in training.")] = False,
+    white: Annotated[float, typer.Option(help="Value that is white; 0: as in training.")] = 0.0,
+    crs: Crs = "",
+    batch_size: Annotated[int, typer.Option(help="Tiles at a time.")] = 16,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+) -> None:
+    """A map of heights (cloud-optimised GeoTIFF, metres); the same command after a kill goes on."""
+    from satellite.infer import PredictSettings, predict_raster
+
+    settings = PredictSettings(overlap, resample, match_colours, white, batch_size=batch_size, device=device)
+    _say(f"heights in {predict_raster(model, image, output, settings, crs or None)}")
+
+
+@app.command(epilog="Example:  python -m satellite picture rgb.tif heights.tif --truth chm.tif -o side_by_side.png")
+def picture(
+    image: Annotated[Path, typer.Argument(help="Raster of colour.")],
+    predicted: Annotated[Path, typer.Argument(help="Map that `predict` wrote.")],
+    output: Output,
+    truth: Annotated[Path | None, typer.Option(help="Raster of lidar heights.")] = None,
+    units: Units = "m",
+    window: Annotated[str, typer.Option(help="row,column,height,width in pixels of the map; default: all.")] = "",
+) -> None:
+    """Colour, prediction, truth and error side by side."""
+    from satellite.pictures import save_side_by_side
+
+    box = None
+    if window:
+        numbers = [int(part) for part in window.split(",") if part.strip().isdigit()]
+        if len(numbers) != 4:
+            raise CurationError(f"--window {window!r}: write it as row,column,height,width")
+        box = (numbers[0], numbers[1], numbers[2], numbers[3])
+    save_side_by_side(image, predicted, truth, output, box, units)
+    _say(f"picture in {output}")
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; a user's mistake is one line and exit code 1."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", HeightWarning)
+        warnings.showwarning = lambda message, *_rest, **_options: _say(f"warning: {message}")
+        try:
+            app(args=arguments, prog_name="python -m satellite")
+        except CurationError as error:
+            _say(f"error: {error}")
+            sys.exit(1)

@@ -1,0 +1,161 @@
+"""From rows of a table of tiles to batches: pictures normalised, heights in metres with where they are valid.
+
+Which tiles make up step s, how they are turned and coloured is a function of (seed, s): a resume needs the step alone.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from curation.errors import CurationError
+from pretrain.order import Order
+from satellite.normalise import BandStatistics, band_statistics, normalise, white_of
+from satellite.rasters import Raster
+from satellite.settings import TrainSettings
+from satellite.tiles import TileSettings, open_pair
+from satellite.units import metres_per
+from training.batches import BatchPlan
+
+Batch = dict[str, Tensor]
+Tile = tuple[Float[np.ndarray, "c s s"], Bool[np.ndarray, "s s"], Float[np.ndarray, "s s"]]
+
+
+class TileReader:
+    """Reads tiles of a table; rasters are opened when first needed, in each process its own.
+
+    Args:
+        table: of `satellite.tiles`.
+        settings: that it was cut with.
+        cache_tiles: how many tiles may be kept in memory; all or none are.
+    """
+
+    def __init__(self, table: pa.Table, settings: TileSettings, cache_tiles: int = 0):
+        self.places = table.select(["image", "heights", "row", "col"]).to_pylist()
+        self.settings = settings
+        self.kept: dict[int, Tile] | None = {} if len(self.places) <= cache_tiles else None
+        self._open: dict[tuple[str, str], tuple[Raster, Raster | None]] = {}
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}  # open files do not travel to other processes
+
+    def rasters(self, tile: int) -> tuple[Raster, Raster | None]:
+        place = self.places[tile]
+        key = (place["image"], place["heights"])
+        if key not in self._open:
+            self._open[key] = open_pair(key[0], key[1] or None, self.settings)
+        return self._open[key]
+
+    @property
+    def n_bands(self) -> int:
+        return len(self.rasters(0)[0].bands)
+
+    @property
+    def dtype(self) -> str:
+        return self.rasters(0)[0].dtype
+
+    def read(self, tile: int) -> Tile:
+        """Values of the bands, where they are valid, and heights in metres, NaN where not known."""
+        if self.kept is not None and tile in self.kept:
+            return self.kept[tile]
+        colour, labels = self.rasters(tile)
+        place, size = self.places[tile], self.settings.size
+        values, valid = colour.read(place["row"], place["col"], size, size)
+        heights = np.full((size, size), np.nan, np.float32)
+        if labels is not None:
+            found, known = labels.read(place["row"], place["col"], size, size)
+            heights = np.where(known & valid, found[0] * metres_per(self.settings.units), np.nan).astype(np.float32)
+        if self.kept is not None:
+            self.kept[tile] = values, valid, heights
+        return values, valid, heights
+
+    def statistics(self, tiles: Int[np.ndarray, "n"], white: float = 0.0) -> BandStatistics:
+        """Of the valid pixels of some tiles."""
+        return band_statistics((self.read(int(tile))[:2] for tile in tiles), white_of(self.dtype, white))
+
+
+def labelled_rows(table: pa.Table, rows: Int[np.ndarray, "n"] | None, min_valid: float) -> Int[np.ndarray, "m"]:
+    """Rows with enough known heights.
+
+    Raises:
+        CurationError: there is none.
+    """
+    rows = np.arange(len(table)) if rows is None else np.asarray(rows, np.int64)
+    if len(rows) and (rows.min() < 0 or rows.max() >= len(table)):
+        raise CurationError(f"row {rows.max()} is not in the table of {len(table)} tiles")
+    kept = rows[table["labelled"].to_numpy()[rows] >= max(min_valid, 1e-9)]
+    if not len(kept):
+        raise CurationError(f"none of {len(rows)} tiles has heights on {min_valid:.0%} of its pixels")
+    return kept
+
+
+class StepTiles(IterableDataset[Batch]):
+    """Micro-batches of the steps ``start`` to ``settings.steps``."""
+
+    def __init__(
+        self,
+        reader: TileReader,
+        rows: Int[np.ndarray, "n"],
+        statistics: BandStatistics,
+        settings: TrainSettings,
+        plan: BatchPlan,
+        start: int,
+    ):
+        super().__init__()
+        self.reader, self.statistics, self.settings = reader, statistics, settings
+        self.plan, self.start = plan, start
+        self.order = Order(rows, settings.seed)
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = torch.utils.data.get_worker_info()
+        mine, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        accumulate = self.plan.accumulate
+        for item in range(mine, (self.settings.steps - self.start) * accumulate, workers):
+            yield self.batch(self.start + item // accumulate, item % accumulate)
+
+    def batch(self, step: int, micro: int) -> Batch:
+        places = self.plan.within_step(micro)
+        rows = self.order.sample(step * self.plan.batch_size + places)
+        n_bands = len(self.statistics.mean)
+        # every process draws for the whole batch and takes its own
+        draws = np.random.default_rng([self.settings.seed, step]).random((self.plan.batch_size, 1 + 2 * n_bands))
+        tiles = [self._tile(int(row), draw) for row, draw in zip(rows, draws[places], strict=True)]
+        images, heights = (np.stack(part) for part in zip(*tiles, strict=True))
+        return {"images": torch.from_numpy(images), "heights": torch.from_numpy(heights)}
+
+    def _tile(self, row: int, draw: Float[np.ndarray, "k"]) -> tuple[np.ndarray, np.ndarray]:
+        values, valid, heights = self.reader.read(row)
+        image = normalise(values, valid, self.statistics)
+        if self.settings.jitter:
+            strength = self.settings.jitter * (2 * draw[1:] - 1).astype(np.float32)
+            gain, shift = np.split(strength[:, None, None], 2)
+            image = np.where(valid, image * (1 + gain) + shift, image)
+        if self.settings.symmetries:
+            which = int(draw[0] * 8)
+            image, heights = (symmetry(part, which) for part in (image, heights))
+        return np.ascontiguousarray(image), np.ascontiguousarray(heights)
+
+
+def symmetry(x: Float[np.ndarray, "... s s"], which: int) -> Float[np.ndarray, "... s s"]:
+    """One of the eight symmetries of the square: seen from above, all are as likely."""
+    turned = np.rot90(x, which % 4, axes=(-2, -1))
+    return turned[..., ::-1] if which >= 4 else turned
+
+
+def step_loader(dataset: StepTiles, n_workers: int) -> DataLoader[Batch]:
+    """Loader of the dataset's micro-batches."""
+    return DataLoader(dataset, batch_size=None, num_workers=n_workers)
+
+
+def with_white(statistics: BandStatistics, white: float) -> BandStatistics:
+    """Published statistics for files of another range."""
+    return replace(statistics, white=white)

@@ -1,0 +1,5 @@
+"""What may be wrong without being an error. Errors themselves are `curation.errors.CurationError`."""
+
+
+class HeightWarning(UserWarning):
+    """Heights that no tree has: most likely they are in other units than was said."""

@@ -1,0 +1,220 @@
+"""Heights of a raster of any size: tiles that overlap, blended, in constant memory, as a cloud-optimised GeoTIFF.
+
+Tiles lie on one lattice over the whole raster. The output is made square by square; a square predicts every tile that
+reaches into it, so the map does not depend on the squares, and one that is finished is a file: a killed run goes on.
+"""
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from tqdm import tqdm
+
+from curation.errors import CurationError
+from curation.files import digest_json, load_array, load_json, save_array, save_json
+from satellite.export import TrainedModel, load_model
+from satellite.normalise import BandStatistics, band_statistics, normalise, white_of
+from satellite.rasters import Raster, open_raster
+
+TOLERANCE = 0.05  # relative, of resolutions that count as the same
+SAMPLED_WINDOWS = 200  # for the colours of a raster
+
+
+@dataclass(frozen=True)
+class PredictSettings:
+    """How a raster is predicted; the first four change the numbers.
+
+    Attributes:
+        overlap: pixels that neighbouring tiles share; a quarter of a tile where -1.
+        resample: bring a raster of another resolution to that of the model, rather than refuse it.
+        match_colours: match the 5th and 95th percentile of each band to the training pictures (another sensor).
+        white: value of the file that is 1; 0: as in training for files of the same type, else of the type.
+        square: side of a square of the output, pixels.
+        batch_size: tiles at a time.
+        device: "auto", "cpu", "cuda".
+    """
+
+    overlap: int = -1
+    resample: bool = False
+    match_colours: bool = False
+    white: float = 0.0
+    square: int = 2048
+    batch_size: int = 16
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.square < 1 or self.batch_size < 1 or self.overlap < -1:
+            raise CurationError("square and batch_size must be at least 1, overlap not negative")
+
+
+def predict_raster(
+    model: str | Path,
+    image: str | Path,
+    output: str | Path,
+    settings: PredictSettings | None = None,
+    crs: str | None = None,
+    progress: bool = True,
+) -> Path:
+    """Write a map of heights: float32, metres, NaN where the picture has no data.
+
+    Finished squares lie in ``.NAME.parts`` beside the output until the map is whole.
+
+    Args:
+        model: folder ``model/`` of a run.
+        crs: to reproject to, where the raster is in degrees.
+
+    Raises:
+        CurationError: as `open_raster`; another resolution or number of bands than the model's; parts of another run.
+    """
+    settings, output = settings or PredictSettings(), Path(output)
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    trained = load_model(model, device)
+    with _open_for(trained, image, settings, crs) as raster:
+        parts = output.with_name(f".{output.name}.parts")
+        _claim(parts, trained, raster, settings)
+        grid, side = raster.grid, settings.square
+        seen_as = _colours(raster, trained, settings)
+        squares = [(r, c) for r in range(0, grid.height, side) for c in range(0, grid.width, side)]
+        for r, c in tqdm(squares, desc=output.name, unit="square", disable=not progress):
+            path = parts / f"{r}_{c}.npy"
+            if not path.exists():
+                box = (r, c, min(side, grid.height - r), min(side, grid.width - c))
+                save_array(path, predict_square(trained, raster, box, settings, seen_as, device))
+        _assemble(parts, squares, raster, output)
+    shutil.rmtree(parts)
+    return output
+
+
+@torch.inference_mode()
+def predict_square(
+    trained: TrainedModel,
+    raster: Raster,
+    box: tuple[int, int, int, int],
+    settings: PredictSettings,
+    seen_as: BandStatistics,
+    device: str,
+) -> Float[np.ndarray, "h w"]:
+    """Heights of a window (row, column, height, width) of a raster; NaN where it has no data."""
+    row, col, height, width = box
+    tile = trained.tile
+    overlap = tile // 4 if settings.overlap < 0 else min(settings.overlap, tile - 1)
+    total, weight = np.zeros((height, width)), np.zeros((height, width))
+    has_data = np.zeros((height, width), bool)
+    ramp = blending_weights(tile, overlap)
+    places = [
+        (r, c)
+        for r in starts(raster.grid.height, tile, tile - overlap)
+        if r < row + height and r + tile > row
+        for c in starts(raster.grid.width, tile, tile - overlap)
+        if c < col + width and c + tile > col
+    ]
+    for first in range(0, len(places), settings.batch_size):
+        batch = places[first : first + settings.batch_size]
+        images, valids = [], []
+        for r, c in batch:
+            values, valid = raster.read(r, c, tile, tile)
+            images.append(_normalised(values, valid, trained, seen_as, settings))
+            valids.append(valid)
+        found = trained.model(torch.from_numpy(np.stack(images)).to(device)).double().cpu().numpy()
+        for (r, c), heights, valid in zip(batch, found, valids, strict=True):
+            r0, c0, r1, c1 = max(r, row), max(c, col), min(r + tile, row + height), min(c + tile, col + width)
+            inner, outer = np.s_[r0 - r : r1 - r, c0 - c : c1 - c], np.s_[r0 - row : r1 - row, c0 - col : c1 - col]
+            total[outer] += (heights * ramp)[inner]
+            weight[outer] += ramp[inner]
+            has_data[outer] |= valid[inner]
+    return np.where(has_data, total / np.maximum(weight, 1e-12), np.nan).astype(np.float32)
+
+
+def starts(length: int, tile: int, step: int) -> list[int]:
+    """Where tiles begin so that they cover ``length`` pixels; the last ends with it."""
+    if length <= tile:
+        return [0]
+    return [*range(0, length - tile, step), length - tile]
+
+
+def blending_weights(tile: int, overlap: int) -> Float[np.ndarray, "s s"]:
+    """1 inside, falling linearly over the overlap to the border: two neighbours always add up to about 1."""
+    distance = np.minimum(np.arange(tile), np.arange(tile)[::-1]) + 0.5
+    line = np.minimum(distance / max(overlap, 1), 1.0)
+    return np.outer(line, line)
+
+
+def _open_for(trained: TrainedModel, image: str | Path, settings: PredictSettings, crs: str | None) -> Raster:
+    raster = open_raster(image, trained.bands, crs=crs)
+    found, wanted = raster.grid.resolution, trained.resolution
+    if abs(found / wanted - 1) <= TOLERANCE:
+        return raster
+    raster.close()
+    if not settings.resample:
+        raise CurationError(
+            f"{image} has {found:g} m per pixel but the model was trained at {wanted:g} m ({found / wanted:.2g} "
+            "times): heights would be wrong. Bring it to the model's resolution: --resample"
+        )
+    return open_raster(image, trained.bands, resolution=wanted, crs=crs)
+
+
+def _colours(raster: Raster, trained: TrainedModel, settings: PredictSettings) -> BandStatistics:
+    """Statistics of the raster where colours are matched; else those of training, with the raster's white."""
+    own = trained.statistics
+    white = settings.white or (own.white if own.white not in (255.0, 65535.0) else white_of(raster.dtype))
+    if not settings.match_colours:
+        return BandStatistics(own.mean, own.std, own.low, own.high, white, own.name)
+    side, grid = trained.tile, raster.grid
+    rng = np.random.default_rng(0)
+    rows = rng.integers(max(grid.height - side, 0) + 1, size=SAMPLED_WINDOWS)
+    cols = rng.integers(max(grid.width - side, 0) + 1, size=SAMPLED_WINDOWS)
+    windows = (raster.read(int(r), int(c), side, side) for r, c in zip(rows, cols, strict=True))
+    return band_statistics(windows, white, str(raster.path))
+
+
+def _normalised(
+    values: Float[np.ndarray, "c s s"],
+    valid: Bool[np.ndarray, "s s"],
+    trained: TrainedModel,
+    seen_as: BandStatistics,
+    settings: PredictSettings,
+) -> Float[np.ndarray, "c s s"]:
+    if settings.match_colours:
+        return normalise(values, valid, trained.statistics, seen_as)
+    return normalise(values, valid, seen_as)
+
+
+def _claim(parts: Path, trained: TrainedModel, raster: Raster, settings: PredictSettings) -> None:
+    """Parts of one prediction only are put together."""
+    science = {name: value for name, value in asdict(settings).items() if name not in ("batch_size", "device")}
+    stat = raster.path.stat()
+    inputs = {"model": trained.checksum, "image": str(raster.path), "bytes": stat.st_size, "changed": stat.st_mtime_ns}
+    identity = digest_json([science, inputs, asdict(raster.grid)])
+    path = parts / "parts.json"
+    if not path.exists():
+        save_json(path, {"identity": identity})
+    elif load_json(path)["identity"] != identity:
+        raise CurationError(f"{parts} holds parts of a map of another model, raster or settings; delete it")
+
+
+def _assemble(parts: Path, squares: list[tuple[int, int]], raster: Raster, output: Path) -> None:
+    """One cloud-optimised GeoTIFF from the squares; whole or absent."""
+    import rasterio
+    import rasterio.shutil
+    from rasterio.windows import Window
+
+    grid = raster.grid
+    plain, made = parts / "whole.tif", parts / "cog.tif"
+    options: dict[str, Any] = {"driver": "GTiff", "tiled": True, "blockxsize": 256, "blockysize": 256}
+    options |= {"compress": "deflate", "bigtiff": "if_safer", "count": 1, "dtype": "float32", "nodata": np.nan}
+    options |= {"crs": grid.crs, "transform": grid.transform, "height": grid.height, "width": grid.width}
+    with rasterio.open(plain, "w", **options) as target:
+        for r, c in squares:
+            values = load_array(parts / f"{r}_{c}.npy")
+            target.write(values, 1, window=Window(c, r, values.shape[1], values.shape[0]))
+        target.units = ("m",)
+        target.set_band_description(1, "canopy height")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    rasterio.shutil.copy(plain, made, driver="COG", compress="deflate", predictor="YES", bigtiff="IF_SAFER")
+    made.replace(output)

@@ -1,0 +1,126 @@
+"""Statistics of bands that leave nodata out, normalisation by them, and colour matching between sensors."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from curation.errors import CurationError
+
+WHITE = {"uint8": 255.0, "uint16": 65535.0}
+SAMPLES_PER_TILE = 1000
+
+
+@dataclass(frozen=True)
+class BandStatistics:
+    """Of values divided by ``white``.
+
+    Attributes:
+        mean, std: of each band.
+        low, high: 5th and 95th percentile of each band.
+        white: value of the file that is 1: 255, 65535, 10000 for reflectances, 1 for floats.
+        name: where they come from.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    white: float = 255.0
+    name: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(content: dict[str, Any]) -> "BandStatistics":
+        lists = {name: tuple(content[name]) for name in ("mean", "std", "low", "high")}
+        return BandStatistics(**{**content, **lists})
+
+
+PUBLISHED = {
+    # Tolan et al. 2024, Maxar Vivid2 RGB; the same authors' training code says .430 for red
+    "tolan": BandStatistics((0.420, 0.411, 0.296), (0.213, 0.156, 0.143), name="tolan"),
+    "chmv2": BandStatistics((0.430, 0.411, 0.296), (0.213, 0.156, 0.143), name="chmv2"),
+    "imagenet": BandStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), name="imagenet"),
+}
+
+
+def white_of(dtype: str, given: float = 0.0) -> float:
+    """The value that stands for 1; floats are taken as they are unless one is given."""
+    return given or WHITE.get(dtype, 1.0)
+
+
+def band_statistics(
+    windows: Iterable[tuple[Float[np.ndarray, "c h w"], Bool[np.ndarray, "h w"]]], white: float, name: str = "data"
+) -> BandStatistics:
+    """Statistics of windows of a raster over their valid pixels; sums in float64, percentiles of a sample.
+
+    Raises:
+        CurationError: nothing is valid, or a band is constant.
+    """
+    count, total, squares = 0, np.zeros(0), np.zeros(0)
+    sample: list[np.ndarray] = []
+    rng = np.random.default_rng(0)
+    for values, valid in windows:
+        x = values[:, valid].astype(np.float64) / white
+        if not x.shape[1]:
+            continue
+        count += x.shape[1]
+        total = total + x.sum(1) if len(total) else x.sum(1)
+        squares = squares + (x**2).sum(1) if len(squares) else (x**2).sum(1)
+        sample.append(x[:, rng.integers(x.shape[1], size=min(SAMPLES_PER_TILE, x.shape[1]))])
+    if not count:
+        raise CurationError(f"{name}: no valid pixel to take statistics of; look at the nodata value")
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    if (std < 1e-9).any():
+        raise CurationError(f"{name}: band {int(std.argmin()) + 1} (of those chosen) is constant; choose other bands")
+    low, high = np.percentile(np.concatenate(sample, 1), [5, 95], axis=1)
+    found = [tuple(float(value) for value in part) for part in (mean, std, low, high)]
+    return BandStatistics(found[0], found[1], found[2], found[3], white, name)
+
+
+def normalise(
+    values: Float[np.ndarray, "c h w"],
+    valid: Bool[np.ndarray, "h w"],
+    statistics: BandStatistics,
+    seen_as: BandStatistics | None = None,
+) -> Float[np.ndarray, "c h w"]:
+    """Zero mean and unit variance by band; invalid pixels become 0, the mean.
+
+    Args:
+        values: as in the file.
+        statistics: that the model was trained with.
+        seen_as: of these values, where they come from another sensor: they are matched to ``statistics`` first.
+    """
+    if len(statistics.mean) != len(values):
+        raise CurationError(
+            f"statistics {statistics.name!r} have {len(statistics.mean)} bands but the picture has {len(values)}; "
+            "choose the bands that the model was trained on"
+        )
+    x = values / np.float32(seen_as.white if seen_as else statistics.white)
+    if seen_as is not None:
+        x = match_percentiles(x, seen_as, statistics)
+    mean = np.array(statistics.mean, np.float32)[:, None, None]
+    std = np.array(statistics.std, np.float32)[:, None, None]
+    return np.where(valid, (x - mean) / std, np.float32(0)).astype(np.float32)
+
+
+def match_percentiles(
+    x: Float[np.ndarray, "c h w"], source: BandStatistics, target: BandStatistics
+) -> Float[np.ndarray, "c h w"]:
+    """Affine map of each band that takes its 5th and 95th percentile to those of the target (Tolan et al., 2024).
+
+    Raises:
+        CurationError: one has no percentiles, as the published means have none.
+    """
+    for given in (source, target):
+        if not given.low:
+            raise CurationError(f"statistics {given.name!r} have no percentiles; take them of data to match colours")
+    low, high = np.array(source.low, np.float32), np.array(source.high, np.float32)
+    to_low, to_high = np.array(target.low, np.float32), np.array(target.high, np.float32)
+    factor = (to_high - to_low) / np.maximum(high - low, 1e-6)
+    return (x - low[:, None, None]) * factor[:, None, None] + to_low[:, None, None]

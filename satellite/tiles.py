@@ -1,0 +1,256 @@
+"""A pool of tiles from one or many rasters, each with its footprint, and splits that are apart in space.
+
+Tiles that overlap, or that touch, share trees: random splits of them measure memory. So folds are squares of ground,
+and a margin is left out around the test squares.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Bool, Float, Int
+from tqdm import tqdm
+
+from curation.errors import CurationError
+from curation.files import write_atomically
+from satellite.rasters import Grid, Raster, check_same_grid, open_raster
+from satellite.units import metres_per, warn_if_implausible
+
+COLUMNS = {
+    "image": pa.string(),
+    "heights": pa.string(),
+    "row": pa.int64(),
+    "col": pa.int64(),
+    "size": pa.int64(),
+    "resolution": pa.float64(),
+    "crs": pa.string(),
+    "valid": pa.float64(),
+    "labelled": pa.float64(),
+    "tallest": pa.float64(),
+    "west": pa.float64(),
+    "south": pa.float64(),
+    "east": pa.float64(),
+    "north": pa.float64(),
+}
+
+
+@dataclass(frozen=True)
+class TileSettings:
+    """How rasters are cut.
+
+    Attributes:
+        size: side of a tile, pixels.
+        stride: pixels from tile to tile; 0 is the size: no overlap.
+        min_valid: least share of valid pixels, in the picture and, where there are heights, in them.
+        resolution: metres per pixel to which everything is brought; 0 keeps that of each raster.
+        crs: to which everything is brought; "" keeps that of each raster.
+        bands: 1-based bands of the picture; () takes all.
+        units: of the heights: m, dm, cm, ft, us-ft.
+        align: put heights on the grid of their picture where they are on another.
+    """
+
+    size: int = 256
+    stride: int = 0
+    min_valid: float = 0.5
+    resolution: float = 0.0
+    crs: str = ""
+    bands: tuple[int, ...] = ()
+    units: str = "m"
+    align: bool = False
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.stride < 0 or self.resolution < 0:
+            raise CurationError(f"tiles of {self.size} pixels every {self.stride}, {self.resolution} m: too small")
+        if not 0 <= self.min_valid <= 1:
+            raise CurationError(f"min_valid is {self.min_valid}; it is a share, 0 to 1")
+        metres_per(self.units)
+
+
+def open_pair(image: str | Path, heights: str | Path | None, settings: TileSettings) -> tuple[Raster, Raster | None]:
+    """A picture and its heights on one grid.
+
+    Raises:
+        CurationError: as `open_raster`, or the two are on different grids and ``settings.align`` is off.
+    """
+    colour = open_raster(image, settings.bands or None, settings.resolution, settings.crs or None)
+    if not heights:
+        return colour, None
+    if settings.align:
+        return colour, open_raster(heights, [1], grid=colour.grid)
+    labels = open_raster(heights, [1], settings.resolution, settings.crs or None)
+    check_same_grid(colour, labels)
+    return colour, labels
+
+
+def cut_tiles(
+    images: Sequence[str | Path],
+    heights: Sequence[str | Path] | None = None,
+    settings: TileSettings | None = None,
+    progress: bool = True,
+) -> pa.Table:
+    """The tiles of all rasters, with the columns `COLUMNS`; footprints are in units of the CRS.
+
+    Args:
+        heights: one raster of heights for each picture; None: there are none.
+
+    Raises:
+        CurationError: a raster that cannot be used, or no tile has enough valid pixels.
+    """
+    settings = settings or TileSettings()
+    if heights is not None and len(heights) != len(images):
+        raise CurationError(f"{len(images)} pictures but {len(heights)} rasters of heights; give one for each")
+    rows: list[dict[str, object]] = []
+    empty = seen = 0
+    truths: Sequence[str | Path | None] = heights or [None] * len(images)
+    for image, truth in zip(images, truths, strict=True):
+        colour, labels = open_pair(image, truth, settings)
+        with colour:
+            tallest = 0.0
+            starts = tile_starts(colour.grid, settings)
+            for row, col in tqdm(starts, desc=Path(image).name, unit="tile", disable=not progress):
+                seen += 1
+                _, valid = colour.read(row, col, settings.size, settings.size)
+                share, labelled, top = float(valid.mean()), 0.0, 0.0
+                if labels is not None and share >= settings.min_valid:
+                    values, known = labels.read(row, col, settings.size, settings.size)
+                    known &= valid
+                    labelled = float(known.mean())
+                    top = float(values[0][known].max(initial=0)) * metres_per(settings.units)
+                    tallest = max(tallest, top)
+                if share < settings.min_valid or (labels is not None and labelled < settings.min_valid):
+                    empty += 1
+                    continue
+                bounds = colour.grid.bounds(row, col, settings.size, settings.size)
+                place = {"image": str(image), "heights": str(truth or ""), "row": row, "col": col}
+                place |= dict(zip(("west", "south", "east", "north"), bounds, strict=True))
+                place |= {"size": settings.size, "resolution": colour.grid.resolution, "crs": colour.grid.crs}
+                rows.append(place | {"valid": share, "labelled": labelled, "tallest": top})
+            if labels is not None:
+                labels.close()
+                warn_if_implausible(tallest, settings.units, str(truth))
+    if not rows:
+        raise CurationError(
+            f"none of {seen} tiles of {settings.size} pixels has {settings.min_valid:.0%} valid pixels "
+            f"({empty} have fewer); lower min_valid or size, or look at the nodata value of the rasters"
+        )
+    return pa.Table.from_pylist(rows, schema=pa.schema(list(COLUMNS.items())))
+
+
+def tile_starts(grid: Grid, settings: TileSettings) -> list[tuple[int, int]]:
+    """Upper left pixels of all whole tiles."""
+    stride = settings.stride or settings.size
+    rows = range(0, grid.height - settings.size + 1, stride)
+    return [(row, col) for row in rows for col in range(0, grid.width - settings.size + 1, stride)]
+
+
+def save_tiles(tiles: pa.Table, path: str | Path, settings: TileSettings) -> None:
+    """Write the table as parquet, the settings in its metadata."""
+    import json
+    from dataclasses import asdict
+
+    tiles = tiles.replace_schema_metadata({"tiles": json.dumps(asdict(settings))})
+    write_atomically(Path(path), lambda stream: pq.write_table(tiles, stream))
+
+
+def load_tiles(path: str | Path) -> tuple[pa.Table, TileSettings]:
+    """What `save_tiles` wrote.
+
+    Raises:
+        CurationError: no such table, or not of tiles.
+    """
+    import json
+
+    try:
+        table = pq.read_table(path)
+        content = json.loads((table.schema.metadata or {})[b"tiles"])
+    except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:
+        raise CurationError(
+            f"{path} is no whole table of tiles ({error}); make it: python -m satellite tiles"
+        ) from error
+    return table, TileSettings(**{**content, "bands": tuple(content["bands"])})
+
+
+def footprints(tiles: pa.Table) -> Float[np.ndarray, "n four"]:
+    """West, south, east, north of each tile in metres; all must share one CRS.
+
+    Raises:
+        CurationError: they do not.
+    """
+    from rasterio.crs import CRS
+
+    names = tiles["crs"].unique().to_pylist()
+    if len(names) > 1:
+        raise CurationError(f"the tiles are in {len(names)} reference systems; cut them in one: --crs EPSG:n")
+    unit = CRS.from_user_input(names[0]).linear_units_factor[1]
+    return np.stack([tiles[name].to_numpy() for name in ("west", "south", "east", "north")], 1) * unit
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of a table of tiles: neither side holds a pixel of the other, nor of the margin between them."""
+
+    train: Int[np.ndarray, "n"]
+    test: Int[np.ndarray, "m"]
+
+
+def fold_of_blocks(shape: tuple[int, int], n_folds: int, seed: int = 0) -> Int[np.ndarray, "r c"]:
+    """A fold for each square of ground: shuffled, all folds alike in number."""
+    order = np.random.default_rng(seed).permutation(shape[0] * shape[1])
+    return (order % n_folds).reshape(shape)
+
+
+def spatial_split(
+    boxes: Float[np.ndarray, "n four"], block: float, n_folds: int, fold: int, margin: float = 0.0, seed: int = 0
+) -> Split:
+    """Train and test tiles of one fold of a spatial cross-validation.
+
+    Args:
+        boxes: `footprints`, metres.
+        block: side of the squares of ground, metres; from the south-west corner of all tiles.
+        n_folds, fold: how many, which one is tested.
+        margin: metres between any train and any test tile; about the reach of a tree's shadow.
+        seed: of the draw of folds.
+
+    Returns:
+        Test: tiles that lie wholly in squares of the fold. Train: those that keep ``margin`` from all these squares.
+
+    Raises:
+        CurationError: a side is empty: the blocks are too small for the tiles, or too few.
+    """
+    if not 0 <= fold < n_folds or block <= 0 or margin < 0:
+        raise CurationError(f"fold {fold} of {n_folds}, block {block} m, margin {margin} m make no split")
+    origin = boxes[:, :2].min(0)
+    extent = boxes[:, 2:].max(0) - origin
+    shape = (int(np.ceil(extent[1] / block)), int(np.ceil(extent[0] / block)))
+    folds = fold_of_blocks(shape, n_folds, seed)
+    near = touches(boxes, folds == fold, origin, block, margin)
+    inside = ~touches(boxes, folds != fold, origin, block, 0.0)
+    found = Split(np.flatnonzero(~near), np.flatnonzero(inside))
+    for name, rows in (("train", found.train), ("test", found.test)):
+        if not len(rows):
+            raise CurationError(
+                f"fold {fold} of {n_folds} leaves no {name} tiles: {shape[0]} x {shape[1]} blocks of {block:g} m, "
+                f"margin {margin:g} m, tiles of {boxes[0, 2] - boxes[0, 0]:g} m; choose other blocks"
+            )
+    return found
+
+
+def touches(
+    boxes: Float[np.ndarray, "n four"],
+    blocks: Bool[np.ndarray, "r c"],
+    origin: Float[np.ndarray, "two"],
+    block: float,
+    margin: float,
+) -> Bool[np.ndarray, "n"]:
+    """Which boxes come nearer than ``margin`` (in each axis) to a marked square of ground."""
+    near = np.zeros(len(boxes), bool)
+    slack = 1e-6 * block  # boxes that end where a square begins do not touch it
+    for r, c in np.argwhere(blocks):
+        west, south = origin + np.array([c, r]) * block
+        apart = (boxes[:, 0] >= west + block + margin - slack) | (boxes[:, 2] <= west - margin + slack)
+        apart |= (boxes[:, 1] >= south + block + margin - slack) | (boxes[:, 3] <= south - margin + slack)
+        near |= ~apart
+    return near

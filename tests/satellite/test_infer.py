@@ -1,0 +1,177 @@
+"""A map must lie where the picture lies, show no seams, and survive a kill."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rasterio")
+pytest.importorskip("lightning")
+
+import satellite.infer as infer
+from curation.errors import CurationError
+from satellite.cli import main
+from satellite.infer import PredictSettings, blending_weights, predict_raster, starts
+from satellite.rasters import open_raster
+from satellite.tiles import TileSettings, cut_tiles
+from satellite.train import train
+from tests.satellite.conftest import write_raster
+from tests.satellite.test_model import SMALL
+
+SETTINGS = PredictSettings(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def model(scene, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    settings = TileSettings(size=64, bands=(1, 2, 3))
+    table = cut_tiles([scene[0]], [scene[1]], settings, progress=False)
+    return train(SMALL, table, settings, tmp_path_factory.mktemp("model") / "run", progress=False).folder
+
+
+def heights(path: Path) -> np.ndarray:
+    import rasterio
+
+    with rasterio.open(path) as source:
+        return source.read(1)
+
+
+def test_the_map_is_a_cog_on_the_grid_of_the_picture(model: Path, scene, tmp_path: Path):
+    import rasterio
+
+    path = predict_raster(model, scene[0], tmp_path / "h.tif", SETTINGS, progress=False)
+    with rasterio.open(path) as found, rasterio.open(scene[0]) as picture:
+        assert (found.crs, found.transform, found.shape) == (picture.crs, picture.transform, picture.shape)
+        assert found.units == ("m",)
+        assert found.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        assert np.isnan(found.nodata)
+        assert found.dtypes == ("float32",)
+    assert np.isfinite(heights(path)).all()
+    assert not (tmp_path / ".h.tif.parts").exists()
+
+
+def test_squares_and_batches_change_nothing(model: Path, scene, tmp_path: Path):
+    found = []
+    for i, settings in enumerate((SETTINGS, PredictSettings(square=50, batch_size=3, device="cpu"))):
+        path = predict_raster(model, scene[0], tmp_path / f"{i}.tif", settings, progress=False)
+        found.append(heights(path))
+    np.testing.assert_allclose(*found, atol=1e-4)
+
+
+def test_a_killed_prediction_goes_on_where_it_was(model: Path, scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    settings = PredictSettings(square=100, device="cpu")
+    whole = heights(predict_raster(model, scene[0], tmp_path / "whole.tif", settings, progress=False))
+    real, done = infer.predict_square, []
+
+    def dies(*arguments):
+        if len(done) == 5:
+            raise KeyboardInterrupt
+        done.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr(infer, "predict_square", dies)
+    with pytest.raises(KeyboardInterrupt):
+        predict_raster(model, scene[0], tmp_path / "h.tif", settings, progress=False)
+    assert not (tmp_path / "h.tif").exists()
+    with pytest.raises(CurationError, match="parts of a map of another"):
+        predict_raster(model, scene[0], tmp_path / "h.tif", SETTINGS, progress=False)
+    rest: list[int] = []
+    monkeypatch.setattr(infer, "predict_square", lambda *a: (rest.append(1), real(*a))[1])
+    found = heights(predict_raster(model, scene[0], tmp_path / "h.tif", settings, progress=False))
+    assert len(rest) == 12 - 5
+    np.testing.assert_array_equal(found, whole)
+
+
+def test_nodata_stays_nodata(model: Path, scene, tmp_path: Path):
+    import rasterio
+
+    with rasterio.open(scene[0]) as source:
+        values = source.read()
+    values[:, :, 200:] = 0
+    path = write_raster(tmp_path / "a.tif", values, nodata=0)
+    found = heights(predict_raster(model, path, tmp_path / "h.tif", SETTINGS, progress=False))
+    assert np.isnan(found[:, 200:]).all()
+    assert np.isfinite(found[:, :200]).all()
+
+
+def test_another_resolution_is_refused_or_brought_to_the_models(model: Path, scene, tmp_path: Path):
+    import rasterio
+
+    with rasterio.open(scene[0]) as source:
+        values = source.read().reshape(3, 128, 2, 160, 2).mean((2, 4)).astype(np.uint8)
+    path = write_raster(tmp_path / "a.tif", values, 1.0)
+    with pytest.raises(CurationError, match=r"1 m per pixel but the model was trained at 0.5 m \(2 times\)"):
+        predict_raster(model, path, tmp_path / "h.tif", SETTINGS, progress=False)
+    settings = PredictSettings(resample=True, device="cpu")
+    predict_raster(model, path, tmp_path / "h.tif", settings, progress=False)
+    with open_raster(tmp_path / "h.tif") as found:
+        assert (found.grid.resolution, found.grid.height, found.grid.width) == (0.5, 256, 320)
+
+
+def test_matched_colours_undo_another_sensor(model: Path, scene, tmp_path: Path):
+    import rasterio
+
+    with rasterio.open(scene[0]) as source:
+        values = source.read()
+    dim = (values * 0.4 + 60).astype(np.uint8)
+    path = write_raster(tmp_path / "dim.tif", dim)
+    plain = heights(predict_raster(model, scene[0], tmp_path / "a.tif", SETTINGS, progress=False))
+    wrong = heights(predict_raster(model, path, tmp_path / "b.tif", SETTINGS, progress=False))
+    settings = PredictSettings(match_colours=True, device="cpu")
+    right = heights(predict_raster(model, path, tmp_path / "c.tif", settings, progress=False))
+    assert np.abs(right - plain).mean() < 0.5 * np.abs(wrong - plain).mean()
+
+
+@pytest.mark.parametrize(("length", "tile", "step"), [(100, 32, 24), (32, 32, 8), (10, 32, 8), (97, 32, 32)])
+def test_tiles_cover_everything(length: int, tile: int, step: int):
+    covered = np.zeros(max(length, tile), bool)
+    for start in starts(length, tile, step):
+        covered[start : start + tile] = True
+    assert covered[:length].all()
+    assert starts(length, tile, step)[-1] + tile == max(length, tile)
+
+
+def test_neighbours_add_up_to_one():
+    line = blending_weights(32, 8)[16]
+    np.testing.assert_allclose(line[-8:] + line[:8], 1)
+    assert line.min() > 0
+
+
+def test_the_command_goes_from_rasters_to_a_picture(scene, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    def run(*words: object) -> None:
+        with pytest.raises(SystemExit) as ended:
+            main([str(word) for word in words])
+        assert not ended.value.code
+
+    small = ["steps=5", "batch_size=4", "head.width=8", "head.n_bins=16", "backbone.name=resnet10t"]
+    run("tiles", scene[0], "--heights", scene[1], "-o", tmp_path / "t.parquet", "--size", 64, "--bands", "1,2,3")
+    run("pool", tmp_path / "t.parquet", "-o", tmp_path / "pool.parquet")
+    train_words = ["--block", 64, "--folds", 3, "--margin", 0]
+    run("train", tmp_path / "t.parquet", *small, "-o", tmp_path / "run", *train_words)
+    run("predict", tmp_path / "run/model", scene[0], "-o", tmp_path / "h.tif")
+    window = ["--window", "0,0,128,128"]
+    run("picture", scene[0], tmp_path / "h.tif", "--truth", scene[1], "-o", tmp_path / "p.png", *window)
+    assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", str(tmp_path / "none"), str(scene[0]), "-o", str(tmp_path / "x.tif")])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
+
+
+def test_a_pool_of_tiles_holds_the_pixels_of_the_raster(scene):
+    import io
+
+    from PIL import Image
+
+    from satellite.data import TileReader
+    from satellite.pretraining import crops_from_above, tile_images
+
+    settings = TileSettings(size=64, bands=(1, 2, 3))
+    reader = TileReader(cut_tiles([scene[0]], None, settings, progress=False), settings)
+    row = next(iter(tile_images(reader, 255.0)))
+    pixels = np.asarray(Image.open(io.BytesIO(row["image"]["bytes"]))).transpose(2, 0, 1)
+    np.testing.assert_array_equal(pixels, reader.read(0)[0])
+    crops = crops_from_above(64, 0.5, (16, 32), (6, 16), 32, 16)
+    assert crops.global_scale == (0.25, 1.0)
+    assert crops.colour.turns
+    with pytest.raises(CurationError, match="do not fit a tile of 32 m"):
+        crops_from_above(64, 0.5, (16, 48), (6, 16), 32, 16)
