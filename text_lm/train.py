@@ -15,13 +15,14 @@ from torch.utils.data import DataLoader
 from curation.errors import CurationError
 from curation.files import save_json
 from text_lm.callbacks import RunLog
-from text_lm.data import BatchPlan, step_loader
+from text_lm.data import step_loader
 from text_lm.model import build_model
 from text_lm.module import LanguageModel
 from text_lm.packing import TokenStream
 from text_lm.settings import TrainSettings
 from text_lm.tokenizer import Tokenizer, open_tokenizer
 from text_lm.tokens import TokenStore
+from training.batches import BatchPlan
 from training.checkpoints import CHECKPOINT, Checkpoints, resume_step, signals_restored
 from training.devices import make_trainer
 from training.run_folder import RESULT, claim
@@ -141,17 +142,18 @@ class _StepData(lightning.LightningDataModule):
     def plan(self, rank: int, world_size: int) -> BatchPlan:
         settings = self.settings
         micro = settings.speed.micro_batch_size or max(settings.batch_size // world_size, 1)
-        return BatchPlan(settings.batch_size, micro, settings.model.context, rank, world_size)
+        return BatchPlan(settings.batch_size, micro, rank, world_size)
 
     def check(self, world_size: int) -> None:
-        step_loader(self.stream, self.plan(0, world_size), 0, 0)
+        step_loader(self.stream, self.plan(0, world_size), self.settings.model.context, 0, 0)
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         assert self.trainer is not None
         speed = self.settings.speed
         plan = self.plan(self.trainer.global_rank, self.trainer.world_size)
         cuda = self.trainer.strategy.root_device.type == "cuda"
-        return step_loader(self.stream, plan, self.start_step, self.settings.steps, speed.n_workers, cuda)
+        length = self.settings.model.context
+        return step_loader(self.stream, plan, length, self.start_step, self.settings.steps, speed.n_workers, cuda)
 
 
 def _blocks() -> set[type]:

@@ -284,7 +284,7 @@ def embed(run: StageRun, pool: PoolSettings, seed: int) -> None:
         result = pretrain(recipe, open_pool(run.folder / POOL), run.folder / SSL, progress=run.progress)
         if not result.finished:
             raise KeyboardInterrupt  # a signal: the same command goes on
-        name = str(result.folder)
+        name = f"checkpoint:{result.folder}"
     embedder = open_embedder(name, pool.image_size or None, device=str(run.speed.get("device", "cpu")))
     opened = open_pool(run.folder / POOL)
     embed_pool(opened, embedder, run.folder / "embeddings", n_workers=0, progress=run.progress)

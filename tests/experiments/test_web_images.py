@@ -21,7 +21,8 @@ from experiments.web_images.training import TrainSettings, budget, recipe_of
 
 def pool(**changes: object) -> str:
     settings = {"source": "pool.parquet", "test_rows": 6, "bank_rows": 6, "least": 2, "largest": 20, "imbalance": 4.0}
-    settings |= {"bursts": 0.2, "junk": 0.2, "embedder": "random:test_vit", "image_size": 160, "dim": 64, "classes": 4}
+    settings |= {"bursts": 0.2, "junk": 0.2, "image_size": 32, "dim": 96, "classes": 4}
+    settings["embedder"] = '"timm:test_resnet?pretrained=false"'
     return "science.pool=" + str({**settings, **changes}).replace("'", "").replace(" ", "")
 
 
@@ -39,7 +40,7 @@ SMALL = [
     "tracking.wandb=off",
     "speed.threads=1",
 ]
-LABELS = {0: 60, 1: 40, 2: 30, 3: 22}
+LABELS = {0: 80, 1: 70, 2: 60, 3: 50}
 
 
 @pytest.fixture(scope="module")
