@@ -102,3 +102,27 @@ def test_mistakes_are_one_line(images: Path, tmp_path: Path):
 def test_help_shows_an_example():
     result = CliRunner().invoke(app, ["train", "--help"])
     assert "python -m pretrain train" in result.output
+
+
+def test_two_processes_train_the_model_that_one_trains(images: Path, tmp_path: Path):
+    """Sinkhorn sees all processes, losses are means: with the same images only rounding may differ."""
+    from pretrain.export import load_teacher
+
+    same = [*QUICK, "loss.koleo=0", "optimiser.teacher_momentum={start: 0.5, peak: 0.5, end: 0.5}", "probe.every=0"]
+    for devices in (1, 2):
+        command = [sys.executable, "-m", "pretrain", "train", str(images), "-o", str(tmp_path / f"run{devices}")]
+        command += [
+            "-r",
+            RECIPE,
+            *same,
+            f"speed.devices={devices}",
+            f"speed.strategy={'ddp' if devices > 1 else 'auto'}",
+        ]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    one, two = (load_teacher(tmp_path / f"run{devices}/teacher").state_dict() for devices in (1, 2))
+    import torch
+
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=2e-5)
