@@ -7,7 +7,7 @@ Files of the stage: ``pool.parquet`` (image, label, kind), ``embeddings/``, ``la
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class PoolSettings:
         embedder: of `curation.embedders.open_embedder`; "ssl" is the model of ``ssl`` trained on the pool itself.
         image_size: that the embedder sees.
         dim: of its embeddings.
-        ssl: settings of `pretrain`, for the embedder "ssl".
+        ssl: settings of `pretrain`, for the embedder "ssl"; {} takes configs/pretrain/conv_cpu.yaml.
         side: of junk pictures, pixels.
     """
 
@@ -277,10 +277,11 @@ def embed(run: StageRun, pool: PoolSettings, seed: int) -> None:
     """``embeddings/`` of the pool and ``trusted.npy`` of five bank images of each class."""
     name = pool.embedder
     if name == SSL:
-        from pretrain.settings import settings_from
+        from pretrain.settings import load_settings, settings_from
         from pretrain.train import pretrain
 
-        recipe = settings_from({**pool.ssl, "seed": seed})
+        recipe = settings_from(pool.ssl) if pool.ssl else load_settings(ROOT / "configs/pretrain/conv_cpu.yaml")
+        recipe = replace(recipe, seed=seed)
         result = pretrain(recipe, open_pool(run.folder / POOL), run.folder / SSL, progress=run.progress)
         if not result.finished:
             raise KeyboardInterrupt  # a signal: the same command goes on
