@@ -80,6 +80,8 @@ class PoolSettings:
     def __post_init__(self) -> None:
         if not (0 <= self.bursts < 1 and 0 <= self.junk < 1 and self.bursts + self.junk < 1):
             raise CurationError("science.pool.bursts and junk are shares of the pool; together they must be below 1")
+        if not self.largest and not self.rows:
+            raise CurationError("science.pool.rows must say about how many rows the source has where largest is 0")
         if self.largest and self.imbalance < 1:
             raise CurationError(f"science.pool.imbalance is {self.imbalance}; it must be at least 1")
 

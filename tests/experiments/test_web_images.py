@@ -33,7 +33,8 @@ SMALL = [
     "science.curation.n_resamples=1",
     "science.curation.max_iterations=5",
     "science.curation.semdedup_clusters=5",
-    "science.train.recipe={steps:3,batch_size:8,collapse:0.0,probe:{every:2}}",
+    "science.train.recipe={steps:3,batch_size:8,collapse:0.0,probe:{every:2},backbone:{name:test_resnet},"
+    "loss:{ibot:0.0,dino_head:{n_prototypes:8}},crops:{global_size:32,n_local:0}}",
     "science.evaluate.steps=20",
     "science.evaluate.corruptions=[brightness]",
     "science.evaluate.corrupted_rows=10",
@@ -137,7 +138,7 @@ def test_an_embedder_trained_on_the_pool_itself(images: Path, tmp_path: Path, mo
     config = compose(
         [
             *SMALL,
-            pool(largest=0, embedder="ssl", image_size=0, dim=96, ssl=ssl),
+            pool(largest=0, rows=300, embedder="ssl", image_size=0, dim=96, ssl=ssl),
             "arms=[raw]",
             "seeds=[0]",
             f"output.runs={tmp_path}",
@@ -162,6 +163,8 @@ def test_sizes_of_the_classes_and_of_the_pool():
     sizes = class_sizes(pool, 10)
     assert (sizes[0], sizes[-1]) == (1000, 10)
     assert pool_rows(pool) == pytest.approx(2 * sizes.sum())
+    with pytest.raises(CurationError, match="how many rows"):
+        PoolSettings("x", largest=0)
     with pytest.raises(CurationError, match="below 1"):
         PoolSettings("x", bursts=0.6, junk=0.5)
 
