@@ -29,7 +29,7 @@ demo: $(STAMP)  ## curate 6,900 real pictures on this machine and write a report
 test: $(STAMP)  ## lint, types, and all quick tests
 	@sh scripts/install_test_tools.sh chromium
 	@$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
 test-all: $(STAMP)  ## the slow tests too
 	@sh scripts/install_test_tools.sh chromium slurm
