@@ -1,6 +1,5 @@
 """Feature maps of several blocks of any timm model."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from curation.errors import CurationError
+from curation.files import load_json
 from pretrain.export import WEIGHTS, load_teacher
 from satellite.normalise import BandStatistics
 from satellite.settings import BackboneSettings
@@ -64,10 +64,11 @@ def open_backbone(settings: BackboneSettings, n_bands: int, image_size: int, n_b
     if Path(settings.name).is_dir():
         if n_bands != 3:
             raise CurationError(f"{settings.name} was pretrained on 3 bands, the tiles have {n_bands}; choose 3 bands")
-        model = load_teacher(settings.name, image_size)
+        sized = takes_size(_config(settings.name)["architecture"])
+        model = load_teacher(settings.name, image_size if sized else None)
     else:
         args = {**settings.args, "in_chans": n_bands, "num_classes": 0}
-        if "vit" in settings.name or "deit" in settings.name:
+        if takes_size(settings.name):
             args.setdefault("img_size", image_size)
         try:
             model = timm.create_model(settings.name, pretrained=settings.weights == "timm", **args)
@@ -94,12 +95,24 @@ def spread(total: int, n: int) -> list[int]:
     return [(i + 1) * total // n - 1 for i in range(n)]
 
 
+def takes_size(architecture: str) -> bool:
+    """Transformers are built for one size of picture; convolutional models take any."""
+    return any(part in architecture for part in ("vit", "deit", "eva", "beit"))
+
+
+def _config(folder: str | Path) -> dict[str, Any]:
+    """``config.json`` of a teacher."""
+    return load_json(Path(folder) / "config.json")
+
+
 def self_contained(settings: BackboneSettings, image_size: int) -> BackboneSettings:
     """The same architecture without a reference to a folder: its weights go into the checkpoint of the head."""
     if not Path(settings.name).is_dir():
         return replace(settings, weights="")
-    config = json.loads((Path(settings.name) / "config.json").read_text())
-    args = {**config.get("model_args", {}), "img_size": image_size}
+    config = _config(settings.name)
+    args = dict(config.get("model_args", {}))
+    if takes_size(config["architecture"]):
+        args["img_size"] = image_size
     return replace(settings, name=config["architecture"], weights="", args=args)
 
 
@@ -112,5 +125,5 @@ def statistics_of(settings: BackboneSettings, white: float) -> BandStatistics:
     path = Path(settings.name) / "config.json"
     if not path.exists() or not (path.parent / WEIGHTS).exists():
         raise CurationError(f"statistics=backbone needs the folder teacher/ of a pretraining run, not {settings.name}")
-    config = json.loads(path.read_text())["pretrained_cfg"]
+    config = load_json(path)["pretrained_cfg"]
     return BandStatistics(tuple(config["mean"]), tuple(config["std"]), white=white, name="backbone")

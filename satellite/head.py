@@ -95,6 +95,8 @@ class DPTHead(nn.Module):
         width = settings.width
         readout = settings.readout and has_token
         self.readouts = nn.ModuleList([Readout(d) for d in channels] if readout else [])
+        # frozen features of different blocks differ in size by orders of magnitude
+        self.norms = nn.ModuleList([nn.BatchNorm2d(d) for d in channels])
         self.reassemble = nn.ModuleList([nn.Conv2d(d, width, 3, padding=1) for d in channels])
         self.lateral = nn.ModuleList([Residual(width) for _ in channels])
         self.fuse = nn.ModuleList([Residual(width) for _ in channels])
@@ -108,7 +110,7 @@ class DPTHead(nn.Module):
         for i, (features, token) in enumerate(maps):
             if self.readouts and token is not None:
                 features = self.readouts[i](features, token)
-            x = features
+            x = self.norms[i](features)
             if same:
                 factor = 2.0 ** (2 - i)
                 x = resize(

@@ -1,5 +1,6 @@
 """The model (backbone and head) and the Lightning module that trains it."""
 
+from dataclasses import replace
 from typing import Any
 
 import lightning
@@ -8,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from curation.errors import CurationError
-from pretrain.schedules import ScheduleSettings, schedule
+from pretrain.schedules import ScheduleSettings, in_steps, schedule
 from satellite.backbone import open_backbone
 from satellite.head import make_head
 from satellite.losses import height_loss
@@ -51,6 +52,7 @@ class CanopyTraining(lightning.LightningModule):
         self.settings, self.n_bands, self.image_size = settings, n_bands, image_size
         self.model: Any = None
         self.step_loss: Tensor | None = None
+        self.loss = replace(settings.loss, sig_warmup=in_steps(settings.loss.sig_warmup, settings.steps))
         self.rate = schedule(ScheduleSettings(0.0, 1.0, 0.0, settings.warmup), settings.steps, "warmup")
 
     def configure_model(self) -> None:
@@ -80,7 +82,7 @@ class CanopyTraining(lightning.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         heights = batch["heights"]
         valid = torch.isfinite(heights)
-        loss = height_loss(self.model(batch["images"]), heights, valid, self.settings.loss, self.global_step)
+        loss = height_loss(self.model(batch["images"]), heights, valid, self.loss, self.global_step)
         assert self.step_loss is not None
         self.step_loss += loss.detach() / self.trainer.accumulate_grad_batches
         return loss

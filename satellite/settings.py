@@ -70,7 +70,7 @@ class LossSettings:
         l1, huber: of metres.
         offset: metres added before a logarithm: below it differences count little.
         delta: metres from which Huber is linear.
-        sig_warmup: steps in which the variance part of the scale-invariant loss is left out.
+        sig_warmup: steps, or below 1 share of the run, without the variance part of the scale-invariant loss.
     """
 
     sig: float = 1.0
@@ -79,7 +79,7 @@ class LossSettings:
     huber: float = 0.0
     offset: float = 1.0
     delta: float = 2.0
-    sig_warmup: int = 100
+    sig_warmup: float = 0.02
 
     def __post_init__(self) -> None:
         weights = (self.sig, self.gradient, self.l1, self.huber)

@@ -1,0 +1,37 @@
+"""The satellite experiment: does a model pretrained on a curated subset of tiles predict canopy height better?"""
+
+from experiments.experiment import Domain, Metric
+from experiments.satellite.pool import PoolPictures, PoolSettings, input_files, prepare
+from experiments.satellite.report import write_up
+from experiments.satellite.training import EvaluateSettings, TrainSettings, budget, fit, judge
+
+DOMAIN = Domain(
+    title="Canopy height: arms side by side",
+    claim="With the same tiles seen, a model pretrained on the balanced subset of hierarchical k-means with resampling "
+    "has frozen features that predict canopy height better than one pretrained on random tiles of the pool.",
+    metrics=(
+        Metric("r2", "R2 of pixels", "higher", headline=True),
+        Metric("block_r2", "block-R2, 50 pixels", "higher"),
+        Metric("mae", "mean absolute error (m)", "lower"),
+        Metric("rmse", "root mean squared error (m)", "lower"),
+        Metric("mae_10_20", "mean absolute error, 10-20 m", "lower"),
+        Metric("mae_20_30", "mean absolute error, 20-30 m", "lower"),
+        Metric("mae_30_up", "mean absolute error, 30 m and up", "lower"),
+        Metric("mae_0_2", "mean absolute error, 0-2 m", "lower", ours=False),
+        Metric("iou_2m", "cover IoU at 2 m", "higher"),
+        Metric("iou_5m", "cover IoU at 5 m", "higher"),
+        Metric("edge_error", "edge error", "lower"),
+    ),
+    pool=PoolSettings,
+    train=TrainSettings,
+    evaluate=EvaluateSettings,
+    prepare=prepare,
+    fit=fit,
+    judge=judge,
+    shape=lambda pool: (float(pool.rows), pool.dim),
+    budget=budget,
+    pictures=PoolPictures,
+    files=input_files,
+    write_up=write_up,
+    distributed=True,
+)

@@ -1,0 +1,169 @@
+"""The stage prepare of the satellite experiment: tiles of a scene, apart in space, and the embeddings of the pool.
+
+Files of the stage: ``tiles.parquet`` (all tiles), ``pool_rows.npy``, ``labelled.npy`` and ``test.npy`` (rows of it),
+``pool.parquet`` (pictures of the pool), ``embeddings/``, ``labels.npy`` (class of canopy cover of each row of the pool,
+-1: not known; only to describe subsets), ``pool.json`` (counts, statistics).
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
+from jaxtyping import Int
+
+from curation.embed import embed_pool
+from curation.embedders import open_embedder
+from curation.errors import CurationError
+from curation.files import save_array, save_json
+from curation.pool import open_pool
+from experiments.satellite.scenes import forest_scene, save_scene
+from experiments.stages import StageRun
+from satellite.data import TileReader
+from satellite.normalise import white_of
+from satellite.pretraining import png
+from satellite.tiles import Split, TileSettings, cut_tiles, footprints, save_tiles, spatial_split
+
+DATA = "CURATED_SSL_DATA"
+SYNTHETIC = "synthetic"
+TILES, POOL, COUNTS = "tiles.parquet", "pool.parquet", "pool.json"
+COVER_CLASSES = (0.01, 0.1, 0.3, 0.6)  # borders of the share of pixels at least CANOPY metres high
+CANOPY = 5.0
+LEAST_LABELLED = 0.5  # share of pixels with a height, of a tile that a head learns from or is tested on
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """Section ``science.pool``.
+
+    Attributes:
+        image, heights: rasters, in the folder of CURATED_SSL_DATA; "synthetic" generates a scene for each seed.
+        scene: rows and columns of a generated scene.
+        tile, stride: pixels; tiles of the pool overlap, those of the test do not.
+        resolution: metres per pixel.
+        units: of the heights.
+        rows: of the pool, drawn from the train side.
+        labelled: tiles that the head learns from, drawn from the train side, the same for every arm.
+        block, n_folds, margin: metres; see `satellite.tiles.spatial_split`. Seed s tests fold s modulo n_folds.
+        embedder, image_size, dim: see `curation.embedders.open_embedder`.
+    """
+
+    image: str = SYNTHETIC
+    heights: str = ""
+    scene: tuple[int, int] = (1024, 1024)
+    tile: int = 64
+    stride: int = 32
+    resolution: float = 0.5
+    units: str = "m"
+    rows: int = 500
+    labelled: int = 200
+    block: float = 150.0
+    n_folds: int = 5
+    margin: float = 16.0
+    embedder: str = "efficientnet_lite0"
+    image_size: int = 64
+    dim: int = 1280
+
+
+def locate(name: str) -> Path:
+    """Where a raster of the settings lies."""
+    path = Path(name)
+    return path if path.is_absolute() or DATA not in os.environ else Path(os.environ[DATA]) / path
+
+
+def input_files(pool: PoolSettings) -> Sequence[Path]:
+    """What decides the pool besides its settings. A missing one is left for `prepare` to name: a dry run needs none."""
+    names = [] if pool.image == SYNTHETIC else [pool.image, pool.heights]
+    return [path for path in map(locate, names) if path.exists()]
+
+
+def rasters(run: StageRun, pool: PoolSettings) -> tuple[Path, Path]:
+    """Colour and heights."""
+    if pool.image == SYNTHETIC:
+        scene = forest_scene(pool.scene[0], pool.scene[1], pool.resolution, run.seed or 0)
+        return save_scene(scene, run.folder, pool.resolution)
+    found = locate(pool.image), locate(pool.heights)
+    for path in found:
+        if not path.exists():
+            raise CurationError(f"{path} is not there; set {DATA} to the folder of {pool.image} and {pool.heights}")
+    return found
+
+
+def split_of(boxes: np.ndarray, pool: PoolSettings, seed: int) -> Split:
+    """Train and test tiles of a seed: the seeds go through the folds, then through other draws of the folds."""
+    fold, draw = seed % pool.n_folds, seed // pool.n_folds
+    return spatial_split(boxes, pool.block, pool.n_folds, fold, pool.margin, draw)
+
+
+def prepare(run: StageRun) -> dict[str, float]:
+    """Stage action: cut tiles, set test ground apart, draw pool and labelled tiles, embed the pool."""
+    pool, seed = PoolSettings(**run.settings), run.seed or 0
+    rng = np.random.default_rng([seed, 51])
+    image, heights = rasters(run, pool)
+    # least share 0: tiles without heights are as much of the pool as others
+    settings = TileSettings(pool.tile, pool.stride, 0.0, pool.resolution, "", (1, 2, 3), pool.units)
+    table = cut_tiles([image], [heights], settings, run.progress)
+    save_tiles(table, run.folder / TILES, settings)
+    split = split_of(footprints(table), pool, seed)
+    column = {name: table[name].to_numpy() for name in ("row", "col", "valid", "labelled")}
+    whole = column["valid"] >= LEAST_LABELLED
+    known = whole & (column["labelled"] >= LEAST_LABELLED)
+    apart = (column["row"] % pool.tile == 0) & (column["col"] % pool.tile == 0)
+    rows = _drawn(split.train[whole[split.train]], pool.rows, "rows", rng)
+    labelled = _drawn(split.train[known[split.train]], pool.labelled, "labelled", rng)
+    test = split.test[(known & apart)[split.test]]
+    for name, mine in (("pool_rows", rows), ("labelled", labelled), ("test", test)):
+        save_array(run.folder / f"{name}.npy", mine)
+    reader = TileReader(table, settings)
+    classes = np.array([cover_class(reader.read(int(tile))[2]) for tile in rows])
+    save_array(run.folder / "labels.npy", classes)
+    white = white_of(reader.dtype)
+    pictures = [{"bytes": png(reader.read(int(tile))[0], white), "path": None} for tile in rows]
+    Dataset.from_dict({"image": pictures}, features=Features({"image": ImageFeature()})).to_parquet(
+        str(run.folder / POOL)
+    )
+    embedder = open_embedder(pool.embedder, pool.image_size or None, device=str(run.speed.get("device", "cpu")))
+    if embedder.dim != pool.dim:
+        raise CurationError(f"{pool.embedder} has {embedder.dim} dimensions; set science.pool.dim={embedder.dim}")
+    embed_pool(open_pool(run.folder / POOL), embedder, run.folder / "embeddings", n_workers=0, progress=run.progress)
+    statistics = reader.statistics(rows)
+    save_json(run.folder / COUNTS, {**_counts(table, classes, rows, labelled, test), "statistics": asdict(statistics)})
+    return {"samples": float(len(rows))}
+
+
+def cover_class(heights: np.ndarray) -> int:
+    """Index of the class of canopy cover; -1 where less than a fifth is known."""
+    known = np.isfinite(heights)
+    if known.mean() < 0.2:
+        return -1
+    return int(np.searchsorted(COVER_CLASSES, (heights[known] >= CANOPY).mean(), side="right"))
+
+
+def _drawn(rows: Int[np.ndarray, "n"], size: int, name: str, rng: np.random.Generator) -> Int[np.ndarray, "m"]:
+    if len(rows) < size:
+        raise CurationError(f"science.pool.{name} is {size}, but the train side has {len(rows)} such tiles; lower it")
+    return np.sort(rng.choice(rows, size, replace=False))
+
+
+def _counts(table: pa.Table, classes: np.ndarray, rows: np.ndarray, labelled: np.ndarray, test: np.ndarray) -> Any:
+    cover = np.bincount(classes[classes >= 0], minlength=len(COVER_CLASSES) + 1)
+    sizes = {"tiles": len(table), "rows": len(rows), "labelled": len(labelled), "test": len(test)}
+    return {**sizes, "cover": cover.tolist(), "not_known": int((classes < 0).sum())}
+
+
+class PoolPictures:
+    """Rows of a prepared pool, for galleries."""
+
+    def __init__(self, folder: Path):
+        self.pool = open_pool(folder / POOL)
+
+    def __len__(self) -> int:
+        return len(self.pool)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return {"image": self.pool[int(row)]["image"]}

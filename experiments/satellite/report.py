@@ -1,0 +1,184 @@
+"""``satellite.md``: the finished seeds of the satellite experiment as tables; the numbers choose the sentences."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from curation.files import load_json, write_atomically
+from experiments.arms import BASE_ARM, METHOD_ARM
+from experiments.compare import Row, Summary, summarise
+from experiments.satellite.pool import COVER_CLASSES, DATA, SYNTHETIC
+from experiments.stages import MARKER, StageRun
+
+TITLES = {
+    "r2": "R2",
+    "block_r2": "block-R2",
+    "mae": "MAE (m)",
+    "rmse": "RMSE (m)",
+    "me": "ME (m)",
+    "iou_2m": "IoU 2 m",
+    "iou_5m": "IoU 5 m",
+    "edge_error": "edge error",
+}
+LOWER = ("mae", "rmse", "edge_error")
+
+
+def write_up(config: dict[str, Any]) -> Callable[[StageRun], None]:
+    """Action of the stage that reads all evaluations: ``satellite.md`` in its folder and in ``output.report``."""
+
+    def action(run: StageRun) -> None:
+        root = run.folder.parents[1]
+        metrics, balance = {}, {}
+        for stage, folder in run.before:
+            key = (stage.arm, stage.seed or 0)
+            train = next(earlier for earlier in stage.upstream if earlier.name == "train")
+            curated = next(earlier for earlier in train.upstream if earlier.name == "curate")
+            metrics[key] = load_json(folder / "metrics.json")
+            balance[key] = load_json(curated.folder(root) / "balance.json")
+        made = [load_json(folder / MARKER)["provenance"] for _, folder in run.before]
+        page = render(metrics, balance, config, made)
+        for folder in dict.fromkeys([run.folder, Path(config["output"]["report"])]):
+            write_atomically(folder / "satellite.md", lambda stream: stream.write(page.encode()))
+
+    return action
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def render(
+    metrics: dict[tuple[str, int], dict[str, Any]],
+    balance: dict[tuple[str, int], dict[str, Any]],
+    config: dict[str, Any],
+    made: list[dict[str, Any]],
+) -> str:
+    """The page.
+
+    Args:
+        metrics: (arm, seed) -> ``metrics.json`` of its evaluation.
+        balance: (arm, seed) -> ``balance.json`` of its subset.
+        config: the resolved one.
+        made: provenance of each evaluation.
+    """
+    science, scale = config["science"], config["scale"]["name"]
+    pool = science["pool"]
+    arms, seeds = list(dict.fromkeys(arm for arm, _ in metrics)), sorted({seed for _, seed in metrics})
+    tested = [m["test_pixels"] for m in metrics.values()]
+    classes = sorted({m for found in metrics.values() for m in found["metrics"] if m.startswith("mae_")}, key=_lowest)
+    names = [*TITLES, *classes, *(name.replace("mae", "me", 1) for name in classes)]
+    rows = [
+        Row(arm, seed, name, found["metrics"][name])
+        for (arm, seed), found in metrics.items()
+        for name in names
+        if name in found["metrics"]
+    ]
+    better = {name: "lower" if name in LOWER or name.startswith("mae") else "higher" for name in names}
+    cells = {(item.arm, item.metric): item for item in summarise(rows, better)}
+    synthetic = pool["image"] == SYNTHETIC
+    source = (
+        "**synthetic scenes**, generated for each seed (experiments/satellite/scenes.py): they show that the machinery "
+        "works and nothing about forests"
+        if synthetic
+        else f"`{pool['image']}` and `{pool['heights']}` in the folder of {DATA}: one scene"
+    )
+    sections = [
+        "# Satellite (experiment 4 of the paper)\n",
+        "Does a model pretrained without labels on a curated subset of tiles have frozen features that predict canopy "
+        "height better than one pretrained on as many random tiles? Model, tiles seen, labelled tiles, head and test "
+        "ground are the same for every arm; only the tiles of the pretraining change. ± is the 95 % interval of the "
+        "mean over seeds (Student's t), brackets the 95 % bootstrap interval of the paired difference to raw.\n",
+        f"- data: {source}\n"
+        f"- command: `python scripts/run_experiment.py experiment=satellite scale={scale} "
+        f"seeds=[{','.join(map(str, seeds))}] arms=[{','.join(arms)}]`\n"
+        f"- commit of the code: {', '.join(sorted({item['commit'] for item in made}))}\n"
+        f"- device: {', '.join(sorted({item['device'] for item in made}))}\n",
+        f"Ground is cut into squares of {pool['block']:g} m in {pool['n_folds']} folds; seed s tests fold s modulo "
+        f"{pool['n_folds']}, and no tile of pool or labels comes nearer than {pool['margin']:g} m. Pool: "
+        f"{pool['rows']:,} tiles of {pool['tile']} x {pool['tile']} pixels of {pool['resolution']:g} m, every "
+        f"{pool['stride']} pixels; subsets of {science['curation']['size']:,}; {pool['labelled']:,} labelled tiles for "
+        f"the head; {min(tested) / 1e3:,.0f} to {max(tested) / 1e3:,.0f} thousand test pixels a seed. The folds of a "
+        "scene share its light, season and sensor: the spread over seeds says nothing about other places.\n",
+        verdict(cells),
+        "## Errors on the ground set apart\n",
+        table(["arm", *TITLES.values()], [[arm, *(_cell(cells, arm, m) for m in TITLES)] for arm in arms]),
+        "Paired difference to raw:\n",
+        table(
+            ["arm", *(TITLES[m] for m in TITLES if m != "me")],
+            [[arm, *(_difference(cells, arm, m) for m in TITLES if m != "me")] for arm in arms if arm != BASE_ARM],
+        ),
+        "## By true height\n",
+        "Mean absolute error and, in parentheses, mean error (negative: too low), metres.\n",
+        table(
+            ["arm", *(_class_title(name) for name in classes)],
+            [[arm, *(_by_class(cells, arm, name) for name in classes)] for arm in arms],
+        ),
+        "## What each arm was pretrained on\n",
+        "Tiles by their share of pixels of 5 m and more, means over seeds; the curation never saw heights.\n",
+        _seen(balance, arms),
+    ]
+    return "\n".join(sections)
+
+
+def verdict(cells: dict[tuple[str, str], Summary]) -> str:
+    """What the headline says about the method."""
+    if (METHOD_ARM, "r2") not in cells or (BASE_ARM, "r2") not in cells:
+        return f"The arms {BASE_ARM} and {METHOD_ARM} are not both here: no verdict.\n"
+    mine, raw = cells[METHOD_ARM, "r2"], cells[BASE_ARM, "r2"]
+    word = {"better": "**Curated wins**", "worse": "**Curated loses**"}.get(mine.verdict, "**Not told apart**")
+    share = f" ({100 * mine.difference / raw.mean:+.1f} % of raw)" if raw.mean > 0 else ""
+    best = max((item for (_, metric), item in cells.items() if metric == "r2"), key=lambda item: item.mean)
+    return (
+        f"{word}: {METHOD_ARM} against {BASE_ARM}, R2 of pixels {raw.mean:.3f} -> {mine.mean:.3f}{share}, "
+        f"{_difference(cells, METHOD_ARM, 'r2')} ({mine.pairs} paired seeds). Best of all arms: {best.arm}, "
+        f"{best.mean:.3f}.\n"
+    )
+
+
+def _cell(cells: dict[tuple[str, str], Summary], arm: str, metric: str) -> str:
+    if (arm, metric) not in cells:
+        return "-"
+    item = cells[arm, metric]
+    return f"{item.mean:.3f}" if np.isnan(item.interval) else f"{item.mean:.3f} ± {item.interval:.3f}"
+
+
+def _difference(cells: dict[tuple[str, str], Summary], arm: str, metric: str) -> str:
+    item = cells.get((arm, metric))
+    if item is None or not item.verdict:
+        return "-"
+    return f"{item.difference:+.3f} [{item.low:+.3f}, {item.high:+.3f}], {item.verdict}"
+
+
+def _by_class(cells: dict[tuple[str, str], Summary], arm: str, name: str) -> str:
+    mae, me = cells.get((arm, name)), cells.get((arm, name.replace("mae", "me", 1)))
+    return "-" if mae is None or me is None else f"{mae.mean:.2f} ({me.mean:+.2f})"
+
+
+def _lowest(name: str) -> float:
+    return float(name.split("_")[1])
+
+
+def _class_title(name: str) -> str:
+    _, low, high = name.split("_")
+    return f"{low} m and up" if high == "up" else f"{low}-{high} m"
+
+
+def _seen(balance: dict[tuple[str, int], dict[str, Any]], arms: list[str]) -> str:
+    borders = [0.0, *COVER_CLASSES, 1.0]
+    header = ["", *(f"{100 * a:g}-{100 * b:g} %" for a, b in pairwise(borders))]
+    lines = [["pool", *_shares([found["pool_counts"] for found in balance.values()])]]
+    for arm in arms:
+        lines.append([arm, *_shares([found["subset_counts"] for key, found in balance.items() if key[0] == arm])])
+    return table(header, lines)
+
+
+def _shares(counts: Sequence[Sequence[int]]) -> list[str]:
+    wide = np.zeros((len(counts), len(COVER_CLASSES) + 1))
+    for line, mine in zip(wide, counts, strict=True):
+        line[: len(mine)] = np.array(mine) / max(sum(mine), 1)
+    return [f"{100 * share:.1f} %" for share in wide.mean(0)]

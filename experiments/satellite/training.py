@@ -1,0 +1,186 @@
+"""The stages train and evaluate of the satellite experiment: pretraining on the subset, a head on the frozen teacher.
+
+Everything but the rows of the pretraining is the same for every arm: model, tiles seen, labelled tiles, head, test.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+
+from curation import Subset
+from curation.files import load_json, save_json
+from curation.pool import open_pool
+from eval.canopy import CanopySettings, canopy_metrics
+from experiments.curves import append_point, read_curve
+from experiments.satellite.pool import COUNTS, POOL, TILES
+from experiments.stages import StageRun
+from pretrain.flops import flops_per_image
+from pretrain.settings import PretrainSettings
+from pretrain.settings import settings_from as pretrain_settings
+from pretrain.train import TEACHER, pretrain
+from satellite.backbone import open_backbone
+from satellite.data import TileReader
+from satellite.export import load_model
+from satellite.normalise import BandStatistics, normalise
+from satellite.pretraining import crops_from_above
+from satellite.ridge import fit_ridge
+from satellite.settings import BackboneSettings
+from satellite.settings import TrainSettings as HeadRun
+from satellite.settings import settings_from as head_settings
+from satellite.tiles import load_tiles
+from satellite.train import train as train_head
+from training.run_folder import LOG
+
+SHOWN = ("mae", "rmse", "me", "r2", "block_r2", "block_r2_metres", "iou_2m", "iou_5m", "edge_error")
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Section ``science.train``.
+
+    Attributes:
+        recipe: of `pretrain.settings.PretrainSettings`, without seed and crops.
+        views: of `satellite.pretraining.crops_from_above`, sides of crops in metres among them.
+        speed: of the recipe: devices, checkpoints, compilation.
+    """
+
+    recipe: dict[str, Any]
+    views: dict[str, Any]
+    speed: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """Section ``science.evaluate``.
+
+    Attributes:
+        head: of `satellite.settings.TrainSettings`, without seed and backbone.name: a head trained on the frozen
+            teacher; {} takes the linear head in closed form (`satellite.ridge`) on ``blocks``.
+        blocks: of the teacher.
+        pool_pixels, pool_metres: sides of the averaged cells of block-R2.
+    """
+
+    head: dict[str, Any] = field(default_factory=dict)
+    blocks: list[int] = field(default_factory=list)
+    pool_pixels: int = 50
+    pool_metres: float = 16.0
+
+
+def recipe_of(
+    train: TrainSettings, seed: int, device: str = "cpu", statistics: BandStatistics | None = None
+) -> PretrainSettings:
+    """The recipe with its seed, place and crops; keys and types checked."""
+    speed = {"accelerator": "cpu" if device == "cpu" else "gpu", **train.speed}
+    plain = pretrain_settings({**train.recipe, "seed": seed, "speed": speed})
+    views: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in train.views.items()
+    }
+    return replace(plain, crops=crops_from_above(**views, statistics=statistics))
+
+
+def budget(train: TrainSettings, _dim: int) -> tuple[float, int, float]:
+    """Tiles seen, optimiser steps, and floating-point operations of a pretraining."""
+    recipe = recipe_of(train, 0)
+    samples = float(recipe.steps * recipe.batch_size)
+    return samples, recipe.steps, samples * flops_per_image(recipe)["total"]
+
+
+def fit(run: StageRun) -> dict[str, float]:
+    """Stage action: pretrain on the subset. Writes ``run/`` with ``teacher/``, and ``curve.jsonl``."""
+    train, seed = TrainSettings(**run.settings), run.seed or 0
+    prepared = run.upstream("prepare")
+    statistics = BandStatistics.from_json(load_json(prepared / COUNTS)["statistics"])
+    recipe = recipe_of(train, seed, str(run.speed.get("device", "cpu")), statistics)
+    pool = open_pool(prepared / POOL)
+    rows = Subset.load(run.upstream("curate") / "subset").rows()
+    result = pretrain(recipe, pool, run.folder / "run", rows, run.progress)
+    if not result.finished:
+        raise KeyboardInterrupt  # a signal: the same command goes on
+    samples, _, flops = budget(train, 0)
+    if getattr(rank_zero_only, "rank", 0):  # one process of several: the first writes
+        return {"samples": samples, "flops": flops}
+    curve = run.folder / "curve.jsonl"
+    curve.unlink(missing_ok=True)
+    for point in read_curve(run.folder / "run" / LOG):
+        values = {"samples": point["samples"], "train/loss": point["loss"]}
+        append_point(curve, int(point["step"]), values)
+        run.log(values, int(point["step"]))
+    return {"samples": samples, "flops": flops}
+
+
+def head_of(evaluate: EvaluateSettings, backbone: str, seed: int, device: str = "cpu") -> HeadRun:
+    """Settings of the head on a backbone; keys and types checked."""
+    given = {**evaluate.head, "seed": seed}
+    given["backbone"] = {**given.get("backbone", {}), "name": backbone}
+    given["speed"] = {"accelerator": "cpu" if device == "cpu" else "gpu", **given.get("speed", {})}
+    return head_settings(given)
+
+
+def judge(run: StageRun) -> dict[str, float]:
+    """Stage action: a head on the frozen teacher, and its errors on ground set apart; writes ``metrics.json``."""
+    settings, seed = EvaluateSettings(**run.settings), run.seed or 0
+    prepared, trained = run.upstream("prepare"), run.upstream("train")
+    device, teacher = str(run.speed.get("device", "cpu")), str(trained / "run" / TEACHER)
+    table, cut = load_tiles(prepared / TILES)
+    labelled, test = (np.load(prepared / f"{name}.npy", allow_pickle=False) for name in ("labelled", "test"))
+    reader = TileReader(table, cut)
+    statistics = BandStatistics.from_json(load_json(prepared / COUNTS)["statistics"])
+    model: Callable[[torch.Tensor], torch.Tensor]
+    if settings.head:
+        head = head_of(settings, teacher, seed, device)
+        result = train_head(head, table, cut, run.folder / "head", labelled, run.progress)
+        if not result.finished:
+            raise KeyboardInterrupt
+        trained_model = load_model(result.folder, device)
+        model, statistics = trained_model.model, trained_model.statistics
+    else:
+        backbone = open_backbone(BackboneSettings(teacher, blocks=settings.blocks), reader.n_bands, cut.size).to(device)
+        ridge = fit_ridge(backbone, batches(reader, statistics, labelled, device))
+        model = partial(ridge, backbone)
+    predicted, truth = predict_tiles(model, reader, statistics, test, device)
+    canopy = CanopySettings(cut.resolution, settings.pool_pixels, settings.pool_metres, n_resamples=200)
+    found = canopy_metrics(predicted, truth, canopy)
+    metrics = {name: interval.value for name, interval in found.items() if np.isfinite(interval.value)}
+    save_json(
+        run.folder / "metrics.json",
+        {
+            "metrics": metrics,
+            "intervals": {name: [found[name].low, found[name].high] for name in SHOWN},
+            "pool": load_json(prepared / COUNTS),
+            "test_pixels": int(np.isfinite(truth).sum()),
+        },
+    )
+    return {"samples": float(len(labelled) + len(test))}
+
+
+def batches(
+    reader: TileReader, statistics: BandStatistics, tiles: np.ndarray, device: str
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Normalised pictures and true heights (metres; NaN not known) of tiles, in order."""
+    for part in np.array_split(tiles, max(1, -(-len(tiles) // BATCH))):
+        read = [reader.read(int(tile)) for tile in part]
+        images = np.stack([normalise(values, valid, statistics) for values, valid, _ in read])
+        heights = np.stack([known for _, _, known in read])
+        yield torch.from_numpy(images).to(device), torch.from_numpy(heights).to(device)
+
+
+@torch.inference_mode()
+def predict_tiles(
+    model: Callable[[torch.Tensor], torch.Tensor],
+    reader: TileReader,
+    statistics: BandStatistics,
+    tiles: np.ndarray,
+    device: str,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted and true heights of tiles (n, s, s), metres; NaN where the truth is not known."""
+    predicted, truth = [], []
+    for images, heights in batches(reader, statistics, tiles, device):
+        predicted.append(model(images).float().cpu().numpy())
+        truth.append(heights.cpu().numpy())
+    return np.concatenate(predicted), np.concatenate(truth)
