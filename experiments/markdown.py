@@ -26,11 +26,11 @@ def difference(item: Summary, digits: int = 3) -> str:
     return f"{item.difference:+.{digits}f} [{item.low:+.{digits}f}, {item.high:+.{digits}f}], {item.verdict}"
 
 
-def origin(command: str, made: Sequence[dict[str, Any]]) -> str:
+def origin(command: str, made: Sequence[dict[str, Any]], note: str = "") -> str:
     """How the numbers came about: command, commits, devices, versions, from the provenance of each stage."""
     versions = {", ".join(f"{name} {version}" for name, version in item["versions"].items()) for item in made}
     return (
-        f"- command: `{command}`\n"
+        f"- command: `{command}`{note and f', {note}'}\n"
         f"- commit of the code: {', '.join(sorted({item['commit'] for item in made}))}\n"
         f"- device: {', '.join(sorted({item['device'] for item in made}))}\n"
         f"- versions: {'; '.join(sorted(versions))}\n"

@@ -9,6 +9,7 @@ import numpy as np
 from curation.files import load_json, write_atomically
 from experiments.arms import BASE_ARM, METHOD_ARM
 from experiments.compare import Row, Summary, summarise
+from experiments.markdown import difference, origin, table, with_interval
 from experiments.provenance import provenance
 from experiments.results import grouped, mean_interval, paired_difference, run_tasks
 from experiments.settings import from_mapping
@@ -60,22 +61,6 @@ def write_up(config: dict[str, Any]) -> Callable[[StageRun], None]:
     return action
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def _with_interval(mean: float, half: float) -> str:
-    return f"{mean:.3f}" if np.isnan(half) else f"{mean:.3f} ± {half:.3f}"
-
-
-def _difference(item: Summary) -> str:
-    if not item.verdict:
-        return "-"
-    return f"{item.difference:+.3f} [{item.low:+.3f}, {item.high:+.3f}], {item.verdict}"
-
-
 def verdict(cells: dict[tuple[str, str], Summary], oracle: str = "oracle") -> str:
     """What the headline says about the method, and how much of the way to the oracle it goes."""
     if (METHOD_ARM, "bpb_macro") not in cells or (BASE_ARM, "bpb_macro") not in cells:
@@ -84,7 +69,7 @@ def verdict(cells: dict[tuple[str, str], Summary], oracle: str = "oracle") -> st
     word = {"better": "**Curated wins**", "worse": "**Curated loses**"}.get(mine.verdict, "**Not told apart**")
     text = (
         f"{word}: {METHOD_ARM} against {BASE_ARM}, bits per byte averaged over domains "
-        f"{raw.mean:.3f} -> {mine.mean:.3f}, {_difference(mine)} ({mine.pairs} paired seeds). "
+        f"{raw.mean:.3f} -> {mine.mean:.3f}, {difference(mine)} ({mine.pairs} paired seeds). "
     )
     if (oracle, "bpb_macro") in cells:
         gain, most = raw.mean - mine.mean, raw.mean - cells[oracle, "bpb_macro"].mean
@@ -94,7 +79,7 @@ def verdict(cells: dict[tuple[str, str], Summary], oracle: str = "oracle") -> st
     best = min(others, key=lambda item: item.mean)
     text += f"Best of all arms: {best.arm}, {best.mean:.3f}. "
     weighted = cells[METHOD_ARM, "bpb_raw_weighted"]
-    text += f"Weighted as the pool, where raw should win: {_difference(weighted)}.\n"
+    text += f"Weighted as the pool, where raw should win: {difference(weighted)}.\n"
     return text
 
 
@@ -131,21 +116,22 @@ def render(
         "passages change. Bits per byte, lower is better; ± is the 95 % interval of the mean over seeds (Student's t), "
         "brackets the 95 % bootstrap interval of the paired difference to raw. Each seed draws its own split, pool, "
         "subset and initial weights.\n",
-        f"- command: `python scripts/run_experiment.py experiment=text scale={scale} "
-        f"seeds=[{','.join(map(str, seeds))}] arms=[{','.join(arms)}]`, {_source(science['pool'])}\n"
-        f"- commit of the code: {', '.join(sorted({item['commit'] for item in made}))}\n"
-        f"- device: {', '.join(sorted({item['device'] for item in made}))}\n"
-        f"- versions: {'; '.join(sorted({_versions(item) for item in made}))}\n",
+        origin(
+            f"python scripts/run_experiment.py experiment=text scale={scale} "
+            f"seeds=[{','.join(map(str, seeds))}] arms=[{','.join(arms)}]",
+            made,
+            _source(science["pool"]),
+        ),
         verdict(cells),
         "## Bits per byte\n",
         table(
             ["arm", *TITLES.values()],
-            [[arm, *(_with_interval(cells[arm, m].mean, cells[arm, m].interval) for m in TITLES)] for arm in arms],
+            [[arm, *(with_interval(cells[arm, m].mean, cells[arm, m].interval) for m in TITLES)] for arm in arms],
         ),
         "Paired difference to raw; raw is expected to win in the last two columns:\n",
         table(
             ["arm", *TITLES.values()],
-            [[arm, *(_difference(cells[arm, m]) for m in TITLES)] for arm in arms if arm != BASE_ARM],
+            [[arm, *(difference(cells[arm, m]) for m in TITLES)] for arm in arms if arm != BASE_ARM],
         ),
         "## Domains\n",
         f"Pool of one seed: {pool['rows']:,} passages of {pool['documents']:,} documents; test: other documents. "
@@ -175,10 +161,6 @@ def _sizes(pool: dict[str, Any]) -> str:
         f"The domains' sizes fall as rank^-{pool['zipf']}, and each seed draws which domain has which rank, among "
         "those that have the text for it. "
     )
-
-
-def _versions(made: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in made["versions"].items())
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -247,11 +229,11 @@ def balance_section(records: list[dict[str, Any]], studies: Studies, n_seeds: in
         mean, half = mean_interval(kl[row])
         against = "-"
         if row != "base":
-            difference, wide = paired_difference(kl[row], kl["base"])
-            word = "not told apart" if not abs(difference) > wide else "flatter" if difference < 0 else "less flat"
-            against = f"{word}, {_with_interval(difference, wide)}"
+            change, wide = paired_difference(kl[row], kl["base"])
+            word = "not told apart" if not abs(change) > wide else "flatter" if change < 0 else "less flat"
+            against = f"{word}, {with_interval(change, wide)}"
         lines.append(
-            [variant.switch or "-", variant.title, _with_interval(mean, half), against, f"{_mean(distinct[row]):,.0f}"]
+            [variant.switch or "-", variant.title, with_interval(mean, half), against, f"{_mean(distinct[row]):,.0f}"]
         )
     return (
         "## What flattens the domains\n\n"
