@@ -40,7 +40,12 @@ def write_up(config: dict[str, Any]) -> Callable[[StageRun], None]:
             balance[key] = load_json(curated.folder(root) / "balance.json")
         made = [load_json(folder / MARKER)["provenance"] for _, folder in run.before]
         page = render(metrics, balance, config, made)
-        for folder in dict.fromkeys([run.folder, Path(config["output"]["report"])]):
+        report = Path(config["output"]["report"])
+        # written by hand: what no stage measures, and a picture
+        notes = report / "satellite_notes.md"
+        if notes.exists():
+            page += "\n" + notes.read_text()
+        for folder in dict.fromkeys([run.folder, report]):
             write_atomically(folder / "satellite.md", lambda stream: stream.write(page.encode()))
 
     return action
@@ -102,7 +107,8 @@ def render(
         f"{pool['n_folds']}, and no tile of pool or labels comes nearer than {pool['margin']:g} m. Pool: "
         f"{pool['rows']:,} tiles of {pool['tile']} x {pool['tile']} pixels of {pool['resolution']:g} m, every "
         f"{pool['stride']} pixels; subsets of {science['curation']['size']:,}; {pool['labelled']:,} labelled tiles for "
-        f"the head; {min(tested) / 1e3:,.0f} to {max(tested) / 1e3:,.0f} thousand test pixels a seed. The folds of a "
+        f"the head ({_head(science['evaluate'])}); "
+        f"{min(tested) / 1e3:,.0f} to {max(tested) / 1e3:,.0f} thousand test pixels a seed. The folds of a "
         "scene share its light, season and sensor: the spread over seeds says nothing about other places.\n",
         verdict(cells),
         "## Errors on the ground set apart\n",
@@ -138,6 +144,13 @@ def verdict(cells: dict[tuple[str, str], Summary]) -> str:
         f"{_difference(cells, METHOD_ARM, 'r2')} ({mine.pairs} paired seeds). Best of all arms: {best.arm}, "
         f"{best.mean:.3f}.\n"
     )
+
+
+def _head(evaluate: dict[str, Any]) -> str:
+    head = evaluate.get("head")
+    if not head:
+        return "linear on the frozen features, ridge regression in closed form"
+    return f"{head.get('head', {}).get('kind', 'dpt')}, trained for {head.get('steps')} steps on the frozen features"
 
 
 def _cell(cells: dict[tuple[str, str], Summary], arm: str, metric: str) -> str:

@@ -95,7 +95,9 @@ def test_every_scale_builds_with_equal_budgets(scale: str, tmp_path: Path):
 def test_missing_rasters_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CURATED_SSL_DATA", str(tmp_path))
     lines: list[str] = []
-    config = small(tmp_path / "run", "scale.satellite.pool.image=none.tif", "scale.satellite.pool.heights=chm.tif", "seeds=[0]")
+    config = small(
+        tmp_path / "run", "scale.satellite.pool.image=none.tif", "scale.satellite.pool.heights=chm.tif", "seeds=[0]"
+    )
     assert run_experiment(config, "the command", lines.append, False) != 0
     assert any("none.tif is not there; set CURATED_SSL_DATA" in line for line in lines)
 
