@@ -38,7 +38,7 @@ def origin(command: str, made: Sequence[dict[str, Any]], note: str = "") -> str:
 
 
 def headline(cells: dict[tuple[str, str], Summary], metric: str, base: str, ours: str, oracle: str, what: str) -> str:
-    """Who wins by the headline metric, how far the true labels would go, and the best arm of all."""
+    """Who wins by the headline metric, how far the true labels would go, and what the other arms do."""
     if (ours, metric) not in cells or (base, metric) not in cells:
         return f"The arms {base} and {ours} are not both here: no verdict.\n"
     mine, raw = cells[ours, metric], cells[base, metric]
@@ -49,5 +49,6 @@ def headline(cells: dict[tuple[str, str], Summary], metric: str, base: str, ours
     )
     if (oracle, metric) in cells:
         text += f"True labels ({oracle}): {difference(cells[oracle, metric])}. "
-    others = [f"{arm} {difference(item)}" for (arm, name), item in cells.items() if name == metric and arm != base]
-    return text + f"All arms: {'; '.join(others)}.\n"
+    told = (base, ours, oracle)
+    others = [f"{arm} {difference(item)}" for (arm, name), item in cells.items() if name == metric and arm not in told]
+    return text + (f"Others: {'; '.join(others)}.\n" if others else "\n")
