@@ -87,6 +87,8 @@ def compose(overrides: Sequence[str] = (), configs: Path = CONFIGS) -> dict[str,
             plain = hydra_compose("config", [item.input_line or "" for item in choices])
             known = _keys(plain) | set(groups)
             for item in parsed:
+                if item.is_add() or item.is_force_add():
+                    continue  # a new key on purpose: whoever reads the section refuses what it does not know
                 if item.key_or_group not in known and not item.key_or_group.startswith("hydra"):
                     hint = nearest_name(item.key_or_group, known)
                     raise CurationError(f"{item.key_or_group} is no setting; {hint}")

@@ -96,7 +96,7 @@ def test_missing_rasters_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("CURATED_SSL_DATA", str(tmp_path))
     lines: list[str] = []
     config = small(
-        tmp_path / "run", "scale.satellite.pool.image=none.tif", "scale.satellite.pool.heights=chm.tif", "seeds=[0]"
+        tmp_path / "run", "scale.satellite.pool.image=none.tif", "+scale.satellite.pool.heights=chm.tif", "seeds=[0]"
     )
     assert run_experiment(config, "the command", lines.append, False) != 0
     assert any("none.tif is not there; set CURATED_SSL_DATA" in line for line in lines)
@@ -106,7 +106,7 @@ def test_generated_land_is_unbalanced_and_tall_trees_are_rare():
     scene = forest_scene(400, 400, seed=2)
     shares = np.bincount(scene.cover.ravel(), minlength=len(COVERS)) / scene.cover.size
     np.testing.assert_allclose(shares, [cover[0] for cover in COVERS], atol=0.01)
-    assert 0 < (scene.height > 20).mean() < 0.1 < (scene.height > 2).mean()
+    assert 0 < (scene.height > 20).mean() < 0.02 < (scene.height > 2).mean() < 0.2
     np.testing.assert_array_equal(forest_scene(400, 400, seed=2).colour, scene.colour)
     assert cover_class(scene.height[:64, :64]) in range(5)
     assert cover_class(np.full((8, 8), np.nan)) == -1
@@ -120,7 +120,9 @@ def test_ridge_is_the_weighted_least_squares_of_the_pooled_heights():
     batches = []
     for part in images.split(4):
         x = features(backbone, part)
-        weights = torch.randn(x.shape[3], dtype=torch.float64) / x.std((0, 1, 2)) if weights is None else weights
+        weights = (
+            torch.randn(x.shape[3], dtype=torch.float64) / (x.std((0, 1, 2)) + 0.01) if weights is None else weights
+        )
         coarse = x @ weights + 9 + 0.1 * torch.randn(x.shape[:3], dtype=torch.float64)
         factor = 32 // x.shape[1]
         heights = coarse.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
