@@ -7,12 +7,14 @@ from torch import Tensor
 
 from curation.embeddings import Embeddings
 from curation.errors import CurationError
+from curation.group import Group
 
 
-def find_bad_rows(x: Embeddings, unit: bool, rows_per_block: int) -> Int[np.ndarray, "b"]:
+def find_bad_rows(x: Embeddings, unit: bool, rows_per_block: int, group: Group | None = None) -> Int[np.ndarray, "b"]:
     """(b,) int64 rows that are NaN or infinite, or zero where ``unit`` is set (cosine); one pass in blocks."""
+    group = group or Group()
     found = [np.empty(0, np.int64)]
-    for start, block in x.blocks(rows_per_block):
+    for start, block in x.blocks(rows_per_block, group.span(x.n_rows, rows_per_block)):
         sums = block.float().square().sum(dim=1) if block.dtype != torch.float64 else block.square().sum(dim=1)
         doubtful = ~torch.isfinite(sums)
         if doubtful.any():  # a finite row may overflow its sum
@@ -22,7 +24,7 @@ def find_bad_rows(x: Embeddings, unit: bool, rows_per_block: int) -> Int[np.ndar
             doubtful |= sums == 0
         if doubtful.any():
             found.append(doubtful.nonzero().flatten().cpu().numpy().astype(np.int64) + start)
-    return np.concatenate(found)
+    return group.gather(np.concatenate(found))
 
 
 class KeptRows(Embeddings):
@@ -71,17 +73,23 @@ class KeptRows(Embeddings):
     def take(self, rows: Int[np.ndarray, "m"]) -> Float[Tensor, "m d"]:
         return self.source.take(self._original(np.asarray(rows, dtype=np.int64)))
 
+    def ask_for(self, start: int, stop: int) -> None:
+        stop = min(stop, self.n_rows)
+        if start < stop:
+            first, last = self._original(np.array([start, stop - 1]))
+            self.source.ask_for(int(first), int(last) + 1)
+
     def locate(self, row: int) -> str:
         return self.source.locate(int(self._original(np.array([row]))[0]))
 
 
-def check_rows(x: Embeddings, unit: bool, rows_per_block: int) -> None:
+def check_rows(x: Embeddings, unit: bool, rows_per_block: int, group: Group | None = None) -> None:
     """Refuse rows which no distance can be taken to.
 
     Raises:
         CurationError: a row is NaN or infinite, or zero with cosine distance; the first is named by shard and row.
     """
-    bad = find_bad_rows(x, unit, rows_per_block)
+    bad = find_bad_rows(x, unit, rows_per_block, group)
     if not len(bad):
         return
     where, more = x.locate(int(bad[0])), f" ({len(bad)} bad rows in all)" if len(bad) > 1 else ""

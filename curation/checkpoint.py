@@ -10,6 +10,7 @@ import numpy as np
 
 from curation.errors import CurationError
 from curation.files import load_json, require_free_space, save_json, write_atomically
+from curation.group import Group
 from curation.kmeans.lloyd import LloydState
 
 FORMAT_VERSION = 1
@@ -18,20 +19,29 @@ FORMAT_VERSION = 1
 class FitCheckpoint:
     """Arrays and numbers of a running fit in one folder; every file is whole or absent.
 
+    Of several processes the first one writes, and what it reads goes to all of them.
+
     Args:
         folder: where it lies; None keeps nothing.
         identity: settings and fingerprint of the embeddings. A checkpoint of another fit is refused.
         seconds: at least this long between two saves of a running Lloyd loop.
+        group: the processes of the fit.
 
     Raises:
         CurationError: the folder belongs to another fit.
     """
 
-    def __init__(self, folder: Path | None, identity: dict[str, Any], seconds: float = 20.0):
-        self.folder, self.seconds = folder, seconds
+    def __init__(
+        self, folder: Path | None, identity: dict[str, Any], seconds: float = 20.0, group: Group | None = None
+    ):
+        self.folder, self.seconds, self.group = folder, seconds, group or Group()
         self._saved_at = time.monotonic()
-        if folder is None:
-            return
+        self._unsaved: tuple[LloydState, dict[str, Any]] | None = None
+        with self.group.all_or_none():
+            if folder is not None and self.group.first:
+                self._open(folder, identity)
+
+    def _open(self, folder: Path, identity: dict[str, Any]) -> None:
         path = folder / "fit.json"
         if path.exists():
             found = load_json(path)
@@ -50,35 +60,67 @@ class FitCheckpoint:
         Raises:
             CurationError: the file is damaged.
         """
-        if self.folder is None or not (self.folder / f"{name}.npz").exists():
+        found = None
+        with self.group.all_or_none():
+            if self.folder is not None and self.group.first:
+                found = self._read(self.folder, name)
+        if self.group.size == 1:
+            return found
+        arrays, numbers = found or ({}, None)
+        numbers, kinds = self.group.share([numbers, {key: [a.dtype.str, a.shape[1:]] for key, a in arrays.items()}])
+        if numbers is None:
             return None
-        path = self.folder / f"{name}.npz"
+        whole = {}
+        for key, (dtype, shape) in kinds.items():
+            mine = arrays[key] if self.group.first else np.empty((0, *shape), dtype)
+            whole[key] = self.group.assemble(f"{name}_{key}", mine)
+        return whole, numbers
+
+    def _read(self, folder: Path, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        path = folder / f"{name}.npz"
+        if not path.exists():
+            return None
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {key: file[key] for key in file.files}
             numbers = json.loads(str(arrays.pop("numbers")))
         except (OSError, ValueError, KeyError, EOFError) as error:
-            raise CurationError(f"{path} is damaged ({error}); delete {self.folder} to start the fit anew") from error
+            raise CurationError(f"{path} is damaged ({error}); delete {folder} to start the fit anew") from error
         return arrays, numbers
 
     def save(self, name: str, arrays: dict[str, np.ndarray], numbers: dict[str, Any]) -> None:
-        """Replace what was saved as ``name``."""
+        """Replace what was saved as ``name``; to be called by all processes."""
         if self.folder is None:
             return
-        require_free_space(self.folder, sum(array.nbytes for array in arrays.values()))
+        with self.group.all_or_none():
+            if self.group.first:
+                self._write(self.folder, name, arrays, numbers)
+
+    def _write(self, folder: Path, name: str, arrays: dict[str, np.ndarray], numbers: dict[str, Any]) -> None:
+        require_free_space(folder, sum(array.nbytes for array in arrays.values()))
         content: dict[str, Any] = {**arrays, "numbers": np.array(json.dumps(numbers))}
-        write_atomically(self.folder / f"{name}.npz", lambda stream: np.savez(stream, **content))
-        self._saved_at = time.monotonic()
+        write_atomically(folder / f"{name}.npz", lambda stream: np.savez(stream, **content))
+        self._saved_at, self._unsaved = time.monotonic(), None
 
     def drop(self, name: str) -> None:
-        if self.folder is not None:
+        if self.folder is not None and self.group.first:
             (self.folder / f"{name}.npz").unlink(missing_ok=True)
 
     def save_lloyd(self, state: LloydState, numbers: dict[str, Any]) -> None:
-        """Save a Lloyd state, if the last save is long enough ago."""
-        if self.folder is not None and time.monotonic() - self._saved_at >= self.seconds:
-            numbers = {**numbers, "iteration": state.iteration, "history": state.history}
-            self.save("lloyd", {"centroids": state.centroids}, numbers)
+        """Save a Lloyd state, if the last save is long enough ago; else keep it for `rescue`."""
+        if self.folder is None or not self.group.first:
+            return
+        self._unsaved = state, numbers
+        if time.monotonic() - self._saved_at >= self.seconds:
+            self.rescue()
+
+    def rescue(self) -> None:
+        """Save the last Lloyd state now: another process is gone, and nobody needs to repeat what was done."""
+        if self.folder is None or self._unsaved is None:
+            return
+        state, where = self._unsaved
+        numbers = {**where, "iteration": state.iteration, "history": state.history}
+        self._write(self.folder, "lloyd", {"centroids": state.centroids}, numbers)
 
     def load_lloyd(self, numbers: dict[str, Any]) -> LloydState | None:
         """The Lloyd state that belongs to this step, if one was saved."""
@@ -89,5 +131,5 @@ class FitCheckpoint:
 
     def remove(self) -> None:
         """The fit is done and its tree saved: nothing is left to resume."""
-        if self.folder is not None:
+        if self.folder is not None and self.group.first:
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -118,8 +118,13 @@ def cluster(
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Build the cluster tree: hierarchical k-means with resampling. A killed run goes on where it was."""
+    """Build the cluster tree: hierarchical k-means with resampling. A killed run goes on where it was.
+
+    Started by torchrun or srun, all processes share the work; the tree is the same for any number of them. They need
+    to see the embeddings and the output under the same paths:  torchrun --nproc-per-node 8 -m curation cluster ...
+    """
     from curation.embeddings import open_embeddings
+    from curation.group import joined
     from curation.hierarchy import HierarchicalKMeans
     from curation.plan import calibrate
     from curation.plan import plan as make_plan
@@ -147,7 +152,10 @@ def cluster(
         return
     if (output / "tree.json").exists() and not overwrite:
         raise CurationError(f"{output} holds a finished tree; choose another -o, or give --overwrite")
-    tree = fit.fit(source, save_to=output)
+    with joined(str(fit.device)) as (group, fit.device):
+        tree = fit.fit(source, save_to=output)
+    if not group.first:
+        return
     if tree.settings["dropped_rows"]:
         _say(f"left out {tree.settings['dropped_rows']:,} rows that are NaN, infinite or zero")
     for row in tree.statistics():

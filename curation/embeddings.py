@@ -4,6 +4,7 @@ Nothing here reads the whole array: rows come in blocks, in their own dtype, fro
 """
 
 import hashlib
+import mmap
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,8 +32,18 @@ class Shard(Protocol):
     def block(self, start: int, stop: int) -> Float[Tensor, "m d"]: ...
     def take(self, rows: np.ndarray) -> Float[Tensor, "m d"]: ...
 
+    def ask_for(self, start: int, stop: int) -> None:
+        """Say that these rows come next, so that the disk can read them meanwhile."""
 
-class ArrayShard:
+
+class _Shard:
+    """A shard that cannot read ahead."""
+
+    def ask_for(self, start: int, stop: int) -> None:
+        """Nothing to do."""
+
+
+class ArrayShard(_Shard):
     """A numpy array (memory-mapped or not). bfloat16, which numpy lacks, is stored as uint16 bit patterns."""
 
     def __init__(self, array: np.ndarray, name: str, bfloat16: bool = False):
@@ -57,8 +68,21 @@ class ArrayShard:
     def take(self, rows: np.ndarray) -> Tensor:
         return self._tensor(self.array[rows])
 
+    def ask_for(self, start: int, stop: int) -> None:
+        """The kernel reads the pages of these rows while others are worked on."""
+        mapped = getattr(self.array, "_mmap", None)
+        if mapped is None or not hasattr(mmap, "MADV_WILLNEED") or not self.array.flags.c_contiguous:
+            return
+        # a memory map begins at a multiple of the allocation granularity, before the header of the file
+        header = self.array.offset % mmap.ALLOCATIONGRANULARITY if hasattr(self.array, "offset") else 0
+        row = self.array.strides[0]
+        first = (header + start * row) // mmap.PAGESIZE * mmap.PAGESIZE
+        length = min(header + stop * row, len(mapped)) - first
+        if length > 0:
+            mapped.madvise(mmap.MADV_WILLNEED, first, length)
 
-class TensorShard:
+
+class TensorShard(_Shard):
     """A torch tensor, on any device."""
 
     def __init__(self, tensor: Tensor, name: str = "tensor"):
@@ -77,7 +101,7 @@ class TensorShard:
         return self.tensor[torch.from_numpy(rows).to(self.tensor.device)]
 
 
-class ArrowShard:
+class ArrowShard(_Shard):
     """A list column of an Arrow table: memory-mapped for Arrow files and ``datasets``."""
 
     def __init__(self, column: Any, name: str):
@@ -110,7 +134,7 @@ class ArrowShard:
         return self._tensor(self.column.take(rows))
 
 
-class ParquetShard:
+class ParquetShard(_Shard):
     """A list column of a parquet file. One decoded row group is held at a time, since parquet cannot be mapped."""
 
     def __init__(self, path: Path, column: str | None):
@@ -229,10 +253,23 @@ class Embeddings:
             start = high
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
-    def blocks(self, rows_per_block: int) -> Iterator[tuple[int, Float[Tensor, "m d"]]]:
-        """(first row, rows) from the first row to the last."""
-        for start in range(0, self.n_rows, rows_per_block):
-            yield start, self.block(start, start + rows_per_block)
+    def ask_for(self, start: int, stop: int) -> None:
+        """Let the disk read rows start..stop while others are worked on; they may lie beyond the end."""
+        stop = min(stop, self.n_rows)
+        while start < stop:
+            shard = bisect_right(self.offsets, start) - 1
+            low, high = int(self.offsets[shard]), int(min(stop, self.offsets[shard + 1]))
+            self.shards[shard].ask_for(start - low, high - low)
+            start = high
+
+    def blocks(
+        self, rows_per_block: int, span: tuple[int, int] | None = None
+    ) -> Iterator[tuple[int, Float[Tensor, "m d"]]]:
+        """(first row, rows) from the first row to the last, or from start to stop of ``span``."""
+        first, last = span or (0, self.n_rows)
+        for start in range(first, last, rows_per_block):
+            self.ask_for(start + rows_per_block, min(start + 2 * rows_per_block, last))
+            yield start, self.block(start, min(start + rows_per_block, last))
 
     def take(self, rows: np.ndarray) -> Float[Tensor, "m d"]:
         """The given rows, in the given order. Files are read in ascending order of row."""

@@ -1,5 +1,6 @@
 """Hierarchical k-means with resampling (paper, algorithm 1): the clusters of each level are the points of the next."""
 
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -12,12 +13,14 @@ import torch
 
 from curation.bad_rows import KeptRows, check_rows, find_bad_rows
 from curation.checkpoint import FitCheckpoint
-from curation.embeddings import Embeddings, TensorShard, open_embeddings
+from curation.embeddings import ArrayShard, Embeddings, TensorShard, open_embeddings
 from curation.errors import CurationError
+from curation.group import Group, LostProcess
 from curation.kmeans.assignment import rows_per_read
-from curation.kmeans.lloyd import METRICS, LloydState, assign_filled, fit_centroids
+from curation.kmeans.lloyd import METRICS, LloydState, assign_filled, fit_centroids, inertia_of
 from curation.kmeans.seeding import STRATEGIES as SEEDINGS
 from curation.kmeans.two_step import Centroids, split_clusters
+from curation.rows import SelectedRows
 from curation.sampling import members_to_resample
 from curation.tree import ClusterTree, Level
 
@@ -148,6 +151,7 @@ class HierarchicalKMeans:
         self.work_dir = None if work_dir is None else Path(work_dir)
         self.checkpoint_seconds = checkpoint_seconds
         self.bad_rows = bad_rows
+        self.group = Group()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -168,6 +172,9 @@ class HierarchicalKMeans:
     def fit(self, x: Any, save_to: str | Path | None = None) -> ClusterTree:
         """Build the tree.
 
+        Processes that `torch.distributed` connects (see `curation.group.joined`) share the work, and the tree is the
+        same for any number of them; they need ``work_dir`` and ``save_to`` on a file system that all of them see.
+
         Args:
             x: (n, d), anything `open_embeddings` takes; read in blocks, never copied as a whole.
             save_to: folder for the tree; the checkpoint in ``work_dir`` is removed once it is there.
@@ -177,10 +184,15 @@ class HierarchicalKMeans:
                 checkpoint of another fit.
         """
         source = open_embeddings(x)
+        self.group = group = Group.current()
+        if group.size > 1 and (self.work_dir is None or save_to is None):
+            raise CurationError("a fit by several processes needs work_dir and save_to, on a file system they share")
         fingerprint = source.fingerprint()
+        group.agree(fingerprint, "fingerprint of the embeddings")
+        group.agree(json.dumps(self.settings, default=str), "list of settings")
         dropped = 0
         if self.bad_rows == "drop":
-            bad = find_bad_rows(source, self.metric == "cosine", rows_per_read(source.dim))
+            bad = find_bad_rows(source, self.metric == "cosine", rows_per_read(source.dim), group)
             dropped = len(bad)
             source = KeptRows(source, bad) if dropped else source
         smallest = self.plans[0].k
@@ -189,27 +201,43 @@ class HierarchicalKMeans:
         if smallest == source.n_rows and len(self.plans) > 1:
             raise CurationError(f"level 1 has as many clusters as there are rows ({smallest}), so it groups nothing")
         if self.bad_rows == "error":
-            check_rows(source, self.metric == "cosine", rows_per_read(source.dim))
+            check_rows(source, self.metric == "cosine", rows_per_read(source.dim), group)
         settings = {**self.settings, "rows": source.n_rows, "dim": source.dim}
         settings |= {"embeddings_fingerprint": fingerprint, "dropped_rows": dropped}
-        checkpoint = FitCheckpoint(self.work_dir, settings, self.checkpoint_seconds)
+        checkpoint = FitCheckpoint(self.work_dir, settings, self.checkpoint_seconds, group)
         levels: list[Level] = []
         points = source
         for number in range(len(self.plans)):
-            levels.append(self._fit_level(points, number, checkpoint))
-            points = Embeddings([TensorShard(torch.from_numpy(np.array(levels[-1].centroids)), f"level {number + 1}")])
+            try:
+                levels.append(self._fit_level(points, number, checkpoint))
+            except LostProcess:
+                checkpoint.rescue()
+                raise
+            centroids = levels[-1].centroids
+            mapped = isinstance(centroids, np.memmap)  # one copy for all processes of a machine
+            shard = ArrayShard(centroids, "") if mapped else TensorShard(torch.from_numpy(np.array(centroids)))
+            shard.name = f"level {number + 1}"
+            points = Embeddings([shard])
         for key in ("pool_fingerprint", "embedder"):
             if key in source.metadata:
                 settings[key] = source.metadata[key]
         tree = ClusterTree(levels, settings, source.row_ids)
-        if save_to is not None:
-            tree.save(save_to)
-            checkpoint.remove()
+        if save_to is None:
+            return tree
+        with group.all_or_none():
+            if group.first:
+                tree.save(save_to)
+        if group.size > 1:  # its arrays lie in files of the checkpoint
+            tree = ClusterTree.load(save_to)
+            group.barrier()
+        checkpoint.remove()
         return tree
 
     def _fit_level(self, points: Embeddings, number: int, checkpoint: FitCheckpoint) -> Level:
         """Initial k-means, then the resampled ones, each assigned to all points of the level."""
         plan = self.plans[number]
+        if self.work_dir is not None:  # files of a level stay until the tree is saved: the next level reads them
+            self.group.scratch = self.work_dir / "shared" / f"level_{number + 1}"
         name = f"level_{number + 1}"
         saved = checkpoint.load(name)
         if saved is not None:
@@ -228,7 +256,7 @@ class HierarchicalKMeans:
             centroids = Centroids(arrays["centroids"], arrays.get("coarse_centroids"), arrays.get("coarse_of"))
             steps_done, inertias = numbers["steps"], numbers["inertias"]
             started -= numbers["seconds"]
-        labels, distances = (None, None) if centroids is None else self._assign(points, centroids)
+        labels, distances = (None, None) if centroids is None else self._assign(points, centroids)[:2]
         for step in range(steps_done, plan.n_resamples + 1):
             members = points
             if step:
@@ -237,8 +265,8 @@ class HierarchicalKMeans:
                 assert centroids is not None
                 members = self._resample(points, labels, distances, len(centroids.points), plan, number, step)
             centroids = self._cluster(members, plan, number, step, checkpoint)
-            centroids, labels, distances = self._fill(points, centroids)
-            inertias.append(float(distances.sum(dtype=np.float64)))
+            centroids, labels, distances, inertia = self._fill(points, centroids)
+            inertias.append(inertia)
             arrays = {"centroids": centroids.points}
             if centroids.coarse is not None and centroids.coarse_of is not None:
                 arrays |= {"coarse_centroids": centroids.coarse, "coarse_of": centroids.coarse_of}
@@ -255,19 +283,24 @@ class HierarchicalKMeans:
         checkpoint.drop("step")
         return level
 
-    def _assign(self, points: Embeddings, centroids: Centroids) -> tuple[np.ndarray, np.ndarray]:
-        return centroids.assign(points, self.metric, self.device, self.precision)
+    def _assign(self, points: Embeddings, centroids: Centroids) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
+        """Labels, squared distances, their sum, and the size of every cluster; each process assigns its own rows."""
+        span = self.group.span(points.n_rows, rows_per_read(points.dim))
+        labels, distances = centroids.assign(points, self.metric, self.device, self.precision, span)
+        sizes = self.group.total(np.bincount(labels, minlength=len(centroids.points)))
+        inertia = inertia_of(distances, points.dim, self.group)
+        return self.group.assemble("labels", labels), self.group.assemble("distances", distances), inertia, sizes
 
-    def _fill(self, points: Embeddings, centroids: Centroids) -> tuple[Centroids, np.ndarray, np.ndarray]:
+    def _fill(self, points: Embeddings, centroids: Centroids) -> tuple[Centroids, np.ndarray, np.ndarray, float]:
         """Assign all points; no cluster stays empty, so the next level clusters no stale centroid."""
         if centroids.coarse is None:
-            result = assign_filled(points, centroids.points, self.metric, self.device, self.precision)
-            return Centroids(result.centroids), result.labels, result.distances
+            result = assign_filled(points, centroids.points, self.metric, self.device, self.precision, group=self.group)
+            return Centroids(result.centroids), result.labels, result.distances, result.inertia
         while True:
-            labels, distances = self._assign(points, centroids)
-            empty = np.flatnonzero(np.bincount(labels, minlength=len(centroids.points)) == 0)
+            labels, distances, inertia, sizes = self._assign(points, centroids)
+            empty = np.flatnonzero(sizes == 0)
             if not len(empty):
-                return centroids, labels, distances
+                return centroids, labels, distances, inertia
             centroids = centroids.without(empty)
 
     def _resample(
@@ -283,8 +316,11 @@ class HierarchicalKMeans:
         """The resampled set: r_t members of every cluster."""
         n_members = plan.sample_size or max(1, math.ceil(points.n_rows / k / 2))
         rng = np.random.default_rng([self.seed, number, step, 1])
-        rows = members_to_resample(labels, distances, k, n_members, self.resample_strategy, rng)
-        return Embeddings([TensorShard(points.take(rows), f"resampled set {step} of level {number + 1}")])
+        rows = np.empty(0, np.int64)
+        if self.group.first:
+            rows = members_to_resample(labels, distances, k, n_members, self.resample_strategy, rng)
+        rows = self.group.assemble("resampled", rows)
+        return SelectedRows(points, rows, self.group.span(len(rows), rows_per_read(points.dim)))
 
     def _cluster(
         self, members: Embeddings, plan: LevelPlan, number: int, step: int, checkpoint: FitCheckpoint
@@ -310,6 +346,7 @@ class HierarchicalKMeans:
             progress=title if self.progress else False,
             resume=checkpoint.load_lloyd(where),
             on_iteration=save,
+            group=self.group,
         )
         if plan.n_splits == 1:
             return Centroids(points)
@@ -325,4 +362,5 @@ class HierarchicalKMeans:
             self.device,
             self.precision,
             progress=f"{title}, splitting in {plan.n_splits}" if self.progress else False,
+            group=self.group,
         )

@@ -355,16 +355,17 @@ def nearest_centroid(
 
 
 def assign_all(
-    x: Embeddings, search: CentroidSearch, frame: Frame, progress: Any = None
-) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n"]]:
-    """`CentroidSearch.nearest` over all rows in blocks; distances come back in the units of the data."""
-    labels = np.empty(x.n_rows, np.int64)
-    distances = np.empty(x.n_rows, np.float32)
-    for start, block in x.blocks(rows_per_read(x.dim)):
+    x: Embeddings, search: CentroidSearch, frame: Frame, progress: Any = None, span: tuple[int, int] | None = None
+) -> tuple[Int[np.ndarray, "m"], Float[np.ndarray, "m"]]:
+    """`CentroidSearch.nearest` over all rows, or those of ``span``, in blocks; distances in the units of the data."""
+    first, last = span or (0, x.n_rows)
+    labels = np.empty(last - first, np.int64)
+    distances = np.empty(last - first, np.float32)
+    for start, block in x.blocks(rows_per_read(x.dim), (first, last)):
         found, squared = search.nearest(frame.apply(block.to(search.device)))
-        stop = start + len(block)
-        labels[start:stop] = found.cpu().numpy()
-        distances[start:stop] = squared.cpu().numpy() / frame.scale**2
+        here = slice(start - first, start - first + len(block))
+        labels[here] = found.cpu().numpy()
+        distances[here] = squared.cpu().numpy() / frame.scale**2
         if progress is not None:
             progress.update(len(block))
     return labels, distances

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from curation.bad_rows import check_rows
 from curation.embeddings import Embeddings, open_embeddings
 from curation.errors import CurationError
+from curation.group import Group
 from curation.kmeans.activity import ActiveSearch
 from curation.kmeans.assignment import CentroidSearch, assign_all, rows_per_read
 from curation.kmeans.frame import Frame, sample_rows
@@ -63,7 +64,9 @@ def kmeans(
     precision: str = "auto",
     progress: bool | str = False,
 ) -> KMeansResult:
-    """k-means with exact assignments; the same seed gives the same bytes.
+    """k-means with exact assignments; the same seed gives the same bytes, for any number of processes.
+
+    Processes that `torch.distributed` connects share the work; each gets the whole result.
 
     Args:
         x: (n, d), anything `open_embeddings` takes; never copied as a whole.
@@ -81,8 +84,8 @@ def kmeans(
     Raises:
         CurationError: bad settings, NaN, infinite or (cosine) zero rows, fewer (distinct) rows than k.
     """
-    source = open_embeddings(x)
-    check_rows(source, metric == "cosine", rows_per_read(source.dim))
+    source, group = open_embeddings(x), Group.current()
+    check_rows(source, metric == "cosine", rows_per_read(source.dim), group)
     centroids, history = fit_centroids(
         source,
         k,
@@ -95,8 +98,9 @@ def kmeans(
         device=device,
         precision=precision,
         progress=progress,
+        group=group,
     )
-    return assign_filled(source, centroids, metric, device, precision, history)
+    return assign_filled(source, centroids, metric, device, precision, history, group)
 
 
 def fit_centroids(
@@ -113,12 +117,14 @@ def fit_centroids(
     progress: bool | str = False,
     resume: LloydState | None = None,
     on_iteration: Callable[[LloydState], None] | None = None,
+    group: Group | None = None,
 ) -> tuple[Float[np.ndarray, "k d"], list[float]]:
     """Seeding and Lloyd iterations without the final assignment; see `kmeans`.
 
     Args:
         resume: state to go on from, as ``on_iteration`` received it.
         on_iteration: called after every update.
+        group: the processes that share the rows; None: this one alone.
 
     Returns:
         (k, d) float32 centroids in the units of the data, and the inertia before each update.
@@ -129,24 +135,26 @@ def fit_centroids(
         raise CurationError(f"k={k} makes no sense: at least one cluster is needed")
     if k > x.n_rows:
         raise CurationError(f"k={k} clusters need at least {k} rows but there are {x.n_rows}; lower k")
+    group = group or Group()
     frame = Frame.of(sample_rows(x), unit=metric == "cosine")
     title = progress if isinstance(progress, str) else f"k-means, k={k}"
-    with tqdm(total=max_iterations, desc=title, unit="it", leave=False, disable=not progress) as bar:
+    with tqdm(total=max_iterations, desc=title, unit="it", leave=False, disable=not (progress and group.first)) as bar:
         if resume is not None:
-            centroids = torch.from_numpy(resume.centroids).to(device)
+            centroids = torch.from_numpy(np.array(resume.centroids)).to(device)
             history, done = list(resume.history), resume.iteration
         else:
             if initial is None:
-                centroids = seed_centroids(x, k, frame, rng, seeding, device, precision, bar)
+                centroids = seed_centroids(x, k, frame, rng, seeding, device, precision, bar, group)
             else:
                 centroids = frame.apply(torch.as_tensor(np.asarray(initial))).to(device)
                 if centroids.shape != (k, x.dim):
                     raise CurationError(f"initial has shape {tuple(centroids.shape)}, not ({k}, {x.dim})")
             history, done = [], 0
         bar.update(done)
-        active = ActiveSearch(x.n_rows)
+        span = group.span(x.n_rows, rows_per_read(x.dim))
+        active = ActiveSearch(span[1] - span[0])
         for iteration in range(done, max_iterations):
-            moved, inertia = _iterate(x, centroids, frame, precision, active)
+            moved, inertia = _iterate(x, centroids, frame, precision, active, group)
             history.append(inertia / frame.scale**2)
             still = torch.equal(moved, centroids)
             centroids = moved
@@ -161,27 +169,29 @@ def fit_centroids(
 
 
 def _iterate(
-    x: Embeddings, centroids: Float[Tensor, "k d"], frame: Frame, precision: str, active: ActiveSearch
+    x: Embeddings, centroids: Float[Tensor, "k d"], frame: Frame, precision: str, active: ActiveSearch, group: Group
 ) -> tuple[Float[Tensor, "k d"], float]:
     """One assignment and update; empty clusters move to the rows farthest from their centroids."""
     search = active.begin(centroids, precision)
     sums = ClusterSums(search.k, search.dim, search.device)
     farthest = _Farthest(search.k)
-    inertia = 0.0
-    for start, block in x.blocks(rows_per_read(x.dim)):
+    inertias = []
+    first, last = group.span(x.n_rows, rows_per_read(x.dim))
+    for start, block in x.blocks(rows_per_read(x.dim), (first, last)):
         rows = frame.apply(block.to(search.device))
-        labels, distances = active.nearest(start, rows)
+        labels, distances = active.nearest(start - first, rows)
         sums.add(rows, labels)
-        inertia += float(distances.sum(dtype=torch.float64))
+        inertias.append(float(distances.sum(dtype=torch.float64)))
         farthest.add(start, distances)
-    moved = sums.means()
-    empty = (sums.counts == 0).nonzero().flatten()
+    inertia = float(group.gather(np.array(inertias, np.float64)).sum())
+    moved, counts = sums.means(group)
+    empty = (counts == 0).nonzero().flatten()
     if frame.unit:
         length = torch.linalg.vector_norm(moved, dim=1, keepdim=True)
         # opposite rows can cancel to a mean without direction: such a centroid stays
         moved = torch.where(length > 1e-12, moved / length.clamp(min=1e-12), centroids)
     if len(empty):
-        moved[empty] = frame.apply(x.take(farthest.rows(len(empty), search.k)).to(search.device))
+        moved[empty] = frame.apply(x.take(farthest.rows(len(empty), search.k, group)).to(search.device))
     return moved, inertia
 
 
@@ -201,8 +211,11 @@ class _Farthest:
         best = np.lexsort((found, -values))[: self.limit]
         self.found, self.distances = found[best], values[best]
 
-    def rows(self, n: int, k: int) -> np.ndarray:
-        """The n farthest rows, lowest row first among equals."""
+    def rows(self, n: int, k: int, group: Group) -> np.ndarray:
+        """The n farthest rows of all processes, lowest row first among equals."""
+        self.found, self.distances = group.gather(self.found[:n]), group.gather(self.distances[:n])
+        best = np.lexsort((self.found, -self.distances))
+        self.found, self.distances = self.found[best], self.distances[best]
         if self.distances[n - 1] <= 0:
             distinct = k - n + int((self.distances > 0).sum())
             raise CurationError(f"about {distinct} distinct rows for k={k} clusters; lower k or remove duplicates")
@@ -216,24 +229,36 @@ def assign_filled(
     device: str | torch.device = "cpu",
     precision: str = "auto",
     history: list[float] | None = None,
-    progress: Any = None,
+    group: Group | None = None,
 ) -> KMeansResult:
     """Assign all rows; a centroid that no row is nearest to moves to the row farthest from its own.
+
+    With several processes, labels and distances are put together by `Group.assemble`.
 
     Raises:
         CurationError: fewer distinct rows than centroids.
     """
-    k = len(centroids)
+    k, group = len(centroids), group or Group()
     centroids = np.array(centroids)
+    span = group.span(x.n_rows, rows_per_read(x.dim))
     while True:
         points = torch.from_numpy(centroids)
         frame = Frame.of(points, unit=metric == "cosine")
         search = CentroidSearch(frame.apply(points).to(device), precision)
-        labels, distances = assign_all(x, search, frame, progress)
-        empty = np.flatnonzero(np.bincount(labels, minlength=k) == 0)
+        labels, distances = assign_all(x, search, frame, span=span)
+        empty = np.flatnonzero(group.total(np.bincount(labels, minlength=k)) == 0)
         if not len(empty):
-            return KMeansResult(centroids, labels, distances, float(distances.sum(dtype=np.float64)), history or [])
+            inertia = inertia_of(distances, x.dim, group)
+            labels, distances = group.assemble("labels", labels), group.assemble("distances", distances)
+            return KMeansResult(centroids, labels, distances, inertia, history or [])
         farthest = _Farthest(len(empty))
-        farthest.add(0, torch.from_numpy(distances))
-        rows = x.take(farthest.rows(len(empty), k)).float()
+        farthest.add(span[0], torch.from_numpy(distances))
+        rows = x.take(farthest.rows(len(empty), k, group)).float()
         centroids[empty] = (torch.nn.functional.normalize(rows) if metric == "cosine" else rows).cpu().numpy()
+
+
+def inertia_of(distances: Float[np.ndarray, "m"], dim: int, group: Group) -> float:
+    """Sum over the rows of all processes; block by block, so that it does not show how many there are."""
+    block = rows_per_read(dim)
+    parts = [distances[start : start + block].sum(dtype=np.float64) for start in range(0, len(distances), block)]
+    return float(group.gather(np.array(parts, np.float64)).sum())

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from curation.embeddings import Embeddings
 from curation.errors import CurationError
+from curation.group import Group
 from curation.kmeans.assignment import FEW_DIMENSIONS, CentroidSearch, rows_per_read
 from curation.kmeans.frame import Frame
 
@@ -222,8 +223,11 @@ def seed_centroids(
     device: str | torch.device = "cpu",
     precision: str = "auto",
     progress: Any = None,
+    group: Group | None = None,
 ) -> Float[Tensor, "k d"]:
     """k starting centroids, float32 in ``frame``; the same generator state gives the same centroids.
+
+    Several processes share the passes of "kmeans||"; greedy choices are made by the first one.
 
     Args:
         strategy: "auto" (greedy k-means++ on a uniform subsample), "kmeans++" (greedy over all rows, which must fit in
@@ -245,8 +249,11 @@ def seed_centroids(
         raise CurationError(
             f"seeding kmeans++ would read {x.n_rows} rows {k} times; use seeding auto or kmeans|| for such an input"
         )
+    group = group or Group()
     if strategy == "kmeans||":
-        candidates, weights = _oversample(x, k, frame, rng, device, precision, progress)
+        candidates, weights = _oversample(x, k, frame, rng, device, precision, progress, group)
+    elif not group.first:
+        candidates, weights = torch.empty((0, x.dim)), np.empty(0)
     else:
         if strategy == "kmeans++" or x.n_rows <= SUBSAMPLE * k:
             sample = x.block(0, x.n_rows)
@@ -254,14 +261,27 @@ def seed_centroids(
             sample = x.take(np.sort(rng.choice(x.n_rows, SUBSAMPLE * k, replace=False)))
         candidates = frame.apply(sample)
         weights = np.ones(len(candidates))
-    in_memory = candidates.cpu().numpy()
-    if strategy == "auto" and len(in_memory) * k * x.dim > GROUPED_WORK:
-        n_groups, n_trials = grouped_settings(len(in_memory), k, x.dim)
-        groups = _groups(in_memory, n_groups, rng)
-        chosen = grouped_kmeans_plusplus(in_memory, k, groups, rng, n_trials, progress)
-        return torch.from_numpy(in_memory[chosen]).to(device)
-    chosen = greedy_kmeans_plusplus(in_memory, k, weights, rng, _n_trials(len(in_memory), k, x.dim, strategy))
-    return torch.from_numpy(in_memory[chosen]).to(device)
+    found = torch.empty((k, x.dim))
+    with group.all_or_none():
+        if group.first:
+            in_memory = candidates.cpu().numpy()
+            found = torch.from_numpy(in_memory[_chosen(in_memory, weights, k, strategy, rng, progress)])
+    return group.share_tensor(found).to(device)
+
+
+def _chosen(
+    x: Float[np.ndarray, "n d"],
+    weights: Float[np.ndarray, "n"],
+    k: int,
+    strategy: str,
+    rng: np.random.Generator,
+    progress: Any,
+) -> Int[np.ndarray, "k"]:
+    """k of the candidates by greedy k-means++, within groups where there are very many."""
+    if strategy == "auto" and len(x) * k * x.shape[1] > GROUPED_WORK:
+        n_groups, n_trials = grouped_settings(len(x), k, x.shape[1])
+        return grouped_kmeans_plusplus(x, k, _groups(x, n_groups, rng), rng, n_trials, progress)
+    return greedy_kmeans_plusplus(x, k, weights, rng, _n_trials(len(x), k, x.shape[1], strategy))
 
 
 def grouped_settings(n: int, k: int, dim: int) -> tuple[int, int]:
@@ -301,37 +321,49 @@ def _oversample(
     device: str | torch.device,
     precision: str,
     progress: Any,
+    group: Group,
 ) -> tuple[Float[Tensor, "c d"], Float[np.ndarray, "c"]]:
-    """Candidates of k-means|| with the number of rows nearest to each.
+    """Candidates of k-means|| with the number of rows nearest to each; each process passes over its own rows.
 
     The first k are uniform: while few centres exist, D^2 hardly differs from row to row in many dimensions.
     """
-    closest = np.full(x.n_rows, np.inf, np.float32)
-    nearest = np.zeros(x.n_rows, np.int64)
+    step = rows_per_read(x.dim)
+    first, last = group.span(x.n_rows, step)
+    closest = np.full(last - first, np.inf, np.float32)
+    nearest = np.zeros(last - first, np.int64)
+    root = int(rng.integers(1 << 62))
     rows = np.sort(rng.choice(x.n_rows, k, replace=False))
     found: list[Tensor] = []
     n_found = 0
     for round_ in range(ROUNDS + 1):
         fresh = frame.apply(x.take(rows).to(device))
         search = CentroidSearch(fresh, precision)
-        for start, block in x.blocks(rows_per_read(x.dim)):
+        for start, block in x.blocks(step, (first, last)):
             labels, distances = search.nearest(frame.apply(block.to(device)))
-            stop = start + len(block)
-            closer = distances.cpu().numpy() < closest[start:stop]
-            nearest[start:stop][closer] = labels.cpu().numpy()[closer] + n_found
-            closest[start:stop][closer] = distances.cpu().numpy()[closer]
+            here = slice(start - first, start - first + len(block))
+            closer = distances.cpu().numpy() < closest[here]
+            nearest[here][closer] = labels.cpu().numpy()[closer] + n_found
+            closest[here][closer] = distances.cpu().numpy()[closer]
             if progress is not None:
                 progress.set_postfix_str(f"seeding, pass {round_ + 1} of {ROUNDS + 1}")
         found.append(fresh)
         n_found += len(fresh)
-        total = closest.sum(dtype=np.float64)
+        parts = [closest[i : i + step].sum(dtype=np.float64) for i in range(0, len(closest), step)]
+        total = float(group.gather(np.array(parts, np.float64)).sum())
         if total <= 0 or round_ == ROUNDS:
             break
-        drawn = rng.random(x.n_rows) * total < k * closest.astype(np.float64)
-        rows = np.flatnonzero(drawn)
+        drawn = [np.empty(0, np.int64)]
+        for start in range(first, last, step):
+            mine = closest[start - first : start - first + step].astype(np.float64)
+            # random numbers of each block on its own: they do not depend on the process that has it
+            uniforms = np.random.default_rng([root, round_, start]).random(len(mine))
+            drawn.append(np.flatnonzero(uniforms * total < k * mine) + start)
+        rows = group.gather(np.concatenate(drawn))
         if not len(rows):
-            rows = np.array([int(closest.argmax())])
-    weights = np.bincount(nearest, minlength=n_found).astype(np.float64)
+            largest = int(closest.argmax()) if len(closest) else 0
+            tops = group.gather(closest[largest : largest + 1])
+            rows = group.gather(np.array([largest + first] if len(closest) else [], np.int64))[[int(tops.argmax())]]
+    weights = group.total(np.bincount(nearest, minlength=n_found)).astype(np.float64)
     used = weights > 0
     if used.sum() < k:
         raise CurationError(

@@ -5,7 +5,6 @@ centroid within its coarse cluster, so placing it costs k1 + s distances instead
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,8 @@ from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from curation.embeddings import Embeddings, TensorShard
-from curation.kmeans.assignment import CentroidSearch, assign_all
+from curation.group import Group
+from curation.kmeans.assignment import CentroidSearch, assign_all, rows_per_read
 from curation.kmeans.frame import Frame
 from curation.kmeans.lloyd import assign_filled, fit_centroids
 from curation.sampling import cluster_starts
@@ -34,13 +34,23 @@ class Centroids:
     coarse_of: Int[np.ndarray, "k"] | None = None
 
     def assign(
-        self, x: Embeddings, metric: str, device: str | torch.device, precision: str, progress: Any = None
+        self,
+        x: Embeddings,
+        metric: str,
+        device: str | torch.device,
+        precision: str,
+        span: tuple[int, int] | None = None,
     ) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n"]]:
-        """(n,) int64 labels and (n,) float32 squared distances; through the coarse clusters where there are any."""
+        """(n,) int64 labels and (n,) float32 squared distances; through the coarse clusters where there are any.
+
+        Args:
+            span: first and last (exclusive) row, for the n rows between them alone.
+        """
         if self.coarse is None or self.coarse_of is None:
-            return assign_to(x, self.points, metric, device, precision, progress)
-        parents, _distances = assign_to(x, self.coarse, metric, device, precision, progress)
-        labels, distances = np.empty(x.n_rows, np.int64), np.empty(x.n_rows, np.float32)
+            return assign_to(x, self.points, metric, device, precision, span)
+        parents, _distances = assign_to(x, self.coarse, metric, device, precision, span)
+        labels, distances = np.empty(len(parents), np.int64), np.empty(len(parents), np.float32)
+        offset = span[0] if span else 0
         starts, first = (
             cluster_starts(parents, len(self.coarse)),
             np.searchsorted(self.coarse_of, np.arange(len(self.coarse) + 1)),
@@ -49,7 +59,7 @@ class Centroids:
         for cluster in np.flatnonzero(np.diff(starts)):
             rows = order[starts[cluster] : starts[cluster + 1]]
             fine = slice(int(first[cluster]), int(first[cluster + 1]))
-            member = Embeddings([_in_memory(x, rows)])
+            member = Embeddings([_in_memory(x, rows + offset)])
             found, squared = assign_to(member, self.points[fine], metric, device, precision)
             labels[rows], distances[rows] = found + fine.start, squared
         return labels, distances
@@ -66,12 +76,12 @@ def assign_to(
     metric: str,
     device: str | torch.device,
     precision: str,
-    progress: Any = None,
+    span: tuple[int, int] | None = None,
 ) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n"]]:
-    """Nearest of ``points`` for all rows; the frame follows from the points, so any later call agrees."""
+    """Nearest of ``points`` for all rows or those of a span; the frame follows from the points alone."""
     tensor = torch.from_numpy(np.array(points))
     frame = Frame.of(tensor, unit=metric == "cosine")
-    return assign_all(x, CentroidSearch(frame.apply(tensor).to(device), precision), frame, progress)
+    return assign_all(x, CentroidSearch(frame.apply(tensor).to(device), precision), frame, span=span)
 
 
 def split_clusters(
@@ -86,17 +96,27 @@ def split_clusters(
     device: str | torch.device,
     precision: str,
     progress: bool | str = False,
+    group: Group | None = None,
 ) -> Centroids:
     """Split every coarse cluster into up to ``n_splits`` by k-means on its own rows.
 
-    A cluster with fewer distinct rows than ``n_splits`` gives one centroid for each of them.
+    A cluster with fewer distinct rows than ``n_splits`` gives one centroid for each of them. Every process splits the
+    clusters of one stretch, of about equally many rows.
     """
-    parents, _distances = assign_to(x, coarse, metric, device, precision)
+    group = group or Group()
+    mine, _distances = assign_to(x, coarse, metric, device, precision, group.span(x.n_rows, rows_per_read(x.dim)))
+    parents = group.assemble("parents", mine)
     starts = cluster_starts(parents, len(coarse))
-    order = np.argsort(parents, kind="stable")
-    points, coarse_of = [], []
+    first, last = np.searchsorted(starts, x.n_rows * np.array([group.rank, group.rank + 1]) // group.size)
+    last = len(coarse) if group.rank == group.size - 1 else last
+    # the rows of these clusters, ordered by cluster
+    order = np.flatnonzero((parents >= first) & (parents < last)) if group.size > 1 else np.arange(x.n_rows)
+    order = order[np.argsort(parents[order], kind="stable")]
+    starts = starts - starts[first]
+    points, coarse_of = [np.empty((0, x.dim), np.float32)], [np.empty(0, np.int64)]
     title = progress if isinstance(progress, str) else "splitting clusters"
-    for cluster in tqdm(np.flatnonzero(np.diff(starts)), desc=title, unit="cluster", leave=False, disable=not progress):
+    clusters = first + np.flatnonzero(np.diff(starts[first : last + 1]))
+    for cluster in tqdm(clusters, desc=title, unit="cluster", leave=False, disable=not (progress and group.first)):
         member = Embeddings([_in_memory(x, order[starts[cluster] : starts[cluster + 1]])])
         distinct = np.unique(member.block(0, member.n_rows).float().cpu().numpy(), axis=0)
         if len(distinct) <= n_splits:
@@ -110,7 +130,8 @@ def split_clusters(
             found = assign_filled(member, found, metric, device, precision).centroids
         points.append(found)
         coarse_of.append(np.full(len(found), cluster, np.int64))
-    return Centroids(np.concatenate(points), coarse, np.concatenate(coarse_of))
+    whole = group.assemble("split_points", np.concatenate(points))
+    return Centroids(whole, coarse, group.assemble("split_coarse_of", np.concatenate(coarse_of)))
 
 
 def _in_memory(x: Embeddings, rows: np.ndarray) -> TensorShard:

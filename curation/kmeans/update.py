@@ -1,4 +1,8 @@
-"""The update step: float64 sums and counts of each cluster, in an order that no thread count can change."""
+"""The update step: sums and counts of each cluster, the same for any number of threads, blocks or processes.
+
+Rows of one block are added in float64, in ascending order; the sums of blocks are added with their rounding error kept
+(double-double), so that float32 means do not depend on how the blocks are dealt out.
+"""
 
 import numba
 import numpy as np
@@ -6,28 +10,34 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from curation.group import Group, two_sum
+
 
 @numba.njit(parallel=True, cache=True)
-def _add_segments(x, weights, order, starts, clusters, sums, counts):
+def _add_segments(x, weights, order, starts, clusters, sums, rest, counts):
     for s in numba.prange(len(clusters)):
         cluster = clusters[s]
+        part = np.zeros(x.shape[1])
         for position in range(starts[s], starts[s + 1]):
             row = order[position]
             weight = weights[row] if len(weights) else 1.0
             counts[cluster] += weight
             for f in range(x.shape[1]):
-                sums[cluster, f] += weight * np.float64(x[row, f])
+                part[f] += weight * np.float64(x[row, f])
+        for f in range(x.shape[1]):
+            before, added = sums[cluster, f], part[f]
+            total = before + added
+            there = total - before
+            rest[cluster, f] += (before - (total - there)) + (added - there)
+            sums[cluster, f] = total
 
 
 class ClusterSums:
-    """Sums (k, d) and counts (k,) in float64, filled block by block.
-
-    Within a cluster rows are added in ascending order, whatever the blocks or threads: the same rows and labels give
-    the same bytes.
-    """
+    """Sums (k, d) with their rounding error, and counts (k,), in float64, filled block by block."""
 
     def __init__(self, k: int, dim: int, device: torch.device):
         self.sums = torch.zeros((k, dim), dtype=torch.float64, device=device)
+        self.rest = torch.zeros_like(self.sums)
         self.counts = torch.zeros(k, dtype=torch.float64, device=device)
 
     def add(self, x: Float[Tensor, "m d"], labels: Int[Tensor, "m"], weights: Float[Tensor, "m"] | None = None) -> None:
@@ -39,7 +49,8 @@ class ClusterSums:
         ordered = labels.numpy()[order]
         starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1], [True]]))
         weight = np.empty(0) if weights is None else weights.double().numpy()
-        _add_segments(x.numpy(), weight, order, starts, ordered[starts[:-1]], self.sums.numpy(), self.counts.numpy())
+        sums, rest, counts = self.sums.numpy(), self.rest.numpy(), self.counts.numpy()
+        _add_segments(x.numpy(), weight, order, starts, ordered[starts[:-1]], sums, rest, counts)
 
     def _add_anywhere(self, x: Tensor, labels: Tensor, weights: Tensor | None) -> None:
         """The same in plain torch; a segmented sum, since scattered additions on a GPU come in any order."""
@@ -47,9 +58,14 @@ class ClusterSums:
         lengths = torch.bincount(labels, minlength=len(self.counts))
         weight = torch.ones(len(x), dtype=torch.float64, device=x.device) if weights is None else weights.double()
         rows = x[order].double() * weight[order, None]
-        self.sums += torch.segment_reduce(rows, "sum", lengths=lengths, initial=0.0)
+        part = torch.segment_reduce(rows, "sum", lengths=lengths, initial=0.0)
+        self.sums, lost = two_sum(self.sums, part)
+        self.rest += lost
         self.counts += torch.segment_reduce(weight[order], "sum", lengths=lengths, initial=0.0)
 
-    def means(self) -> Float[Tensor, "k d"]:
-        """Float32 means; rows of empty clusters are zero."""
-        return (self.sums / self.counts.clamp(min=1e-300)[:, None]).float()
+    def means(self, group: Group | None = None) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k"]]:
+        """Float32 means (zero for empty clusters) and float64 counts over the blocks of all processes."""
+        group = group or Group()
+        sums, rest, counts = group.folded(self.sums, self.rest, self.counts)
+        means = ((sums + rest) / counts.clamp(min=1e-300)[:, None]).float()
+        return group.joint(means, len(self.sums)), group.joint(counts, len(self.counts))

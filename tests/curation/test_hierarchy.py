@@ -155,13 +155,13 @@ def test_a_fit_stopped_after_any_iteration_resumes_to_the_same_tree(tmp_path: Pa
     x = rings(1500)
     settings = {"n_resamples": [1, 2], "sample_sizes": [4, 2], "max_iterations": 4, "progress": False}
     whole = HierarchicalKMeans(levels, **settings).fit(x)
-    original, stops = FitCheckpoint.save, 0
+    original, stops = FitCheckpoint._write, 0
 
     def save_then_stop(self, *args, **kwargs):
         original(self, *args, **kwargs)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(FitCheckpoint, "save", save_then_stop)
+    monkeypatch.setattr(FitCheckpoint, "_write", save_then_stop)
     for _ in range(100):
         try:
             fit = HierarchicalKMeans(levels, work_dir=tmp_path, checkpoint_seconds=0, **settings)

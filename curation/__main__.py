@@ -1,0 +1,5 @@
+"""`python -m curation` is `curate`: for torchrun and srun."""
+
+from curation.cli import main
+
+main()

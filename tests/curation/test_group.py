@@ -1,0 +1,194 @@
+"""Several processes fit the tree that one fits, byte for byte, also when they are killed; and they stop together."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from curation import ClusterTree, HierarchicalKMeans
+from curation.group import Group, _place, two_sum
+from curation.kmeans import assignment
+from curation.kmeans.update import ClusterSums
+
+# small blocks, so that a small input has some for every process
+FIT = """
+import json, sys
+from curation.errors import CurationError
+from curation.group import joined
+from curation.hierarchy import HierarchicalKMeans
+from curation.kmeans import assignment, kmeans
+assignment.rows_per_read.__defaults__ = (1 << 13,)
+source, out, settings = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+try:
+    with joined() as (group, device):
+        if group.first:
+            print("started", flush=True)
+        fit = HierarchicalKMeans(**settings, work_dir=out + "/work", checkpoint_seconds=0, progress=False)
+        tree = fit.fit(source, save_to=out + "/tree")
+        print(tree.checksum, flush=True)
+except CurationError as error:
+    raise SystemExit(f"process {group.rank}: {error}")
+"""
+SETTINGS = {
+    "plain": {"levels": [60, 12], "n_resamples": [1, 2], "max_iterations": 6},
+    "two-step": {"levels": ["12x6", 10], "n_resamples": [1, 1], "max_iterations": 5, "metric": "cosine"},
+    "kmeans||": {"levels": [80, 9], "seeding": "kmeans||", "max_iterations": 5, "bad_rows": "drop"},
+}
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+def start(n: int, *arguments: str) -> list[subprocess.Popen]:
+    """n processes of the fit, as torchrun would start them."""
+    place = {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n), "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", FIT, *arguments],
+            env={**os.environ, **place, "MASTER_ADDR": "127.0.0.1", "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        for rank in range(n)
+    ]
+
+
+def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+    """Exit code, output and errors of each."""
+    found = []
+    for process in processes:
+        out, err = process.communicate(timeout=120)
+        found.append((process.returncode, out, err))
+    return found
+
+
+def wide_range(n: int = 3000, dim: int = 24, bad: bool = False) -> np.ndarray:
+    """Rows whose sums round differently in every order, in clusters and with some exact duplicates."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(40, dim))[rng.integers(40, size=n)] * 3 + rng.normal(size=(n, dim))
+    x *= 10.0 ** rng.uniform(-4, 4, size=dim)
+    x[100:120] = x[99]
+    if bad:
+        x[[5, 700, 2999], 3] = np.nan
+    return x.astype(np.float32)
+
+
+@pytest.mark.parametrize(("name", "n"), [("plain", 3), ("two-step", 2), ("kmeans||", 2)])
+def test_several_processes_fit_the_tree_of_one(tmp_path: Path, name: str, n: int, monkeypatch: pytest.MonkeyPatch):
+    x = wide_range(bad=name == "kmeans||")
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for i, part in enumerate(np.array_split(x, 3)):
+        np.save(shards / f"{i}.npy", part)
+    monkeypatch.setattr(assignment.rows_per_read, "__defaults__", (1 << 13,))
+    alone = HierarchicalKMeans(**SETTINGS[name], progress=False).fit(shards)  # type: ignore[arg-type]
+    out = tmp_path / "out"
+    found = finish(start(n, str(shards), str(out), json.dumps(SETTINGS[name])))
+    assert [code for code, _, _ in found] == [0] * n, found
+    assert len({out.split()[-1] for _, out, _ in found}) == 1  # every process has the tree
+    assert not (out / "work").exists()
+    together = ClusterTree.load(out / "tree")
+    assert together.checksum == alone.checksum
+    assert [level.record for level in together.levels] == [level.record for level in alone.levels]
+    assert alone.n_rows == len(x) - 3 * (name == "kmeans||")
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_lost_process_stops_all_and_the_rerun_ends_with_the_same_tree(tmp_path: Path, kills: int):
+    np.save(tmp_path / "x.npy", wide_range(20_000))
+    settings = {"levels": [400, 60, 10], "n_resamples": [0, 2, 2], "max_iterations": 12}
+    arguments = str(tmp_path / "x.npy"), str(tmp_path / "killed"), json.dumps(settings)
+    rng = np.random.default_rng(1)
+    lost = 0
+    for _ in range(kills):
+        processes = start(2, *arguments)
+        assert processes[0].stdout.readline() == "started\n"  # type: ignore[union-attr]
+        time.sleep(rng.uniform(0.1, 1.5))
+        victim = processes[int(rng.integers(2))]
+        if victim.poll() is None:
+            os.killpg(victim.pid, signal.SIGKILL)
+        for code, _, err in finish(processes):
+            if code not in (0, -signal.SIGKILL):
+                assert "lost the others" in err or "cannot reach" in err, err
+                assert "Traceback" not in err
+                lost += 1
+    assert lost
+    found = finish(start(2, *arguments))
+    assert [code for code, _, _ in found] == [0, 0], found
+    whole = HierarchicalKMeans(**settings, progress=False).fit(tmp_path / "x.npy")
+    assert ClusterTree.load(tmp_path / "killed" / "tree").checksum == whole.checksum
+
+
+def test_processes_that_see_other_data_are_refused(tmp_path: Path):
+    processes = []
+    place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": str(free_port()), "MASTER_ADDR": "127.0.0.1"}
+    for rank in range(2):
+        np.save(tmp_path / f"{rank}.npy", wide_range(200) + rank)
+        arguments = [str(tmp_path / f"{rank}.npy"), str(tmp_path / "out"), json.dumps({"levels": [5]})]
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", FIT, *arguments],
+                env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    for code, _, err in finish(processes):
+        assert code == 1
+        assert "process 1 has another fingerprint of the embeddings" in err
+    assert not (tmp_path / "out" / "tree").exists()
+
+
+def test_blocks_stay_whole_and_every_row_has_one_process():
+    for n_rows, multiple, size in ((0, 4, 3), (1, 4, 3), (1000, 7, 4), (64, 8, 8), (50, 100, 2)):
+        spans = [Group(rank, size).span(n_rows, multiple) for rank in range(size)]
+        assert spans[0][0] == 0
+        assert spans[-1][1] == n_rows
+        for (_, stop), (begin, _) in pairwise(spans):
+            assert stop == begin
+            assert stop % multiple == 0 or stop == n_rows
+
+
+def test_sums_of_blocks_lose_nothing_to_their_order():
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(4096, 8)) * 10.0 ** rng.uniform(-12, 12, size=(4096, 1))).astype(np.float32)
+    labels = rng.integers(5, size=4096).astype(np.int32)
+    found = []
+    for order in (np.arange(64), np.arange(64)[::-1], rng.permutation(64)):
+        sums = ClusterSums(5, 8, torch.device("cpu"))
+        for block in order:
+            rows = slice(block * 64, block * 64 + 64)
+            sums.add(torch.from_numpy(x[rows]), torch.from_numpy(labels[rows]))
+        found.append(sums.means()[0].numpy())
+    exact = np.stack([x[labels == c].astype(np.longdouble).mean(axis=0) for c in range(5)])
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+    np.testing.assert_allclose(found[0], exact.astype(np.float64), rtol=1e-7)
+    a, b = torch.tensor([1e16, -3.0], dtype=torch.float64), torch.tensor([1.0, 1e-20], dtype=torch.float64)
+    total, lost = two_sum(a, b)
+    assert [int(total[0]) + int(lost[0]), float(lost[1])] == [10**16 + 1, 1e-20]
+
+
+def test_the_place_of_a_process_is_read_from_torchrun_and_slurm():
+    assert _place({}) is None
+    assert _place({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) is None  # a batch script
+    torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    assert _place({**torchrun, "MASTER_ADDR": "a", "MASTER_PORT": "7"}) == (3, 4, 1, 2, "a", 7)
+    step = {"SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1"}
+    step |= {"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_JOB_ID": "40003", "SLURM_STEP_NODELIST": "node1"}
+    assert _place(step) == (9, 16, 1, 8, "node1", 20_003)
