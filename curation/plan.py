@@ -34,8 +34,11 @@ class Hardware:
         greedy_tflops: the same for the skinny products of greedy seeding, on the CPU.
         read_gb_s: sequential read of the embeddings by one process, 1e9 bytes a second.
         pass_g_s: values (of n x d) that an iteration handles besides the product, 1e9 a second.
-        n_devices: how many share the rows.
+        n_devices: how many processes share the rows, one on each.
         source: where the figures come from.
+        skips: late iterations search only what moved (on the CPU).
+        random_read_s: seconds until a single row comes from storage, for the reads of two-step levels.
+        link_gb_s: what a process sends and receives at once, 1e9 bytes a second.
     """
 
     name: str
@@ -45,12 +48,18 @@ class Hardware:
     n_devices: int = 1
     source: str = ""
     pass_g_s: float = 100.0
+    skips: bool = False
+    random_read_s: float = 0.0
+    link_gb_s: float = 10.0
 
 
 # half of the dense bfloat16 peak that the vendor's data sheets give; assumed, not measured
+ASSUMED = (
+    "assumed: half of the {} TFLOP/s peak, and for each 2 GB/s of storage, 0.1 ms for a single row, 10 GB/s of network"
+)
 PROFILES = {
-    "h100": Hardware("h100", 495.0, 0.5, 2.0, source="assumed: half of the 989 TFLOP/s peak, 2 GB/s of storage each"),
-    "a100": Hardware("a100", 156.0, 0.5, 2.0, source="assumed: half of the 312 TFLOP/s peak, 2 GB/s of storage each"),
+    "h100": Hardware("h100", 495.0, 0.5, 2.0, source=ASSUMED.format(989), random_read_s=1e-4),
+    "a100": Hardware("a100", 156.0, 0.5, 2.0, source=ASSUMED.format(312), random_read_s=1e-4),
 }
 
 
@@ -139,7 +148,8 @@ def calibrate(seconds: float = 3.0) -> Hardware:
     passes = (1 << 15) * 256 / max(few - 128 * slope, 1e-4)
     product = min(product, 2.0 * (1 << 15) * 256 / max(slope, 1e-9))
     note = f"measured now with {str(low).removeprefix('torch.')}; storage is taken to be as fast as memory"
-    return Hardware(str(device.type), product / 1e12, greedy / 1e12, read / 1e9, 1, note, passes / 1e9)
+    skips = device.type == "cpu"
+    return Hardware(str(device.type), product / 1e12, greedy / 1e12, read / 1e9, 1, note, passes / 1e9, skips)
 
 
 def _iteration_seconds(k: int, n: int, dim: int, device: torch.device) -> float:
@@ -192,12 +202,20 @@ def plan(
     devices = hardware.n_devices
 
     def add(
-        name: str, operations: float, n_bytes: float, skinny: float = 0.0, values: float = 0.0, share: float = 1.0
+        name: str,
+        operations: float,
+        n_bytes: float,
+        skinny: float = 0.0,
+        values: float = 0.0,
+        share: float = 1.0,
+        single_rows: float = 0.0,
+        sent: float = 0.0,
     ) -> None:
         product = share * operations / (hardware.tflops * 1e12 * devices) + skinny / (hardware.greedy_tflops * 1e12)
         product += values / (hardware.pass_g_s * 1e9 * devices)
-        read = n_bytes / (hardware.read_gb_s * 1e9 * devices)
-        stages.append(Stage(name, operations + skinny, n_bytes, max(product, read)))
+        read = n_bytes / (hardware.read_gb_s * 1e9 * devices) + single_rows * hardware.random_read_s / devices
+        send = sent / (hardware.link_gb_s * 1e9) if devices > 1 else 0.0
+        stages.append(Stage(name, operations + skinny, n_bytes, max(product, read) + send))
 
     def add_kmeans(name: str, n: float, k: float, width: int) -> None:
         sample = min(n, SUBSAMPLE * k)
@@ -212,7 +230,8 @@ def plan(
             2.0 * n * k * dim * max_iterations,
             n * dim * width * max_iterations,
             values=n * dim * max_iterations,
-            share=searched_share(max_iterations),
+            share=searched_share(max_iterations) if hardware.skips else 1.0,
+            sent=k * dim * 20.0 * max_iterations,  # sums with their error out, means back
         )
 
     points, width = float(rows), BYTES[dtype]
@@ -226,12 +245,13 @@ def plan(
                     f"{title}: splitting in {level.n_splits}",
                     2.0 * n * level.n_splits * dim * (max_iterations + 1),
                     n * dim * width,
+                    single_rows=n,
                 )
 
         def assign(title: str, n: float, k: float = k, level: Any = level, width: int = width) -> None:
             wide = k + (level.n_splits if level.n_splits > 1 else 0)
-
-            add(title, 2.0 * n * wide * dim, n * dim * width, values=n * dim)
+            single = n if level.n_splits > 1 else 0.0
+            add(title, 2.0 * n * wide * dim, n * dim * width * (2 if single else 1), values=n * dim, single_rows=single)
 
         add_run(name, points)
         assign(f"{name}: assignment", points)
@@ -243,8 +263,10 @@ def plan(
                 assign(f"{name}: assignment of all points", points)
         points, width = float(level.n_clusters), 4
     first = plans[0].n_clusters
-    # labels and distances while fitting, centroids in three precisions, float64 sums, blocks
-    memory = rows * 12 / devices + plans[0].k * dim * (4 + 2 + 8 + 4) + 128e6
+    # of a row: label, distance, last label, bound; two-step levels also hold its coarse cluster and its place in order
+    memory = rows / devices * (44 if any(level.n_splits > 1 for level in plans) else 20)
+    # centroids in three precisions, float64 sums with their error; what a level gives to the next, twice while joined
+    memory += plans[0].k * dim * (4 + 2 + 8 + 16) + (2 * 4 * first * dim if plans[0].n_splits > 1 else 0) + 128e6
     storage = rows * dim * BYTES[dtype] + rows * 12 + sum(p.n_clusters * dim * 4 for p in plans) + first * 12
     return Plan(hardware, _merged(stages), memory, storage)
 

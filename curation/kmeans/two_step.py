@@ -4,6 +4,7 @@ The paper makes 10 M level-1 clusters this way: 100,000 clusters, each split in 
 centroid within its coarse cluster, so placing it costs k1 + s distances instead of k1 x s.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,8 @@ from curation.kmeans.assignment import CentroidSearch, assign_all, rows_per_read
 from curation.kmeans.frame import Frame
 from curation.kmeans.lloyd import assign_filled, fit_centroids
 from curation.sampling import cluster_starts
+
+READ_BYTES = 256 << 20  # of rows of coarse clusters, as float32
 
 
 @dataclass
@@ -56,10 +59,9 @@ class Centroids:
             np.searchsorted(self.coarse_of, np.arange(len(self.coarse) + 1)),
         )
         order = np.argsort(parents, kind="stable")
-        for cluster in np.flatnonzero(np.diff(starts)):
-            rows = order[starts[cluster] : starts[cluster + 1]]
+        for cluster, rows, member in _members(x, order + offset, starts, np.flatnonzero(np.diff(starts))):
+            rows -= offset
             fine = slice(int(first[cluster]), int(first[cluster + 1]))
-            member = Embeddings([_in_memory(x, rows + offset)])
             found, squared = assign_to(member, self.points[fine], metric, device, precision)
             labels[rows], distances[rows] = found + fine.start, squared
         return labels, distances
@@ -116,8 +118,8 @@ def split_clusters(
     points, coarse_of = [np.empty((0, x.dim), np.float32)], [np.empty(0, np.int64)]
     title = progress if isinstance(progress, str) else "splitting clusters"
     clusters = first + np.flatnonzero(np.diff(starts[first : last + 1]))
-    for cluster in tqdm(clusters, desc=title, unit="cluster", leave=False, disable=not (progress and group.first)):
-        member = Embeddings([_in_memory(x, order[starts[cluster] : starts[cluster + 1]])])
+    bar = tqdm(clusters, desc=title, unit="cluster", leave=False, disable=not (progress and group.first))
+    for cluster, _rows, member in _members(x, order, starts, bar):
         distinct = np.unique(member.block(0, member.n_rows).float().cpu().numpy(), axis=0)
         if len(distinct) <= n_splits:
             found = distinct
@@ -134,5 +136,19 @@ def split_clusters(
     return Centroids(whole, coarse, group.assemble("split_coarse_of", np.concatenate(coarse_of)))
 
 
-def _in_memory(x: Embeddings, rows: np.ndarray) -> TensorShard:
-    return TensorShard(x.take(rows), "members of a coarse cluster")
+def _members(
+    x: Embeddings, order: Int[np.ndarray, "n"], starts: Int[np.ndarray, "k1+1"], clusters: Iterable[int]
+) -> Iterator[tuple[int, Int[np.ndarray, "m"], Embeddings]]:
+    """Clusters with their rows, which are ``order[starts[c]:starts[c + 1]]``.
+
+    The rows of many clusters are read at once, in ascending order: one by one, storage would be asked for every row.
+    """
+    begin, held, block = 0, 0, torch.empty(0)
+    limit = max(1, READ_BYTES // (4 * x.dim))
+    for cluster in clusters:
+        low, high = int(starts[cluster]), int(starts[cluster + 1])
+        if high > held:
+            last = int(np.searchsorted(starts, low + limit, side="right")) - 1
+            begin, held = low, max(high, int(starts[last]))
+            block = x.take(order[begin:held])
+        yield int(cluster), order[low:high].copy(), Embeddings([TensorShard(block[low - begin : high - begin], "rows")])

@@ -129,3 +129,17 @@ def test_ambiguous_columns_are_asked_for(tmp_path: Path):
     assert open_embeddings(tmp_path / "x.parquet", column="b").shape == (1000, 6)
     with pytest.raises(CurationError, match="no column 'c'"):
         open_embeddings(tmp_path / "x.parquet", column="c")
+
+
+def test_reading_ahead_changes_nothing(tmp_path: Path):
+    x = np.random.default_rng(0).normal(size=(5000, 40)).astype(np.float16)
+    for i, part in enumerate(np.array_split(x, 3)):
+        np.save(tmp_path / f"{i}.npy", part)
+    source = open_embeddings(tmp_path)
+    found = np.concatenate([block.numpy() for _, block in source.blocks(700)])
+    np.testing.assert_array_equal(found, x)
+    part = [block.numpy() for _, block in source.blocks(700, (100, 4900))]
+    np.testing.assert_array_equal(np.concatenate(part), x[100:4900])
+    source.ask_for(4990, 99_999)  # beyond the end
+    source.ask_for(5000, 5001)
+    open_embeddings(np.load(tmp_path / "0.npy", mmap_mode="r")[10:]).ask_for(0, 20)  # a view of a map

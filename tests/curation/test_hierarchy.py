@@ -286,3 +286,23 @@ def test_kept_rows_are_the_rows_that_were_kept():
         np.testing.assert_array_equal(np.concatenate([b.numpy() for _, b in kept.blocks(size)]), expected)
     np.testing.assert_array_equal(kept.take(np.array([14, 0, 7])).numpy(), expected[[14, 0, 7]])
     assert kept.locate(1) == "row 2 of array"
+
+
+def test_a_resampled_set_too_large_for_memory_is_read_from_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from curation import rows
+
+    np.save(tmp_path / "x.npy", rings(1500).astype(np.float16))
+    held = small(n_resamples=2).fit(tmp_path / "x.npy")
+    monkeypatch.setattr(rows, "HELD_BYTES", 0)
+    assert small(n_resamples=2).fit(tmp_path / "x.npy").checksum == held.checksum
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_coarse_clusters_are_read_many_at_once(tmp_path: Path, metric: str, monkeypatch: pytest.MonkeyPatch):
+    from curation.kmeans import two_step
+
+    np.save(tmp_path / "x.npy", rings(1500))
+    settings = {"max_iterations": 4, "progress": False, "metric": metric}
+    at_once = HierarchicalKMeans(["20x10", 12], **settings).fit(tmp_path / "x.npy")
+    monkeypatch.setattr(two_step, "READ_BYTES", 1)  # one cluster at a time
+    assert HierarchicalKMeans(["20x10", 12], **settings).fit(tmp_path / "x.npy").checksum == at_once.checksum
