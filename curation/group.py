@@ -26,6 +26,7 @@ from curation.errors import CurationError
 from curation.files import load_array, require_free_space
 
 Result = TypeVar("Result")
+REACH = timedelta(minutes=5)  # processes start at different times
 WAIT = timedelta(hours=24)  # the others wait while the first one seeds
 
 
@@ -267,10 +268,12 @@ def joined(device: str = "cpu") -> Iterator[tuple[Group, str]]:
     _share_cores(local_size)
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     try:
-        dist.init_process_group(backend, f"tcp://{address}:{port}", timeout=WAIT, rank=rank, world_size=size)
+        store, rank, size = next(dist.rendezvous(f"tcp://{address}:{port}", rank, size, timeout=REACH))
+        dist.init_process_group(backend, store=store, timeout=WAIT, rank=rank, world_size=size)
     except (RuntimeError, ValueError) as error:
         raise CurationError(
-            f"process {rank} of {size} cannot reach the first one at {address}:{port} ({str(error).splitlines()[0]})"
+            f"process {rank} of {size} cannot reach the first one at {address}:{port} "
+            f"({str(error).splitlines()[0][:200]}); MASTER_ADDR and MASTER_PORT name another place"
         ) from error
     try:
         yield Group.current(), device
@@ -295,8 +298,9 @@ def _place(environment: Any) -> tuple[int, int, int, int, str, int] | None:
     if size <= 1 or "SLURM_PROCID" not in environment:
         return None
     local_size = int(environment.get("SLURM_STEP_TASKS_PER_NODE", "1").split("(")[0].split(",")[0])
-    port = 20_000 + int(environment.get("SLURM_JOB_ID", 0)) % 20_000
-    address = _first_host(environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", "")))
+    port = int(environment.get("MASTER_PORT", 20_000 + int(environment.get("SLURM_JOB_ID", 0)) % 20_000))
+    hosts = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", ""))
+    address = environment.get("MASTER_ADDR") or _first_host(hosts)
     return int(environment["SLURM_PROCID"]), size, int(environment.get("SLURM_LOCALID", 0)), local_size, address, port
 
 

@@ -7,7 +7,9 @@ python -m experiments.scale sampling --rows 10000000 --clusters 100000
 
 import argparse
 import json
+import os
 import resource
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +21,7 @@ import numpy as np
 
 from curation import ClusterTree, HierarchicalKMeans
 from curation.balance import kl_to_uniform
+from curation.group import joined
 from curation.plan import calibrate, plan
 from curation.tree import Level
 from experiments.simulated.data import rings
@@ -51,20 +54,22 @@ def run_rings(threads: int) -> dict[str, Any]:
     return {"seconds": seconds, "kl": kl_to_uniform(np.bincount(drawn, minlength=toy.n_concepts))}
 
 
-def run_memmap(
-    path: Path, levels: list[int], resamples: list[int], iterations: int, save_to: Path | None
-) -> dict[str, Any]:
-    """Hierarchical k-means of a file; the plan's prediction, made before, stands beside the time."""
+def run_memmap(path: Path, levels: list[int], resamples: list[int], iterations: int, save_to: Path) -> dict[str, Any]:
+    """Hierarchical k-means of a file; the plan's prediction, made before by a process alone, stands beside the time."""
     x = np.load(path, mmap_mode="r")
     expected = plan(
         len(x), x.shape[1], levels, calibrate(6.0), n_resamples=resamples, max_iterations=iterations, dtype="float16"
     )
-    fit = HierarchicalKMeans(levels, n_resamples=resamples, max_iterations=iterations, progress=False)
-    started = time.perf_counter()
-    tree = fit.fit(str(path), save_to=save_to)
-    seconds = time.perf_counter() - started
+    with joined() as (group, _):
+        fit = HierarchicalKMeans(levels, n_resamples=resamples, max_iterations=iterations, progress=False)
+        fit.work_dir = save_to.with_name("work") if group.size > 1 else None
+        group.barrier()
+        started = time.perf_counter()
+        tree = fit.fit(str(path), save_to=save_to)
+        seconds = time.perf_counter() - started
     return {"seconds": seconds, "planned_seconds": expected.seconds, "planned_memory": expected.memory} | {
-        "inertia": [float(np.asarray(level.distance, np.float64).sum()) for level in tree.levels]
+        "inertia": [float(np.asarray(level.distance, np.float64).sum()) for level in tree.levels],
+        "tree": tree.checksum,
     }
 
 
@@ -98,6 +103,49 @@ def in_own_process(arguments: list[str]) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def in_processes(n: int, rows: int, dim: int, arguments: list[str]) -> dict[str, Any]:
+    """`in_own_process` of the job memmap by ``n`` processes of one thread; the memory is that of the largest."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as server:
+        path = Path(folder) / "x.npy"
+        make_mixture(path, rows, dim)
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+        server.close()
+        place = {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        command = [
+            sys.executable,
+            "-m",
+            "experiments.scale",
+            "memmap",
+            *arguments,
+            "--threads",
+            "1",
+            "--file",
+            str(path),
+        ]
+        running = [
+            subprocess.Popen(
+                [*command, "--save", f"{folder}/tree"],
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            )
+            for rank in range(n)
+        ]
+        found = [process.communicate()[0] for process in running]
+    if any(process.returncode for process in running):
+        raise RuntimeError(f"the job {' '.join(arguments)} failed in one of {n} processes")
+    results = [json.loads(text.splitlines()[-1]) for text in found]
+    return {**results[0], "peak_rss": max(result["peak_rss"] for result in results)}
+
+
+def make_mixture(path: Path, rows: int, dim: int) -> None:
+    """`write_mixture` in a process of its own: its memory is not the job's."""
+    code = "import sys; from pathlib import Path; from experiments.scale import write_mixture; "
+    code += "write_mixture(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))"
+    subprocess.run([sys.executable, "-c", code, str(path), str(rows), str(dim)], check=True)
+
+
 def main() -> None:
     """One job; prints JSON with its result and the peak resident memory of this process."""
     import numba
@@ -114,6 +162,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1_000_000)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--file", type=Path, help="of memmap: read this .npy instead of making one")
+    parser.add_argument("--save", type=Path, help="of memmap: where the tree goes; nowhere if not given")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     numba.set_num_threads(min(arguments.threads, numba.get_num_threads()))
@@ -126,13 +175,9 @@ def main() -> None:
             path = arguments.file
             if path is None:
                 path = Path(folder) / "x.npy"
-                making = [sys.executable, "-c"]  # in a process of its own: its memory is not the job's
-                making += [
-                    "import sys; from pathlib import Path; from experiments.scale import write_mixture; "
-                    "write_mixture(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))"
-                ]
-                subprocess.run([*making, str(path), str(arguments.rows), str(arguments.dim)], check=True)
-            found = run_memmap(path, arguments.levels, arguments.resamples, arguments.iterations, Path(folder) / "tree")
+                make_mixture(path, arguments.rows, arguments.dim)
+            tree = arguments.save or Path(folder) / "tree"
+            found = run_memmap(path, arguments.levels, arguments.resamples, arguments.iterations, tree)
     found["peak_rss"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps(found))
 

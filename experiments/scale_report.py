@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib
 
 from curation.files import write_atomically
-from experiments.scale import in_own_process
+from experiments.scale import in_own_process, in_processes
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -16,6 +16,7 @@ GROWTH = {
     "k": [(200_000, k) for k in (250, 500, 1000, 2000)],
 }
 GROWTH_DIM, GROWTH_ITERATIONS = 256, 20
+PROCESSES, PROCESS_SHAPE = (1, 2), (200_000, 2000)
 
 
 def job_arguments(rows: int, threads: int) -> dict[str, list[str]]:
@@ -50,6 +51,12 @@ def measure(rows: int, threads: int, growth: bool, say: Any = print) -> dict[str
             result = in_own_process([*shape, "--iterations", str(GROWTH_ITERATIONS), "--threads", str(threads)])
             found["growth"].setdefault(axis, []).append({"n": n, "k": k, **result})
             say(f"  n={n:,} k={k:,}: {result['seconds']:.1f} s, {result['peak_rss'] / 1e9:.2f} GB")
+    n, k = PROCESS_SHAPE
+    for processes in PROCESSES if growth else ():
+        shape = ["--levels", str(k), "--resamples", "0", "--iterations", str(GROWTH_ITERATIONS)]
+        result = in_processes(processes, n, GROWTH_DIM, shape)
+        found.setdefault("processes", []).append({"processes": processes, "n": n, "k": k, **result})
+        say(f"  {processes} process(es) of one thread: {result['seconds']:.1f} s, {result['peak_rss'] / 1e9:.2f} GB")
     return found
 
 
@@ -108,4 +115,14 @@ def scale_markdown(found: dict[str, Any], command: str, source: dict[str, Any]) 
                     f"{point['peak_rss'] / 1e9:.2f} |"
                 )
         lines += ["", "![growth with n and k](images/growth.png)"]
+    if found.get("processes"):
+        n, k = PROCESS_SHAPE
+        same = len({point["tree"] for point in found["processes"]}) == 1
+        lines += ["", "## Growth with the number of processes", ""]
+        lines += [f"n = {n:,}, k = {k:,}, as above; processes of one thread on the same machine.", ""]
+        lines += ["| processes | seconds | peak memory of each, GB | tree |", "|---|---|---|---|"]
+        for point in found["processes"]:
+            row = f"| {point['processes']} | {point['seconds']:.1f} | {point['peak_rss'] / 1e9:.2f} |"
+            lines.append(f"{row} {point['tree'][:12]} |")
+        lines += ["", f"The trees are {'the same, byte for byte' if same else 'NOT the same'}."]
     return "\n".join(lines) + "\n"

@@ -1,12 +1,16 @@
-"""Fixtures of several rooms: a browser that opens the pages we write."""
+"""Fixtures of several rooms: a browser that opens the pages we write, and a SLURM."""
 
 import os
 import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+SLURM = Path(__file__).parent / "slurm.sh"
 
 
 @pytest.fixture
@@ -54,3 +58,18 @@ def assert_opens(browser: Any) -> Any:
         return browser
 
     return check
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[dict[str, str]]:
+    """Environment in which sbatch talks to the test cluster."""
+    if not all(shutil.which(name) for name in ("munged", "slurmctld", "slurmd", "sbatch")) or os.geteuid() != 0:
+        pytest.skip("SLURM is not installed (apt install slurm-wlm munge), or this user is not root")
+    folder = Path(tempfile.mkdtemp(prefix="slurm"))
+    started = subprocess.run(["sh", str(SLURM), "start", str(folder)], capture_output=True, text=True)
+    try:
+        assert started.returncode == 0, started.stderr
+        yield {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
+    finally:
+        subprocess.run(["sh", str(SLURM), "stop", str(folder)], capture_output=True)
+        shutil.rmtree(folder, ignore_errors=True)

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -192,3 +194,63 @@ def test_the_place_of_a_process_is_read_from_torchrun_and_slurm():
     step = {"SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1"}
     step |= {"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_JOB_ID": "40003", "SLURM_STEP_NODELIST": "node1"}
     assert _place(step) == (9, 16, 1, 8, "node1", 20_003)
+
+
+@pytest.mark.slow
+def test_srun_on_two_nodes_fits_the_tree_of_one_process(slurm: dict[str, str], tmp_path: Path):
+    np.save(tmp_path / "x.npy", wide_range(20_000))
+    settings = ["--levels", "200,20", "--resamples", "1", "--iterations", "5", "--device", "cpu"]
+    fit = [sys.executable, "-m", "curation", "cluster", str(tmp_path / "x.npy"), *settings]
+    srun = ["srun", "--nodes", "2", "--ntasks", "2", "--ntasks-per-node", "1"]
+    place = {**slurm, "MASTER_ADDR": "127.0.0.1"}  # the nodes of the test cluster have names that no one resolves
+    done = subprocess.run([*srun, *fit, "-o", str(tmp_path / "two")], env=place, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("tree ") == 1  # the first process alone reports
+    subprocess.run([*fit, "-o", str(tmp_path / "one")], check=True, capture_output=True)
+    assert ClusterTree.load(tmp_path / "two").checksum == ClusterTree.load(tmp_path / "one").checksum
+
+
+@pytest.fixture
+def two_hosts() -> Iterator[tuple[str, str]]:
+    """Two network namespaces joined by a cable: hosts with an address each and nothing else in common but the disk."""
+    names, address = ("curated-a", "curated-b"), "10.97.0.{}/24"
+    commands = [f"ip netns add {name}" for name in names]
+    commands += [f"ip link add cable-a netns {names[0]} type veth peer name cable-b netns {names[1]}"]
+    for i, name in enumerate(names):
+        inside = f"ip netns exec {name} ip"
+        commands += [f"{inside} addr add {address.format(i + 1)} dev cable-{'ab'[i]}"]
+        commands += [f"{inside} link set cable-{'ab'[i]} up", f"{inside} link set lo up"]
+    try:
+        for command in commands:
+            done = subprocess.run(command.split(), capture_output=True, text=True) if shutil.which("ip") else None
+            if done is None or done.returncode:
+                pytest.skip("network namespaces cannot be made here (they need iproute2 and root)")
+        yield names
+    finally:
+        for name in names if shutil.which("ip") else ():
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+@pytest.mark.slow
+def test_two_hosts_fit_the_tree_of_one_process(two_hosts: tuple[str, str], tmp_path: Path):
+    np.save(tmp_path / "x.npy", wide_range(20_000))
+    settings = {"levels": [300, 40], "n_resamples": [0, 2], "max_iterations": 6}
+    place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "10.97.0.1", "MASTER_PORT": "29511"}
+    processes = []
+    for rank, host in enumerate(two_hosts):
+        fit = [sys.executable, "-c", FIT, str(tmp_path / "x.npy"), str(tmp_path / "two"), json.dumps(settings)]
+        # gloo must be told which of a host's addresses the others can reach
+        place["GLOO_SOCKET_IFNAME"] = f"cable-{'ab'[rank]}"
+        processes.append(
+            subprocess.Popen(
+                ["ip", "netns", "exec", host, *fit],
+                env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": "0"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    found = finish(processes)
+    assert [code for code, _, _ in found] == [0, 0], found
+    whole = HierarchicalKMeans(**settings, progress=False).fit(tmp_path / "x.npy")
+    assert ClusterTree.load(tmp_path / "two" / "tree").checksum == whole.checksum

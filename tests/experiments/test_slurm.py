@@ -1,13 +1,11 @@
 """A real SLURM of two nodes on this machine: a killed job must cost one submission, never a result."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,6 @@ from experiments.settings import compose
 from experiments.slurm import submit
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "tests/slurm.sh"
 OPTIONS = [
     "experiment=simulated",
     "science.studies=null",
@@ -39,21 +36,6 @@ ON_SLURM = [
     "launch.resources.mem_gb=1",
     "launch.stages.train.gpus_per_node=0",
 ]
-
-
-@pytest.fixture(scope="module")
-def slurm() -> Iterator[dict[str, str]]:
-    """Environment in which sbatch talks to the test cluster."""
-    if not all(shutil.which(name) for name in ("munged", "slurmctld", "slurmd", "sbatch")) or os.geteuid() != 0:
-        pytest.skip("SLURM is not installed (apt install slurm-wlm munge), or this user is not root")
-    folder = Path(tempfile.mkdtemp(prefix="slurm"))
-    started = subprocess.run(["sh", str(SCRIPT), "start", str(folder)], capture_output=True, text=True)
-    try:
-        assert started.returncode == 0, started.stderr
-        yield {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
-    finally:
-        subprocess.run(["sh", str(SCRIPT), "stop", str(folder)], capture_output=True)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def launch(environment: dict[str, str], root: Path, *more: str) -> dict[str, str]:
@@ -85,6 +67,7 @@ def logs(root: Path) -> str:
     return "\n".join(path.read_text()[-1500:] for path in sorted((root / "slurm").glob("*.err")))
 
 
+@pytest.mark.slow
 def test_a_killed_job_is_submitted_again_and_ends_with_the_same_result(slurm: dict[str, str], tmp_path: Path):
     root = tmp_path / "killed"
     jobs = launch(slurm, root, *ON_SLURM)
