@@ -104,7 +104,7 @@ class Plan:
             f"{_size(sum(s.bytes_read for s in self.stages)):>12}{_time(self.seconds):>10}",
             "",
             f"on {hardware.n_devices} x {hardware.name}: {hours:,.2f} device hours ({hardware.source})",
-            f"memory of each process {_size(self.memory)}, storage of embeddings and tree {_size(self.storage)}",
+            f"memory of the largest process {_size(self.memory)}, storage of embeddings and tree {_size(self.storage)}",
         ]
         return "\n".join(lines)
 
@@ -263,10 +263,18 @@ def plan(
                 assign(f"{name}: assignment of all points", points)
         points, width = float(level.n_clusters), 4
     first = plans[0].n_clusters
-    # of a row: label, distance, last label, bound; two-step levels also hold its coarse cluster and its place in order
-    memory = rows / devices * (44 if any(level.n_splits > 1 for level in plans) else 20)
-    # centroids in three precisions, float64 sums with their error; what a level gives to the next, twice while joined
-    memory += plans[0].k * dim * (4 + 2 + 8 + 16) + (2 * 4 * first * dim if plans[0].n_splits > 1 else 0) + 128e6
+    memory, below = 0.0, float(rows)
+    for level in plans:
+        # of a row: label, distance, last label, bound; two-step levels also hold its coarse cluster and place in order
+        mine = below / devices * (44 if level.n_splits > 1 else 20)
+        # centroids in three precisions, float64 sums with their error; a split level's share of the centroids, joined
+        mine += level.k * dim * (4 + 2 + 8 + 16) + (8 * level.n_clusters * dim / devices if level.n_splits > 1 else 0)
+        # the rows that the first process seeds on, stored and as float32
+        seeding = min(below, SUBSAMPLE * level.k) * dim * (4 + (BYTES[dtype] if below == rows else 4))
+        memory, below = max(memory, mine, seeding), float(level.n_clusters)
+    memory += 128e6  # blocks
+    if devices == 1:
+        memory += 4 * dim * first  # else a file that the processes of a machine map together
     storage = rows * dim * BYTES[dtype] + rows * 12 + sum(p.n_clusters * dim * 4 for p in plans) + first * 12
     return Plan(hardware, _merged(stages), memory, storage)
 

@@ -1,6 +1,7 @@
 """Images per second, MFU and the wait for data of pretraining, on this machine, on images that it makes.
 
-python scripts/bench_pretrain.py [rows=2000] [side=500] [recipe=configs/pretrain/vits16_one_gpu.yaml] [every setting]
+python scripts/bench_pretrain.py [rows=2000] [side=500] [recipe=configs/pretrain/vits16_one_gpu.yaml] [profile=12]
+    [every setting of the recipe]
 """
 
 import io
@@ -9,18 +10,20 @@ import platform
 import statistics
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset
 from PIL import Image
+from torch.profiler import ProfilerActivity, profile
 
 from pretrain.flops import flops_per_image
 from pretrain.settings import load_settings
 from pretrain.train import pretrain
 
-DEFAULTS = {"rows": "2000", "side": "500", "recipe": "configs/pretrain/tiny_cpu.yaml"}
+DEFAULTS = {"rows": "2000", "side": "500", "recipe": "configs/pretrain/tiny_cpu.yaml", "profile": "0"}
 
 
 def make_pool(rows: int, side: int) -> Dataset:
@@ -43,7 +46,8 @@ def main() -> None:
     cost = flops_per_image(settings)["total"]
     with tempfile.TemporaryDirectory() as folder:
         pool = make_pool(int(options["rows"]), int(options["side"]))
-        pretrain(settings, pool, Path(folder) / "run", progress=False)
+        with profile(activities=[ProfilerActivity.CPU]) if int(options["profile"]) else nullcontext() as profiler:
+            pretrain(settings, pool, Path(folder) / "run", progress=False)
         lines = [json.loads(line) for line in (Path(folder) / "run/metrics.jsonl").read_text().splitlines()]
     lines = lines[1:]  # the first stretch compiles and warms up
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
@@ -55,6 +59,12 @@ def main() -> None:
     print(f"{cost / 1e9:10,.2f} GFLOP per image, {statistics.median(rates) * cost / 1e12:.3f} TFLOP/s")
     print(f"{mfu:10.1%} MFU (0: the peak of this device is not known)")
     print(f"{wait:10.1%} of the time waiting for data")
+    if profiler is not None:  # the profiler itself slows the run
+        events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
+        total = sum(event.self_cpu_time_total for event in events)
+        for event in events[: int(options["profile"])]:
+            share = event.self_cpu_time_total / total
+            print(f"{share:10.1%} {event.key} ({event.count} calls, {event.self_cpu_time_total / 1e6:.2f} s)")
 
 
 if __name__ == "__main__":
