@@ -1,12 +1,16 @@
 """Any timm model as a backbone: class token and patch tokens, with patches that can be masked."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from timm.layers import DropPath, resample_abs_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from curation.errors import CurationError
 from pretrain.settings import BackboneSettings
@@ -33,6 +37,9 @@ class Backbone(nn.Module):
             self.mask_token = nn.Parameter(torch.zeros(1, self.dim))
             # a hook, so that every timm transformer keeps its own forward: positions, registers, rotations
             model.patch_embed.register_forward_hook(self._mask_patches)
+        for module in model.modules():
+            if getattr(module, "fused_attn", False):
+                setattr(module, "forward", _AttentionForward(module.forward))  # noqa: B010
 
     def _mask_patches(self, _module: nn.Module, _inputs: Any, patches: Tensor) -> Tensor:
         if self._masks is None:
@@ -59,6 +66,33 @@ class Backbone(nn.Module):
         self._masks = None
         patches = tokens[:, self.n_prefix :]
         return (tokens[:, 0] if self.n_prefix else patches.mean(1)), patches
+
+
+class _AttentionForward:
+    """The forward of an attention module, in float32 where a CPU computes in bfloat16.
+
+    torch's bfloat16 kernel for CPUs is 7 times slower backwards: ``scripts/bench_pretrain.py precision=bf16-mixed
+    profile=10`` shows it, with torch 2.14 on a CPU without AMX.
+    """
+
+    def __init__(self, forward: Callable[..., Tensor]):
+        self.forward = forward
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        slow = x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+        with _Float32Attention() if slow else nullcontext():
+            return self.forward(x, *args, **kwargs)
+
+
+class _Float32Attention(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        query, key, value, *rest = args
+        with torch.autocast("cpu", enabled=False):
+            found = func(query.float(), key.float(), value.float(), *rest, **kwargs)
+        return found.to(query.dtype)
 
 
 def build_backbone(settings: BackboneSettings, size: int, drop_path: float = 0.0) -> Backbone:

@@ -63,7 +63,7 @@ class Pretraining(lightning.LightningModule):
         given = self.settings.optimiser
         groups = parameter_groups(self.student.named_parameters(), self.kinds)
         # scaled gradients would be unscaled twice by a fused step
-        fused = self.device.type == "cuda" and self.settings.precision != "16-mixed"
+        fused = self.device.type in ("cpu", "cuda") and self.settings.precision != "16-mixed"
         return torch.optim.AdamW(groups, lr=self.settings.peak_rate, betas=given.betas, fused=fused)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
