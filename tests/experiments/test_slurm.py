@@ -1,6 +1,7 @@
 """A real SLURM of two nodes on this machine: a killed job must cost one submission, never a result."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
