@@ -37,7 +37,8 @@ def main() -> None:
     print("\nNow a tiny transformer is pretrained on as many random and as many curated pictures:")
     runs = arguments.output / "web_images"
     overrides = ["experiment=web_images", "scale=demo", "seeds=[0]", f"output.runs={runs}", f"output.report={runs}"]
-    run_experiment(compose([*overrides, "tracking.wandb=off"]), "make demo")
+    if failed := run_experiment(compose([*overrides, "tracking.wandb=off"]), "make demo"):
+        raise SystemExit(failed)
     print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes. Open the reports in a browser:")
     print(f"  {result.report}")
     print(f"  {runs}/report.html (one seed: it shows what is compared, not who is better)")

@@ -42,7 +42,7 @@ class PoolSettings:
         test: images to test on; "" takes them from the source.
         top_level: labels like "animals/birds" are cut at the first "/".
         test_rows, bank_rows: images of each class to test on, and to fit probes on: a balanced labelled bank. Images
-            of one ``group`` (near-duplicates of the source) never lie on both sides.
+            of one ``duplicate_group`` (a column of the source, if it has it) never lie on both sides.
         least: classes with fewer images left for the pool are left out.
         largest, imbalance: images of the most frequent class, and how many times as many as the rarest has, classes
             between on an exponential curve; classes take their ranks in turns over the seeds. 0: the source as it is.
@@ -152,8 +152,8 @@ def open_source(source: str, top_level: bool) -> Source:
         labels = np.array([tops.index(names[label].split("/")[0]) for label in labels])
         names = tops
     groups = np.arange(len(labels))
-    if "group" in opened.column_names:
-        groups = np.unique(np.array(plain["group"][:]), return_inverse=True)[1]
+    if "duplicate_group" in opened.column_names:
+        groups = np.unique(np.array(plain["duplicate_group"][:]), return_inverse=True)[1]
     return Source(opened.with_format("arrow"), labels, groups, names)
 
 

@@ -15,7 +15,7 @@ from experiments.experiment import build, open_domain
 from experiments.launch import plan_table, run_experiment
 from experiments.settings import compose
 from experiments.web_images.faults import junk, near_duplicate
-from experiments.web_images.pool import PoolSettings, class_sizes, pool_rows
+from experiments.web_images.pool import PoolSettings, class_sizes, held_out, long_tail, open_source, pool_rows
 from experiments.web_images.training import TrainSettings, budget, recipe_of
 
 
@@ -53,7 +53,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pixels = rng.normal(60 + 50 * label, 30, (24, 24, 3)).clip(0, 255).astype(np.uint8)
             stream = io.BytesIO()
             Image.fromarray(pixels).save(stream, "PNG")
-            rows.append({"image": {"bytes": stream.getvalue(), "path": None}, "label": label, "group": len(rows) // 2})
+            rows.append(
+                {"image": {"bytes": stream.getvalue(), "path": None}, "label": label, "duplicate_group": len(rows) // 2}
+            )
             assert i >= 0
     folder = tmp_path_factory.mktemp("data")
     Dataset.from_list(rows).to_parquet(str(folder / "pool.parquet"))
@@ -202,3 +204,16 @@ def test_a_source_that_is_not_there_or_has_no_labels_is_named(tmp_path: Path, mo
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with pytest.raises(CurationError, match="no column label"):
         open_source(str(tmp_path), False)
+
+
+def test_the_pool_of_the_demo_has_classes_to_test_on():
+    """The pictures that ship with the project, with the settings of ``scale=demo``."""
+    settings = PoolSettings(**compose(["experiment=web_images", "scale=demo"])["science"]["pool"])
+    source, rng = open_source(settings.source, settings.top_level), np.random.default_rng(0)
+    free = np.ones(len(source.labels), bool)
+    test = held_out(source, settings.test_rows, rng, free)
+    held_out(source, settings.bank_rows, rng, free)
+    rows, kept = long_tail(source, settings, free, 0, rng)
+    assert len(kept) >= 15
+    assert len(rows) >= settings.rows
+    assert not set(rows) & set(test)
