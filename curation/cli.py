@@ -110,6 +110,7 @@ def cluster(
     tolerance: Annotated[float, typer.Option(help="Stop when the inertia falls by less than this share.")] = 0.0,
     metric: Annotated[Metric, typer.Option(help="Distance.")] = Metric("l2"),
     column: Annotated[str | None, typer.Option(help="Column of a parquet or Arrow file.")] = None,
+    fit_rows: Annotated[int, typer.Option(help="Fit level 1 on this many random rows, then assign all; 0: all.")] = 0,
     drop_bad_rows: Annotated[
         bool, typer.Option("--drop-bad-rows", help="Leave out and count rows that are NaN, infinite, or zero (cosine).")
     ] = False,
@@ -135,6 +136,7 @@ def cluster(
         "n_resamples": _one_or_each(resamples, "--resamples"),
         "sample_sizes": _one_or_each(sample_sizes, "--sample-sizes"),
         "max_iterations": iterations,
+        "fit_rows": fit_rows,
     }
     fit = HierarchicalKMeans(
         **settings,

@@ -97,6 +97,8 @@ class HierarchicalKMeans:
         work_dir: checkpoints go here, and a killed fit with the same data and settings goes on from them to the same
             tree. Removed when the tree is saved by `fit(..., save_to=...)`.
         progress: show progress bars.
+        fit_rows: fit level 1 on this many rows, drawn uniformly, and assign all of them afterwards; 0: fit on all. The
+            resampled sets are drawn from all rows either way.
         bad_rows: "error", or "drop": rows that are NaN or infinite (or zero, with cosine) are left out of the tree and
             counted in its settings; `ClusterTree.row_ids` says which rows are in.
 
@@ -121,6 +123,7 @@ class HierarchicalKMeans:
         progress: bool = True,
         checkpoint_seconds: float = 20.0,
         bad_rows: str = "error",
+        fit_rows: int = 0,
     ):
         for name, value, allowed in (
             ("resample_strategy", resample_strategy, RESAMPLE_STRATEGIES),
@@ -133,6 +136,8 @@ class HierarchicalKMeans:
                 raise CurationError(f"{name} {value!r} is unknown; use one of {', '.join(allowed)}")
         if not levels:
             raise CurationError("levels is empty; give the number of clusters of at least one level")
+        if fit_rows < 0:
+            raise CurationError(f"fit_rows={fit_rows} must not be negative; 0 fits on all rows")
         if max_iterations < 1:
             raise CurationError(f"max_iterations={max_iterations} must be at least 1")
         parsed = [parse_level(level) for level in levels]
@@ -150,13 +155,17 @@ class HierarchicalKMeans:
         self.device, self.precision, self.progress = device, precision, progress
         self.work_dir = None if work_dir is None else Path(work_dir)
         self.checkpoint_seconds = checkpoint_seconds
-        self.bad_rows = bad_rows
+        self.bad_rows, self.fit_rows = bad_rows, fit_rows
+        if 0 < fit_rows < self.plans[0].k:
+            raise CurationError(
+                f"fit_rows={fit_rows} is too few for {self.plans[0].k} clusters; 16 for each are enough"
+            )
         self.group = Group()
 
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that decides the tree, as JSON."""
-        return {
+        settings = {
             "levels": [f"{plan.k}x{plan.n_splits}" if plan.n_splits > 1 else plan.k for plan in self.plans],
             "n_resamples": [plan.n_resamples for plan in self.plans],
             "sample_sizes": [plan.sample_size for plan in self.plans],
@@ -168,6 +177,7 @@ class HierarchicalKMeans:
             "seed": self.seed,
             "bad_rows": self.bad_rows,
         }
+        return {**settings, "fit_rows": self.fit_rows} if self.fit_rows else settings
 
     def fit(self, x: Any, save_to: str | Path | None = None) -> ClusterTree:
         """Build the tree.
@@ -258,7 +268,7 @@ class HierarchicalKMeans:
             started -= numbers["seconds"]
         labels, distances = (None, None) if centroids is None else self._assign(points, centroids)[:2]
         for step in range(steps_done, plan.n_resamples + 1):
-            members = points
+            members = points if number or step else self._drawn(points)
             if step:
                 assert labels is not None
                 assert distances is not None
@@ -282,6 +292,17 @@ class HierarchicalKMeans:
         checkpoint.save(name, level.arrays(), record)
         checkpoint.drop("step")
         return level
+
+    def _drawn(self, points: Embeddings) -> Embeddings:
+        """The rows that level 1 is fitted on."""
+        if not 0 < self.fit_rows < points.n_rows:
+            return points
+        rng = np.random.default_rng([self.seed, 3])
+        rows = np.empty(0, np.int64)
+        if self.group.first:
+            rows = np.sort(rng.choice(points.n_rows, self.fit_rows, replace=False))
+        rows = self.group.assemble("fitted", rows)
+        return SelectedRows(points, rows, self.group.span(len(rows), rows_per_read(points.dim)))
 
     def _assign(self, points: Embeddings, centroids: Centroids) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
         """Labels, squared distances, their sum, and the size of every cluster; each process assigns its own rows."""

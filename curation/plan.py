@@ -183,6 +183,7 @@ def plan(
     sample_sizes: int | Sequence[int] | None = None,
     max_iterations: int = 50,
     dtype: str = "float16",
+    fit_rows: int = 0,
 ) -> Plan:
     """Cost of `curation.HierarchicalKMeans` with these settings; Lloyd is taken to use all its iterations.
 
@@ -194,7 +195,11 @@ def plan(
     if dtype not in BYTES:
         raise CurationError(f"dtype {dtype!r} is unknown; use one of {', '.join(BYTES)}")
     plans = HierarchicalKMeans(
-        levels, n_resamples=n_resamples, sample_sizes=sample_sizes, max_iterations=max_iterations
+        levels,
+        n_resamples=n_resamples,
+        sample_sizes=sample_sizes,
+        max_iterations=max_iterations,
+        fit_rows=fit_rows,
     ).plans
     if plans[0].n_clusters > rows:
         raise CurationError(f"level 1 wants {plans[0].n_clusters} clusters of {rows:g} rows; lower the levels")
@@ -253,7 +258,7 @@ def plan(
             single = n if level.n_splits > 1 else 0.0
             add(title, 2.0 * n * wide * dim, n * dim * width * (2 if single else 1), values=n * dim, single_rows=single)
 
-        add_run(name, points)
+        add_run(name, min(points, fit_rows) if fit_rows and not number else points)
         assign(f"{name}: assignment", points)
         if level.n_resamples:
             members = level.sample_size or max(1, math.ceil(points / level.n_clusters / 2))

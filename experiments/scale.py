@@ -54,14 +54,15 @@ def run_rings(threads: int) -> dict[str, Any]:
     return {"seconds": seconds, "kl": kl_to_uniform(np.bincount(drawn, minlength=toy.n_concepts))}
 
 
-def run_memmap(path: Path, levels: list[int], resamples: list[int], iterations: int, save_to: Path) -> dict[str, Any]:
+def run_memmap(
+    path: Path, levels: list[int], resamples: list[int], iterations: int, save_to: Path, fit_rows: int = 0
+) -> dict[str, Any]:
     """Hierarchical k-means of a file; the plan's prediction, made before by a process alone, stands beside the time."""
     x = np.load(path, mmap_mode="r")
-    expected = plan(
-        len(x), x.shape[1], levels, calibrate(6.0), n_resamples=resamples, max_iterations=iterations, dtype="float16"
-    )
+    settings: dict[str, Any] = {"n_resamples": resamples, "max_iterations": iterations, "fit_rows": fit_rows}
+    expected = plan(len(x), x.shape[1], levels, calibrate(6.0), dtype="float16", **settings)
     with joined() as (group, _):
-        fit = HierarchicalKMeans(levels, n_resamples=resamples, max_iterations=iterations, progress=False)
+        fit = HierarchicalKMeans(levels, progress=False, **settings)
         fit.work_dir = save_to.with_name("work") if group.size > 1 else None
         group.barrier()
         started = time.perf_counter()
@@ -158,6 +159,7 @@ def main() -> None:
     parser.add_argument("--levels", type=int, nargs="+", default=[10_000, 1000, 100])
     parser.add_argument("--resamples", type=int, nargs="+", default=[0, 10, 10])
     parser.add_argument("--iterations", type=int, default=50)
+    parser.add_argument("--fit-rows", type=int, default=0)
     parser.add_argument("--clusters", type=int, default=100_000)
     parser.add_argument("--size", type=int, default=1_000_000)
     parser.add_argument("--threads", type=int, default=2)
@@ -177,7 +179,9 @@ def main() -> None:
                 path = Path(folder) / "x.npy"
                 make_mixture(path, arguments.rows, arguments.dim)
             tree = arguments.save or Path(folder) / "tree"
-            found = run_memmap(path, arguments.levels, arguments.resamples, arguments.iterations, tree)
+            found = run_memmap(
+                path, arguments.levels, arguments.resamples, arguments.iterations, tree, arguments.fit_rows
+            )
     found["peak_rss"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps(found))
 

@@ -306,3 +306,19 @@ def test_coarse_clusters_are_read_many_at_once(tmp_path: Path, metric: str, monk
     at_once = HierarchicalKMeans(["20x10", 12], **settings).fit(tmp_path / "x.npy")
     monkeypatch.setattr(two_step, "READ_BYTES", 1)  # one cluster at a time
     assert HierarchicalKMeans(["20x10", 12], **settings).fit(tmp_path / "x.npy").checksum == at_once.checksum
+
+
+def test_level_1_can_be_fitted_on_some_rows_and_assigned_to_all(tmp_path: Path):
+    x = rings(1500)
+    some, whole = small(fit_rows=1200), small()
+    tree = some.fit(x)
+    assert tree.n_rows == len(x)
+    assert tree.settings["fit_rows"] == 1200
+    assert "fit_rows" not in whole.fit(x).settings
+    assert some.fit(x).checksum == tree.checksum
+    assert whole.fit(x).levels[0].record["inertias"][0] < tree.levels[0].record["inertias"][0]
+    np.testing.assert_array_equal(small(fit_rows=10**9).fit(x).levels[0].centroids, whole.fit(x).levels[0].centroids)
+    with pytest.raises(CurationError, match="too few for 200 clusters"):
+        small(fit_rows=199)
+    with pytest.raises(CurationError, match="must not be negative"):
+        small(fit_rows=-1)
