@@ -155,7 +155,7 @@ def cluster(
     if (output / "tree.json").exists() and not overwrite:
         raise CurationError(f"{output} holds a finished tree; choose another -o, or give --overwrite")
     with joined(str(fit.device)) as (group, fit.device):
-        tree = fit.fit(source, save_to=output)
+        tree = fit.fit(source, output, group)
     if not group.first:
         return
     if tree.settings["dropped_rows"]:

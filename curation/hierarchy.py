@@ -179,22 +179,21 @@ class HierarchicalKMeans:
         }
         return {**settings, "fit_rows": self.fit_rows} if self.fit_rows else settings
 
-    def fit(self, x: Any, save_to: str | Path | None = None) -> ClusterTree:
-        """Build the tree.
-
-        Processes that `torch.distributed` connects (see `curation.group.joined`) share the work, and the tree is the
-        same for any number of them; they need ``work_dir`` and ``save_to`` on a file system that all of them see.
+    def fit(self, x: Any, save_to: str | Path | None = None, group: Group | None = None) -> ClusterTree:
+        """Build the tree, the same for any number of processes.
 
         Args:
             x: (n, d), anything `open_embeddings` takes; read in blocks, never copied as a whole.
             save_to: folder for the tree; the checkpoint in ``work_dir`` is removed once it is there.
+            group: the processes that share the work (`curation.group.joined`); all of them call this, with ``work_dir``
+                and ``save_to`` on a file system that they share. None: this one alone.
 
         Raises:
             CurationError: fewer rows than clusters, NaN, infinite or (cosine) zero rows unless they are dropped, a
                 checkpoint of another fit.
         """
         source = open_embeddings(x)
-        self.group = group = Group.current()
+        self.group = group = group or Group()
         if group.size > 1 and (self.work_dir is None or save_to is None):
             raise CurationError("a fit by several processes needs work_dir and save_to, on a file system they share")
         fingerprint = source.fingerprint()

@@ -66,7 +66,7 @@ def run_memmap(
         fit.work_dir = save_to.with_name("work") if group.size > 1 else None
         group.barrier()
         started = time.perf_counter()
-        tree = fit.fit(str(path), save_to=save_to)
+        tree = fit.fit(str(path), save_to, group)
         seconds = time.perf_counter() - started
     return {"seconds": seconds, "planned_seconds": expected.seconds, "planned_memory": expected.memory} | {
         "inertia": [float(np.asarray(level.distance, np.float64).sum()) for level in tree.levels],

@@ -63,10 +63,9 @@ def kmeans(
     device: str | torch.device = "cpu",
     precision: str = "auto",
     progress: bool | str = False,
+    group: Group | None = None,
 ) -> KMeansResult:
     """k-means with exact assignments; the same seed gives the same bytes, for any number of processes.
-
-    Processes that `torch.distributed` connects share the work; each gets the whole result.
 
     Args:
         x: (n, d), anything `open_embeddings` takes; never copied as a whole.
@@ -80,11 +79,12 @@ def kmeans(
         device: "cpu", "cuda", ...: where the products run.
         precision: of the products, "auto", "bfloat16" or "float32"; it changes the speed alone.
         progress: show a bar, under this title if it is a string.
+        group: the processes that share the work, of which each gets the whole result; None: this one alone.
 
     Raises:
         CurationError: bad settings, NaN, infinite or (cosine) zero rows, fewer (distinct) rows than k.
     """
-    source, group = open_embeddings(x), Group.current()
+    source = open_embeddings(x)
     check_rows(source, metric == "cosine", rows_per_read(source.dim), group)
     centroids, history = fit_centroids(
         source,

@@ -35,7 +35,7 @@ try:
         if group.first:
             print("started", flush=True)
         fit = HierarchicalKMeans(**settings, work_dir=out + "/work", checkpoint_seconds=0, progress=False)
-        tree = fit.fit(source, save_to=out + "/tree")
+        tree = fit.fit(source, out + "/tree", group)
         print(tree.checksum, flush=True)
 except CurationError as error:
     raise SystemExit(f"process {group.rank}: {error}")
