@@ -6,6 +6,7 @@ index is the exact argmin for any precision of the product, and no (n, k) matrix
 """
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import numba
@@ -208,6 +209,7 @@ class CentroidSearch:
     """
 
     compiled = True  # on the CPU; else plain torch, as on any other device
+    fused = True  # on CUDA, where Triton is there; else plain torch
 
     def __init__(self, centroids: Float[Tensor, "k d"], precision: str = "auto"):
         self.centroids = centroids.float().contiguous()
@@ -229,23 +231,23 @@ class CentroidSearch:
         self.rows_per_block = max(64, min(8192, budget // row_bytes // 64 * 64))
         self.room: Tensor | None = None  # kept between blocks: fresh memory costs a page fault every 4 kB
 
-    def _slack(self, norm: Any, residual: Any) -> Any:
+    def _slack(self, norm: Any, residual: Any, rounded: bool = True) -> Any:
         """Twice the bound on |computed score - true score| of a row of this norm and rounding residual.
 
         With x = low + residual, |x.c - low.low_c| <= |residual||c| + |low||residual_c| (Cauchy-Schwarz); the product
-        then rounds its float32 sums and its output.
+        then rounds its float32 sums and, where ``rounded`` is set, its output.
         """
         size = norm * self.largest_norm
         sums = (self.dim + 8) * 2.0**-23 * size + 2.0**-22 * self.largest_norm**2
-        output = UNIT_ROUNDOFF[self.dtype] * size
+        output = UNIT_ROUNDOFF[self.dtype if rounded else torch.float32] * size
         return 2.02 * (residual * self.largest_norm + norm * 1.01 * self.largest_residual + sums + output) + 1e-37
 
-    def _lower(self, x: Float[Tensor, "m d"]) -> tuple[Tensor, Float[Tensor, "m"]]:
+    def _lower(self, x: Float[Tensor, "m d"], rounded: bool = True) -> tuple[Tensor, Float[Tensor, "m"]]:
         """The rows in the precision of the product, and the slack of each."""
         if self.device.type != "cpu":
             low = x.to(self.dtype)
             residual = torch.linalg.vector_norm(x - low.float(), dim=1)
-            return low, self._slack(torch.linalg.vector_norm(x, dim=1), residual)
+            return low, self._slack(torch.linalg.vector_norm(x, dim=1), residual, rounded)
         norm, residual = np.empty(len(x), np.float32), np.zeros(len(x), np.float32)
         if self.dtype == torch.float32:
             _measure(x.numpy(), norm)
@@ -254,7 +256,7 @@ class CentroidSearch:
             patterns = np.empty(x.shape, np.uint16)
             _round_to_bfloat16(x.view(torch.int32).numpy(), patterns, norm, residual)
             low = torch.from_numpy(patterns).view(torch.bfloat16)
-        return low, torch.from_numpy(self._slack(norm, residual).astype(np.float32))
+        return low, torch.from_numpy(self._slack(norm, residual, rounded).astype(np.float32))
 
     def nearest(
         self, x: Float[Tensor, "m d"], bounds: Float[np.ndarray, "m"] | None = None
@@ -275,6 +277,9 @@ class CentroidSearch:
                 x.numpy(), transposed, relative, self.centroids.numpy(), labels.numpy(), distances.numpy()
             )
             return labels, distances
+        if self._use_kernel() and len(x):
+            self._nearest_fused(x, labels, distances)
+            return labels, distances
         on_cpu = self.device.type == "cpu" and self.compiled
         others = np.empty(len(x) if on_cpu else 0, np.float32) if bounds is None else bounds
         for start, stop, scores, slack in self.scores(x):
@@ -293,6 +298,29 @@ class CentroidSearch:
                 others[start:stop],
             )
         return labels, distances
+
+    def _use_kernel(self) -> bool:
+        return self.fused and self.device.type == "cuda" and find_spec("triton") is not None
+
+    def _nearest_fused(self, x: Float[Tensor, "m d"], labels: Int[Tensor, "m"], distances: Float[Tensor, "m"]) -> None:
+        """The kernel decides the rows whose second best score is out of reach; the others are looked at in full."""
+        from curation.kmeans.fused import best_two
+
+        low, slack = self._lower(x, rounded=False)
+        best, second, index = best_two(low, self.low, self.half_norms)
+        labels.copy_(index)
+        for start in range(0, len(x), self.rows_per_block):
+            rows = slice(start, start + self.rows_per_block)
+            nearest = self.centroids[labels[rows].long()]
+            distances[rows] = (x[rows].double() - nearest.double()).square().sum(dim=1).float()
+        unsure = (second >= best - slack).nonzero().flatten()
+        for some in unsure.split(self.rows_per_block):
+            mine = x[some]
+            found = torch.empty_like(labels[: len(some)]), torch.empty_like(distances[: len(some)])
+            for first, last, scores, wide in self.scores(mine):
+                part = slice(first, last)
+                self._decide_anywhere(scores, wide, mine[part], found[0][part], found[1][part])
+            labels[some], distances[some] = found
 
     def scores(self, x: Float[Tensor, "m d"]) -> Iterator[tuple[int, int, Tensor, Float[Tensor, "b"]]]:
         """Products x.c in blocks that fit the cache: start, stop, (b, k) scores, slack; one block at a time is kept."""

@@ -1,5 +1,8 @@
 """k-means: a wrong nearest centroid or a worse optimum would silently spoil every subset."""
 
+import os
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -271,3 +274,29 @@ def test_only_blocks_of_a_file_are_read(tmp_path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(source, "block", block)
     kmeans(source, 20, max_iterations=2)
     assert largest == 256
+
+
+FUSED = """
+import numpy as np, torch
+from curation.kmeans.assignment import CentroidSearch
+rng = np.random.default_rng(0)
+for n, k, dim, shift in ((300, 333, 100, 0.0), (65, 5, 17, 0.0), (200, 130, 64, 30.0), (1, 1, 3, 0.0)):
+    x = torch.from_numpy(rng.normal(size=(n, dim)) + shift).float()
+    centroids = torch.from_numpy(rng.normal(size=(k, dim)) + shift).float()
+    centroids[k // 2 :] = centroids[: k - k // 2].clone()  # ties, which go to the lower index
+    x[: min(n, k) // 3] = centroids[: min(n, k) // 3]
+    plain, fused = CentroidSearch(centroids, "float32"), CentroidSearch(centroids, "float32")
+    plain.compiled = False
+    fused._use_kernel = lambda: True
+    for mine, theirs in zip(fused.nearest(x), plain.nearest(x)):
+        assert torch.equal(mine, theirs), (n, k, dim)
+print("equal")
+"""
+
+
+def test_the_kernel_for_gpus_finds_the_same_centroids():
+    """Run by Triton's interpreter, which has no bfloat16 products; on a GPU it has not been run."""
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", FUSED], env=environment, capture_output=True, text=True)
+    assert done.stdout == "equal\n", done.stderr
