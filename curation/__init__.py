@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from curation.embeddings import Embeddings, EmbeddingWriter, open_embeddings
-    from curation.errors import CurationError
     from curation.hierarchy import HierarchicalKMeans
     from curation.kmeans import nearest_centroid
     from curation.subset import Subset
     from curation.tree import ClusterTree
+    from foundation.errors import CurationError
 
 # names are loaded when they are first used, so that `curate --help` need not wait for torch
 _HOMES = {
     "ClusterTree": "curation.tree",
-    "CurationError": "curation.errors",
+    "CurationError": "foundation.errors",
     "EmbeddingWriter": "curation.embeddings",
     "Embeddings": "curation.embeddings",
     "HierarchicalKMeans": "curation.hierarchy",

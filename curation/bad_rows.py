@@ -6,8 +6,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from curation.embeddings import Embeddings
-from curation.errors import CurationError
 from curation.group import Group
+from foundation.errors import CurationError
 
 
 def find_bad_rows(x: Embeddings, unit: bool, rows_per_block: int, group: Group | None = None) -> Int[np.ndarray, "b"]:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 
 
 def _shares(counts: Int[np.ndarray, "k"]) -> Float[np.ndarray, "k"]:

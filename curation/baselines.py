@@ -8,10 +8,10 @@ from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from curation.embeddings import Embeddings, open_embeddings
-from curation.errors import CurationError
 from curation.kmeans import KMeansResult, kmeans
 from curation.sampling import balanced_targets, cluster_starts, take_from_clusters
 from curation.subset import Subset
+from foundation.errors import CurationError
 
 KEEP = ("far", "near", "random")
 

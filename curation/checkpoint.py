@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from curation.errors import CurationError
-from curation.files import load_json, require_free_space, save_json, write_atomically
 from curation.group import Group
 from curation.kmeans.lloyd import LloydState
+from foundation.errors import CurationError
+from foundation.files import load_json, require_free_space, save_json, write_atomically
 
 FORMAT_VERSION = 1
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 
 app = typer.Typer(
     help="Curate a huge uncurated pool: embed it, cluster it, draw a balanced subset, see that it is balanced.\n\n"
@@ -185,9 +185,9 @@ def sample(
     overwrite: Overwrite = False,
 ) -> None:
     """Draw a subset from a tree."""
-    from curation.files import save_array
     from curation.pipeline import sample_folder
     from curation.tree import ClusterTree
+    from foundation.files import save_array
 
     if (output / "subset.json").exists() and not overwrite:
         raise CurationError(f"{output} holds a finished subset; choose another -o, or give --overwrite")
@@ -211,9 +211,9 @@ def assign(
     import pyarrow.parquet as pq
 
     from curation.embeddings import open_embeddings
-    from curation.files import write_atomically
     from curation.pipeline import place_rows
     from curation.tree import ClusterTree
+    from foundation.files import write_atomically
 
     table = pa.table(place_rows(ClusterTree.load(tree), open_embeddings(embeddings, column), _device(device)))
     write_atomically(output, lambda stream: pq.write_table(table, stream))

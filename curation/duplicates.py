@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from curation.embeddings import Embeddings, open_embeddings
-from curation.errors import CurationError
+from foundation.errors import CurationError
 
 ROWS_PER_BLOCK = 16_384
 

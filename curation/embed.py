@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from curation.embedders import Embedder
 from curation.embeddings import EmbeddingWriter
-from curation.errors import CurationError
-from curation.files import load_array, save_array, write_atomically
 from curation.pool import pool_fingerprint
+from foundation.errors import CurationError
+from foundation.files import load_array, save_array, write_atomically
 
 SKIPPED_LOG = "skipped.jsonl"
 ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>")

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from curation.errors import CurationError
-from curation.files import load_json
+from foundation.errors import CurationError
+from foundation.files import load_json
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

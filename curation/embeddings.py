@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from curation.errors import CurationError
-from curation.files import checksum, load_array, load_json, require_free_space, save_array, save_json
+from foundation.errors import CurationError
+from foundation.files import checksum, load_array, load_json, require_free_space, save_array, save_json
 
 FORMAT_VERSION = 1
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}

@@ -22,8 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from curation.errors import CurationError
-from curation.files import load_array, require_free_space
+from foundation.errors import CurationError
+from foundation.files import load_array, require_free_space
 
 Result = TypeVar("Result")
 REACH = timedelta(minutes=5)  # processes start at different times

@@ -14,7 +14,6 @@ import torch
 from curation.bad_rows import KeptRows, check_rows, find_bad_rows
 from curation.checkpoint import FitCheckpoint
 from curation.embeddings import ArrayShard, Embeddings, TensorShard, open_embeddings
-from curation.errors import CurationError
 from curation.group import Group, LostProcess
 from curation.kmeans.assignment import rows_per_read
 from curation.kmeans.lloyd import METRICS, LloydState, assign_filled, fit_centroids, inertia_of
@@ -23,6 +22,7 @@ from curation.kmeans.two_step import Centroids, split_clusters
 from curation.rows import SelectedRows
 from curation.sampling import members_to_resample
 from curation.tree import ClusterTree, Level
+from foundation.errors import CurationError
 
 RESAMPLE_STRATEGIES = ("closest", "random")
 

@@ -10,13 +10,13 @@ import numpy as np
 from curation.embed import embed_pool
 from curation.embedders import open_embedder
 from curation.embeddings import open_embeddings
-from curation.errors import CurationError
-from curation.files import load_json
 from curation.hierarchy import HierarchicalKMeans
 from curation.pool import open_pool
 from curation.report import write_report
 from curation.subset import Subset
 from curation.tree import ClusterTree
+from foundation.errors import CurationError
+from foundation.files import load_json
 
 
 @dataclass

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from curation.embeddings import open_embeddings
-from curation.errors import CurationError
 from curation.hierarchy import HierarchicalKMeans
 from curation.kmeans.assignment import has_bfloat16_units
 from curation.kmeans.lloyd import fit_centroids
 from curation.kmeans.seeding import GROUPED_WORK, SUBSAMPLE, TRIAL_BUDGET, grouped_settings
+from foundation.errors import CurationError
 
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from curation.errors import CurationError
-from curation.files import digest_json, write_atomically
+from foundation.errors import CurationError
+from foundation.files import digest_json, write_atomically
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 SUFFIXES = {  # the order decides where a folder holds several kinds: side files (captions, metadata) come last

@@ -12,12 +12,12 @@ from jaxtyping import Int
 from tqdm import tqdm
 
 from curation.balance import balance_row
-from curation.errors import CurationError
 from curation.figures import cluster_sizes_figure, concept_counts_figure
-from curation.files import write_atomically
 from curation.gallery import cluster_examples, contact_sheet, gallery_clusters
 from curation.subset import Subset
 from curation.tree import ClusterTree
+from foundation.errors import CurationError
+from foundation.files import write_atomically
 
 N_RANDOM = 10  # random subsets of the same size: enough for a range
 MEASURES = [

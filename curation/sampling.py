@@ -7,7 +7,7 @@ import numba
 import numpy as np
 from jaxtyping import Float, Int
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 
 STRATEGIES = ("random", "closest", "furthest")
 

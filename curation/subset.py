@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int
 
-from curation.errors import CurationError
-from curation.files import checksum, load_json, save_json, write_atomically
+from foundation.errors import CurationError
+from foundation.files import checksum, load_json, save_json, write_atomically
 
 FORMAT_VERSION = 1
 

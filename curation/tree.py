@@ -12,10 +12,10 @@ from jaxtyping import Float, Int
 
 from curation.balance import effective_number, gini, normalised_entropy
 from curation.embeddings import open_embeddings
-from curation.errors import CurationError
-from curation.files import digest_json, load_array, load_json, require_free_space, save_array, save_json
 from curation.kmeans.two_step import Centroids
 from curation.sampling import balanced_targets, fractional_targets, take_from_clusters
+from foundation.errors import CurationError
+from foundation.files import digest_json, load_array, load_json, require_free_space, save_array, save_json
 
 FORMAT_VERSION = 1
 METHODS = ("balanced", "flat", "random")

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from eval.errors import EvalError
+from foundation.errors import CurationError
 
 ROWS_PER_CHECK = 1 << 16
 
@@ -16,15 +16,17 @@ def as_features(x: Any, name: str = "features") -> Float[Tensor, "n d"]:
     """A float32 (or float64) matrix from an array or tensor; float16 and bfloat16 are widened.
 
     Raises:
-        EvalError: not two-dimensional, empty, of integers, or with a NaN or infinity; the first bad row is named.
+        CurationError: not two-dimensional, empty, of integers, or with a NaN or infinity; the first bad row is named.
     """
     if not isinstance(x, Tensor):
         x = np.asarray(x)
         x = torch.from_numpy(x if x.flags.writeable else x.copy())
     if x.ndim != 2 or 0 in x.shape:
-        raise EvalError(f"{name} has shape {tuple(x.shape)}; it must be (rows, features), with at least one of each")
+        raise CurationError(
+            f"{name} has shape {tuple(x.shape)}; it must be (rows, features), with at least one of each"
+        )
     if not x.is_floating_point():
-        raise EvalError(f"{name} is {x.dtype}; features must be floating-point numbers")
+        raise CurationError(f"{name} is {x.dtype}; features must be floating-point numbers")
     x = x.detach()
     if x.dtype not in (torch.float32, torch.float64):
         x = x.float()
@@ -32,7 +34,7 @@ def as_features(x: Any, name: str = "features") -> Float[Tensor, "n d"]:
         bad = ~torch.isfinite(x[start : start + ROWS_PER_CHECK]).all(1)
         if bad.any():
             row = start + int(bad.nonzero()[0, 0])
-            raise EvalError(f"{name}: row {row} has a NaN or an infinity; the model broke there, or the file did")
+            raise CurationError(f"{name}: row {row} has a NaN or an infinity; the model broke there, or the file did")
     return x
 
 
@@ -40,16 +42,16 @@ def as_labels(y: Any, n: int, name: str = "labels") -> Int[Tensor, "n"]:
     """Class indices as int64, one for each of ``n`` rows.
 
     Raises:
-        EvalError: another length, not integers, or a negative label.
+        CurationError: another length, not integers, or a negative label.
     """
     y = torch.as_tensor(y if isinstance(y, Tensor) else np.array(y))
     if y.ndim != 1 or len(y) != n:
-        raise EvalError(f"{name} has shape {tuple(y.shape)} but there are {n} rows; give one class index per row")
+        raise CurationError(f"{name} has shape {tuple(y.shape)} but there are {n} rows; give one class index per row")
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise EvalError(f"{name} is {y.dtype}; class indices must be integers")
+        raise CurationError(f"{name} is {y.dtype}; class indices must be integers")
     y = y.long()
     if len(y) and int(y.min()) < 0:
-        raise EvalError(f"{name}: row {int((y < 0).nonzero()[0, 0])} is negative; leave unlabelled rows out")
+        raise CurationError(f"{name}: row {int((y < 0).nonzero()[0, 0])} is negative; leave unlabelled rows out")
     return y
 
 
@@ -57,10 +59,10 @@ def check_same_width(train: Float[Tensor, "n d"], test: Float[Tensor, "m d"]) ->
     """Refuse features of two different models.
 
     Raises:
-        EvalError: the two have different numbers of columns.
+        CurationError: the two have different numbers of columns.
     """
     if train.shape[1] != test.shape[1]:
-        raise EvalError(
+        raise CurationError(
             f"train features have {train.shape[1]} columns but test features {test.shape[1]}: "
             "they come from different models or poolings"
         )

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from eval.bootstrap import Interval, mean_interval
 from eval.datasets import open_labelled
-from eval.errors import EvalError
 from eval.features import FeatureSet, extract
 from eval.images import LabelledImages, Transform
 from eval.knn import knn_scores
@@ -19,6 +18,7 @@ from eval.logistic import logistic_regression
 from eval.models import FrozenModel
 from eval.results import Results, Row, row_of
 from eval.settings import RunSettings
+from foundation.errors import CurationError
 
 HEADS = ("knn", "linear", "logistic")
 Scores = Callable[[FeatureSet], Float[Tensor, "n classes"]]
@@ -43,7 +43,7 @@ class Bench:
     def images(self, dataset: str, split: str) -> LabelledImages:
         """Labelled images of a split, listed once."""
         if not dataset:
-            raise EvalError(f"no {split} dataset: set {split}=NAME, a folder, a parquet file or hub:OWNER/NAME")
+            raise CurationError(f"no {split} dataset: set {split}=NAME, a folder, a parquet file or hub:OWNER/NAME")
         key = (dataset, split)
         if key not in self._images:
             self._images[key] = open_labelled(dataset, split, self.settings.root or None)
@@ -70,7 +70,7 @@ class Bench:
         """A head fitted on training features: from features to a score of every training class.
 
         Raises:
-            EvalError: an unknown head.
+            CurationError: an unknown head.
         """
         if kind == "knn":
             x = train.pooled()
@@ -81,7 +81,7 @@ class Bench:
         if kind == "logistic":
             model = logistic_regression(train.pooled().to(self.device), train.labels, HEAD_CS, seed=self.settings.seed)
             return lambda test: model.scores(test.pooled()).cpu()
-        raise EvalError(f"head {kind!r} is unknown; use {', '.join(HEADS)}")
+        raise CurationError(f"head {kind!r} is unknown; use {', '.join(HEADS)}")
 
     @property
     def device(self) -> str:

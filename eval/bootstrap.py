@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from eval.errors import EvalError
+from foundation.errors import CurationError
 
 COUNTS_PER_BLOCK = 1 << 24
 Statistic = Callable[[Int[np.ndarray, "r n"]], Float[np.ndarray, "r"]]
@@ -50,17 +50,17 @@ def bootstrap(
         level: of confidence.
 
     Raises:
-        EvalError: no rows, a level outside (0, 1), or no resamples.
+        CurationError: no rows, a level outside (0, 1), or no resamples.
     """
     if n < 1:
-        raise EvalError("there is no test row to bootstrap")
+        raise CurationError("there is no test row to bootstrap")
     if not 0 < level < 1 or n_resamples < 1:
-        raise EvalError(f"level {level} must lie between 0 and 1, and n_resamples {n_resamples} be at least 1")
+        raise CurationError(f"level {level} must lie between 0 and 1, and n_resamples {n_resamples} be at least 1")
     value = float(statistic(np.ones((1, n), dtype=np.int64))[0])
     member = np.arange(n)
     if groups is not None:
         if len(groups) != n:
-            raise EvalError(f"{len(groups)} groups for {n} rows; give one per row")
+            raise CurationError(f"{len(groups)} groups for {n} rows; give one per row")
         member = np.unique(np.asarray(groups), return_inverse=True)[1]
     n_units = int(member.max()) + 1
     if n_units == 1:
@@ -92,13 +92,13 @@ def mean_interval(values: Any, groups: Any = None, **options: Any) -> Interval:
     """Mean of one value per test row (correct or not, average precision of a query) with its interval.
 
     Raises:
-        EvalError: not one-dimensional, or not finite.
+        CurationError: not one-dimensional, or not finite.
     """
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1:
-        raise EvalError(f"values have shape {x.shape}; the bootstrap needs one per test row")
+        raise CurationError(f"values have shape {x.shape}; the bootstrap needs one per test row")
     if not np.isfinite(x).all():
-        raise EvalError(f"value {int((~np.isfinite(x)).argmax())} is not finite")
+        raise CurationError(f"value {int((~np.isfinite(x)).argmax())} is not finite")
     return bootstrap(weighted_mean(x), len(x), groups, **options)
 
 
@@ -106,9 +106,9 @@ def paired_interval(values: Any, base: Any, groups: Any = None, **options: Any) 
     """Mean of ``values - base`` on the same test rows: pairing takes the difficulty of a row out of the comparison.
 
     Raises:
-        EvalError: different numbers of rows.
+        CurationError: different numbers of rows.
     """
     a, b = np.asarray(values, dtype=np.float64), np.asarray(base, dtype=np.float64)
     if a.shape != b.shape:
-        raise EvalError(f"paired values have shapes {a.shape} and {b.shape}; both models need the same test rows")
+        raise CurationError(f"paired values have shapes {a.shape} and {b.shape}; both models need the same test rows")
     return mean_interval(a - b, groups, **options)

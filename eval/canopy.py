@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from eval.bootstrap import Interval, bootstrap
-from eval.errors import EvalError
+from foundation.errors import CurationError
 
 Sums = Float[np.ndarray, "r k"]
 
@@ -45,9 +45,9 @@ class CanopySettings:
 
     def __post_init__(self) -> None:
         if self.resolution <= 0 or self.pool_pixels < 1 or self.border < 0 or self.pool_metres < 0:
-            raise EvalError(f"canopy settings must be positive: {self}")
+            raise CurationError(f"canopy settings must be positive: {self}")
         if list(self.classes) != sorted(set(self.classes)) or len(self.classes) < 1:
-            raise EvalError(f"height classes {self.classes} must rise")
+            raise CurationError(f"height classes {self.classes} must rise")
 
 
 @dataclass
@@ -78,10 +78,10 @@ def canopy_metrics(
         canopy cover; ``edge_error`` (see `edge_sums`). A measure that no pixel has is NaN.
 
     Raises:
-        EvalError: no blocks, shapes that differ, a prediction missing where the truth is known, or nothing known.
+        CurationError: no blocks, shapes that differ, a prediction missing where the truth is known, or nothing known.
     """
     if not len(predicted) or len(predicted) != len(truth):
-        raise EvalError(f"{len(predicted)} predicted blocks and {len(truth)} true ones; give one for one")
+        raise CurationError(f"{len(predicted)} predicted blocks and {len(truth)} true ones; give one for one")
     names = list(zip(settings.classes, [*settings.classes[1:], np.inf], strict=True))
     found: dict[str, _Measure] = {name: _Measure(value) for name, value in _OVERALL.items()}
     found |= {f"block_{name}": _Measure(_r2) for name in _pools(settings)}
@@ -94,11 +94,11 @@ def canopy_metrics(
     for i in range(len(truth)):
         p, t = np.asarray(predicted[i], np.float64), np.asarray(truth[i], np.float64)
         if p.shape != t.shape or p.ndim != 2:
-            raise EvalError(f"block {i}: prediction {p.shape} and truth {t.shape} must be maps of one size")
+            raise CurationError(f"block {i}: prediction {p.shape} and truth {t.shape} must be maps of one size")
         known = np.isfinite(t)
         if not np.isfinite(p[known]).all():
             n = int((~np.isfinite(p[known])).sum())
-            raise EvalError(f"block {i}: {n} pixels have a true height but no prediction; cut the truth to the map")
+            raise CurationError(f"block {i}: {n} pixels have a true height but no prediction; cut the truth to the map")
         total += int(known.sum())
         error, heights = (p - t)[known], t[known]
         moments = _moments(error, heights)
@@ -116,7 +116,7 @@ def canopy_metrics(
             found[f"iou_{cover:g}m"].sums.append([float((a & b).sum()), float((a | b).sum())])
         found["edge_error"].sums.append(edge_sums(p, t, known))
     if not total:
-        raise EvalError("no pixel of the truth is known; look at its nodata value")
+        raise CurationError("no pixel of the truth is known; look at its nodata value")
     return {name: _interval(measure, settings) for name, measure in found.items()}
 
 

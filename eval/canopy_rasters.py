@@ -9,7 +9,7 @@ import numpy as np
 
 from eval.bootstrap import Interval
 from eval.canopy import CanopySettings, canopy_metrics
-from eval.errors import EvalError
+from foundation.errors import CurationError
 
 
 class _Blocks:
@@ -27,7 +27,9 @@ class _Blocks:
         try:
             found = self.source.read(1, window=self.windows[i], masked=True)
         except Exception as error:
-            raise EvalError(f"{self.source.name}: {self.windows[i]} cannot be read ({error}); is it whole?") from error
+            raise CurationError(
+                f"{self.source.name}: {self.windows[i]} cannot be read ({error}); is it whole?"
+            ) from error
         return found.astype(np.float64).filled(np.nan)
 
 
@@ -40,7 +42,7 @@ def measure_maps(
         block: side of the squares that are resampled, metres.
 
     Raises:
-        EvalError: a raster that cannot be opened, grids that differ (says how), or a CRS without lengths.
+        CurationError: a raster that cannot be opened, grids that differ (says how), or a CRS without lengths.
     """
     import rasterio
     from rasterio.windows import Window
@@ -48,17 +50,19 @@ def measure_maps(
     try:
         first, second = rasterio.open(predicted), rasterio.open(truth)
     except Exception as error:
-        raise EvalError(f"{predicted} or {truth} cannot be opened: {error}") from error
+        raise CurationError(f"{predicted} or {truth} cannot be opened: {error}") from error
     with first, second:
         if first.crs is None or not first.crs.is_projected:
-            raise EvalError(f"{predicted} has no projected reference system: its pixels have no size in metres")
+            raise CurationError(f"{predicted} has no projected reference system: its pixels have no size in metres")
         for name, a, b in (
             ("reference systems", first.crs, second.crs),
             ("sizes", first.shape, second.shape),
             ("places", tuple(first.transform), tuple(second.transform)),
         ):
             if a != b and (name != "places" or not np.allclose(a, b, rtol=0, atol=1e-3 * abs(first.transform.a))):
-                raise EvalError(f"{predicted} and {truth} have different {name}: {a} and {b}; warp one to the other")
+                raise CurationError(
+                    f"{predicted} and {truth} have different {name}: {a} and {b}; warp one to the other"
+                )
         settings = CanopySettings(abs(first.transform.a) * first.crs.linear_units_factor[1])
         side = max(1, round(block / settings.resolution))
         rows, cols = range(0, first.height, side), range(0, first.width, side)

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from eval.errors import EvalError
 from eval.settings import RunSettings, describe, parse
+from foundation.errors import CurationError
 
 app = typer.Typer(
     help="Measure a frozen image model.\n\n"
@@ -124,6 +124,6 @@ def main() -> None:
         _register(name, task)
     try:
         app()
-    except EvalError as error:
+    except CurationError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)

@@ -15,7 +15,7 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from eval.errors import EvalError
+from foundation.errors import CurationError
 
 Picture = Float[np.ndarray, "h w 3"]  # values in [0, 1]
 Corruption = Callable[[Picture, int, np.random.Generator], Picture]
@@ -137,12 +137,12 @@ def corrupt(image: Image.Image, name: str, severity: int, seed: int) -> Image.Im
     """A corrupted copy of an RGB image; the same seed gives the same copy.
 
     Raises:
-        EvalError: unknown corruption or severity.
+        CurationError: unknown corruption or severity.
     """
     if name not in CORRUPTIONS:
-        raise EvalError(f"corruption {name!r} is unknown; use {', '.join(CORRUPTIONS)}")
+        raise CurationError(f"corruption {name!r} is unknown; use {', '.join(CORRUPTIONS)}")
     if severity not in SEVERITIES:
-        raise EvalError(f"severity {severity} must be 1 to 5")
+        raise CurationError(f"severity {severity} must be 1 to 5")
     x = np.asarray(image, dtype=np.float64) / 255
     return _to_pil(CORRUPTIONS[name](x, severity, np.random.default_rng(seed)))
 

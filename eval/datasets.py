@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from eval.errors import EvalError
 from eval.hub import open_hub, open_parquet
 from eval.images import LabelledImages, subfolders
 from eval.registry import ENDINGS, LAYOUTS, entry_of, locate, split_folder
+from foundation.errors import CurationError
 
 
 def open_labelled(name: str, split: str, root: str | Path | None = None) -> LabelledImages:
@@ -20,7 +20,7 @@ def open_labelled(name: str, split: str, root: str | Path | None = None) -> Labe
             columns ``image`` and ``label``; or ``hub:OWNER/NAME``.
     """
     if split not in ("train", "test"):
-        raise EvalError(f"split {split!r} must be train or test")
+        raise CurationError(f"split {split!r} must be train or test")
     if name.startswith("hub:"):
         return open_hub(name.removeprefix("hub:"), split)
     entry, path = entry_of(name), locate(name, root)
@@ -35,17 +35,17 @@ def open_class_folders(folder: Path, name: str = "", crop_border: int = 0) -> La
     """Images in one folder per class; classes are numbered by their folders' names, sorted as text.
 
     Raises:
-        EvalError: no class folder, or an empty one (it would shift nothing, but its class could never be right).
+        CurationError: no class folder, or an empty one (it would shift nothing, but its class could never be right).
     """
     classes = subfolders(folder)
     if not classes:
-        raise EvalError(f"{folder} has no class folders; it must hold {LAYOUTS['classes']}")
+        raise CurationError(f"{folder} has no class folders; it must hold {LAYOUTS['classes']}")
     paths: list[Path] = []
     labels: list[int] = []
     for label, class_name in enumerate(classes):
         found = sorted(path for path in (folder / class_name).rglob("*") if path.suffix.lower() in ENDINGS)
         if not found:
-            raise EvalError(f"class folder {folder / class_name} has no images; remove it or fill it")
+            raise CurationError(f"class folder {folder / class_name} has no images; remove it or fill it")
         paths += found
         labels += [label] * len(found)
     ids = [str(path.relative_to(folder)) for path in paths]
@@ -68,11 +68,11 @@ def check_same_classes(train: LabelledImages, test: LabelledImages) -> None:
     """Refuse a test set whose class numbers mean something else.
 
     Raises:
-        EvalError: the class names differ.
+        CurationError: the class names differ.
     """
     if train.class_names != test.class_names:
         differing = sorted(set(train.class_names) ^ set(test.class_names))[:5]
-        raise EvalError(
+        raise CurationError(
             f"{train.name} has {len(train.class_names)} training classes but {test.name} {len(test.class_names)} test "
             f"classes; labels would not mean the same. Only in one of them: {', '.join(differing) or 'their order'}"
         )
@@ -84,7 +84,7 @@ def open_table(
     """Images listed in a CSV table (Dollar Street and the like); paths are relative to the table's folder.
 
     Raises:
-        EvalError: unreadable, a missing column (the message lists those there are), or an empty cell.
+        CurationError: unreadable, a missing column (the message lists those there are), or an empty cell.
     """
     path = Path(path)
     try:
@@ -93,13 +93,13 @@ def open_table(
             rows = list(reader)
             columns = reader.fieldnames or []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise EvalError(f"table {path} cannot be read: {error}") from error
+        raise CurationError(f"table {path} cannot be read: {error}") from error
     for column in (path_column, label_column, group_column):
         if column not in columns:
-            raise EvalError(f"table {path} has no column {column!r}; it has {', '.join(columns) or 'none'}")
+            raise CurationError(f"table {path} has no column {column!r}; it has {', '.join(columns) or 'none'}")
     for number, row in enumerate(rows, start=2):
         if not row[path_column] or not row[label_column]:
-            raise EvalError(f"table {path}: line {number} has no path or no label")
+            raise CurationError(f"table {path}: line {number} has no path or no label")
     names = sorted({row[label_column] for row in rows})
     index = {name: i for i, name in enumerate(names)}
     labels = torch.tensor([index[row[label_column]] for row in rows], dtype=torch.long)

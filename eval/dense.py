@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from eval.errors import EvalError
+from foundation.errors import CurationError
 
 Pair = tuple[Float[Tensor, "b h w d"], Tensor]  # patch features and the target at its own size
 ReadPairs = Callable[[Int[Tensor, "b"]], Pair]
@@ -35,7 +35,7 @@ class DenseSettings:
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size) < 1 or self.learning_rate <= 0 or min(self.warmup, self.weight_decay) < 0:
-            raise EvalError(f"dense settings must be positive: {self}")
+            raise CurationError(f"dense settings must be positive: {self}")
 
     def rate(self, step: int) -> float:
         """Share of the learning rate at a step: linear up, then linear down to 0."""
@@ -71,7 +71,7 @@ def train_head(
         if value is None:
             continue
         if not torch.isfinite(value):
-            raise EvalError(f"the loss of the dense head is {float(value)} at step {step}; lower learning_rate")
+            raise CurationError(f"the loss of the dense head is {float(value)} at step {step}; lower learning_rate")
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * settings.rate(step)
         optimiser.zero_grad()
@@ -79,7 +79,7 @@ def train_head(
         optimiser.step()
         learnt = True
     if not learnt:
-        raise EvalError("no training pixel has a valid target")
+        raise CurationError("no training pixel has a valid target")
     return head.eval()
 
 
@@ -93,13 +93,13 @@ def reader_of(data: Any, name: str) -> tuple[ReadPairs, int]:
     """How to read rows, and how many there are.
 
     Raises:
-        EvalError: arrays that are not (n, h, w, d) and (n, H, W).
+        CurationError: arrays that are not (n, h, w, d) and (n, H, W).
     """
     if callable(data[0]):
         return data[0], int(data[1])
     features, targets = torch.as_tensor(data[0]), torch.as_tensor(data[1])
     if features.ndim != 4 or targets.ndim != 3 or len(features) != len(targets) or not len(features):
-        raise EvalError(
+        raise CurationError(
             f"{name}: features {tuple(features.shape)} must be (n, h, w, d), targets {tuple(targets.shape)} (n, H, W)"
         )
     return lambda rows: (features[rows], targets[rows]), len(features)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from eval.bootstrap import Interval, mean_interval
 from eval.dense import DenseSettings, in_order, reader_of, train_head
-from eval.errors import EvalError
+from foundation.errors import CurationError
 
 
 class DepthHead(nn.Module):
@@ -51,7 +51,7 @@ def linear_depth(
     """
     settings = settings or DenseSettings()
     if not 0 < nearest < furthest:
-        raise EvalError(f"depths from {nearest} to {furthest} metres: give 0 < nearest < furthest")
+        raise CurationError(f"depths from {nearest} to {furthest} metres: give 0 < nearest < furthest")
     read, n = reader_of(train, "train")
     read_test, n_test = reader_of(test, "test")
 
@@ -70,7 +70,7 @@ def linear_depth(
                 for name, value in (depth_metrics(guess[valid], truth[valid]) if valid.any() else {}).items():
                     values.setdefault(name, []).append(value)
     if not values:
-        raise EvalError(f"no test pixel has a depth between {nearest} and {furthest} metres; are the units right?")
+        raise CurationError(f"no test pixel has a depth between {nearest} and {furthest} metres; are the units right?")
     return {name: mean_interval(per_image) for name, per_image in values.items()}
 
 

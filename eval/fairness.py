@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from eval.bootstrap import Interval, bootstrap, weighted_mean
-from eval.errors import EvalError
+from foundation.errors import CurationError
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,18 @@ def accuracy_by_group(correct: Any, groups: Any, min_rows: int = 1, **options: A
         options: of `eval.bootstrap.bootstrap`.
 
     Raises:
-        EvalError: lengths differ, or fewer than two groups have ``min_rows`` rows.
+        CurationError: lengths differ, or fewer than two groups have ``min_rows`` rows.
     """
     x = np.asarray(correct, dtype=np.float64)
     names = np.array(["" if group is None else str(group) for group in groups])
     if x.ndim != 1 or len(x) != len(names):
-        raise EvalError(f"{x.shape} results for {len(names)} groups; give one group per test row")
+        raise CurationError(f"{x.shape} results for {len(names)} groups; give one group per test row")
     if not np.isfinite(x).all():
-        raise EvalError(f"result {int((~np.isfinite(x)).argmax())} is not finite")
+        raise CurationError(f"result {int((~np.isfinite(x)).argmax())} is not finite")
     found, sizes = np.unique(names[names != ""], return_counts=True)
     kept = [str(name) for name, size in zip(found, sizes, strict=True) if size >= min_rows]
     if len(kept) < 2:
-        raise EvalError(
+        raise CurationError(
             f"{len(kept)} groups have {min_rows} rows or more; a gap needs two. Groups: "
             f"{', '.join(f'{name} ({size})' for name, size in zip(found[:10], sizes, strict=False)) or 'none'}"
         )

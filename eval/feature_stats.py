@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from eval.arrays import as_features
-from eval.errors import EvalError
+from foundation.errors import CurationError
 
 
 def effective_rank(features: Any, centre: bool = True) -> float:
@@ -21,17 +21,17 @@ def effective_rank(features: Any, centre: bool = True) -> float:
         centre: subtract the mean first; RankMe does not, and then a shared offset hides collapse.
 
     Raises:
-        EvalError: all rows are equal (or zero): there is no direction at all.
+        CurationError: all rows are equal (or zero): there is no direction at all.
     """
     x = as_features(features).double()
     if len(x) < 2:
-        raise EvalError("effective rank needs at least 2 rows")
+        raise CurationError("effective rank needs at least 2 rows")
     mean = x.mean(0)
     scale = float(x.square().mean().sqrt())
     if centre:
         x = x - mean
     if not float(x.abs().max()) > 1e-9 * scale:
-        raise EvalError("all feature rows are equal: the model has collapsed, and the effective rank is undefined")
+        raise CurationError("all feature rows are equal: the model has collapsed, and the effective rank is undefined")
     values = torch.linalg.svdvals(x)
     p = values / values.sum()
     return float(torch.exp(torch.special.entr(p).sum()))
@@ -45,7 +45,7 @@ def alignment(first: Any, second: Any, alpha: float = 2.0) -> float:
     """
     x, y = as_features(first, "first view"), as_features(second, "second view")
     if x.shape != y.shape:
-        raise EvalError(f"the two views have shapes {tuple(x.shape)} and {tuple(y.shape)}; they must be equal")
+        raise CurationError(f"the two views have shapes {tuple(x.shape)} and {tuple(y.shape)}; they must be equal")
     distance = (F.normalize(x.double(), dim=1) - F.normalize(y.double(), dim=1)).norm(dim=1)
     return float(distance.pow(alpha).mean())
 
@@ -61,7 +61,7 @@ def uniformity(features: Any, t: float = 2.0, rows_per_block: int = 1024) -> flo
     x: Float[Tensor, "n d"] = F.normalize(as_features(features), dim=1)
     n = len(x)
     if n < 2:
-        raise EvalError("uniformity needs at least 2 rows")
+        raise CurationError("uniformity needs at least 2 rows")
     total = 0.0
     for first in range(0, n, rows_per_block):
         block = x[first : first + rows_per_block]

@@ -12,9 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from eval.errors import EvalError
 from eval.images import BadImages, LabelledImages, Transform, read_batches
 from eval.models import FrozenModel, block_features
+from foundation.errors import CurationError
 
 FORMAT = 1
 
@@ -46,14 +46,14 @@ class FeatureSet:
         """Class tokens of the last ``blocks`` blocks side by side, and the mean patch token: (n, features) float32.
 
         Raises:
-            EvalError: more blocks than were kept, or the model has no patches.
+            CurationError: more blocks than were kept, or the model has no patches.
         """
         if not 1 <= blocks <= len(self.cls):
-            raise EvalError(f"{blocks} blocks are asked for, but {len(self.cls)} were kept")
+            raise CurationError(f"{blocks} blocks are asked for, but {len(self.cls)} were kept")
         parts = list(self.cls[-blocks:])
         if mean_patch:
             if self.mean_patch is None:
-                raise EvalError("this model gives no patch tokens to average")
+                raise CurationError("this model gives no patch tokens to average")
             parts.append(self.mean_patch)
         return torch.cat([part if rows is None else part[rows] for part in parts], 1).float()
 
@@ -88,12 +88,12 @@ def extract(
         dtype: in which features are kept: "float32" or "float16" (half the memory).
 
     Raises:
-        EvalError: too many bad images, none readable, or NaN from the model.
+        CurationError: too many bad images, none readable, or NaN from the model.
     """
     import time
 
     if dtype not in ("float32", "float16"):
-        raise EvalError(f"features can be kept as float32 or float16, not {dtype!r}")
+        raise CurationError(f"features can be kept as float32 or float16, not {dtype!r}")
     how = "own" if transform is None else getattr(transform, "identity", None)
     key = hashlib.blake2b(
         json.dumps([FORMAT, model.identity, images.digest, how, dtype]).encode(), digest_size=16
@@ -114,7 +114,7 @@ def extract(
             found = block_features(model.features(batch), len(batch))
             tokens = torch.stack([x.float() for x in found.cls], 1).cpu()
             if not torch.isfinite(tokens).all():
-                raise EvalError(
+                raise CurationError(
                     f"{model.identity} gave NaN or infinity for {images.ids[int(which[0])]} or one of the "
                     f"{len(which) - 1} images after it; the checkpoint is broken, or try precision=float32"
                 )
@@ -125,7 +125,7 @@ def extract(
             bar.update(len(which))
     bar.close()
     if not rows:
-        raise EvalError(f"{images.name}: not one image can be read")
+        raise CurationError(f"{images.name}: not one image can be read")
     order = torch.cat(rows)
     stacked = torch.cat(kept)
     features = FeatureSet(
@@ -178,7 +178,7 @@ def _save(path: Path, features: FeatureSet) -> None:
         save_file(tensors, temporary, metadata={"skipped": json.dumps(features.skipped)})
         os.replace(temporary, path)
     except OSError as error:
-        raise EvalError(f"cannot write features to {path}: {error.strerror or error}") from error
+        raise CurationError(f"cannot write features to {path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -191,7 +191,7 @@ def _load(path: Path) -> FeatureSet:
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
             skipped = json.loads(stored.metadata()["skipped"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise EvalError(f"cached features {path} cannot be read ({error}); delete the file") from error
+        raise CurationError(f"cached features {path} cannot be read ({error}); delete the file") from error
     n_blocks = sum(name.startswith("cls_") for name in tensors)
     cls = [tensors[f"cls_{i}"] for i in range(n_blocks)]
     return FeatureSet(cls, tensors.get("mean_patch"), tensors["labels"], tensors["rows"], skipped)

@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from eval.arrays import as_features, as_labels, check_same_width, count_classes
-from eval.errors import EvalError
 from eval.knn import knn_predictions
 from eval.logistic import fit_logistic
 from eval.splits import few_shot_rows
+from foundation.errors import CurationError
 
 Classifier = Callable[[Float[Tensor, "n d"], Int[Tensor, "n"], Float[Tensor, "m d"]], Int[Tensor, "m"]]
 
@@ -76,16 +76,16 @@ def few_shot(
     """Accuracy on the test set with ``shots`` labelled training images per class; draw j uses the seed ``seed + j``.
 
     Raises:
-        EvalError: a class has fewer rows than shots, or an unknown classifier.
+        CurationError: a class has fewer rows than shots, or an unknown classifier.
     """
     train, test = as_features(train_features, "train features"), as_features(test_features, "test features")
     check_same_width(train, test)
     labels = as_labels(train_labels, len(train), "train labels")
     truth = as_labels(test_labels, len(test), "test labels")
     if classifier not in CLASSIFIERS:
-        raise EvalError(f"few-shot classifier {classifier!r} is unknown; use {', '.join(CLASSIFIERS)}")
+        raise CurationError(f"few-shot classifier {classifier!r} is unknown; use {', '.join(CLASSIFIERS)}")
     if n_draws < 1:
-        raise EvalError(f"{n_draws} draws: give at least 1")
+        raise CurationError(f"{n_draws} draws: give at least 1")
     found = {}
     for n in shots:
         accuracies = []

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from eval.errors import EvalError
 from eval.images import LabelledImages
+from foundation.errors import CurationError
 
 
 class _Encoded(Sequence[Any]):
@@ -28,7 +28,7 @@ def from_hugging_face(data: Any, name: str, image_column: str = "", label_column
     """A `datasets.Dataset` with a column of images and one of labels; the columns are found where not named.
 
     Raises:
-        EvalError: no such columns, or labels that are missing.
+        CurationError: no such columns, or labels that are missing.
     """
     from datasets import ClassLabel, Image
 
@@ -40,12 +40,12 @@ def from_hugging_face(data: Any, name: str, image_column: str = "", label_column
     labels = labels or [key for key in ("label", "fine_label", "labels", "class") if key in data.column_names]
     labels = labels or [key for key, kind in data.features.items() if isinstance(kind, ClassLabel)]
     if not images or not labels or images[0] not in data.column_names or labels[0] not in data.column_names:
-        raise EvalError(f"{name} needs a column of images and one of labels; it has {', '.join(data.column_names)}")
+        raise CurationError(f"{name} needs a column of images and one of labels; it has {', '.join(data.column_names)}")
     kind = data.features[labels[0]]
     values = data.with_format(None)[labels[0]][:]
     missing = next((row for row, value in enumerate(values) if value is None or value == -1), None)
     if missing is not None:
-        raise EvalError(f"{name}: row {missing} has no label; take a split that is labelled")
+        raise CurationError(f"{name}: row {missing} has no label; take a split that is labelled")
     if isinstance(kind, ClassLabel):
         names, numbers = list(kind.names), [int(value) for value in values]
     elif isinstance(values[0], int):
@@ -73,7 +73,7 @@ def open_parquet(*paths: Path) -> LabelledImages:
     try:
         data = Dataset.from_parquet([str(path) for path in paths])
     except Exception as error:  # pyarrow and datasets raise many types
-        raise EvalError(f"{paths[0]} cannot be read as parquet: {' '.join(str(error).split())[:200]}") from error
+        raise CurationError(f"{paths[0]} cannot be read as parquet: {' '.join(str(error).split())[:200]}") from error
     return from_hugging_face(data, str(paths[0]))
 
 
@@ -90,13 +90,13 @@ def open_hub(name: str, split: str) -> LabelledImages:
             continue
         except Exception as error:  # offline, gated, no such dataset
             page = f"https://huggingface.co/datasets/{name}"
-            raise EvalError(
+            raise CurationError(
                 f"hub:{name} cannot be loaded ({' '.join(str(error).split())[:200]}); see {page}"
             ) from error
         try:
             return from_hugging_face(data, f"hub:{name}:{wanted}")
-        except EvalError:
+        except CurationError:
             if wanted == tried[-1]:
                 raise
             continue  # imagenet-1k's test split has no labels, its validation split has
-    raise EvalError(f"hub:{name} has no split {' or '.join(tried)}: {' '.join(reason.split())[:200]}")
+    raise CurationError(f"hub:{name} has no split {' or '.join(tried)}: {' '.join(reason.split())[:200]}")

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from eval.errors import EvalError
+from foundation.errors import CurationError
 
 Transform = Callable[[Image.Image], Tensor]
 LONGEST_RATIO = 100  # an image of 1 x 10,000 pixels would become 256 x 2,560,000 when its short side is scaled up
@@ -47,7 +47,7 @@ class LabelledImages:
 
     def __post_init__(self) -> None:
         if not len(self.sources):
-            raise EvalError(f"{self.name} has no images")
+            raise CurationError(f"{self.name} has no images")
         if not self.digest:
             content = [self.name, self.class_names, self.ids, self.labels.tolist(), self.crop_border, self.boxes]
             self.digest = hashlib.blake2b(repr(content).encode(), digest_size=16).hexdigest()
@@ -85,15 +85,15 @@ def open_image(source: Any) -> Image.Image:
     """RGB image of a path or of ``{"bytes", "path"}``: upright, transparency on white, 16 bits reduced to 8.
 
     Raises:
-        OSError, ValueError, ...: whatever Pillow says of a broken file; EvalError for one of extreme shape.
+        OSError, ValueError, ...: whatever Pillow says of a broken file; CurationError for one of extreme shape.
     """
     if isinstance(source, dict):
         source = io.BytesIO(source["bytes"]) if source.get("bytes") is not None else source.get("path")
     if source is None:
-        raise EvalError("the row has no image")
+        raise CurationError("the row has no image")
     with Image.open(source) as opened:
         if max(opened.size) > LONGEST_RATIO * min(opened.size):
-            raise EvalError(f"an image of {opened.width} x {opened.height} pixels is no photograph")
+            raise CurationError(f"an image of {opened.width} x {opened.height} pixels is no photograph")
         image = ImageOps.exif_transpose(opened)
         if image.mode.startswith("I"):
             values = np.asarray(image).astype(np.int64)
@@ -120,11 +120,11 @@ class BadImages:
         """Count one.
 
         Raises:
-            EvalError: more than the limit are bad.
+            CurationError: more than the limit are bad.
         """
         self.reasons[identity] = reason
         if len(self.reasons) > self.limit * n_images:
-            raise EvalError(
+            raise CurationError(
                 f"{name}: {len(self.reasons)} of {n_images} images cannot be read, more than max_bad {self.limit:.1%}; "
                 f"the last is {identity}: {reason}"
             )

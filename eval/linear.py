@@ -18,8 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from eval.arrays import as_features, as_labels, count_classes
-from eval.errors import EvalError
 from eval.splits import validation_split
+from foundation.errors import CurationError
 
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -55,13 +55,13 @@ class LinearSettings:
 
     def __post_init__(self) -> None:
         if not self.learning_rates or min(self.learning_rates) <= 0:
-            raise EvalError(f"learning_rates {self.learning_rates} must be positive, and at least one")
+            raise CurationError(f"learning_rates {self.learning_rates} must be positive, and at least one")
         if self.steps < 1 or self.batch_size < 1:
-            raise EvalError(f"steps {self.steps} and batch_size {self.batch_size} must be at least 1")
+            raise CurationError(f"steps {self.steps} and batch_size {self.batch_size} must be at least 1")
         if not 0 <= self.momentum < 1:
-            raise EvalError(f"momentum {self.momentum} must lie in [0, 1)")
+            raise CurationError(f"momentum {self.momentum} must lie in [0, 1)")
         if self.precision not in PRECISIONS:
-            raise EvalError(f"precision {self.precision!r} is unknown; use {', '.join(PRECISIONS)}")
+            raise CurationError(f"precision {self.precision!r} is unknown; use {', '.join(PRECISIONS)}")
 
 
 class HeadBank:
@@ -125,7 +125,7 @@ class LinearProbe:
         for rows in blocks:
             inputs = read(rows)
             if self.input not in inputs:
-                raise EvalError(f"the probe reads {self.input!r}; these features have {', '.join(inputs)}")
+                raise CurationError(f"the probe reads {self.input!r}; these features have {', '.join(inputs)}")
             parts.append((inputs[self.input].to(self.weight) @ self.weight + self.bias).cpu())
         return torch.cat(parts)
 
@@ -157,7 +157,7 @@ def train_heads(
             for name, bank in banks.items():
                 bank.step(inputs[name].float().to(device), y, factor)
     if not banks:
-        raise EvalError("the linear probe got no batch to train on")
+        raise CurationError("the linear probe got no batch to train on")
     return banks
 
 
@@ -167,7 +167,7 @@ def choose_head(
     """The head with the best validation accuracy; ties go to the first input and the lowest learning rate.
 
     Raises:
-        EvalError: every head diverged.
+        CurationError: every head diverged.
     """
     correct = {name: torch.zeros(bank.n_heads, dtype=torch.long) for name, bank in banks.items()}
     n = 0
@@ -183,7 +183,9 @@ def choose_head(
         for name, bank in banks.items()
     }
     if not any(bool(which.any()) for which in finite.values()):
-        raise EvalError("every head of the linear probe diverged; lower the learning rates or normalise the features")
+        raise CurationError(
+            "every head of the linear probe diverged; lower the learning rates or normalise the features"
+        )
     rates = settings.learning_rates
     accuracy = {(name, rates[h]): int(count[h]) / n for name, count in correct.items() for h in range(len(rates))}
     best_name, best_rate = max(accuracy, key=lambda key: accuracy[key])
@@ -263,11 +265,11 @@ def _reader(features: Any, name: str) -> tuple[ReadRows, int]:
         return features.inputs, len(features)
     if isinstance(features, Mapping):
         if not features:
-            raise EvalError(f"{name} has no input")
+            raise CurationError(f"{name} has no input")
         parts = {key: as_features(x, f"{name} {key!r}") for key, x in features.items()}
         lengths = {len(x) for x in parts.values()}
         if len(lengths) > 1:
-            raise EvalError(f"the inputs of {name} have different numbers of rows: {sorted(lengths)}")
+            raise CurationError(f"the inputs of {name} have different numbers of rows: {sorted(lengths)}")
         return lambda rows: {key: x[rows.to(x.device)] for key, x in parts.items()}, lengths.pop()
     x = as_features(features, name)
     return lambda rows: {"features": x[rows.to(x.device)]}, len(x)

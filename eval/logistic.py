@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from eval.arrays import as_features, as_labels, check_same_width, count_classes
-from eval.errors import EvalError
 from eval.splits import validation_split
+from foundation.errors import CurationError
 
 DEFAULT_CS: tuple[float, ...] = tuple(10.0 ** (-6 + 11 * i / 44) for i in range(45))
 
@@ -66,7 +66,7 @@ def fit_logistic(
     x = as_features(features, "train features")
     y = as_labels(labels, len(x), "train labels").to(x.device)
     if c <= 0 or max_iterations < 1:
-        raise EvalError(f"C = {c} and max_iterations = {max_iterations}: both must be positive")
+        raise CurationError(f"C = {c} and max_iterations = {max_iterations}: both must be positive")
     n, d = x.shape
     n_classes = n_classes or count_classes(y)
     theta = torch.zeros(d + 1, n_classes, dtype=x.dtype, device=x.device)  # the last row is the bias
@@ -119,7 +119,7 @@ def logistic_regression(
     x = as_features(train_features, "train features")
     y = as_labels(train_labels, len(x), "train labels").to(x.device)
     if not cs:
-        raise EvalError("no C is given; logistic regression needs at least one")
+        raise CurationError("no C is given; logistic regression needs at least one")
     n_classes = n_classes or count_classes(y)
     fit_rows, val_rows = (rows.to(x.device) for rows in validation_split(y, val_share, seed))
     x_fit, y_fit, x_val, y_val = x[fit_rows], y[fit_rows], x[val_rows], y[val_rows]

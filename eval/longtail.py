@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from eval.bootstrap import Interval, Statistic, bootstrap
-from eval.errors import EvalError
+from foundation.errors import CurationError
 
 BINS = ("head", "medium", "tail")
 
@@ -26,13 +26,13 @@ def class_bins(train_counts: Any, edges: tuple[int, int] | str = (20, 100)) -> I
     """
     counts = np.asarray(train_counts)
     if counts.ndim != 1 or not len(counts) or not np.issubdtype(counts.dtype, np.integer) or counts.min() < 0:
-        raise EvalError("train_counts must be one number of images, 0 or more, for every class")
+        raise CurationError("train_counts must be one number of images, 0 or more, for every class")
     if edges == "thirds":
         rank = np.empty(len(counts), dtype=np.int64)
         rank[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
         return rank * 3 // len(counts)
     if isinstance(edges, str) or len(edges) != 2 or not 0 <= edges[0] <= edges[1]:
-        raise EvalError(f"edges {edges!r} must be two ascending numbers of images, or 'thirds'")
+        raise CurationError(f"edges {edges!r} must be two ascending numbers of images, or 'thirds'")
     return np.where(counts > edges[1], 0, np.where(counts < edges[0], 2, 1)).astype(np.int64)
 
 
@@ -56,14 +56,14 @@ def head_medium_tail(
         deviation over the bins (population, as in SDCLR).
 
     Raises:
-        EvalError: labels outside ``train_counts``.
+        CurationError: labels outside ``train_counts``.
     """
     predicted, truth = np.asarray(predictions), np.asarray(test_labels)
     if predicted.shape != truth.shape or truth.ndim != 1 or not len(truth):
-        raise EvalError(f"predictions {predicted.shape} and test labels {truth.shape} must be equal and not empty")
+        raise CurationError(f"predictions {predicted.shape} and test labels {truth.shape} must be equal and not empty")
     bins = class_bins(train_counts, edges)
     if truth.min() < 0 or truth.max() >= len(bins):
-        raise EvalError(f"test labels reach {truth.max()} but train_counts has {len(bins)} classes")
+        raise CurationError(f"test labels reach {truth.max()} but train_counts has {len(bins)} classes")
     correct = (predicted == truth).astype(np.float64)
     tested = np.unique(truth)
     found = {

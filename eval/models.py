@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eval.errors import EvalError
 from eval.images import Transform
+from foundation.errors import CurationError
 
 FeatureFunction = Callable[[Float[Tensor, "b 3 h w"]], Mapping[str, Any]]
 N_BLOCKS = 4
@@ -64,7 +64,7 @@ class BlockFeatures:
     def map(self) -> Float[Tensor, "b h w d"]:
         """The patches as a map."""
         if self.patches is None:
-            raise EvalError("this model gives no patch tokens; segmentation and depth need them")
+            raise CurationError("this model gives no patch tokens; segmentation and depth need them")
         return self.patches.unflatten(1, self.grid)
 
 
@@ -72,27 +72,29 @@ def block_features(output: Any, n_images: int) -> BlockFeatures:
     """Check and bring the output of a feature function into one form.
 
     Raises:
-        EvalError: no ``cls``, wrong shapes, or a number of patches that is no grid.
+        CurationError: no ``cls``, wrong shapes, or a number of patches that is no grid.
     """
     if isinstance(output, Tensor):
         output = {"cls": output}
     if not isinstance(output, Mapping) or "cls" not in output:
-        raise EvalError(f"the feature function returned {type(output).__name__}; it must return a dict with 'cls'")
+        raise CurationError(f"the feature function returned {type(output).__name__}; it must return a dict with 'cls'")
     cls = list(output["cls"]) if isinstance(output["cls"], (list, tuple)) else [output["cls"]]
     for tokens in cls:
         if tokens.ndim != 2 or len(tokens) != n_images:
-            raise EvalError(f"'cls' has shape {tuple(tokens.shape)}; for {n_images} images it must be ({n_images}, d)")
+            raise CurationError(
+                f"'cls' has shape {tuple(tokens.shape)}; for {n_images} images it must be ({n_images}, d)"
+            )
     patches = output.get("patches")
     if isinstance(patches, (list, tuple)):
         patches = patches[-1] if patches else None
     if patches is None:
         return BlockFeatures(cls)
     if patches.ndim != 3 or len(patches) != n_images:
-        raise EvalError(f"'patches' has shape {tuple(patches.shape)}; it must be ({n_images}, patches, d)")
+        raise CurationError(f"'patches' has shape {tuple(patches.shape)}; it must be ({n_images}, patches, d)")
     n = patches.shape[1]
     grid = tuple(output.get("grid") or (round(n**0.5), round(n**0.5)))
     if grid[0] * grid[1] != n:
-        raise EvalError(f"{n} patches are no grid of {grid[0]} x {grid[1]}; let the feature function give 'grid'")
+        raise CurationError(f"{n} patches are no grid of {grid[0]} x {grid[1]}; let the feature function give 'grid'")
     return BlockFeatures(cls, patches, (int(grid[0]), int(grid[1])))
 
 
@@ -116,7 +118,7 @@ def open_model(
     """
     target = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     if precision not in ("float32", "bfloat16"):
-        raise EvalError(f"precision {precision!r} is unknown; use float32 or bfloat16")
+        raise CurationError(f"precision {precision!r} is unknown; use float32 or bfloat16")
     kind, _, rest = name.partition(":")
     if Path(name).is_dir():
         return _open_folder(Path(name), image_size, target, precision)
@@ -128,11 +130,11 @@ def open_model(
         try:
             made = getattr(import_module(kind), rest)()
         except (ImportError, AttributeError) as error:
-            raise EvalError(f"model {name!r} cannot be imported: {error}") from error
+            raise CurationError(f"model {name!r} cannot be imported: {error}") from error
         if not isinstance(made, FrozenModel):
-            raise EvalError(f"{name} returned {type(made).__name__}; it must return an eval.models.FrozenModel")
+            raise CurationError(f"{name} returned {type(made).__name__}; it must return an eval.models.FrozenModel")
         return made
-    raise EvalError(
+    raise CurationError(
         f"model {name!r} is neither a folder nor timm:NAME nor package.module:function; "
         "`timm.list_models()` lists the names of timm"
     )
@@ -204,7 +206,7 @@ def _create(name: str, image_size: int | None, pretrained: bool, is_vit: bool | 
         return timm.create_model(name, **options)
     except Exception as error:  # timm: RuntimeError, ValueError, hub and network errors
         reason = " ".join(str(error).split())[:300]
-        raise EvalError(f"timm cannot make {name!r}: {reason}") from error
+        raise CurationError(f"timm cannot make {name!r}: {reason}") from error
 
 
 def _load_weights(model: nn.Module, path: Path) -> str:
@@ -215,13 +217,13 @@ def _load_weights(model: nn.Module, path: Path) -> str:
     try:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise EvalError(f"weights {path} cannot be read as safetensors: {error}") from error
+        raise CurationError(f"weights {path} cannot be read as safetensors: {error}") from error
     state = {name: x for name, x in state.items() if not name.startswith(("head.", "fc.", "classifier."))}
     own = model.state_dict()
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     other = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
     if missing or extra or other:
-        raise EvalError(
+        raise CurationError(
             f"weights {path} are of another architecture: {len(missing)} names are missing {missing[:3]}, "
             f"{len(extra)} unknown {extra[:3]}, {len(other)} of another shape {sorted(other)[:3]}"
         )
@@ -244,9 +246,9 @@ def _open_folder(folder: Path, image_size: int | None, device: torch.device, pre
         config = json.loads((folder / "config.json").read_text())
         name = config["architecture"]
     except (OSError, ValueError, KeyError) as error:
-        raise EvalError(f"{folder} has no readable config.json with an 'architecture' in it ({error!r})") from error
+        raise CurationError(f"{folder} has no readable config.json with an 'architecture' in it ({error!r})") from error
     if not (folder / "model.safetensors").exists():
-        raise EvalError(f"{folder} has no model.safetensors")
+        raise CurationError(f"{folder} has no model.safetensors")
     # timm reads architecture, weights and preprocessing of the folder, and resamples positions to the image size
     model = _create(f"local-dir:{folder.resolve()}", image_size, pretrained=True, is_vit="vit" in name)
     return from_timm(model, f"{folder.resolve().name}@{_digest(model)}", image_size, device, precision)

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from eval.errors import EvalError
 from eval.registry import ENDINGS, LAYOUTS, locate, split_folder
+from foundation.errors import CurationError
 
 
 @dataclass
@@ -35,22 +35,22 @@ def open_pairs(name: str, split: str, kind: str, root: str | Path | None = None)
         kind: folder of the targets: "annotations" or "depth".
 
     Raises:
-        EvalError: no such folder, or an image without target.
+        CurationError: no such folder, or an image without target.
     """
     path = locate(name, root)
     found_images, found_targets = (split_folder(path / part, name, split) for part in ("images", kind))
     if found_images is None or found_targets is None:
-        raise EvalError(f"{path} has no {split} split of images and {kind}; lay it out as {LAYOUTS['pairs']}")
+        raise CurationError(f"{path} has no {split} split of images and {kind}; lay it out as {LAYOUTS['pairs']}")
     images, targets = found_images, found_targets
     by_stem = {str(found.relative_to(targets).with_suffix("")): found for found in targets.rglob("*.*")}
     chosen = sorted(found for found in images.rglob("*") if found.suffix.lower() in ENDINGS)
     if not chosen:
-        raise EvalError(f"{images} has no images")
+        raise CurationError(f"{images} has no images")
     pairs = ImagePairs(name, chosen, [])
     for image in chosen:
         stem = str(image.relative_to(images).with_suffix(""))
         if stem not in by_stem:
-            raise EvalError(f"{image} has no target {targets / stem}.png or .npy")
+            raise CurationError(f"{image} has no target {targets / stem}.png or .npy")
         pairs.targets.append(by_stem[stem])
     return pairs
 
@@ -59,12 +59,12 @@ def read_target(path: Path, scale: float = 1.0) -> np.ndarray:
     """A mask (integers) or a depth map (``scale`` units to one metre): (h, w).
 
     Raises:
-        EvalError: unreadable, or with colours.
+        CurationError: unreadable, or with colours.
     """
     try:
         array = np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.asarray(Image.open(path))
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise EvalError(f"target {path} cannot be read: {error}") from error
+        raise CurationError(f"target {path} cannot be read: {error}") from error
     if array.ndim != 2:
-        raise EvalError(f"target {path} has shape {array.shape}; it must have one channel")
+        raise CurationError(f"target {path} has shape {array.shape}; it must have one channel")
     return array / scale if scale != 1 else array

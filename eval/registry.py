@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.errors import EvalError
+from foundation.errors import CurationError
 
 ROOT_VARIABLE = "EVAL_DATA"
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif", ".jp2"}
@@ -103,12 +103,12 @@ def locate(name: str, root: str | Path | None = None) -> Path:
         root: folder of all datasets; None takes the environment variable EVAL_DATA, else ``data``.
 
     Raises:
-        EvalError: it is not there; the message says where to get it and how its folder must look.
+        CurationError: it is not there; the message says where to get it and how its folder must look.
     """
     if name not in REGISTRY:
         path = Path(name)
         if not path.exists():
-            raise EvalError(
+            raise CurationError(
                 f"dataset {name!r} is neither a path that exists nor hub:OWNER/NAME nor one of {', '.join(REGISTRY)}"
             )
         return path
@@ -117,7 +117,7 @@ def locate(name: str, root: str | Path | None = None) -> Path:
     if not folder.is_dir():
         splits = ", ".join(split for split in (entry.train, entry.test) if split not in ("", "."))
         hub = f", or pass hub:{entry.hub}" if entry.hub else ""
-        raise EvalError(
+        raise CurationError(
             f"{name} is not in {folder}. Get it from {entry.page} and lay it out as {LAYOUTS[entry.layout]}"
             f"{f' in {splits}' if splits else ''}{hub}; the folder of all datasets is set by root= or {ROOT_VARIABLE}"
         )
@@ -128,14 +128,14 @@ def split_folder(folder: Path, name: str, split: str) -> Path | None:
     """The sub-folder of a split; None where a folder of the user's own has none.
 
     Raises:
-        EvalError: a registered dataset that has no such split, or whose folder is missing.
+        CurationError: a registered dataset that has no such split, or whose folder is missing.
     """
     if name not in REGISTRY:
         usual = {"train": ["train", "training"], "test": ["test", "val", "validation"]}[split]
         return next((folder / found for found in usual if (folder / found).is_dir()), None)
     wanted = REGISTRY[name].train if split == "train" else REGISTRY[name].test
     if not wanted:
-        raise EvalError(f"{name} has no {split} split")
+        raise CurationError(f"{name} has no {split} split")
     if not (folder / wanted).is_dir():
-        raise EvalError(f"{folder} has no folder {wanted!r}; {name} needs it, see {REGISTRY[name].page}")
+        raise CurationError(f"{folder} has no folder {wanted!r}; {name} needs it, see {REGISTRY[name].page}")
     return folder / wanted

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from eval.bootstrap import Interval, paired_interval
-from eval.errors import EvalError
+from foundation.errors import CurationError
 
 FORMAT = 1
 METRICS = "metrics.json"
@@ -110,7 +110,7 @@ def load_rows(folder: str | Path) -> tuple[list[Row], dict[str, np.ndarray], dic
     """Rows, values of every test row, and digests of which rows those are.
 
     Raises:
-        EvalError: not a folder of results.
+        CurationError: not a folder of results.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -121,7 +121,7 @@ def load_rows(folder: str | Path) -> tuple[list[Row], dict[str, np.ndarray], dic
             ids = json.loads(stored.metadata()["rows"])
             return rows, {key: stored.get_tensor(key) for key in ids}, ids
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise EvalError(f"{folder} is no folder of results of `python -m eval` ({error})") from error
+        raise CurationError(f"{folder} is no folder of results of `python -m eval` ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -150,12 +150,12 @@ def compare(folder: str | Path, base: str | Path, **options: Any) -> list[Differ
     """Paired differences of every figure that both folders measured on the same test rows.
 
     Raises:
-        EvalError: they share none.
+        CurationError: they share none.
     """
     (_, values, ids), (_, base_values, base_ids) = load_rows(folder), load_rows(base)
     shared = [key for key in values if base_ids.get(key) == ids[key]]
     if not shared:
-        raise EvalError(f"{folder} and {base} have no figure of the same test rows in common")
+        raise CurationError(f"{folder} and {base} have no figure of the same test rows in common")
     return [
         Difference(
             key,
@@ -184,6 +184,6 @@ def _write(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError as error:
-        raise EvalError(f"cannot write {path}: {error.strerror or error}") from error
+        raise CurationError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)

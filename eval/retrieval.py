@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 
 from eval.arrays import as_features, as_labels, check_same_width
-from eval.errors import EvalError
+from foundation.errors import CurationError
 
 # which lists of the ground truth count as relevant, and which are taken out of the ranking
 PROTOCOLS = {
@@ -57,11 +57,11 @@ def read_ground_truth(path: str | Path) -> GroundTruth:
     The official file is a Python pickle with the same keys; pickles can run code, so this reads only JSON.
 
     Raises:
-        EvalError: no such file, other keys, or an index outside the database.
+        CurationError: no such file, other keys, or an index outside the database.
     """
     path = Path(path)
     if path.suffix == ".pkl":
-        raise EvalError(
+        raise CurationError(
             f"{path} is a pickle, which can run code when opened and is never read here; if you trust it, convert it: "
             "python -c \"import json, pickle, sys; json.dump(pickle.load(open(sys.argv[1], 'rb')), "
             f"open(sys.argv[2], 'w'), default=lambda x: x.tolist())\" {path} {path.with_suffix('.json')}"
@@ -75,13 +75,13 @@ def read_ground_truth(path: str | Path) -> GroundTruth:
             parts = {part: [int(i) for i in entry[part]] for part in ("easy", "hard", "junk")}
             queries.append(Query(name, (left, top, right, bottom), **parts))
     except OSError as error:
-        raise EvalError(f"ground truth {path} cannot be read: {error.strerror}") from error
+        raise CurationError(f"ground truth {path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise EvalError(f"ground truth {path} is not the revisited format ({error!r})") from error
+        raise CurationError(f"ground truth {path} is not the revisited format ({error!r})") from error
     for query in queries:
         worst = max([*query.easy, *query.hard, *query.junk, 0])
         if worst >= len(database) or min([*query.easy, *query.hard, *query.junk, 0]) < 0:
-            raise EvalError(f"{path}: query {query.name} names image {worst}, but imlist has {len(database)}")
+            raise CurationError(f"{path}: query {query.name} names image {worst}, but imlist has {len(database)}")
     return GroundTruth(list(database), queries)
 
 
@@ -138,11 +138,13 @@ def revisited(ranking: Int[np.ndarray, "queries n"], truth: GroundTruth) -> dict
     """Easy, medium and hard: other images than the relevant ones of a protocol are junk, and junk leaves the ranking.
 
     Raises:
-        EvalError: the ranking has another number of queries or images than the ground truth.
+        CurationError: the ranking has another number of queries or images than the ground truth.
     """
     expected = (len(truth.queries), len(truth.database))
     if ranking.shape != expected:
-        raise EvalError(f"the ranking has shape {ranking.shape}; the ground truth has {expected} queries and images")
+        raise CurationError(
+            f"the ranking has shape {ranking.shape}; the ground truth has {expected} queries and images"
+        )
     found = {}
     for name, (wanted, ignored) in PROTOCOLS.items():
         aps, precisions = [], []
@@ -165,7 +167,7 @@ def revisited(ranking: Int[np.ndarray, "queries n"], truth: GroundTruth) -> dict
         at = {k: float(mean[i]) for i, k in enumerate(CUTS)}
         found[name] = ProtocolResult(float(np.nanmean(per_query)), at, per_query)
     if not found:
-        raise EvalError("no query has a relevant image under any protocol")
+        raise CurationError("no query has a relevant image under any protocol")
     return found
 
 

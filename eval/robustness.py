@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from eval.arrays import as_features, as_labels
-from eval.errors import EvalError
+from foundation.errors import CurationError
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ def map_by_name(class_names: list[str], train_names: list[str]) -> ClassMap:
     """Classes of the same name (WordNet ids).
 
     Raises:
-        EvalError: no name is shared, or a name has no counterpart.
+        CurationError: no name is shared, or a name has no counterpart.
     """
     index = {name: i for i, name in enumerate(train_names)}
     missing = [name for name in class_names if name not in index]
     if missing:
-        raise EvalError(
+        raise CurationError(
             f"{len(missing)} of {len(class_names)} classes have no training class of their name: {missing[0]!r}, ... "
             f"(training classes look like {train_names[0]!r}); give a class-map file"
         )
@@ -58,12 +58,12 @@ def map_by_index(class_names: list[str], n_train: int) -> ClassMap:
     """Folders named by the training class index (ImageNet-V2).
 
     Raises:
-        EvalError: a folder is no number below ``n_train``.
+        CurationError: a folder is no number below ``n_train``.
     """
     allowed: list[tuple[int, ...]] = []
     for name in class_names:
         if not name.isdigit() or int(name) >= n_train:
-            raise EvalError(f"class folder {name!r} is not a class index below {n_train}; give a class-map file")
+            raise CurationError(f"class folder {name!r} is not a class index below {n_train}; give a class-map file")
         allowed.append((int(name),))
     return ClassMap(allowed, n_train)
 
@@ -75,7 +75,7 @@ def read_class_map(path: str | Path, class_names: list[str], train_names: list[s
     that is not in the file is an error, since forgetting classes changes the figure silently.
 
     Raises:
-        EvalError: unreadable, a class that is not in the map, or an unknown target.
+        CurationError: unreadable, a class that is not in the map, or an unknown target.
     """
     path = Path(path)
     try:
@@ -83,24 +83,26 @@ def read_class_map(path: str | Path, class_names: list[str], train_names: list[s
         if path.suffix == ".json":
             content = json.loads(text)
             if not isinstance(content, dict):
-                raise EvalError(f"class map {path} must be a JSON object of class: targets")
+                raise CurationError(f"class map {path} must be a JSON object of class: targets")
         else:
             rows = [row for row in csv.reader(text.splitlines()) if row]
             content = {row[0].strip(): [part for part in row[1].split(";") if part.strip()] for row in rows}
     except OSError as error:
-        raise EvalError(f"class map {path} cannot be read: {error.strerror}") from error
+        raise CurationError(f"class map {path} cannot be read: {error.strerror}") from error
     except (json.JSONDecodeError, IndexError) as error:
-        raise EvalError(f"class map {path} is neither JSON nor CSV lines 'class,target;target' ({error})") from error
+        raise CurationError(
+            f"class map {path} is neither JSON nor CSV lines 'class,target;target' ({error})"
+        ) from error
     index = {name: i for i, name in enumerate(train_names)}
     allowed = []
     for name in class_names:
         if name not in content:
-            raise EvalError(f"class map {path} has no line for class {name!r}; an empty list leaves it out")
+            raise CurationError(f"class map {path} has no line for class {name!r}; an empty list leaves it out")
         value = content[name]
         targets = value if isinstance(value, list) else [value]
         allowed.append(tuple(_target(target, index, path, name) for target in targets))
     if not any(allowed):
-        raise EvalError(f"class map {path} maps no class of this dataset")
+        raise CurationError(f"class map {path} maps no class of this dataset")
     return ClassMap(allowed, len(train_names))
 
 
@@ -110,7 +112,7 @@ def _target(target: Any, index: dict[str, int], path: Path, name: str) -> int:
         return index[text]
     if text.isdigit() and int(text) < len(index):
         return int(text)
-    raise EvalError(f"class map {path}: {name!r} maps to {text!r}, which is neither a training class nor its index")
+    raise CurationError(f"class map {path}: {name!r} maps to {text!r}, which is neither a training class nor its index")
 
 
 def mapped_correct(
@@ -130,15 +132,15 @@ def mapped_correct(
     s: Float[Tensor, "n classes"] = as_features(scores, "scores")
     y = as_labels(labels, len(s)).to(s.device)
     if s.shape[1] != class_map.n_train:
-        raise EvalError(f"scores have {s.shape[1]} columns but the class map {class_map.n_train} targets")
+        raise CurationError(f"scores have {s.shape[1]} columns but the class map {class_map.n_train} targets")
     if int(y.max()) >= len(class_map.allowed):
-        raise EvalError(f"label {int(y.max())} is outside the class map of {len(class_map.allowed)} classes")
+        raise CurationError(f"label {int(y.max())} is outside the class map of {len(class_map.allowed)} classes")
     allowed = torch.zeros(len(class_map.allowed), s.shape[1], dtype=torch.bool, device=s.device)
     for i, classes in enumerate(class_map.allowed):
         allowed[i, list(classes)] = True
     judged = allowed.any(1)[y].nonzero()[:, 0]
     if not len(judged):
-        raise EvalError("no test row belongs to a class that the map knows")
+        raise CurationError("no test row belongs to a class that the map knows")
     s, y = s[judged], y[judged]
     if restrict:
         s = s.masked_fill(~allowed.any(0), -torch.inf)
@@ -161,8 +163,8 @@ def mean_corruption_error(
     found = {}
     for name, values in errors.items():
         if baseline is not None and (name not in baseline or len(baseline[name]) != len(values)):
-            raise EvalError(f"the baseline has no errors of {name} at {len(values)} severities")
+            raise CurationError(f"the baseline has no errors of {name} at {len(values)} severities")
         found[name] = sum(values) / (len(values) if baseline is None else sum(baseline[name]))
     if not found:
-        raise EvalError("no corruption was measured")
+        raise CurationError("no corruption was measured")
     return found | {"mean": sum(found.values()) / len(found)}

@@ -9,25 +9,25 @@ from typing import Any
 import torch
 
 from eval.bench import Bench
-from eval.errors import EvalError
 from eval.models import FrozenModel, open_model
 from eval.results import Results
 from eval.settings import RunSettings, fill
 from eval.tasks import TASKS, Task
+from foundation.errors import CurationError
 
 
 def make_task(name: str, settings: Mapping[str, Any]) -> Task:
     """A task of its settings.
 
     Raises:
-        EvalError: an unknown task or setting.
+        CurationError: an unknown task or setting.
     """
     if name not in TASKS:
-        raise EvalError(f"evaluation {name!r} is unknown; there are {', '.join(TASKS)}")
+        raise CurationError(f"evaluation {name!r} is unknown; there are {', '.join(TASKS)}")
     try:
         return fill(TASKS[name], settings)  # type: ignore[no-any-return]
-    except EvalError as error:
-        raise EvalError(f"{name}: {error}") from error
+    except CurationError as error:
+        raise CurationError(f"{name}: {error}") from error
 
 
 def evaluate(
@@ -61,11 +61,13 @@ def run(given: list[tuple[str, dict[str, Any]]], shared: Mapping[str, Any], outp
         shared: fields of `RunSettings`.
 
     Raises:
-        EvalError: bad settings, all of them checked before the model is opened.
+        CurationError: bad settings, all of them checked before the model is opened.
     """
     settings: RunSettings = fill(RunSettings, shared)
     if not settings.model:
-        raise EvalError("no model is given: model=FOLDER, model=timm:NAME, model=random:NAME or model=package.mod:func")
+        raise CurationError(
+            "no model is given: model=FOLDER, model=timm:NAME, model=random:NAME or model=package.mod:func"
+        )
     tasks = [make_task(name, part) for name, part in given]
     torch.manual_seed(settings.seed)  # the weights of random:NAME
     model = open_model(
@@ -78,22 +80,22 @@ def read_suite(path: str | Path) -> tuple[list[tuple[str, dict[str, Any]]], dict
     """A suite file: YAML with ``tasks`` (a list of ``name: {settings}``) and settings of the run.
 
     Raises:
-        EvalError: unreadable, or without tasks.
+        CurationError: unreadable, or without tasks.
     """
     import yaml
 
     try:
         content = yaml.safe_load(Path(path).read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise EvalError(f"suite {path} cannot be read: {' '.join(str(error).split())}") from error
+        raise CurationError(f"suite {path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not isinstance(content.get("tasks"), list):
-        raise EvalError(f"suite {path} must have a list 'tasks' of 'name: settings'")
+        raise CurationError(f"suite {path} must have a list 'tasks' of 'name: settings'")
     tasks: list[tuple[str, dict[str, Any]]] = []
     for item in content.pop("tasks"):
         if isinstance(item, str):
             item = {item: {}}
         if not isinstance(item, dict) or len(item) != 1 or not isinstance(next(iter(item.values())) or {}, dict):
-            raise EvalError(f"suite {path}: {item!r} is no 'name: {{settings}}'")
+            raise CurationError(f"suite {path}: {item!r} is no 'name: {{settings}}'")
         ((name, settings),) = item.items()
         tasks.append((name, settings or {}))
     return tasks, content

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from eval.bootstrap import Interval, bootstrap
 from eval.dense import DenseSettings, in_order, reader_of, train_head
-from eval.errors import EvalError
+from foundation.errors import CurationError
 
 
 class SegmentationHead(nn.Module):
@@ -46,7 +46,7 @@ def linear_segmentation(
         ignore: mask value that counts for nothing.
 
     Raises:
-        EvalError: shapes, or a mask value that is neither a class nor ``ignore``.
+        CurationError: shapes, or a mask value that is neither a class nor ``ignore``.
     """
     settings = settings or DenseSettings()
     read, n = reader_of(train, "train")
@@ -102,14 +102,14 @@ def segmentation_result(counts: Int[np.ndarray, "n classes classes"], **options:
     """mIoU and pixel accuracy of per-image confusion matrices; pixels are pooled over the test set first.
 
     Raises:
-        EvalError: no labelled pixel.
+        CurationError: no labelled pixel.
     """
     n, n_classes = counts.shape[:2]
     hits = counts[:, range(n_classes), range(n_classes)].astype(np.float64)
     truth, guess = counts.sum(2).astype(np.float64), counts.sum(1).astype(np.float64)  # (n, classes) pixels
     present = truth.sum(0) > 0
     if not present.any():
-        raise EvalError("no test pixel is labelled")
+        raise CurationError("no test pixel is labelled")
 
     def iou(draws: Int[np.ndarray, "r n"]) -> Float[np.ndarray, "r classes"]:
         intersection = draws @ hits
@@ -131,12 +131,12 @@ def check_masks(masks: Tensor, n_classes: int, ignore: int) -> Int[Tensor, "b h 
     """Masks as int64.
 
     Raises:
-        EvalError: a value that is neither a class nor ``ignore``.
+        CurationError: a value that is neither a class nor ``ignore``.
     """
     masks = masks.long()
     bad = (masks != ignore) & ((masks < 0) | (masks >= n_classes))
     if bad.any():
-        raise EvalError(
+        raise CurationError(
             f"a mask has the value {int(masks[bad][0])}, but classes are 0 to {n_classes - 1} and {ignore} is ignored"
         )
     return masks

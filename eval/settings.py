@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
-from eval.errors import EvalError
+from foundation.errors import CurationError
 
 
 def setting(default: Any, comment: str) -> Any:
@@ -48,7 +48,7 @@ def fill(kind: type, given: Mapping[str, Any]) -> Any:
     A list may be given as text with commas: ``ks=10,20``.
 
     Raises:
-        EvalError: an unknown key (the message lists the known ones), or a value of another type.
+        CurationError: an unknown key (the message lists the known ones), or a value of another type.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -57,7 +57,7 @@ def fill(kind: type, given: Mapping[str, Any]) -> Any:
     content = {}
     for key, value in given.items():
         if key not in known:
-            raise EvalError(f"unknown setting {key!r}; there are {', '.join(known)}")
+            raise CurationError(f"unknown setting {key!r}; there are {', '.join(known)}")
         if str(known[key].type).startswith("list") and not isinstance(value, (list, tuple)):
             value = [part.strip() for part in str(value).split(",") if part.strip()]
         content[key] = value
@@ -65,14 +65,14 @@ def fill(kind: type, given: Mapping[str, Any]) -> Any:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), content))
     except OmegaConfBaseException as error:
         where = getattr(error, "full_key", None) or getattr(error, "key", None)
-        raise EvalError(f"setting {where}: {str(error).strip().splitlines()[0]}") from error
+        raise CurationError(f"setting {where}: {str(error).strip().splitlines()[0]}") from error
 
 
 def parse(arguments: list[str]) -> dict[str, Any]:
     """``key=value`` arguments as a dict; values are read as YAML.
 
     Raises:
-        EvalError: an argument without "=", or a broken value.
+        CurationError: an argument without "=", or a broken value.
     """
     import yaml
 
@@ -80,11 +80,11 @@ def parse(arguments: list[str]) -> dict[str, Any]:
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals or not key:
-            raise EvalError(f"{argument!r} is no key=value")
+            raise CurationError(f"{argument!r} is no key=value")
         try:
             found[key] = yaml.safe_load(value) if value else ""
         except yaml.YAMLError as error:
-            raise EvalError(f"the value of {key} cannot be read: {value!r}") from error
+            raise CurationError(f"the value of {key} cannot be read: {value!r}") from error
     return found
 
 

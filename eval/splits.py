@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from eval.errors import EvalError
+from foundation.errors import CurationError
 
 
 def rows_by_class(labels: Int[Tensor, "n"], seed: int) -> list[Int[Tensor, "m"]]:
@@ -24,10 +24,10 @@ def validation_split(
     Settings are chosen on these rows, so that the test set is looked at once.
 
     Raises:
-        EvalError: the share is not inside (0, 1), or every class has a single row.
+        CurationError: the share is not inside (0, 1), or every class has a single row.
     """
     if not 0 < share < 1:
-        raise EvalError(f"validation share {share} must lie between 0 and 1")
+        raise CurationError(f"validation share {share} must lie between 0 and 1")
     train, val = [], []
     for rows in rows_by_class(labels, seed):
         n_val = min(max(1, round(share * len(rows))), len(rows) - 1)
@@ -35,7 +35,7 @@ def validation_split(
         train.append(rows[n_val:])
     chosen = torch.cat(val)
     if not len(chosen):
-        raise EvalError("every class has a single training row, so no validation part can be cut; give more rows")
+        raise CurationError("every class has a single training row, so no validation part can be cut; give more rows")
     return torch.cat(train).sort().values, chosen.sort().values
 
 
@@ -43,12 +43,12 @@ def few_shot_rows(labels: Int[Tensor, "n"], shots: int, seed: int) -> Int[Tensor
     """Draw ``shots`` rows of every class, without replacement.
 
     Raises:
-        EvalError: a class has fewer rows.
+        CurationError: a class has fewer rows.
     """
     if shots < 1:
-        raise EvalError(f"{shots} shots per class: give at least 1")
+        raise CurationError(f"{shots} shots per class: give at least 1")
     drawn = rows_by_class(labels, seed)
     for rows in drawn:
         if len(rows) < shots:
-            raise EvalError(f"class {int(labels[rows[0]])} has {len(rows)} rows, fewer than {shots} shots")
+            raise CurationError(f"class {int(labels[rows[0]])} has {len(rows)} rows, fewer than {shots} shots")
     return torch.cat([rows[:shots] for rows in drawn])

@@ -18,13 +18,13 @@ from curation.baselines import (
     retrieval_subset,
     semdedup_subset,
 )
-from curation.errors import CurationError
-from curation.files import save_json, write_atomically
 from curation.gallery import cluster_examples, contact_sheet, gallery_clusters
 from curation.pipeline import cluster_folder
 from curation.tree import ClusterTree
 from experiments.settings import from_mapping
 from experiments.stages import StageRun
+from foundation.errors import CurationError
+from foundation.files import save_json, write_atomically
 
 METHODS = ("random", "all", "flat", "tree", "semdedup", "retrieval", "oracle")
 BASE_ARM, METHOD_ARM = "raw", "hierarchical_resampled"

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from curation.errors import CurationError
-from curation.files import load_json, save_json, write_atomically
 from experiments.arms import BASE_ARM
 from experiments.results import mean_interval
 from experiments.stages import MARKER
+from foundation.errors import CurationError
+from foundation.files import load_json, save_json, write_atomically
 
 N_BOOTSTRAP = 10_000
 NO_DIFFERENCE, TOO_FEW = "no significant difference", "too few seeds to tell"

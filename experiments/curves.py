@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from curation.files import write_atomically
+from foundation.files import write_atomically
 
 
 def append_point(path: Path, step: int, metrics: dict[str, float]) -> None:

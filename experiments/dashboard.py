@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from curation.errors import CurationError
 from experiments.arms import BASE_ARM, METHOD_ARM
 from experiments.experiment import Domain, Settings
 from experiments.tracking import has_key
+from foundation.errors import CurationError
 
 BALANCE = ("effective", "kl", "gini", "rare_covered")
 

@@ -7,13 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from curation.errors import CurationError
 from curation.plan import Hardware
 from curation.plan import plan as curation_plan
 from experiments.arms import BASE_ARM, METHOD_ARM, CurationSettings, curate, subset_settings
 from experiments.settings import from_mapping
 from experiments.stages import Action, Cost, Stage
 from experiments.tracking import TrackingSettings
+from foundation.errors import CurationError
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import jinja2
 import numpy as np
 import yaml
 
-from curation.files import load_json, write_atomically
 from curation.gallery import cluster_examples, contact_sheet, gallery_clusters
 from curation.tree import ClusterTree
 from experiments.arms import BASE_ARM, METHOD_ARM
@@ -17,6 +16,7 @@ from experiments.compare import NO_DIFFERENCE, TOO_FEW, StageRecord, Summary
 from experiments.curves import read_curve
 from experiments.experiment import Domain, Metric
 from experiments.figures import balance_figure, curves_figure, forest_figure
+from foundation.files import load_json, write_atomically
 
 BALANCE = [
     ("effective", "effective concepts", "{:.1f}"),

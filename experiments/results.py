@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from curation.files import digest_json, load_json, save_json
+from foundation.files import digest_json, load_json, save_json
 
 CODE_VERSION = 1  # raise it when the code of an experiment changes what comes out: old files are then not reused
 

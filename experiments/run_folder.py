@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from curation.files import save_json
 from experiments.arms import BASE_ARM
 from experiments.compare import MANIFEST, load_runs, metric_rows, save_comparison, summarise
 from experiments.experiment import Experiment, open_domain
@@ -13,6 +12,7 @@ from experiments.provenance import provenance
 from experiments.report import write_report
 from experiments.stages import Stage, in_order
 from experiments.tracking import open_tracker, track_comparison
+from foundation.files import save_json
 
 
 def begin_stage(experiment: Experiment, config: dict[str, Any], progress: bool = True) -> dict[str, Any]:

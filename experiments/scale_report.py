@@ -5,8 +5,8 @@ from typing import Any
 
 import matplotlib
 
-from curation.files import write_atomically
 from experiments.scale import in_own_process, in_processes
+from foundation.files import write_atomically
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 Settings = TypeVar("Settings")

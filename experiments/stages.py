@@ -16,8 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from curation.errors import CurationError
-from curation.files import checksum, digest_json, load_json, save_json
+from foundation.errors import CurationError
+from foundation.files import checksum, digest_json, load_json, save_json
 
 CODE_VERSION = 1  # raise it when the meaning of a stage's files changes: finished stages are then run again
 MARKER, INPUTS, FAILURE = "stage.json", "inputs.json", "failed.json"

@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from curation.errors import CurationError
-from curation.files import load_json
 from experiments.stages import Stage
+from foundation.errors import CurationError
+from foundation.files import load_json
 
 MODES = ("auto", "online", "offline", "off")
 ARTIFACTS = {  # stage -> artifact type -> what lies in its folder

@@ -12,7 +12,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from pretrain.settings import BackboneSettings
 
 

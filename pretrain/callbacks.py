@@ -9,7 +9,7 @@ import lightning
 import torch
 from tqdm import tqdm
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from pretrain.data import Batch
 from pretrain.module import Pretraining
 from pretrain.probe import Probe

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 
 app = typer.Typer(
     help="Pretrain a vision model on your own images by self-distillation (DINOv2), on any machine.\n\n"

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from curation.embed import read_image
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from pretrain.losses import patch_weights
 from pretrain.masking import step_masks
 from pretrain.multicrop import step_draws

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from pretrain.backbone import build_backbone, load_weights
 from pretrain.settings import PretrainSettings
 

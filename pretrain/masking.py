@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 
 TRIES = 10
 

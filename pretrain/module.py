@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from pretrain.centring import assignment_information
 from pretrain.data import Batch
 from pretrain.ema import copy_weights, ema_update

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from pretrain.colour import ORDERS, gaussian_blur, grey, jitter, solarize
 from pretrain.crops import BOX_DRAWS, random_boxes, resized_crops
 

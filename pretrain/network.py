@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from pretrain.backbone import Backbone, build_backbone
 from pretrain.centring import Sinkhorn, SoftmaxCentre
 from pretrain.ema import copy_weights

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from pretrain.flops import count_parameters, flops_per_image
 from pretrain.settings import PretrainSettings
 from training.devices import PEAK_FLOPS, peak_flops

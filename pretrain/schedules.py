@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 
 Schedule = Callable[[int], float]
 SHAPES = ("cosine", "linear", "constant")

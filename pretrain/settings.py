@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from pretrain.centring import CENTRINGS
 from pretrain.masking import MaskSettings
 from pretrain.multicrop import CropSettings

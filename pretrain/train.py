@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Int
 from torch.utils.data import DataLoader
 
-from curation.errors import CurationError
-from curation.files import save_json
 from curation.pool import pool_fingerprint
 from curation.subset import Subset
+from foundation.errors import CurationError
+from foundation.files import save_json
 from pretrain.callbacks import BadImages, Looks, RunLog
 from pretrain.data import Batch, CanvasReader, StepDataset, step_loader
 from pretrain.export import STATE, TEACHER, export_teacher, load_state, save_state

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from curation.errors import CurationError
-from curation.files import load_json
+from foundation.errors import CurationError
+from foundation.files import load_json
 from pretrain.export import WEIGHTS, load_teacher
 from satellite.normalise import BandStatistics
 from satellite.settings import BackboneSettings

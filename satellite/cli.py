@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from satellite.errors import HeightWarning
 
 app = typer.Typer(
@@ -64,7 +64,7 @@ def pool(
     from datasets import Dataset, Features
     from datasets import Image as ImageFeature
 
-    from curation.files import write_atomically
+    from foundation.files import write_atomically
     from satellite.data import TileReader
     from satellite.normalise import white_of
     from satellite.pretraining import tile_images

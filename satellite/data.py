@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from pretrain.order import Order
 from satellite.normalise import BandStatistics, band_statistics, normalise, white_of
 from satellite.rasters import Raster

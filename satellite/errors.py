@@ -1,4 +1,4 @@
-"""What may be wrong without being an error. Errors themselves are `curation.errors.CurationError`."""
+"""What may be wrong without being an error. Errors themselves are `foundation.errors.CurationError`."""
 
 
 class HeightWarning(UserWarning):

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from curation.errors import CurationError
-from curation.files import checksum, load_json, save_json
+from foundation.errors import CurationError
+from foundation.files import checksum, load_json, save_json
 from satellite.module import CanopyModel
 from satellite.normalise import BandStatistics
 from satellite.settings import TrainSettings, settings_from

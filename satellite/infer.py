@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Bool, Float
 from tqdm import tqdm
 
-from curation.errors import CurationError
-from curation.files import digest_json, load_array, load_json, save_array, save_json
+from foundation.errors import CurationError
+from foundation.files import digest_json, load_array, load_json, save_array, save_json
 from satellite.export import TrainedModel, load_model
 from satellite.normalise import BandStatistics, band_statistics, normalise, white_of
 from satellite.rasters import Raster, open_raster

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, UInt8
 from scipy import ndimage
 from tqdm import tqdm
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from satellite.rasters import Grid
 from satellite.units import metres_per, warn_if_implausible
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from pretrain.schedules import ScheduleSettings, in_steps, schedule
 from satellite.backbone import open_backbone
 from satellite.head import make_head

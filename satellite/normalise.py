@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 
 WHITE = {"uint8": 255.0, "uint16": 65535.0}
 SAMPLES_PER_TILE = 1000

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from curation.errors import CurationError
-from curation.files import write_atomically
+from foundation.errors import CurationError
+from foundation.files import write_atomically
 from satellite.rasters import Raster, open_raster
 from satellite.units import metres_per
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from pretrain.multicrop import ColourSettings, CropSettings
 from satellite.data import TileReader
 from satellite.normalise import BandStatistics

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 
 SAME = 1e-3  # of a pixel: grids that differ by less are one grid
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from satellite.backbone import Backbone
 from satellite.head import resize
 

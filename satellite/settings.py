@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from satellite.normalise import PUBLISHED
 
 HEADS = ("linear", "dpt")

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
-from curation.errors import CurationError
-from curation.files import write_atomically
+from foundation.errors import CurationError
+from foundation.files import write_atomically
 from satellite.rasters import Grid, Raster, check_same_grid, open_raster
 from satellite.units import metres_per, warn_if_implausible
 

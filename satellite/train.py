@@ -14,8 +14,8 @@ from jaxtyping import Int
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from curation.errors import CurationError
-from curation.files import save_json
+from foundation.errors import CurationError
+from foundation.files import save_json
 from satellite.backbone import self_contained, statistics_of
 from satellite.data import Batch, StepTiles, TileReader, labelled_rows, step_loader, with_white
 from satellite.export import save_model

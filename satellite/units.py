@@ -2,7 +2,7 @@
 
 import warnings
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from satellite.errors import HeightWarning
 
 METRES = {"m": 1.0, "cm": 0.01, "dm": 0.1, "ft": 0.3048, "us-ft": 1200 / 3937}

@@ -9,9 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from curation.files import save_json
 from experiments.provenance import provenance
 from experiments.scale_report import growth_figure, measure, scale_markdown
+from foundation.files import save_json
 
 
 def main() -> None:

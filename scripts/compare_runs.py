@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from curation.errors import CurationError
 from experiments.run_folder import compare_folders
+from foundation.errors import CurationError
 
 
 def main() -> int:

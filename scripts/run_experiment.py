@@ -16,9 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from curation.errors import CurationError
 from experiments.launch import run_experiment, sweep
 from experiments.settings import compose
+from foundation.errors import CurationError
 
 
 def main(arguments: list[str]) -> int:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from curation.errors import CurationError
 from experiments.dashboard import publish
 from experiments.experiment import open_domain, parse
 from experiments.settings import compose
+from foundation.errors import CurationError
 
 
 def main(arguments: list[str]) -> int:

@@ -10,13 +10,14 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 ROOMS = {
-    "curation": set(),
-    "training": {"curation"},
-    "pretrain": {"curation", "training"},
-    "text_lm": {"curation", "training"},
-    "satellite": {"curation", "training", "pretrain"},
-    "eval": set(),
-    "experiments": {"curation", "training", "pretrain", "text_lm", "satellite", "eval"},
+    "foundation": set(),
+    "curation": {"foundation"},
+    "training": {"foundation", "curation"},
+    "pretrain": {"foundation", "curation", "training"},
+    "text_lm": {"foundation", "curation", "training"},
+    "satellite": {"foundation", "curation", "training", "pretrain"},
+    "eval": {"foundation"},
+    "experiments": {"foundation", "curation", "training", "pretrain", "text_lm", "satellite", "eval"},
 }
 MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 
 app = typer.Typer(
     help="From raw text to a language model: cut, filter, deduplicate, embed, tokenise, train, score.\n\n"
@@ -66,8 +66,8 @@ def dedup(
     column: Column = None,
 ) -> None:
     """Leave out exact and near duplicates; of each group the first row stays."""
-    from curation.files import save_json, write_atomically
     from curation.pool import open_pool
+    from foundation.files import save_json, write_atomically
     from text_lm.dedup import exact_duplicates, near_duplicates
 
     opened = open_pool(pool, column=column)
@@ -94,8 +94,8 @@ def split(
     domain_column: Annotated[str | None, typer.Option(help="Hold out documents of every domain.")] = "domain",
 ) -> None:
     """Hold documents out: train.parquet and test.parquet share none."""
-    from curation.files import write_atomically
     from curation.pool import open_pool
+    from foundation.files import write_atomically
     from text_lm.split import split_by_document
 
     opened = open_pool(pool)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from text_lm.packing import TokenStream
 from training.batches import BatchPlan
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 from tqdm import tqdm
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 
 WORD = re.compile(r"\w+")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 
 JSONL = (".jsonl", ".ndjson", ".json")
 TEXT_FIELDS = ("text", "raw_content", "content")  # ours and most; CCNet and RedPajama; code

@@ -17,9 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from curation.embeddings import EmbeddingWriter
-from curation.errors import CurationError
-from curation.files import load_array, save_array
 from curation.pool import pool_fingerprint
+from foundation.errors import CurationError
+from foundation.files import load_array, save_array
 
 OFFLINE = "all-MiniLM-L6-v2"
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 
 DATATROVE = {
     "gopher_repetition": "GopherRepetitionFilter",

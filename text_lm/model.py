@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 
 ATTENTION = ("sdpa", "flex_attention", "flash_attention_2")
 

@@ -7,7 +7,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from text_lm.loss import language_model_loss
 from text_lm.model import build_model, next_token_logits
 from text_lm.schedules import schedule

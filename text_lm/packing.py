@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Int
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from text_lm.tokens import TokenStore
 
 IGNORE = -100  # the target that the loss leaves out

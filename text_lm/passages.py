@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from curation.files import save_json, write_atomically
+from foundation.files import save_json, write_atomically
 from text_lm.documents import Document
 from text_lm.filters import FilterCount, TextFilter
 

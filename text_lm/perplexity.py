@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from text_lm.model import check_vocabulary
 from text_lm.tokenizer import Tokenizer
 

@@ -1,6 +1,6 @@
 """What a training run costs, before it starts."""
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from text_lm.model import count_parameters, flops_per_token
 from text_lm.settings import TrainSettings
 from training.devices import PEAK_FLOPS, peak_flops

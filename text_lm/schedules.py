@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 
 
 def cosine(step: int, steps: int, warmup: int, final: float) -> float:

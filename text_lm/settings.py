@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from curation.errors import CurationError
-from curation.files import digest_json
+from foundation.errors import CurationError
+from foundation.files import digest_json
 from text_lm.model import ModelSettings
 
 PRECISIONS = ("32-true", "bf16-mixed")  # weights stay float32, and so do the frequencies of the rotary positions

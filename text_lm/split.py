@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 
 
 def split_by_document(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 N_BYTES = 256

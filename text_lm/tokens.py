@@ -16,10 +16,10 @@ import numpy as np
 from jaxtyping import Int
 from tqdm import tqdm
 
-from curation.errors import CurationError
-from curation.files import checksum, load_array, load_json, require_free_space, save_array, save_json
 from curation.pool import pool_fingerprint
 from curation.subset import Subset
+from foundation.errors import CurationError
+from foundation.files import checksum, load_array, load_json, require_free_space, save_array, save_json
 from text_lm.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1

@@ -12,8 +12,8 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from curation.errors import CurationError
-from curation.files import save_json
+from foundation.errors import CurationError
+from foundation.files import save_json
 from text_lm.callbacks import RunLog
 from text_lm.data import step_loader
 from text_lm.model import build_model

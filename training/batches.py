@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 
 
 @dataclass(frozen=True)

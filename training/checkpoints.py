@@ -12,7 +12,7 @@ from typing import Any
 import lightning
 import torch
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 
 CHECKPOINT = "last.ckpt"
 

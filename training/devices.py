@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import lightning
 import torch
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 
 PEAK_FLOPS = {
     "B200": 2.25e15,

@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from curation.errors import CurationError
-from curation.files import digest_json, load_json, save_json
+from foundation.errors import CurationError
+from foundation.files import digest_json, load_json, save_json
 
 LOG = "metrics.jsonl"
 RESULT = "result.json"

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 
 
 @dataclass(frozen=True)

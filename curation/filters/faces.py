@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from curation.errors import CurationError
 from curation.filters.apply import Verdict
+from foundation.errors import CurationError
 
 
 @dataclass

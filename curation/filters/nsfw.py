@@ -5,8 +5,8 @@ from typing import Any
 
 from PIL import Image
 
-from curation.errors import CurationError
 from curation.filters.apply import Verdict
+from foundation.errors import CurationError
 
 
 @dataclass

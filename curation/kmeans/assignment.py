@@ -18,8 +18,8 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from curation.embeddings import Embeddings, open_embeddings
-from curation.errors import CurationError
 from curation.kmeans.frame import Frame
+from foundation.errors import CurationError
 
 SCORE_BYTES = 16 << 20  # of a block of scores: large products keep all cores busy, and it still fits the last cache
 GPU_SCORE_BYTES = 1 << 29

@@ -12,13 +12,13 @@ from tqdm import tqdm
 
 from curation.bad_rows import check_rows
 from curation.embeddings import Embeddings, open_embeddings
-from curation.errors import CurationError
 from curation.group import Group
 from curation.kmeans.activity import ActiveSearch
 from curation.kmeans.assignment import CentroidSearch, assign_all, rows_per_read
 from curation.kmeans.frame import Frame, sample_rows
 from curation.kmeans.seeding import seed_centroids
 from curation.kmeans.update import ClusterSums
+from foundation.errors import CurationError
 
 METRICS = ("l2", "cosine")
 

@@ -19,10 +19,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from curation.embeddings import Embeddings
-from curation.errors import CurationError
 from curation.group import Group
 from curation.kmeans.assignment import FEW_DIMENSIONS, CentroidSearch, rows_per_read
 from curation.kmeans.frame import Frame
+from foundation.errors import CurationError
 
 STRATEGIES = ("auto", "kmeans++", "kmeans||", "random")
 ROUNDS = 4  # passes of k-means|| after the first, each with about k candidates

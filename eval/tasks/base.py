@@ -32,7 +32,7 @@ class TrainTest:
         """Images of both.
 
         Raises:
-            EvalError: their classes differ.
+            CurationError: their classes differ.
         """
         train = bench.images(self.train, "train")
         test = bench.images(self.test or self.train, "test")

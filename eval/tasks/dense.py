@@ -14,12 +14,12 @@ from torch import Tensor
 from eval.bench import Bench
 from eval.dense import DenseSettings
 from eval.depth import linear_depth
-from eval.errors import EvalError
 from eval.images import open_image
 from eval.models import FrozenModel, block_features
 from eval.pairs import ImagePairs, open_pairs, read_target
 from eval.segmentation import linear_segmentation, segmentation_result
 from eval.settings import setting
+from foundation.errors import CurationError
 
 KEPT_BYTES = 4 << 30  # features of a split are kept in memory up to here, and made again for every batch beyond
 
@@ -128,7 +128,7 @@ def _normalised(pairs: ImagePairs, row: int, model: FrozenModel, size: int) -> F
         image = open_image(pairs.images[row]).resize((size, size), Image.Resampling.BICUBIC)
     except Exception as error:
         # a dense split is small and its targets are dear: here a bad image stops the evaluation
-        raise EvalError(f"image {pairs.images[row]} cannot be read: {error}") from error
+        raise CurationError(f"image {pairs.images[row]} cannot be read: {error}") from error
     x = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (model.mean, model.std))
     return (x - mean) / std

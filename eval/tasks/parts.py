@@ -11,13 +11,13 @@ import torch
 
 from eval.bench import Bench
 from eval.datasets import open_labelled, open_table
-from eval.errors import EvalError
 from eval.fairness import accuracy_by_group
 from eval.longtail import head_medium_tail
 from eval.registry import locate
 from eval.robustness import map_by_name
 from eval.settings import setting
 from eval.tasks.base import Head
+from foundation.errors import CurationError
 
 
 @dataclass
@@ -36,7 +36,7 @@ class LongTail(Head):
         if self.counts:
             counts = _read_counts(self.counts, n_classes)
         if len(self.edges) != 2 and not self.thirds:
-            raise EvalError(f"edges {self.edges} must be two numbers of images")
+            raise CurationError(f"edges {self.edges} must be two numbers of images")
         predicted = self.fit(bench, train)(test).argmax(1)
         edges = "thirds" if self.thirds else (self.edges[0], self.edges[1])
         for part, value in head_medium_tail(predicted, test.labels, counts, edges, **bench.bootstrap).items():
@@ -61,7 +61,7 @@ class Fairness(Head):
             test_table = str(locate(self.test, root) / "test.csv")
             train_name = train_name or str(locate(self.test, root) / "train.csv")
         if not test_table.endswith(".csv"):
-            raise EvalError(f"fairness needs a CSV table of the test images, not {self.test!r}")
+            raise CurationError(f"fairness needs a CSV table of the test images, not {self.test!r}")
         test_images = open_table(test_table, group_column=self.group)
         if train_name.endswith(".csv"):
             train_images = open_table(train_name, group_column="label")
@@ -87,7 +87,7 @@ def _read_counts(path: str, n_classes: int) -> np.ndarray:
         with open(path, encoding="utf-8") as stream:
             counts = np.asarray(json.load(stream))
     except (OSError, ValueError) as error:
-        raise EvalError(f"counts {path} cannot be read as a JSON list: {error}") from error
+        raise CurationError(f"counts {path} cannot be read as a JSON list: {error}") from error
     if counts.shape != (n_classes,):
-        raise EvalError(f"counts {path} has shape {counts.shape}; there are {n_classes} classes")
+        raise CurationError(f"counts {path} has shape {counts.shape}; there are {n_classes} classes")
     return counts

@@ -9,7 +9,6 @@ import torch
 
 from eval.bench import Bench
 from eval.corruptions import CORRUPTIONS, Corrupted
-from eval.errors import EvalError
 from eval.images import LabelledImages
 from eval.registry import entry_of
 from eval.robustness import (
@@ -23,6 +22,7 @@ from eval.robustness import (
 from eval.settings import setting
 from eval.tasks.base import Head
 from eval.transforms import denormalise
+from foundation.errors import CurationError
 
 
 @dataclass
@@ -37,9 +37,9 @@ class Robustness(Head):
 
     def run(self, bench: Bench) -> None:
         if self.restrict not in ("auto", "yes", "no", "True", "False"):
-            raise EvalError(f"restrict {self.restrict!r} must be auto, yes or no")
+            raise CurationError(f"restrict {self.restrict!r} must be auto, yes or no")
         if self.class_map and len(self.tests) != 1:
-            raise EvalError("a class-map file belongs to one test set; give one in tests")
+            raise CurationError("a class-map file belongs to one test set; give one in tests")
         train_images = bench.images(self.train, "train")
         tests = [(name, bench.images(name, "test")) for name in self.tests]
         maps = {name: self._map(name, images, train_images) for name, images in tests}  # mistakes before the long work
@@ -56,7 +56,9 @@ class Robustness(Head):
             return read_class_map(self.class_map, images.class_names, train.class_names)
         kind = entry_of(name).classes
         if kind == "file":
-            raise EvalError(f"{name} has class names of its own; give class_map=FILE.json (class: training classes)")
+            raise CurationError(
+                f"{name} has class names of its own; give class_map=FILE.json (class: training classes)"
+            )
         if kind == "index":
             return map_by_index(images.class_names, len(train.class_names))
         return map_by_name(images.class_names, train.class_names)

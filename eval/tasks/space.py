@@ -9,13 +9,13 @@ import torch
 
 from eval.bench import Bench
 from eval.datasets import check_same_classes
-from eval.errors import EvalError
 from eval.feature_stats import alignment, effective_rank, uniformity
 from eval.images import LabelledImages
 from eval.registry import entry_of, locate
 from eval.retrieval import find_ground_truth, label_retrieval, rank, read_ground_truth, revisited
 from eval.settings import setting
 from eval.transforms import two_views
+from foundation.errors import CurationError
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Retrieval:
             found = label_retrieval(test.pooled(), test.labels)
         judged = np.isfinite(found)
         if not judged.any():
-            raise EvalError(f"{self.test}: no image has another one of its class to be found")
+            raise CurationError(f"{self.test}: no image has another one of its class to be found")
         bench.add_mean(self.name, self.test, "mAP", found[judged], test.rows.numpy()[judged])
 
     def _revisited(self, bench: Bench, folder: Path) -> None:
@@ -64,7 +64,9 @@ class Retrieval:
         found = [bench.features(part) for part in (queries, database)]
         for part, features in zip((queries, database), found, strict=True):
             if len(features) < len(part):
-                raise EvalError(f"{part.name}: {next(iter(features.skipped.items()))} cannot be left out of a ranking")
+                raise CurationError(
+                    f"{part.name}: {next(iter(features.skipped.items()))} cannot be left out of a ranking"
+                )
         for protocol, result in revisited(rank(found[0].pooled(), found[1].pooled()), truth).items():
             judged = np.isfinite(result.per_query)
             bench.add_mean(self.name, self.test, f"mAP {protocol}", result.per_query[judged], np.flatnonzero(judged))

@@ -19,11 +19,11 @@ from jaxtyping import Int
 
 from curation.embed import embed_pool
 from curation.embedders import open_embedder
-from curation.errors import CurationError
-from curation.files import save_array, save_json
 from curation.pool import open_pool
 from experiments.satellite.scenes import forest_scene, save_scene
 from experiments.stages import StageRun
+from foundation.errors import CurationError
+from foundation.files import save_array, save_json
 from satellite.data import TileReader
 from satellite.normalise import white_of
 from satellite.pretraining import png

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from curation.files import load_json, write_atomically
 from experiments.arms import BASE_ARM, METHOD_ARM
 from experiments.compare import Row, Summary, summarise
 from experiments.satellite.pool import COVER_CLASSES, DATA, SYNTHETIC
 from experiments.stages import MARKER, StageRun
+from foundation.files import load_json, write_atomically
 
 TITLES = {
     "r2": "R2",

@@ -13,12 +13,12 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from curation import Subset
-from curation.files import load_json, save_json
 from curation.pool import open_pool
 from eval.canopy import CanopySettings, canopy_metrics
 from experiments.curves import append_point, read_curve
 from experiments.satellite.pool import COUNTS, POOL, TILES
 from experiments.stages import StageRun
+from foundation.files import load_json, save_json
 from pretrain.flops import flops_per_image
 from pretrain.settings import PretrainSettings
 from pretrain.settings import settings_from as pretrain_settings

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float, Int
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 
 NOISE = -1  # concept of rows that belong to none
 

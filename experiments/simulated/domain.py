@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from curation.errors import CurationError
 from experiments.experiment import Domain, Metric
 from experiments.simulated.studies import studies_stage
 from experiments.simulated.training import (
@@ -19,6 +18,7 @@ from experiments.simulated.training import (
     prepare,
     training_flops,
 )
+from foundation.errors import CurationError
 
 
 class VectorPictures:

@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from curation.errors import CurationError
-from curation.files import write_atomically
 from experiments.results import grouped, mean_interval
 from experiments.simulated.ablations import ToySettings, variants
 from experiments.simulated.data import THEORY_RANGE, mixture, theory_density
+from foundation.errors import CurationError
+from foundation.files import write_atomically
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from curation.files import write_atomically
 from experiments.results import grouped, mean_interval, paired_difference
 from experiments.simulated.ablations import ToySettings, variants
 from experiments.simulated.figures import ablation_figure, density_figure, theory_figure
 from experiments.simulated.study_settings import Studies
 from experiments.simulated.table import row_titles
+from foundation.files import write_atomically
 
 # KL of the official notebook (one run, no interval), for the rows that it has
 PUBLISHED = {

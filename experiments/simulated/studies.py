@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from curation.errors import CurationError
-from curation.files import save_json, write_atomically
 from experiments.provenance import provenance
 from experiments.results import Task, mean_interval, run_tasks
 from experiments.settings import from_mapping, nearest_name
@@ -19,6 +17,8 @@ from experiments.simulated.study_settings import Studies
 from experiments.simulated.table import table_tasks
 from experiments.simulated.theory import theory_tasks
 from experiments.stages import Stage, StageRun
+from foundation.errors import CurationError
+from foundation.files import save_json, write_atomically
 
 
 def parse_studies(config: dict[str, Any]) -> tuple[Studies, dict[str, ToySettings]]:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from curation.errors import CurationError
 from experiments.results import Task
 from experiments.simulated.data import THEORY_RANGE, theory_density, theory_points
+from foundation.errors import CurationError
 
 COARSEST = 8
 NEWTON_STEPS = 4

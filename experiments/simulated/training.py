@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from curation import Subset
-from curation.errors import CurationError
-from curation.files import load_json, save_array, save_json, write_atomically
 from experiments.curves import append_point, cut_curve
 from experiments.simulated.data import NOISE, clutter, manifold
 from experiments.stages import StageRun
+from foundation.errors import CurationError
+from foundation.files import load_json, save_array, save_json, write_atomically
 
 POOLS = {"manifold": manifold, "clutter": clutter}
 SHAPES = {"manifold": (12_000, 256), "clutter": (10_000, 64)}

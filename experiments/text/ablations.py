@@ -12,8 +12,8 @@ import numpy as np
 
 from curation import ClusterTree, HierarchicalKMeans
 from curation.balance import kl_to_uniform
-from curation.files import checksum
 from experiments.results import Task
+from foundation.files import checksum
 
 
 @dataclass(frozen=True)

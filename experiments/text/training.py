@@ -10,11 +10,11 @@ from jaxtyping import Int
 from lightning.pytorch.utilities import rank_zero_only
 
 from curation import Subset
-from curation.errors import CurationError
-from curation.files import load_array, load_json, save_json
 from experiments.curves import append_point, read_curve
 from experiments.stages import StageRun
 from experiments.text.pool import PASSAGES, POOL, TEST, passages_of
+from foundation.errors import CurationError
+from foundation.files import load_array, load_json, save_json
 from text_lm.callbacks import LOG
 from text_lm.model import flops_per_token, load_model
 from text_lm.perplexity import evaluate_perplexity

@@ -20,11 +20,11 @@ from PIL import Image
 from curation.embed import embed_pool, read_image
 from curation.embedders import open_embedder
 from curation.embeddings import open_embeddings
-from curation.errors import CurationError
-from curation.files import save_array, save_json
 from curation.pool import open_pool
 from experiments.stages import StageRun
 from experiments.web_images.faults import junk, near_duplicate
+from foundation.errors import CurationError
+from foundation.files import save_array, save_json
 
 ROOT = Path(__file__).parents[2]
 DATA = "CURATED_SSL_DATA"

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from curation.files import load_json, write_atomically
 from experiments.arms import BASE_ARM, METHOD_ARM
 from experiments.compare import Row, summarise
 from experiments.markdown import difference, headline, origin, table, with_interval
 from experiments.stages import MARKER, StageRun
 from experiments.web_images.pool import COUNTS, KINDS
+from foundation.files import load_json, write_atomically
 
 TITLES = {
     "linear": "linear",

@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from curation import Subset
-from curation.files import load_json, save_json
 from curation.pool import open_pool
 from eval.corruptions import CORRUPTIONS
 from eval.feature_stats import effective_rank, uniformity
@@ -23,6 +22,7 @@ from eval.transforms import denormalise
 from experiments.curves import append_point, read_curve
 from experiments.stages import StageRun
 from experiments.web_images.pool import BANK, COUNTS, KINDS, POOL, TEST
+from foundation.files import load_json, save_json
 from pretrain.flops import flops_per_image
 from pretrain.settings import PretrainSettings, settings_from
 from pretrain.train import TEACHER, pretrain

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from satellite.lidar import LidarSettings, canopy_from_lidar, save_canopy
 
 

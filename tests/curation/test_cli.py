@@ -181,12 +181,12 @@ def test_interrupt_is_one_line(rows: Path, tmp_path: Path, capsys, monkeypatch: 
 
 
 def test_a_full_disk_is_one_line(rows: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
-    import curation.files
+    import foundation.files
 
     class Full:
         free = 10
 
-    monkeypatch.setattr(curation.files.shutil, "disk_usage", lambda _path: Full)
+    monkeypatch.setattr(foundation.files.shutil, "disk_usage", lambda _path: Full)
     code, _, err = curate(capsys, "cluster", rows, "-o", tmp_path / "t", "--levels", "50,5")
     assert code == 2
     assert "are free there" in err

@@ -16,7 +16,7 @@ from PIL import Image as PillowImage
 from curation.embed import embed_pool, read_image
 from curation.embedders import Embedder, open_embedder
 from curation.embeddings import open_embeddings
-from curation.errors import CurationError
+from foundation.errors import CurationError
 
 BROKEN = [3, 17, 18, 41, 59]
 

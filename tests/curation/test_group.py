@@ -24,7 +24,7 @@ from curation.kmeans.update import ClusterSums
 # small blocks, so that a small input has some for every process
 FIT = """
 import json, sys
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from curation.group import joined
 from curation.hierarchy import HierarchicalKMeans
 from curation.kmeans import assignment, kmeans

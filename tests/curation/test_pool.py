@@ -17,8 +17,8 @@ import pytest
 from datasets import Dataset, DatasetDict, Image
 from PIL import Image as PillowImage
 
-from curation.errors import CurationError
 from curation.pool import open_pool, pool_fingerprint
+from foundation.errors import CurationError
 
 DEMO = Path(__file__).parents[2] / "data" / "openclipart.parquet"
 

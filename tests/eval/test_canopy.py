@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from eval.canopy import CanopySettings, canopy_metrics, pool
-from eval.errors import EvalError
+from foundation.errors import CurationError
 
 SETTINGS = CanopySettings(resolution=0.5, pool_pixels=10, pool_metres=10.0, n_resamples=200)
 
@@ -85,7 +85,7 @@ def test_a_measure_without_pixels_is_nan_and_cells_need_enough():
     ],
 )
 def test_bad_input_is_named(change, text: str):
-    with pytest.raises(EvalError, match=text):
+    with pytest.raises(CurationError, match=text):
         canopy_metrics(*change(*maps()), SETTINGS)
 
 
@@ -108,5 +108,5 @@ def test_rasters_are_judged_as_arrays_are(tmp_path: Path):
     assert found["mae"].n == 4
     assert found["mae"].value == pytest.approx(np.abs(predicted - truth)[known].mean(), rel=1e-4)
     assert (tmp_path / "canopy.json").exists()
-    with pytest.raises(EvalError, match="different places"):
+    with pytest.raises(CurationError, match="different places"):
         measure_maps(paths[0], write("moved.tif", truth, left=3))

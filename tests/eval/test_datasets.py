@@ -9,15 +9,15 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as Pillow
 
 from eval.datasets import check_same_classes, open_labelled, open_table
-from eval.errors import EvalError
 from eval.pairs import open_pairs, read_target
 from eval.registry import REGISTRY
+from foundation.errors import CurationError
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))
 def test_a_missing_dataset_says_where_to_get_it(name: str, tmp_path: Path):
     opened = open_pairs if REGISTRY[name].layout == "pairs" else open_labelled
-    with pytest.raises(EvalError) as error:
+    with pytest.raises(CurationError) as error:
         opened(name, "test", *(["annotations"] if opened is open_pairs else []), root=tmp_path)
     assert REGISTRY[name].page in str(error.value)
     assert REGISTRY[name].page.startswith("http")
@@ -32,7 +32,7 @@ def test_registered_names_are_found_below_the_root(folder: Path, tmp_path: Path,
     assert len(open_labelled("imagenet-1k", "train")) == 60
     (tmp_path / "imagenet-a").symlink_to(folder / "val")
     assert len(open_labelled("imagenet-a", "test")) == 24
-    with pytest.raises(EvalError, match="no train split"):
+    with pytest.raises(CurationError, match="no train split"):
         open_labelled("imagenet-a", "train")
 
 
@@ -64,13 +64,13 @@ def test_parquet_and_hugging_face_columns(tmp_path: Path):
     Dataset.from_dict({**rows, "class": ["dog", "cat", "dog"]}, features=plain).to_parquet(tmp_path / "plain.parquet")
     assert open_labelled(str(tmp_path / "plain.parquet"), "test").class_names == ["cat", "dog"]
     Dataset.from_dict({"image": rows["image"], "label": [1, None, 0]}).to_parquet(tmp_path / "holes.parquet")
-    with pytest.raises(EvalError, match="row 1 has no label"):
+    with pytest.raises(CurationError, match="row 1 has no label"):
         open_labelled(str(tmp_path / "holes.parquet"), "test")
     Dataset.from_dict({"x": [1]}).to_parquet(tmp_path / "other.parquet")
-    with pytest.raises(EvalError, match="it has x"):
+    with pytest.raises(CurationError, match="it has x"):
         open_labelled(str(tmp_path / "other.parquet"), "test")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
-    with pytest.raises(EvalError, match="parquet"):
+    with pytest.raises(CurationError, match="parquet"):
         open_labelled(str(tmp_path / "broken.parquet"), "test")
 
 
@@ -80,10 +80,10 @@ def test_train_and_test_of_different_classes_are_refused(folder: Path, tmp_path:
         (tmp_path / name).mkdir()
         Pillow.new("RGB", (4, 4)).save(tmp_path / name / "0.png")
     test = open_labelled(str(tmp_path), "test")
-    with pytest.raises(EvalError, match="pink, red"):
+    with pytest.raises(CurationError, match="pink, red"):
         check_same_classes(train, test)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(EvalError, match="has no images"):
+    with pytest.raises(CurationError, match="has no images"):
         open_labelled(str(tmp_path), "test")
 
 
@@ -94,10 +94,10 @@ def test_tables_of_groups(tmp_path: Path):
     images = open_table(table, group_column="income")
     assert (images.class_names, images.groups) == (["bed", "stove"], ["low", "high"])
     assert images.labels.tolist() == [1, 0]
-    with pytest.raises(EvalError, match="it has path, label, income"):
+    with pytest.raises(CurationError, match="it has path, label, income"):
         open_table(table, group_column="region")
     table.write_text("path,label,group\n,stove,low\n")
-    with pytest.raises(EvalError, match="line 2"):
+    with pytest.raises(CurationError, match="line 2"):
         open_table(table)
 
 
@@ -105,7 +105,7 @@ def test_pairs_and_targets(tmp_path: Path):
     for kind in ("images", "annotations"):
         (tmp_path / kind / "train").mkdir(parents=True)
     Pillow.new("RGB", (4, 4)).save(tmp_path / "images/train/x.jpg")
-    with pytest.raises(EvalError, match=r"x\.jpg has no target"):
+    with pytest.raises(CurationError, match=r"x\.jpg has no target"):
         open_pairs(str(tmp_path), "train", "annotations")
     Pillow.new("L", (4, 4), 2).save(tmp_path / "annotations/train/x.png")
     pairs = open_pairs(str(tmp_path), "train", "annotations")
@@ -113,9 +113,9 @@ def test_pairs_and_targets(tmp_path: Path):
     np.save(tmp_path / "depth.npy", np.full((2, 2), 3000, np.uint16))
     assert read_target(tmp_path / "depth.npy", scale=1000).tolist() == [[3.0, 3.0], [3.0, 3.0]]
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(EvalError, match="cannot be read"):
+    with pytest.raises(CurationError, match="cannot be read"):
         read_target(tmp_path / "objects.npy")
-    with pytest.raises(EvalError, match="one channel"):
+    with pytest.raises(CurationError, match="one channel"):
         read_target(tmp_path / "images/train/x.jpg")
 
 
@@ -123,5 +123,5 @@ def test_pairs_and_targets(tmp_path: Path):
 def test_unknown_datasets_are_named(name: str, message: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(EvalError, match=message):
+    with pytest.raises(CurationError, match=message):
         open_labelled(name, "test")

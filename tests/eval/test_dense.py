@@ -7,8 +7,8 @@ from sklearn.metrics import jaccard_score
 
 from eval.dense import DenseSettings
 from eval.depth import depth_metrics, linear_depth, scale_invariant_loss
-from eval.errors import EvalError
 from eval.segmentation import confusion, linear_segmentation, segmentation_result
+from foundation.errors import CurationError
 
 QUICK = DenseSettings(steps=150, batch_size=4, learning_rate=0.02)
 
@@ -79,5 +79,5 @@ def test_dense_mistakes_are_named():
         "nearest": lambda: linear_depth((x, masks), (x, masks), 5.0, 1.0),
         "positive": lambda: DenseSettings(steps=0),
     }.items():
-        with pytest.raises(EvalError, match=message):
+        with pytest.raises(CurationError, match=message):
             call()

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from eval.errors import EvalError
 from eval.features import extract
 from eval.images import LabelledImages, open_image
 from eval.models import FrozenModel, block_features, from_timm, open_model
+from foundation.errors import CurationError
 
 
 def table(paths: list[Path], labels: list[int] | None = None) -> LabelledImages:
@@ -53,7 +53,7 @@ def test_odd_images_are_read_and_broken_ones_skipped_and_named(odd: dict[str, Pa
         "strip.png"
     }
     assert len(features) == 6
-    with pytest.raises(EvalError, match="more than max_bad"):
+    with pytest.raises(CurationError, match="more than max_bad"):
         extract(colour_model, table(list(odd.values())), max_bad=0.2)
 
 
@@ -77,7 +77,7 @@ def test_cache_returns_the_same_and_is_not_shared_between_models(odd, colour_mod
     assert extract(other, images, tmp_path / "cache", max_bad=0.5).pooled().shape == (2, 4)
     for file in (tmp_path / "cache").iterdir():
         file.write_bytes(file.read_bytes()[:50])
-    with pytest.raises(EvalError, match="delete the file"):
+    with pytest.raises(CurationError, match="delete the file"):
         extract(colour_model, images, tmp_path / "cache", max_bad=0.5)
 
 
@@ -88,7 +88,7 @@ def test_inputs_are_those_of_the_sweep(odd, colour_model: FrozenModel):
         "cls of 1": 3, "cls of 1 + patches": 6, "cls of 2": 6, "cls of 2 + patches": 9
     }  # fmt: skip
     assert torch.equal(inputs["cls of 1"][0], features.cls[-1][1])
-    with pytest.raises(EvalError, match="3 blocks"):
+    with pytest.raises(CurationError, match="3 blocks"):
         features.pooled(3)
 
 
@@ -103,13 +103,13 @@ def test_inputs_are_those_of_the_sweep(odd, colour_model: FrozenModel):
     ],
 )
 def test_feature_functions_that_break_the_contract_are_named(output, message: str):
-    with pytest.raises(EvalError, match=message):
+    with pytest.raises(CurationError, match=message):
         block_features(output, 2)
 
 
 def test_a_model_that_gives_nan_stops_with_the_image(odd):
     broken = FrozenModel(lambda x: torch.full((len(x), 2), torch.nan), lambda image: torch.zeros(3, 4, 4), "broken")
-    with pytest.raises(EvalError, match=r"grey\.png"):
+    with pytest.raises(CurationError, match=r"grey\.png"):
         extract(broken, table([odd["grey"]]))
 
 
@@ -134,7 +134,7 @@ def test_a_folder_carries_its_architecture_and_other_weights_are_refused(tmp_pat
         "pretrained_cfg": {"input_size": [3, 32, 32], "mean": [0.1, 0.2, 0.3], "std": [0.5] * 3, "num_classes": 0},
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(EvalError, match=r"no model\.safetensors"):
+    with pytest.raises(CurationError, match=r"no model\.safetensors"):
         open_model(str(tmp_path), device="cpu")
     save_file(network.state_dict(), tmp_path / "model.safetensors")
     model = open_model(str(tmp_path), device="cpu")
@@ -146,9 +146,9 @@ def test_a_folder_carries_its_architecture_and_other_weights_are_refused(tmp_pat
     assert larger.identity != model.identity
     other = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=3)
     save_file(other.state_dict(), tmp_path / "model.safetensors")
-    with pytest.raises(EvalError):
+    with pytest.raises(CurationError):
         open_model(str(tmp_path), device="cpu")
-    with pytest.raises(EvalError, match="another architecture"):
+    with pytest.raises(CurationError, match="another architecture"):
         open_model("timm:resnet18", weights=tmp_path / "model.safetensors", device="cpu")
 
 
@@ -158,5 +158,5 @@ def test_a_folder_carries_its_architecture_and_other_weights_are_refused(tmp_pat
      ("os:getcwd", "FrozenModel")],
 )  # fmt: skip
 def test_unknown_models_are_named(name: str, message: str):
-    with pytest.raises(EvalError, match=message):
+    with pytest.raises(CurationError, match=message):
         open_model(name, device="cpu")

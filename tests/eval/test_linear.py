@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from eval.errors import EvalError
 from eval.linear import LinearSettings, fit_linear, linear_probe, train_heads
 from eval.splits import few_shot_rows, validation_split
+from foundation.errors import CurationError
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_one_diverged_head_leaves_the_others_alone(data):
     beside = fit_linear(x, y, LinearSettings(learning_rates=(0.1, 1e38), steps=100, batch_size=64))
     assert beside.learning_rate == 0.1
     torch.testing.assert_close(alone.weight, beside.weight)  # another width may round differently
-    with pytest.raises(EvalError, match="diverged"):
+    with pytest.raises(CurationError, match="diverged"):
         fit_linear(x, y, LinearSettings(learning_rates=(1e38,), steps=100, batch_size=64))
 
 
@@ -100,15 +100,15 @@ def test_refit_sees_every_row(data):
     ],
 )
 def test_bad_settings_are_named(settings: dict, message: str):
-    with pytest.raises(EvalError, match=message):
+    with pytest.raises(CurationError, match=message):
         LinearSettings(**settings)
 
 
 def test_inputs_of_different_lengths_are_refused(data):
     x, y, _, _ = data
-    with pytest.raises(EvalError, match="different numbers of rows"):
+    with pytest.raises(CurationError, match="different numbers of rows"):
         fit_linear({"a": x, "b": x[:10]}, y, SMALL)
-    with pytest.raises(EvalError, match="reads 'other'"):
+    with pytest.raises(CurationError, match="reads 'other'"):
         fit_linear({"other": x}, y, SMALL).scores({"another": x})
 
 
@@ -117,9 +117,9 @@ def test_validation_split_holds_every_class_and_never_its_last_row():
     train, val = validation_split(labels, 0.1, seed=3)
     assert sorted(torch.cat([train, val]).tolist()) == list(range(54))
     assert labels[val].bincount(minlength=3).tolist() == [5, 1, 0]
-    with pytest.raises(EvalError, match="single training row"):
+    with pytest.raises(CurationError, match="single training row"):
         validation_split(torch.arange(5))
-    with pytest.raises(EvalError, match="share"):
+    with pytest.raises(CurationError, match="share"):
         validation_split(labels, 1.0)
 
 
@@ -127,5 +127,5 @@ def test_few_shot_rows_are_balanced_and_refused_when_short():
     labels = torch.tensor([2] * 9 + [0] * 4)
     rows = few_shot_rows(labels, 4, seed=0)
     assert labels[rows].bincount().tolist() == [4, 0, 4]
-    with pytest.raises(EvalError, match="class 0 has 4 rows"):
+    with pytest.raises(CurationError, match="class 0 has 4 rows"):
         few_shot_rows(labels, 5, seed=0)

@@ -5,9 +5,9 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from eval.errors import EvalError
 from eval.fewshot import CLASSIFIERS, few_shot, nearest_centroid
 from eval.logistic import fit_logistic, logistic_accuracy, logistic_regression
+from foundation.errors import CurationError
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +49,9 @@ def test_a_class_without_training_rows_still_has_a_column(data):
 
 def test_bad_settings_are_named(data):
     x, y, _, _ = data
-    with pytest.raises(EvalError, match="positive"):
+    with pytest.raises(CurationError, match="positive"):
         fit_logistic(x, y, c=0)
-    with pytest.raises(EvalError, match="no C"):
+    with pytest.raises(CurationError, match="no C"):
         logistic_regression(x, y, cs=())
 
 
@@ -66,9 +66,9 @@ def test_few_shot_is_above_chance_rises_with_shots_and_is_reproducible(data, cla
 
 
 def test_few_shot_mistakes_are_named(data):
-    with pytest.raises(EvalError, match="fewer than 101"):
+    with pytest.raises(CurationError, match="fewer than 101"):
         few_shot(*data, shots=(101,))
-    with pytest.raises(EvalError, match="centroid, knn, logistic"):
+    with pytest.raises(CurationError, match="centroid, knn, logistic"):
         few_shot(*data, classifier="svm")
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from eval.errors import EvalError
 from eval.retrieval import (
     PROTOCOLS,
     GroundTruth,
@@ -19,6 +18,7 @@ from eval.retrieval import (
     revisited,
     trapezoid_ap,
 )
+from foundation.errors import CurationError
 
 BOX = (0.0, 0.0, 9.0, 9.0)
 
@@ -101,7 +101,7 @@ def test_ground_truth_is_read_from_json_and_never_unpickled(tmp_path: Path):
             return (Path.touch, (marker,))
 
     (tmp_path / "gnd.pkl").write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(EvalError, match="can run code"):
+    with pytest.raises(CurationError, match="can run code"):
         read_ground_truth(tmp_path / "gnd.pkl")
     assert not marker.exists()
     for message, change in {
@@ -109,9 +109,9 @@ def test_ground_truth_is_read_from_json_and_never_unpickled(tmp_path: Path):
         "revisited format": {"gnd": []},
     }.items():
         good.write_text(json.dumps(content | change))
-        with pytest.raises(EvalError, match=message):
+        with pytest.raises(CurationError, match=message):
             read_ground_truth(good)
-    with pytest.raises(EvalError, match="cannot be read"):
+    with pytest.raises(CurationError, match="cannot be read"):
         read_ground_truth(tmp_path / "none.json")
-    with pytest.raises(EvalError, match="ranking has shape"):
+    with pytest.raises(CurationError, match="ranking has shape"):
         revisited(np.zeros((2, 3), int), truth)

@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 from eval.corruptions import CORRUPTIONS, corrupt
-from eval.errors import EvalError
 from eval.robustness import (
     ClassMap,
     map_by_index,
@@ -18,6 +17,7 @@ from eval.robustness import (
     mean_corruption_error,
     read_class_map,
 )
+from foundation.errors import CurationError
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +62,9 @@ def test_tiny_and_black_images_survive(name: str, size: tuple[int, int]):
 
 
 def test_unknown_corruptions_are_named(picture: Image.Image):
-    with pytest.raises(EvalError, match="gaussian_noise"):
+    with pytest.raises(CurationError, match="gaussian_noise"):
         corrupt(picture, "rust", 1, 0)
-    with pytest.raises(EvalError, match="1 to 5"):
+    with pytest.raises(CurationError, match="1 to 5"):
         corrupt(picture, "fog", 6, 0)
 
 
@@ -75,9 +75,9 @@ def test_folders_of_numbers_are_indices_not_places_in_a_sorted_list():
     correct, judged = mapped_correct(scores, torch.arange(12), found)
     assert correct.all()
     assert len(judged) == 12
-    with pytest.raises(EvalError, match="'n01'"):
+    with pytest.raises(CurationError, match="'n01'"):
         map_by_index(["n01"], 12)
-    with pytest.raises(EvalError, match="below 5"):
+    with pytest.raises(CurationError, match="below 5"):
         map_by_index(folders, 5)
 
 
@@ -86,7 +86,7 @@ def test_predictions_are_restricted_to_the_classes_of_the_set():
     scores = torch.tensor([[9.0, 1.0, 0.0, 2.0], [9.0, 1.0, 0.0, 2.0]])
     assert mapped_correct(scores, torch.tensor([0, 1]), class_map)[0].tolist() == [True, False]
     assert not mapped_correct(scores, torch.tensor([0, 1]), class_map, restrict=False)[0].any()
-    with pytest.raises(EvalError, match="1 of 2 classes"):
+    with pytest.raises(CurationError, match="1 of 2 classes"):
         map_by_name(["n3", "n9"], ["n0", "n1", "n2", "n3"])
 
 
@@ -102,17 +102,17 @@ def test_class_map_file_takes_names_and_indices_and_many_to_one(tmp_path: Path, 
     correct, judged = mapped_correct(torch.eye(3)[[2, 1, 0]], torch.tensor([0, 1, 2]), found)
     assert judged.tolist() == [0, 1]
     assert correct.tolist() == [True, False]
-    with pytest.raises(EvalError, match="'sofa'"):
+    with pytest.raises(CurationError, match="'sofa'"):
         read_class_map(path, ["sofa"], ["n0", "n1", "n2"])
-    with pytest.raises(EvalError, match="neither a training class"):
+    with pytest.raises(CurationError, match="neither a training class"):
         read_class_map(path, ["chair"], ["n0", "n1"])
 
 
 def test_labels_outside_the_map_and_other_heads_are_refused():
     class_map = ClassMap([(0,), (1,)], 3)
-    with pytest.raises(EvalError, match="label 2"):
+    with pytest.raises(CurationError, match="label 2"):
         mapped_correct(torch.eye(3), torch.tensor([0, 1, 2]), class_map)
-    with pytest.raises(EvalError, match="2 columns"):
+    with pytest.raises(CurationError, match="2 columns"):
         mapped_correct(torch.eye(2), torch.tensor([0, 1]), class_map)
 
 
@@ -120,5 +120,5 @@ def test_mean_corruption_error_is_relative_to_its_baseline():
     errors, baseline = {"fog": [0.2, 0.4], "jpeg": [0.1, 0.2]}, {"fog": [0.6, 0.6], "jpeg": [0.6, 0.6]}
     assert mean_corruption_error(errors)["mean"] == pytest.approx((0.3 + 0.15) / 2)
     assert mean_corruption_error(errors, baseline)["mean"] == pytest.approx((0.5 + 0.25) / 2)
-    with pytest.raises(EvalError, match="jpeg"):
+    with pytest.raises(CurationError, match="jpeg"):
         mean_corruption_error(errors, {"fog": [0.6, 0.6]})

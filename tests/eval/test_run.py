@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from eval.errors import EvalError
 from eval.models import FrozenModel
 from eval.results import compare
 from eval.run import evaluate, make_task, read_suite, run
 from eval.settings import RunSettings
 from eval.tasks import TASKS
+from foundation.errors import CurationError
 
 SETTINGS = RunSettings(device="cpu", resamples=50, progress=False)
 
@@ -64,7 +64,7 @@ def test_revisited_retrieval_from_a_folder(colour_model: FrozenModel, tmp_path: 
     found = values(colour_model, "retrieval", test=str(tmp_path))
     assert found["mAP medium"] == found["mAP hard"] == 1
     (tmp_path / "jpg" / "b2.jpg").unlink()
-    with pytest.raises(EvalError, match="b2"):
+    with pytest.raises(CurationError, match="b2"):
         evaluate(colour_model, [make_task("retrieval", {"test": str(tmp_path)})], RunSettings(max_bad=0.9))
 
 
@@ -73,14 +73,14 @@ def test_robustness_needs_the_right_map(colour_model: FrozenModel, folder: Path,
         (tmp_path / "test").mkdir(exist_ok=True)
         (tmp_path / "test" / new).symlink_to(folder / "val" / old)
     settings = {"train": str(folder), "tests": str(tmp_path), "head": "logistic"}
-    with pytest.raises(EvalError, match="class-map file"):
+    with pytest.raises(CurationError, match="class-map file"):
         values(colour_model, "robustness", **settings)
     class_map = tmp_path / "map.json"
     class_map.write_text(json.dumps({"sky": "blue", "grass": ["green", "red"]}))
     assert values(colour_model, "robustness", class_map=str(class_map), **settings)["accuracy logistic"] > 0.9
-    with pytest.raises(EvalError, match="one test set"):
+    with pytest.raises(CurationError, match="one test set"):
         values(colour_model, "robustness", class_map="x", train=str(folder), tests="a,b")
-    with pytest.raises(EvalError, match="restrict"):
+    with pytest.raises(CurationError, match="restrict"):
         values(colour_model, "robustness", restrict="maybe", **settings)
 
 
@@ -98,7 +98,7 @@ def test_fairness_from_a_table(colour_model: FrozenModel, folder: Path, tmp_path
     found = values(colour_model, "fairness", **settings)
     assert found["gap over income"] == pytest.approx(1, abs=0.1)
     assert values(colour_model, "fairness", top=3, **settings)["accuracy"] == 1
-    with pytest.raises(EvalError, match="CSV table"):
+    with pytest.raises(CurationError, match="CSV table"):
         values(colour_model, "fairness", train=str(folder), test=str(folder))
 
 
@@ -125,10 +125,10 @@ def test_segmentation_and_depth_from_folders(colour_model: FrozenModel, scenes: 
     settings = {"train": str(scenes), "steps": 80, "train_batch": 4, "learning_rate": 0.05}
     assert values(colour_model, "segmentation", n_classes=2, **settings)["mIoU"] > 0.8
     assert values(colour_model, "depth", **settings)["rmse"] < 0.6
-    with pytest.raises(EvalError, match="value 1"):  # class 2 of the files is class 1 here
+    with pytest.raises(CurationError, match="value 1"):  # class 2 of the files is class 1 here
         values(colour_model, "segmentation", n_classes=1, **settings)
     no_patches = FrozenModel(lambda x: x.mean((2, 3)), colour_model.transform, "no patches", image_size=32)
-    with pytest.raises(EvalError, match="no patch tokens"):
+    with pytest.raises(CurationError, match="no patch tokens"):
         values(no_patches, "depth", **settings)
 
 
@@ -154,9 +154,9 @@ def test_results_are_tidy_and_compared_by_pairs(colour_model: FrozenModel, folde
     (same,) = compare(tmp_path / "good", tmp_path / "good")
     assert same.verdict == "no significant difference"
     evaluate(colour_model, [make_task("retrieval", {"test": str(folder)})], SETTINGS, tmp_path / "other")
-    with pytest.raises(EvalError, match="no figure of the same test rows"):
+    with pytest.raises(CurationError, match="no figure of the same test rows"):
         compare(tmp_path / "good", tmp_path / "other")
-    with pytest.raises(EvalError, match="no folder of results"):
+    with pytest.raises(CurationError, match="no folder of results"):
         compare(tmp_path / "good", tmp_path / "nothing")
 
 
@@ -202,7 +202,7 @@ def test_a_bad_image_is_reported_and_the_rest_is_judged(colour_model: FrozenMode
     ],
 )
 def test_bad_settings_are_named(tasks: list, shared: dict, message: str, tmp_path: Path):
-    with pytest.raises(EvalError, match=message):
+    with pytest.raises(CurationError, match=message):
         run(tasks, shared, tmp_path)
 
 
@@ -212,7 +212,7 @@ def test_suites_are_read_and_mistakes_named(tmp_path: Path):
     assert read_suite(path) == ([("knn", {"ks": [5]}), ("feature_stats", {})], {"seed": 3})
     for text in ("tasks: 3", "tasks: [3]", "tasks: [{knn: 3}]", "[", "tasks:\n- {a: {}, b: {}}"):
         path.write_text(text)
-        with pytest.raises(EvalError, match=r"suite\.yaml"):
+        with pytest.raises(CurationError, match=r"suite\.yaml"):
             read_suite(path)
 
 

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import pdist
 
 from eval.bootstrap import bootstrap, mean_interval, paired_interval, weighted_mean
-from eval.errors import EvalError
 from eval.fairness import accuracy_by_group
 from eval.feature_stats import alignment, effective_rank, uniformity
 from eval.longtail import class_bins, head_medium_tail
+from foundation.errors import CurationError
 
 
 def test_interval_has_the_width_of_theory_and_covers():
@@ -59,7 +59,7 @@ def test_bootstrap_mistakes_are_named():
         "one per row": lambda: mean_interval([1.0, 2.0], groups=[1]),
         "same test rows": lambda: paired_interval([1.0], [1.0, 2.0]),
     }.items():
-        with pytest.raises(EvalError, match=message):
+        with pytest.raises(CurationError, match=message):
             call()
 
 
@@ -79,11 +79,11 @@ def test_head_medium_tail_by_hand():
 
 def test_bins_without_a_tested_class_are_left_out():
     assert set(head_medium_tail([0, 1], [0, 1], [500, 400, 3])) == {"head", "all"}
-    with pytest.raises(EvalError, match="reach 3"):
+    with pytest.raises(CurationError, match="reach 3"):
         head_medium_tail([0], [3], [500, 400, 3])
-    with pytest.raises(EvalError, match="thirds"):
+    with pytest.raises(CurationError, match="thirds"):
         head_medium_tail([0], [0], [5], edges="quarters")
-    with pytest.raises(EvalError, match="number of images"):
+    with pytest.raises(CurationError, match="number of images"):
         head_medium_tail([0], [0], [0.5])
 
 
@@ -100,11 +100,11 @@ def test_gap_is_best_minus_worst_group():
 
 
 def test_fairness_mistakes_are_named():
-    with pytest.raises(EvalError, match="a gap needs two"):
+    with pytest.raises(CurationError, match="a gap needs two"):
         accuracy_by_group([1, 0], ["a", "a"])
-    with pytest.raises(EvalError, match="one group per test row"):
+    with pytest.raises(CurationError, match="one group per test row"):
         accuracy_by_group([1, 0], ["a"])
-    with pytest.raises(EvalError, match="result 1"):
+    with pytest.raises(CurationError, match="result 1"):
         accuracy_by_group([1, np.nan], ["a", "b"])
 
 
@@ -136,5 +136,5 @@ def test_feature_statistics_refuse_what_has_no_answer():
         "2 rows": lambda: effective_rank(torch.ones(1, 3)),
         "must be equal": lambda: alignment(torch.ones(5, 3), torch.ones(4, 3)),
     }.items():
-        with pytest.raises(EvalError, match=message):
+        with pytest.raises(CurationError, match=message):
             call()

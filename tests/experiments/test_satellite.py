@@ -9,13 +9,13 @@ import torch
 pytest.importorskip("rasterio")
 pytest.importorskip("lightning")
 
-from curation.errors import CurationError
-from curation.files import load_json
 from experiments.experiment import build
 from experiments.launch import run_experiment
 from experiments.satellite.pool import cover_class
 from experiments.satellite.scenes import COVERS, forest_scene
 from experiments.settings import compose
+from foundation.errors import CurationError
+from foundation.files import load_json
 from satellite.backbone import open_backbone
 from satellite.ridge import features, fit_ridge, pooled
 from satellite.settings import BackboneSettings

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation import CurationError, open_embeddings
-from curation.files import load_array, load_json
 from experiments.experiment import build, open_domain
 from experiments.launch import plan_table, run_experiment
 from experiments.run_folder import begin_stage
@@ -24,6 +23,7 @@ from experiments.text.brown import fetch_brown, plain_text
 from experiments.text.pool import PASSAGES, passages_of, zipf_sizes
 from experiments.text.report import _domains, render
 from experiments.text.training import cut_to_budget, recipe_of
+from foundation.files import load_array, load_json
 from text_lm.model import count_parameters, llama_config, load_model
 from text_lm.settings import load_settings
 

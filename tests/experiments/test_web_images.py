@@ -8,8 +8,6 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
-from curation.errors import CurationError
-from curation.files import load_json
 from curation.pool import open_pool
 from experiments.experiment import build, open_domain
 from experiments.launch import plan_table, run_experiment
@@ -17,6 +15,8 @@ from experiments.settings import compose
 from experiments.web_images.faults import junk, near_duplicate
 from experiments.web_images.pool import PoolSettings, class_sizes, held_out, long_tail, open_source, pool_rows
 from experiments.web_images.training import TrainSettings, budget, recipe_of
+from foundation.errors import CurationError
+from foundation.files import load_json
 
 
 def pool(**changes: object) -> str:

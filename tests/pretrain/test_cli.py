@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from curation.errors import CurationError
 from curation.pool import open_pool, pool_fingerprint
 from curation.subset import Subset
+from foundation.errors import CurationError
 from pretrain.cli import app
 from pretrain.plan import plan
 from pretrain.settings import load_settings

@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from pretrain import colour
 from pretrain.crops import BOX_DRAWS, Boxes, random_boxes, resized_crops
 from pretrain.multicrop import ColourSettings, CropSettings, multi_crop, step_draws

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from pretrain.masking import MaskSettings, block_mask, make_mask, mask_shares, step_masks
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from pretrain.network import build_networks
 from pretrain.optimiser import parameter_groups, parameter_kinds
 from pretrain.order import Order, permuted

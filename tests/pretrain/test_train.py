@@ -12,9 +12,9 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from curation.errors import CurationError
 from curation.pool import open_pool
 from curation.subset import Subset
+from foundation.errors import CurationError
 from pretrain.data import CanvasReader
 from pretrain.export import load_teacher
 from pretrain.flops import count_parameters, flops_per_image

@@ -9,7 +9,7 @@ pytest.importorskip("rasterio")
 pytest.importorskip("lightning")
 
 import satellite.infer as infer
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from satellite.cli import main
 from satellite.infer import PredictSettings, blending_weights, predict_raster, starts
 from satellite.rasters import open_raster

@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("laspy")
 pytest.importorskip("rasterio")
 
-from curation.errors import CurationError
 from experiments.satellite.scenes import forest_scene
+from foundation.errors import CurationError
 from satellite.errors import HeightWarning
 from satellite.lidar import LidarSettings, canopy_from_lidar
 from satellite.rasters import open_raster

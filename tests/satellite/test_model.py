@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("rasterio")
 pytest.importorskip("lightning")
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from satellite.backbone import open_backbone, spread
 from satellite.export import load_model
 from satellite.head import bin_heights, make_head

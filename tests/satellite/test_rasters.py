@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("rasterio")
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from satellite.rasters import check_same_grid, open_raster
 from tests.satellite.conftest import write_raster
 

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("rasterio")
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from satellite.data import TileReader, symmetry
 from satellite.errors import HeightWarning
 from satellite.normalise import BandStatistics, band_statistics, match_percentiles, normalise

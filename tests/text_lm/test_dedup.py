@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from text_lm.dedup import exact_duplicates, near_duplicates, normalise
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from text_lm.loss import language_model_loss
 from text_lm.model import (
     ModelSettings,

@@ -8,7 +8,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from text_lm.data import StepDataset, step_loader
 from text_lm.packing import IGNORE, TokenStream
 from text_lm.tokenizer import open_tokenizer

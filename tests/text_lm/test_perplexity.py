@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from text_lm.model import ModelSettings, build_model
 from text_lm.perplexity import DomainScore, TextScores, evaluate_perplexity, score_domains, score_texts, summarise
 from text_lm.split import split_by_document

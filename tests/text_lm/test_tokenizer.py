@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from text_lm.tokenizer import Tokenizer, open_tokenizer, train_bpe
 
 CORPUS = [f"the cat number {i} sat on the mat, and the other cats sat too" for i in range(50)]

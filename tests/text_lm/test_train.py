@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 from text_lm.settings import TrainSettings, settings_from
 from text_lm.tokenizer import open_tokenizer
 from text_lm.tokens import TokenStore

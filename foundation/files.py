@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from curation.errors import CurationError
+from foundation.errors import CurationError
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
