@@ -20,6 +20,7 @@ from tqdm import tqdm
 from curation.embedders import Embedder
 from curation.embeddings import EmbeddingWriter
 from curation.pool import pool_fingerprint
+from curation.tiles import PROTOCOL, tile_image
 from foundation.errors import CurationError
 from foundation.files import load_array, save_array, write_atomically
 
@@ -219,6 +220,8 @@ def read_image(stored: dict[str, Any] | None, least_side: int = 0) -> PillowImag
     if not stored or (stored["bytes"] is None and not stored["path"]):
         raise CurationError("the row has no image")
     source = stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"])
+    if isinstance(source, str) and source.startswith(f"{PROTOCOL}://"):
+        return tile_image(source).convert("RGB")
     with PillowImage.open(source) as opened:
         if least_side:
             opened.draft("RGB", (2 * least_side, 2 * least_side))

@@ -1,5 +1,6 @@
 """A pool is a `datasets.Dataset` whose row id is its index: opened lazily from whatever lies on disk or on the Hub."""
 
+import glob
 import hashlib
 import itertools
 import json
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from curation.tiles import TileCut, are_rasters, open_rasters, parse_cut
 from foundation.errors import CurationError
 from foundation.files import digest_json, write_atomically
 
@@ -25,6 +27,8 @@ SUFFIXES = {  # the order decides where a folder holds several kinds: side files
     "text": tuple(".txt" + end for end in ("", ".gz", ".zst")),
 }
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+PATTERN = re.compile(r"[*?\[{]")
+BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 SPLIT_FILE = re.compile(r"(.+?)-\d{5}-of-\d{5}")
 
 
@@ -33,8 +37,10 @@ def open_pool(source: Any, split: str = "train", column: str | None = None) -> A
 
     Args:
         source: a folder of images (any depth; with sub-folders the folder path becomes the label), parquet files,
-            WebDataset ``.tar`` shards, JSONL or text files (one row a line; ``.gz`` and ``.zst`` too), a folder made
-            by ``Dataset.save_to_disk``, one such file, a Hub name ``owner/name``, or a `datasets.Dataset`.
+            WebDataset ``.tar`` shards, JSONL or text files (one row a line; ``.gz`` and ``.zst`` too), GeoTIFF rasters
+            (cut into tiles; ``scenes/#tile=512&bands=4,3,2``, see `curation.tiles.TileCut`), a folder made by
+            ``Dataset.save_to_disk``, one such file, a pattern of such files (``*.tar``, ``wds-{0000..0002}.tar``), a
+            Hub name ``owner/name``, or a `datasets.Dataset`.
         split: which split, where the source has several.
         column: the column of images (bytes, or paths relative to the source) or of text, when it is not called
             ``image`` or ``text``; it is renamed so.
@@ -50,7 +56,15 @@ def open_pool(source: Any, split: str = "train", column: str | None = None) -> A
 
     if isinstance(source, Dataset):
         return _name_columns(source, column, Path("."))
+    source, cut = _split_cut(str(source))
     path = Path(source)
+    if not path.exists() and PATTERN.search(source):
+        files = matching_files(source)
+        folder = Path(os.path.commonpath([file.parent.absolute() for file in files]))
+        pool = _open_files(folder, None, files, cut)
+        if not len(pool):
+            raise CurationError(f"{source} has no rows; a pool needs at least one")
+        return _name_columns(pool, column, folder)
     if not path.exists():
         # a path that has a home (./a, /a/b, a.jpg, a/b/c) is a mistyped path, not a Hub name
         if not HUB_NAME.fullmatch(str(source)) or str(source).startswith(".") or _kind(path.name):
@@ -60,7 +74,7 @@ def open_pool(source: Any, split: str = "train", column: str | None = None) -> A
     if path.is_dir() and any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
         pool = _open_saved(path, split)
     else:
-        pool = _open_files(path, split)
+        pool = _open_files(path, split, _walk(path), cut)
     if not len(pool):
         raise CurationError(f"{source} has no rows; a pool needs at least one")
     return _name_columns(pool, column, path if path.is_dir() else path.parent)
@@ -90,8 +104,48 @@ def _walk(root: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 
 
-def _open_files(path: Path, split: str) -> Any:
-    files = _walk(path)
+def _split_cut(source: str) -> tuple[str, TileCut | None]:
+    """``scenes/#tile=512`` as the path and how its rasters are cut; None: nothing is said of it."""
+    path, mark, text = source.rpartition("#")
+    if not mark or "=" not in text or os.path.exists(source):
+        return source, None
+    return path, parse_cut(text)
+
+
+def _braced(pattern: str) -> list[str]:
+    """``a-{0..2}.tar`` and ``{a,b}.tar`` as the patterns that they stand for, as a shell writes them out."""
+    found = BRACES.search(pattern)
+    if found is None:
+        return [pattern]
+    low, high, choices = found[1], found[2], found[3]
+    if choices is not None:
+        parts = choices.split(",")
+    else:
+        digits = max(len(low), len(high)) if low.startswith("0") or high.startswith("0") else 0
+        parts = [f"{i:0{digits}}" for i in range(int(low), int(high) + 1)]
+    return [whole for part in parts for whole in _braced(pattern[: found.start()] + part + pattern[found.end() :])]
+
+
+def matching_files(pattern: str) -> list[Path]:
+    """Files, and all files of folders, that a pattern of ``*``, ``?``, ``[...]``, ``**`` and braces names, in order.
+
+    Raises:
+        CurationError: one of the patterns that the braces stand for matches nothing.
+    """
+    found: dict[Path, None] = {}
+    for part in _braced(pattern):
+        matches = sorted(glob.glob(part, recursive=True))
+        if not matches:
+            raise CurationError(f"no file is called {part}" + (f" (of {pattern})" if part != pattern else ""))
+        for match in matches:
+            found |= dict.fromkeys(_walk(Path(match)))
+    if not found:
+        raise CurationError(f"no file is called {pattern}")
+    return list(found)
+
+
+def _open_files(path: Path, split: str | None, files: list[Path], cut: TileCut | None) -> Any:
+    """The pool of these files beneath ``path``; None: whatever split their names say."""
     counts = Counter(_kind(file.name) for file in files)
     kinds = [kind for kind in SUFFIXES if counts[kind]]
     if not kinds:
@@ -103,9 +157,14 @@ def _open_files(path: Path, split: str) -> Any:
         raise CurationError(f"{path} holds both {clash[0]} and {clash[1]} files; give the folder of one of them")
     kind = kinds[0]
     files = [file for file in files if _kind(file.name) == kind]
+    tiffs = kind == "images" and all(file.suffix.lower() in (".tif", ".tiff") for file in files)
+    if tiffs and (cut is not None or are_rasters(files, TileCut().tile)):
+        return open_rasters(files, path if path.is_dir() else path.parent, cut or TileCut())
+    if cut is not None:
+        raise CurationError(f"{path} holds other files than GeoTIFF, which # cannot cut; leave out what follows the #")
     if kind == "images":
         return _open_images(path, files)
-    files = _of_split(path, files, split)
+    files = files if split is None else _of_split(path, files, split)
     if kind == "webdataset":
         return _open_shards(files)
     names = [str(_expanded(file)) for file in files]

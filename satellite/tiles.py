@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
+from curation.tiles import tile_starts
 from foundation.errors import CurationError
 from foundation.files import write_atomically
-from satellite.rasters import Grid, Raster, check_same_grid, open_raster
+from satellite.rasters import Raster, check_same_grid, open_raster
 from satellite.units import metres_per, warn_if_implausible
 
 COLUMNS = {
@@ -109,7 +110,7 @@ def cut_tiles(
         colour, labels = open_pair(image, truth, settings)
         with colour:
             tallest = 0.0
-            starts = tile_starts(colour.grid, settings)
+            starts = tile_starts(colour.grid.height, colour.grid.width, settings.size, settings.stride)
             for row, col in tqdm(starts, desc=Path(image).name, unit="tile", disable=not progress):
                 seen += 1
                 _, valid = colour.read(row, col, settings.size, settings.size)
@@ -137,13 +138,6 @@ def cut_tiles(
             f"({empty} have fewer); lower min_valid or size, or look at the nodata value of the rasters"
         )
     return pa.Table.from_pylist(rows, schema=pa.schema(list(COLUMNS.items())))
-
-
-def tile_starts(grid: Grid, settings: TileSettings) -> list[tuple[int, int]]:
-    """Upper left pixels of all whole tiles."""
-    stride = settings.stride or settings.size
-    rows = range(0, grid.height - settings.size + 1, stride)
-    return [(row, col) for row in rows for col in range(0, grid.width - settings.size + 1, stride)]
 
 
 def save_tiles(tiles: pa.Table, path: str | Path, settings: TileSettings) -> None:
