@@ -1,5 +1,7 @@
 """Rows that no distance can be taken to: named in an error, or dropped, counted and remembered."""
 
+import hashlib
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -50,6 +52,12 @@ class KeptRows(Embeddings):
         self.metadata, self.row_ids = source.metadata, ids
         # how many rows were dropped before the i-th dropped one, seen from the kept rows
         self._before = dropped - np.arange(len(dropped))
+
+    def fingerprint(self) -> str:
+        """Of the source and of which rows are left out: two choices of equally many rows differ."""
+        digest = hashlib.blake2b(self.source.fingerprint().encode(), digest_size=16)
+        digest.update(np.ascontiguousarray(self.dropped, np.int64).tobytes())
+        return digest.hexdigest()
 
     def _original(self, rows: Int[np.ndarray, "m"]) -> Int[np.ndarray, "m"]:
         return rows + np.searchsorted(self._before, rows, side="right")

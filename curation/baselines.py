@@ -14,6 +14,8 @@ from curation.subset import Subset
 from foundation.errors import CurationError
 
 KEEP = ("far", "near", "random")
+METHODS = ("random", "oracle", "flat", "semdedup", "d4", "retrieval")
+CLUSTERED = ("flat", "semdedup", "d4")
 
 
 def _check_size(size: int, n_rows: int) -> None:
@@ -180,3 +182,83 @@ def retrieval_subset(x: Any, trusted: Any, size: int, n_neighbours: int = 4, pro
                 break
             depth = min(source.n_rows, depth * 2)
     return _subset(source, np.fromiter(taken, np.int64), method="retrieval", target=size, n_trusted=reference.n_rows)
+
+
+def clusters_of(method: str, n_rows: int, clusters: int = 0) -> int:
+    """k of a baseline that clusters: as asked, or a cluster for every 50 rows and at most 50,000; 0: it clusters not.
+
+    Raises:
+        CurationError: fewer than 1, or more than rows.
+    """
+    if method not in CLUSTERED:
+        return 0
+    k = clusters or min(50_000, max(1, n_rows // 50))
+    if not 0 < k <= n_rows:
+        raise CurationError(f"{k} clusters of {n_rows} rows cannot be; give 1 to {n_rows}")
+    return k
+
+
+def plan_of(method: str, x: Embeddings, size: int, k: int) -> str:
+    """What `draw` costs, for people.
+
+    Raises:
+        CurationError: a size beyond the pool.
+    """
+    from curation.plan import calibrate, plan
+
+    _check_size(size, x.n_rows)
+    if not k:
+        return f"{size:,} of {x.n_rows:,} rows by {method}; no clustering, seconds to minutes"
+    return plan(x.n_rows, x.dim, [k], hardware=calibrate(), dtype=x.dtype).table()
+
+
+def draw(
+    method: str,
+    x: Embeddings,
+    size: int,
+    k: int = 0,
+    pool: Any = None,
+    labels: str = "label",
+    trusted: Any = None,
+    dedup_share: float = 0.75,
+    metric: str = "cosine",
+    seed: int = 0,
+) -> Subset:
+    """A subset of pool rows by one of `METHODS`.
+
+    Raises:
+        CurationError: an unknown method, or one whose labels or trusted set is not given.
+    """
+    if method not in METHODS:
+        raise CurationError(f"method {method!r} is unknown; use one of {', '.join(METHODS)}")
+    if method == "random":
+        return _of_pool(random_subset(x.n_rows, size, seed), x)
+    if method == "oracle":
+        if pool is None:
+            raise CurationError("oracle needs the true labels; give --pool, and --labels for their column")
+        if labels not in pool.column_names:
+            raise CurationError(f"the pool has no column {labels!r}; it has {', '.join(pool.column_names)}")
+        values = pool.with_format(None)[labels]
+        ids = np.arange(x.n_rows) if x.row_ids is None else np.asarray(x.row_ids)
+        if len(ids) and ids[-1] >= len(pool):
+            raise CurationError(f"the embeddings have row {ids[-1]} but the pool only {len(pool)} rows")
+        known = [position for position, row in enumerate(ids) if values[int(row)] is not None]
+        concepts = np.unique([str(values[int(ids[position])]) for position in known], return_inverse=True)[1]
+        subset = oracle_subset(concepts, size, seed)
+        return _of_pool(Subset.from_rows(np.array(known)[subset.ids], **subset.metadata), x)
+    if method == "retrieval":
+        if trusted is None:
+            raise CurationError("retrieval needs the embeddings of a trusted set; give --trusted")
+        return retrieval_subset(x, trusted, size)
+    if method == "flat":
+        return flat_kmeans_subset(x, k, size, seed, metric)
+    if method == "semdedup":
+        return semdedup_subset(x, k, size, seed=seed)
+    return d4_subset(x, k, size, dedup_share, seed)
+
+
+def _of_pool(subset: Subset, x: Embeddings) -> Subset:
+    """Rows of the embeddings as rows of the pool."""
+    if x.row_ids is None:
+        return subset
+    return Subset(np.asarray(x.row_ids)[subset.ids], subset.copies, subset.clusters, subset.metadata)

@@ -27,6 +27,10 @@ Members = Enum("Members", {"closest": "closest", "random": "random"}, type=str)
 Strategy = Enum("Strategy", {"random": "random", "closest": "closest", "furthest": "furthest"}, type=str)
 Method = Enum("Method", {"balanced": "balanced", "flat": "flat", "random": "random"}, type=str)
 
+Baseline = Enum(
+    "Baseline", {name: name for name in ("random", "oracle", "flat", "semdedup", "d4", "retrieval")}, type=str
+)
+
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where the result goes.")]
 Levels = Annotated[
     str,
@@ -37,6 +41,9 @@ Sizes = Annotated[str, typer.Option(help="Members of each cluster in a resampled
 Seed = Annotated[int, typer.Option(help="Of all random choices: the same seed gives the same result.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished result with other settings.")]
+Rows = Annotated[
+    Path | None, typer.Option("--rows", help="Only the rows that curate dedup, filter or run kept: that folder.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and stop.")]
 
 
@@ -70,7 +77,10 @@ def _say(text: str) -> None:
 
 @app.command(epilog="Example:  curate embed images/ -o embeddings/ --embedder timm:vit_small_patch14_dinov2")
 def embed(
-    pool: Annotated[str, typer.Argument(help="Folder of images, parquet, WebDataset .tar, or Hub name.")],
+    pool: Annotated[
+        str,
+        typer.Argument(help="Folder or pattern of images, parquet, JSONL, WebDataset .tar or GeoTIFF; or Hub name."),
+    ],
     output: Output,
     embedder: Annotated[
         str, typer.Option(help="timm:NAME, torchvision:NAME, efficientnet_lite0, checkpoint:PATH.")
@@ -97,6 +107,137 @@ def embed(
         _say(f"... and {len(result.skipped) - 5:,} more; all are in {output}/embeddings.json")
 
 
+@app.command(epilog="Example:  curate dedup embeddings/ -o kept/ --pool images/")
+def dedup(
+    source: Annotated[str, typer.Argument(help="Embeddings, or a pool of images or text.")],
+    output: Output,
+    pool: Annotated[str | None, typer.Option(help="The pool of the embeddings: bytes, hashes, pictures shown.")] = None,
+    by: Annotated[
+        str, typer.Option(help="exact, perceptual, embedding, text, separated by commas; default: all that apply.")
+    ] = "",
+    threshold: Annotated[float, typer.Option(help="Least cosine, after the mean of the pool is taken off.")] = 0.9,
+    ratio: Annotated[float, typer.Option(help="Greatest share of the distance to the 64th neighbour.")] = 0.5,
+    max_bits: Annotated[int, typer.Option(help="Bits of 64 in which perceptual hashes may differ.")] = 2,
+    overlap: Annotated[float, typer.Option(help="Least Jaccard similarity of the word n-grams of texts.")] = 0.7,
+    held_out: Annotated[Path | None, typer.Option(help="Embeddings that no kept row may repeat: a test set.")] = None,
+    metric: Annotated[Metric, typer.Option(help="cosine: rows are brought to unit length first.")] = Metric("cosine"),
+    rows: Rows = None,
+    column: Annotated[str | None, typer.Option(help="Column of images or text, or of a parquet's embeddings.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Decoding processes; default: from the cores.")] = None,
+    overwrite: Overwrite = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and write nothing.")] = False,
+) -> None:
+    """Leave out near-duplicates: which pool rows to keep, and a page that shows the others next to what they repeat."""
+    from curation.near_duplicates import NearRule
+    from curation.prepare import Preparation, keep_in_folder, open_sources
+
+    found, embeddings = open_sources(source, pool, column)
+    if held_out is not None and embeddings is None:
+        raise CurationError("--held-out compares embeddings; give those of the pool instead of the pool (and --pool)")
+    names = tuple(by.replace(" ", "").split(",")) if by else ("exact", "perceptual", "embedding", "text")
+    if embeddings is None:
+        if "embedding" in by:
+            raise CurationError("--by embedding needs embeddings: curate dedup EMBEDDINGS --pool POOL")
+        names = tuple(name for name in names if name != "embedding")
+    elif found is None and set(names) & {"exact", "perceptual", "text"} and by:
+        raise CurationError(f"--by {by} needs the pool of the embeddings: give --pool")
+    rule = NearRule(threshold=threshold, ratio=ratio)
+    wanted = Preparation(names, rule, metric.value, max_bits, overlap=overlap, junk=None)
+    kept = keep_in_folder(
+        found, embeddings, output, wanted, rows, held_out, workers, overwrite, dry_run, [_typed()], progress=True
+    )
+    _tell(kept, output, dry_run)
+
+
+@app.command("filter", epilog="Example:  curate filter images/ -o kept/ --min-side 64 --nsfw 0.5")
+def filter_rows(
+    pool: Annotated[str, typer.Argument(help="A pool of images or text.")],
+    output: Output,
+    min_side: Annotated[int, typer.Option(help="Images: shorter side, pixels.")] = 16,
+    max_aspect: Annotated[float, typer.Option(help="Images: longer side by shorter; 0: any.")] = 10.0,
+    min_spread: Annotated[float, typer.Option(help="Images: standard deviation of a channel, 0 to 255.")] = 4.0,
+    min_detail: Annotated[float, typer.Option(help="Images: share of the variance that is no bare gradient.")] = 0.01,
+    max_grain: Annotated[float, typer.Option(help="Images: difference of neighbouring pixels; 1 is noise.")] = 0.8,
+    nsfw: Annotated[float, typer.Option(help="Images: greatest NSFW probability (extra filters); 0: not asked.")] = 0.0,
+    min_characters: Annotated[int, typer.Option(help="Text: characters.")] = 20,
+    min_letters: Annotated[float, typer.Option(help="Text: share of letters.")] = 0.4,
+    max_repeat: Annotated[float, typer.Option(help="Text: share of the most frequent character; 0: any.")] = 0.4,
+    rows: Rows = None,
+    column: Annotated[str | None, typer.Option(help="Column of images or text.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Decoding processes; default: from the cores.")] = None,
+    overwrite: Overwrite = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and write nothing.")] = False,
+) -> None:
+    """Leave out junk: blank, tiny, noise, unreadable, or text without words. 0 leaves a rule out."""
+    from curation.filters.junk import JunkFilter
+    from curation.filters.text import TextJunk
+    from curation.pool import open_pool
+    from curation.prepare import Preparation, keep_in_folder
+
+    wanted = Preparation(
+        by=(),
+        junk=JunkFilter(min_side, max_aspect, min_spread, min_detail, max_grain),
+        text_junk=TextJunk(min_characters, min_letters, max_repeat),
+        nsfw=nsfw,
+    )
+    found = open_pool(pool, column=column)
+    kept = keep_in_folder(
+        found, None, output, wanted, rows, None, workers, overwrite, dry_run, [_typed()], progress=True
+    )
+    _tell(kept, output, dry_run)
+
+
+def _typed() -> str:
+    return "curate " + " ".join(sys.argv[1:])
+
+
+def _tell(kept: Any, output: Path, dry_run: bool) -> None:
+    _say(kept.line())
+    for note in kept.report["notes"]:
+        _say(note)
+    _say("nothing was written (--dry-run)" if dry_run else f"open {output}/dropped.html to see what was left out")
+
+
+@app.command(epilog="Example:  curate baseline semdedup embeddings/ -o subset/ --size 100000 --clusters 1000")
+def baseline(
+    method: Annotated[Baseline, typer.Argument(help="random, oracle, flat, semdedup, d4 or retrieval.")],
+    embeddings: Annotated[Path, typer.Argument(help="Folder of shards, .npy, parquet or Arrow file.")],
+    output: Output,
+    size: Annotated[int, typer.Option(help="Rows of the subset.")],
+    clusters: Annotated[int, typer.Option(help="k of flat, semdedup and d4; 0: a row in 50, at most 50,000.")] = 0,
+    trusted: Annotated[Path | None, typer.Option(help="retrieval: embeddings of the trusted set.")] = None,
+    pool: Annotated[str | None, typer.Option(help="oracle: the pool with the labels.")] = None,
+    labels: Annotated[str, typer.Option(help="oracle: column with the true concepts.")] = "label",
+    dedup_share: Annotated[float, typer.Option(help="d4: share of the rows that its first step keeps.")] = 0.75,
+    metric: Annotated[Metric, typer.Option(help="flat: distance.")] = Metric("cosine"),
+    rows: Rows = None,
+    column: Annotated[str | None, typer.Option(help="Column of a parquet or Arrow file.")] = None,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Draw a subset by a method that hierarchical k-means is compared with."""
+    from curation.baselines import clusters_of, draw, plan_of
+    from curation.embeddings import open_embeddings
+    from curation.pool import open_pool
+    from curation.prepare import kept_rows
+
+    if (output / "subset.json").exists() and not overwrite and not dry_run:
+        raise CurationError(f"{output} holds a finished subset; choose another -o, or give --overwrite")
+    source = open_embeddings(embeddings, column)
+    source = source if rows is None else kept_rows(source, rows)
+    k = clusters_of(method.value, source.n_rows, clusters)
+    options = {"seed": seed, "metric": metric.value, "dedup_share": dedup_share, "trusted": trusted}
+    found = None if pool is None else open_pool(pool)
+    if dry_run:
+        typer.echo(plan_of(method.value, source, size, k))
+        return
+    subset = draw(method.value, source, size, k, pool=found, labels=labels, **options)
+    subset.metadata["commands"] = [_typed()]
+    subset.save(output)
+    _say(f"{len(subset):,} rows by {method.value} in {output}/subset.parquet")
+
+
 @app.command(epilog="Example:  curate cluster embeddings/ -o tree/ --levels 10000,1000,100 --resamples 0,10,10")
 def cluster(
     embeddings: Annotated[Path, typer.Argument(help="Folder of shards, .npy, parquet or Arrow file.")],
@@ -110,6 +251,7 @@ def cluster(
     tolerance: Annotated[float, typer.Option(help="Stop when the inertia falls by less than this share.")] = 0.0,
     metric: Annotated[Metric, typer.Option(help="Distance.")] = Metric("l2"),
     column: Annotated[str | None, typer.Option(help="Column of a parquet or Arrow file.")] = None,
+    rows: Rows = None,
     fit_rows: Annotated[int, typer.Option(help="Fit level 1 on this many random rows, then assign all; 0: all.")] = 0,
     drop_bad_rows: Annotated[
         bool, typer.Option("--drop-bad-rows", help="Leave out and count rows that are NaN, infinite, or zero (cosine).")
@@ -129,8 +271,10 @@ def cluster(
     from curation.hierarchy import HierarchicalKMeans
     from curation.plan import calibrate
     from curation.plan import plan as make_plan
+    from curation.prepare import kept_rows
 
     source = open_embeddings(embeddings, column)
+    source = source if rows is None else kept_rows(source, rows)
     settings: dict[str, Any] = {
         "levels": levels.split(","),
         "n_resamples": _one_or_each(resamples, "--resamples"),
@@ -285,7 +429,10 @@ def plan(
 
 @app.command(epilog="Example:  curate run images/ -o curated/ --size 10000 --embedder timm:vit_small_patch14_dinov2")
 def run(
-    pool: Annotated[str, typer.Argument(help="Folder of images, parquet, WebDataset .tar, or Hub name.")],
+    pool: Annotated[
+        str,
+        typer.Argument(help="Folder or pattern of images, parquet, JSONL, WebDataset .tar or GeoTIFF; or Hub name."),
+    ],
     output: Output,
     size: Annotated[int, typer.Option(help="Rows of the subset.")],
     embedder: Annotated[str, typer.Option(help="See `curate embed --help`.")] = "timm:vit_small_patch14_dinov2",
@@ -296,11 +443,15 @@ def run(
     metric: Annotated[Metric, typer.Option(help="Distance.")] = Metric("cosine"),
     max_copies: Annotated[int, typer.Option(help="How often one row may be taken.")] = 1,
     labels: Annotated[str | None, typer.Option(help="Column of the pool with true concepts, for the report.")] = None,
+    no_prepare: Annotated[
+        bool, typer.Option("--no-prepare", help="Keep near-duplicates and junk; else they are left out and counted.")
+    ] = False,
     seed: Seed = 0,
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """All steps, pool to report, in one folder. Steps already done with the same settings are skipped."""
-    from curation.pipeline import run_pipeline
+    from curation.pipeline import DEFAULT_PREPARATION, run_pipeline
 
     result = run_pipeline(
         pool,
@@ -317,6 +468,9 @@ def run(
         seed=seed,
         device=device,
         commands=["curate " + " ".join(sys.argv[1:])],
+        prepare=None if no_prepare else DEFAULT_PREPARATION,
+        overwrite=overwrite,
+        say=_say,
     )
     if result.skipped:
         _say(f"already there, not done again: {', '.join(result.skipped)}")

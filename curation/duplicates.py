@@ -1,11 +1,13 @@
 """Duplicates: rows that add nothing, or that leak a test set into the pool.
 
-Three notions, from strict to loose: equal bytes, equal to the eye (perceptual hash), close as embeddings.
+Three notions, from strict to loose: equal bytes, equal to the eye (perceptual hash), close as embeddings; for the last,
+`curation.near_duplicates` has the rule that needs no threshold to be tuned.
 """
 
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -57,11 +59,13 @@ def _from_pairs(n: int, pairs: Iterator[tuple[np.ndarray, np.ndarray]]) -> Dupli
     return _from_groups(connected_components(graph, directed=False)[1])
 
 
-def _picture_bytes(picture: Any) -> bytes:
+def picture_bytes(picture: Any) -> bytes:
     """The stored bytes of an undecoded picture, else its pixels."""
     if isinstance(picture, dict):
         if picture.get("bytes"):
             return picture["bytes"]
+        if "://" in picture["path"]:
+            return repr(picture["path"]).encode()
         with open(picture["path"], "rb") as stream:
             return stream.read()
     return repr(picture.size).encode() + picture.convert("RGBA").tobytes()
@@ -82,19 +86,55 @@ def exact_duplicates(pool: Any, column: str = "image", progress: bool = True) ->
     seen: dict[bytes, int] = {}
     group = np.empty(len(pool), np.int64)
     for row, value in enumerate(tqdm(pool[column], desc="exact duplicates", unit="row", disable=not progress)):
-        content = value.encode() if isinstance(value, str) else _picture_bytes(value)
+        content = value.encode() if isinstance(value, str) else picture_bytes(value)
         group[row] = seen.setdefault(hashlib.blake2b(content, digest_size=16).digest(), row)
     return _from_groups(group)
+
+
+def can_hash() -> bool:
+    """Whether `imagehash` is installed."""
+    return find_spec("imagehash") is not None
+
+
+def perceptual_hash(picture: Any, hash_size: int = 8) -> UInt8[np.ndarray, "b"]:
+    """(hash_size^2 / 8,) uint8 perceptual hash of an opaque picture, from `imagehash`."""
+    import imagehash
+
+    return np.packbits(imagehash.phash(picture.convert("L"), hash_size=hash_size).hash.ravel())
+
+
+def similar_hashes(
+    hashes: UInt8[np.ndarray, "n b"], max_distance: int, window: int = 512
+) -> tuple[Int[np.ndarray, "p"], Int[np.ndarray, "p"]]:
+    """Pairs of rows whose hashes differ in at most ``max_distance`` bits, without comparing all.
+
+    Of max_distance + 1 bands of the bits one is equal in both. Rows of an equal band are compared with the next
+    ``window`` in the order of their hashes: all pairs are found where no band is shared by more rows.
+    """
+    bits = np.unpackbits(hashes, axis=1)
+    rows, columns = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for band in np.array_split(np.arange(bits.shape[1]), max_distance + 1):
+        keys = np.packbits(bits[:, band], axis=1)
+        order = np.lexsort([*hashes.T[::-1], *keys.T[::-1]])
+        band_of, sorted_hashes = keys[order], hashes[order]
+        for offset in range(1, min(window, len(order) - 1) + 1):
+            same = (band_of[:-offset] == band_of[offset:]).all(1)
+            if not same.any():
+                break
+            first = np.flatnonzero(same)
+            apart = np.bitwise_count(sorted_hashes[first] ^ sorted_hashes[first + offset]).sum(1)
+            first = first[apart <= max_distance]
+            rows.append(order[first])
+            columns.append(order[first + offset])
+    return np.concatenate(rows), np.concatenate(columns)
 
 
 def perceptual_hashes(
     pool: Any, column: str = "image", hash_size: int = 8, progress: bool = True
 ) -> tuple[UInt8[np.ndarray, "n b"], Bool[np.ndarray, "n"]]:
     """(n, hash_size^2 / 8) uint8 perceptual hashes of the images, and (n,) whether each could be read."""
-    try:
-        import imagehash
-    except ImportError as error:
-        raise CurationError("perceptual hashes need: pip install 'curated-ssl[filters]'") from error
+    if not can_hash():
+        raise CurationError("perceptual hashes need: pip install 'curated-ssl[filters]'")
     hashes = np.zeros((len(pool), hash_size * hash_size // 8), np.uint8)
     readable = np.zeros(len(pool), bool)
     for row in tqdm(range(len(pool)), desc="perceptual hashes", unit="image", disable=not progress):
@@ -106,7 +146,7 @@ def perceptual_hashes(
         flat = picture.copy()
         flat.paste("white", (0, 0, *picture.size))
         flat.alpha_composite(picture)
-        hashes[row] = np.packbits(imagehash.phash(flat.convert("L"), hash_size=hash_size).hash.ravel())
+        hashes[row] = perceptual_hash(flat, hash_size)
         readable[row] = True
     return hashes, readable
 

@@ -88,7 +88,9 @@ def embed_pool(
         stray.unlink(missing_ok=True)
     first_row, skipped = _where_to_resume(folder, writer.n_written, len(pool))
     with writer:
-        _embed_rows(pool, embedder, writer, first_row, skipped, batch_size, _workers(n_workers), image_column, progress)
+        _embed_rows(
+            pool, embedder, writer, first_row, skipped, batch_size, worker_count(n_workers), image_column, progress
+        )
         row_ids = _readable(len(pool), skipped)
         if not len(row_ids):
             row, reason = next(iter(skipped.items()))
@@ -152,7 +154,8 @@ def _append(writer: EmbeddingWriter, embeddings: Tensor, rows: np.ndarray) -> No
     writer.append(embeddings)
 
 
-def _workers(n_workers: int | None) -> int:
+def worker_count(n_workers: int | None) -> int:
+    """Processes that decode: as asked, or one less than the cores and at most 8."""
     if n_workers is not None and n_workers < 0:
         raise CurationError(f"{n_workers} workers make no sense; use 0 or more")
     return min(8, max(1, (os.cpu_count() or 2) - 1)) if n_workers is None else n_workers

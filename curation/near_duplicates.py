@@ -129,7 +129,10 @@ class _Centred:
             part = slice(start, start + ROWS_PER_BLOCK)
             one, two = self.take(a[part]), self.take(b[part])
             found[part] = _cosine(
-                np.linalg.norm(one, axis=1), np.linalg.norm(two, axis=1), np.linalg.norm(one - two, axis=1), self.typical
+                np.linalg.norm(one, axis=1),
+                np.linalg.norm(two, axis=1),
+                np.linalg.norm(one - two, axis=1),
+                self.typical,
             )
         return found
 

@@ -1,7 +1,8 @@
 """Pool to report in one folder: what `curate run` and the demo do. Finished steps are skipped, changed ones redone."""
 
 import shutil
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ from curation.embedders import open_embedder
 from curation.embeddings import open_embeddings
 from curation.hierarchy import HierarchicalKMeans
 from curation.pool import open_pool
+from curation.prepare import Preparation, kept_rows, prepare_folder
 from curation.report import write_report
+from curation.sampling import STRATEGIES
 from curation.subset import Subset
 from curation.tree import ClusterTree
 from foundation.errors import CurationError
 from foundation.files import load_json
+
+DEFAULT_PREPARATION = Preparation()
 
 
 @dataclass
@@ -28,6 +33,7 @@ class PipelineResult:
     subset: Subset
     report: Path
     skipped: list[str] = field(default_factory=list)
+    preparation: dict[str, Any] | None = None
 
 
 def default_levels(n_rows: int) -> list[int]:
@@ -40,11 +46,19 @@ def default_levels(n_rows: int) -> list[int]:
     return levels
 
 
-def cluster_folder(embeddings: Any, folder: Path, fit: HierarchicalKMeans) -> tuple[ClusterTree, bool]:
+def cluster_folder(
+    embeddings: Any, folder: Path, fit: HierarchicalKMeans, overwrite: bool = True
+) -> tuple[ClusterTree, bool]:
     """The tree in ``folder``: loaded where it was made with these settings of these embeddings, else fitted.
+
+    Args:
+        overwrite: replace a finished tree of other settings; else refuse.
 
     Returns:
         The tree, and whether it was already there.
+
+    Raises:
+        CurationError: a finished tree of other settings is there, and is not to be overwritten.
     """
     source = open_embeddings(embeddings)
     if (folder / "tree.json").exists():
@@ -52,9 +66,63 @@ def cluster_folder(embeddings: Any, folder: Path, fit: HierarchicalKMeans) -> tu
         wanted = {**fit.settings, "embeddings_fingerprint": source.fingerprint()}
         if all(settings.get(key) == value for key, value in wanted.items()):
             return ClusterTree.load(folder), True
+        if not overwrite:
+            _refuse_other_tree(folder, settings, wanted)
         shutil.rmtree(folder)
     fit.work_dir = folder / "unfinished"
     return fit.fit(source, save_to=folder), False
+
+
+def _refuse_other_tree(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise where a finished tree has other settings than those wanted."""
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            what = "rows" if key == "embeddings_fingerprint" else f"{key}={found.get(key)}, not {value}"
+            what = what if what != "rows" else "other embeddings or other rows of them"
+            raise CurationError(
+                f"{folder} holds a finished tree of {what}; choose another -o, repeat those settings, or give --overwrite"
+            )
+
+
+def check_run(
+    pool: Any,
+    folder: Path,
+    size: int,
+    fit: HierarchicalKMeans,
+    strategy: str,
+    max_copies: int,
+    labels: str | None,
+    overwrite: bool,
+    default: bool,
+) -> None:
+    """Refuse, before anything is embedded, what would fail hours later.
+
+    Args:
+        fit: as it will be, or, where ``default`` says so, with the levels of a pool that loses no row.
+
+    Raises:
+        CurationError: a size, a number of clusters or a column that the pool does not have; a device that is not
+            there; a finished tree of other settings that is not to be overwritten.
+    """
+    import torch
+
+    if not 0 < size <= len(pool) * max_copies:
+        raise CurationError(f"size {size} must lie between 1 and {len(pool) * max_copies}, the rows of the pool")
+    if strategy not in STRATEGIES:
+        raise CurationError(f"strategy {strategy!r} is unknown; use one of {', '.join(STRATEGIES)}")
+    if labels is not None and labels not in pool.column_names:
+        raise CurationError(f"the pool has no column {labels!r} for --labels; it has {', '.join(pool.column_names)}")
+    if fit.plans[0].k > len(pool):
+        raise CurationError(f"level 1 wants {fit.plans[0].k} clusters of {len(pool)} rows; lower the levels")
+    try:
+        torch.empty(0, device=fit.device)
+    except (RuntimeError, AssertionError) as error:
+        raise CurationError(f"device {str(fit.device)!r} cannot be used here; try --device cpu") from error
+    if (folder / "tree" / "tree.json").exists() and not overwrite:
+        settings = load_json(folder / "tree" / "tree.json").get("settings", {})
+        derived = ("levels", "n_resamples", "sample_sizes") if default else ()
+        wanted = {key: value for key, value in fit.settings.items() if key not in derived}
+        _refuse_other_tree(folder / "tree", settings, wanted)
 
 
 def sample_folder(
@@ -100,27 +168,46 @@ def run_pipeline(
     title: str | None = None,
     commands: list[str] | None = None,
     progress: bool = True,
+    prepare: Preparation | None = DEFAULT_PREPARATION,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda _line: None,
 ) -> PipelineResult:
-    """Embed a pool, cluster it, draw a balanced subset, and write the report.
+    """Embed a pool, leave out duplicates and junk, cluster the rest, draw a balanced subset, and write the report.
 
     Args:
         source: anything `curation.pool.open_pool` takes.
-        folder: gets ``embeddings/``, ``tree/``, ``subset/`` and ``report.html``.
+        folder: gets ``embeddings/``, ``prepared/``, ``tree/``, ``subset/`` and ``report.html``.
         size: rows of the subset.
         embedder: see `curation.embedders.open_embedder`.
         levels: clusters of each level; None: `default_levels`.
         labels: pool column with the true concepts, for the report alone.
+        prepare: what is left out before clustering (its metric is ``metric``); None: nothing. Rows of tree and subset
+            are rows of the pool either way.
+        overwrite: replace a finished tree of other settings; else it is refused.
+        say: is told what preparation left out.
 
     Raises:
-        CurationError: bad settings or input; see the steps.
+        CurationError: bad settings or input; settings are checked before anything is embedded.
     """
     import torch
 
     folder = Path(folder)
     pool = open_pool(source)
-    if not 0 < size <= len(pool) * max_copies:
-        raise CurationError(f"size {size} must lie between 1 and {len(pool) * max_copies}, the rows of the pool")
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+    def fit_of(n_rows: int) -> HierarchicalKMeans:
+        return HierarchicalKMeans(
+            levels or default_levels(n_rows),
+            n_resamples=n_resamples,
+            sample_sizes=sample_sizes,
+            metric=metric,
+            max_iterations=max_iterations,
+            seed=seed,
+            device=where,
+            progress=progress,
+        )
+
+    check_run(pool, folder, size, fit_of(len(pool)), strategy, max_copies, labels, overwrite, levels is None)
     skipped = []
     done = (folder / "embeddings" / "embeddings.json").exists() and load_json(
         folder / "embeddings" / "embeddings.json"
@@ -129,17 +216,20 @@ def run_pipeline(
     embed_pool(pool, network, folder / "embeddings", batch_size=batch_size, progress=progress)
     skipped += ["embeddings"] if done else []
     x = open_embeddings(folder / "embeddings")
-    fit = HierarchicalKMeans(
-        levels or default_levels(x.n_rows),
-        n_resamples=n_resamples,
-        sample_sizes=sample_sizes,
-        metric=metric,
-        max_iterations=max_iterations,
-        seed=seed,
-        device=where,
-        progress=progress,
-    )
-    tree, found = cluster_folder(x, folder / "tree", fit)
+    preparation = None
+    if prepare is not None:
+        wanted = replace(prepare, metric=metric)
+        kept, found = prepare_folder(pool, x, folder / "prepared", wanted, commands=commands or (), progress=progress)
+        x, preparation = kept_rows(x, kept), kept.report
+        skipped += ["prepared"] if found else []
+        for line in (kept.line(), *kept.report["notes"]):
+            say(f"prepared: {line}")
+        if size > x.n_rows * max_copies:
+            raise CurationError(
+                f"size {size} is more than the {x.n_rows * max_copies} rows that preparation leaves of {len(pool)} "
+                f"({folder}/prepared/dropped.html shows the others); lower it, or give --no-prepare"
+            )
+    tree, found = cluster_folder(x, folder / "tree", fit_of(x.n_rows), overwrite)
     skipped += ["tree"] if found else []
     subset, found = sample_folder(tree, folder / "subset", size, strategy, "balanced", max_copies, seed)
     skipped += ["subset"] if found else []
@@ -154,7 +244,7 @@ def run_pipeline(
         commands=commands,
         progress=progress,
     )
-    return PipelineResult(folder, tree, subset, report, skipped)
+    return PipelineResult(folder, tree, subset, report, skipped, preparation)
 
 
 def place_rows(tree: ClusterTree, embeddings: Any, device: str = "cpu") -> dict[str, np.ndarray]:

@@ -1,7 +1,7 @@
 """Tiles of GeoTIFF rasters as pictures of a pool: cut by window as they are read, never written, never held.
 
-A tile is an address, ``tile://raster/data/scene.tif?row=0&col=256&...``, that fsspec opens as a PNG file: `datasets` and
-`curation.embed.read_image` read it as they read any other picture.
+A tile is an address, ``tile://raster/data/scene.tif?row=0&col=256&...``, that fsspec opens as a PNG file: `datasets`
+and `curation.embed.read_image` read it as they read any other picture.
 """
 
 import io

@@ -67,8 +67,8 @@ def dedup(
 ) -> None:
     """Leave out exact and near duplicates; of each group the first row stays."""
     from curation.pool import open_pool
+    from curation.text_duplicates import exact_duplicates, near_duplicates
     from foundation.files import save_json, write_atomically
-    from text_lm.dedup import exact_duplicates, near_duplicates
 
     opened = open_pool(pool, column=column)
     exact = exact_duplicates(opened["text"])

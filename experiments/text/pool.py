@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Int
 
 from curation.embeddings import open_embeddings
+from curation.text_duplicates import exact_duplicates, near_duplicates
 from experiments.stages import StageRun, fingerprint
 from experiments.text.brown import SHA512, fetch_brown, read_brown
 from foundation.errors import CurationError
 from foundation.files import digest_json, load_json, save_array, save_json, write_atomically
-from text_lm.dedup import exact_duplicates, near_duplicates
 from text_lm.documents import Document, count_domains, read_documents
 from text_lm.embed import OFFLINE, embed_passages, open_sentence_model
 from text_lm.filters import open_filters

@@ -6,8 +6,8 @@ import random
 import numpy as np
 import pytest
 
+from curation.text_duplicates import exact_duplicates, near_duplicates, normalise
 from foundation.errors import CurationError
-from text_lm.dedup import exact_duplicates, near_duplicates, normalise
 
 
 def words(seed: int, n: int = 80) -> list[str]:

@@ -1,0 +1,76 @@
+"""The page that shows what preparation left out: samples of every reason, next to what they repeat."""
+
+import base64
+import html
+import io
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from curation.gallery import thumbnail
+
+SHOWN, CHARACTERS, SIZE = 24, 160, 88  # of each reason: samples; of a text; pixels of a picture
+STYLE = """body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#222}
+h1{font-size:1.5rem}h2{font-size:1.1rem;margin:1.6rem 0 .4rem}.pairs{display:flex;flex-wrap:wrap;gap:.6rem}
+figure{margin:0;border:1px solid #ddd;border-radius:6px;padding:.35rem}figcaption{font-size:.75rem;color:#555}
+img{display:inline-block;margin:0 2px}p.text{font-size:.8rem;max-width:30rem;margin:.2rem 0}"""
+
+
+def samples(reasons: np.ndarray, similarity: np.ndarray, reason: str, n: int = SHOWN) -> Int[np.ndarray, "m"]:
+    """Up to n positions of a reason: half the least similar, which show if the rule goes too far, half at random."""
+    mine = np.flatnonzero(reasons == reason)
+    if len(mine) <= n:
+        return mine
+    order = mine[np.argsort(similarity[mine], kind="stable")]
+    rest = np.random.default_rng(0).choice(order[n // 2 :], n - n // 2, replace=False)
+    return np.concatenate([order[: n // 2], np.sort(rest)])
+
+
+def dropped_page(
+    dropped: Int[np.ndarray, "r"],
+    reasons: np.ndarray,
+    repeats: Int[np.ndarray, "r"],
+    similarity: np.ndarray,
+    headline: str,
+    report: dict[str, Any],
+    pool: Any = None,
+) -> str:
+    """A self-contained HTML page, some hundred kilobytes; pictures and texts are shown where the pool is given."""
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8><title>What preparation left out</title>",
+        f"<style>{STYLE}</style><h1>What preparation left out</h1><p>{html.escape(headline)}.</p>",
+    ]
+    parts += [f"<p><b>{html.escape(note)}</b></p>" for note in report["notes"]]
+    for reason, number in report["dropped"].items():
+        chosen = samples(reasons, similarity, reason)
+        parts.append(f"<h2>{html.escape(reason)}: {number:,} rows</h2>")
+        if repeats[chosen].max(initial=-1) >= 0:
+            parts.append("<p>Left what was left out, right what it repeats; the least similar first.</p>")
+        parts.append("<div class=pairs>")
+        for position in chosen:
+            other = int(repeats[position])
+            shown = _shown(pool, int(dropped[position])) + (_shown(pool, other) if other >= 0 else "")
+            caption = f"row {dropped[position]}" + (f" repeats {other}" if other >= 0 else "")
+            if np.isfinite(similarity[position]):
+                caption += f", cosine {similarity[position]:.3f}"
+            parts.append(f"<figure>{shown}<figcaption>{caption}</figcaption></figure>")
+        parts.append("</div>")
+    return "\n".join(parts) + "</html>\n"
+
+
+def _shown(pool: Any, row: int) -> str:
+    """A picture or a text as HTML; "" where the pool has neither."""
+    if pool is None:
+        return ""
+    if "image" in pool.column_names:
+        try:
+            picture = thumbnail(pool[row]["image"], SIZE)
+        except (OSError, ValueError, AttributeError):
+            return f'<span style="display:inline-block;width:{SIZE}px;height:{SIZE}px;background:#ddd"></span>'
+        stream = io.BytesIO()
+        picture.save(stream, "JPEG", quality=80)
+        return f'<img alt="row {row}" src="data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}">'
+    if "text" in pool.column_names:
+        return f"<p class=text>{html.escape((pool[row]['text'] or '')[:CHARACTERS])}</p>"
+    return ""

@@ -1,0 +1,474 @@
+"""Preparation of a pool, as the paper does it before clustering: near-duplicates and junk are left out, and counted.
+
+A kept folder holds ``row_ids.npy`` (int64 pool rows to keep, ascending), ``dropped.parquet`` (row, reason, the row
+that it repeats or -1, their cosine or NaN), ``dropped.html`` (samples of what was dropped, next to what it repeats)
+and, written last, ``report.json``. Nothing is copied: `kept_rows` gives the embeddings without the rest.
+"""
+
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Int
+
+from curation.bad_rows import KeptRows, find_bad_rows
+from curation.dropped_page import dropped_page
+from curation.duplicates import can_hash, similar_hashes
+from curation.embeddings import Embeddings, open_embeddings
+from curation.filters.junk import JunkFilter
+from curation.filters.text import TextJunk
+from curation.kmeans.assignment import rows_per_read
+from curation.looks import look_at
+from curation.near_duplicates import NearDuplicates, NearRule, near_duplicates, near_held_out
+from curation.pool import open_pool, pool_fingerprint
+from curation.rows import SelectedRows
+from foundation.errors import CurationError
+from foundation.files import checksum, digest_json, load_array, load_json, save_array, save_json, write_atomically
+
+FORMAT_VERSION = 1
+BY = ("exact", "perceptual", "embedding", "text")
+GROUPS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What is left out.
+
+    Attributes:
+        by: signs of a duplicate: exact (equal bytes, or equal words), perceptual (hashes of pictures), embedding, text
+            (overlapping word n-grams). One that the pool does not allow is left out with a note.
+        near: rule for embeddings.
+        metric: as for clustering: "cosine" compares rows of unit length.
+        max_bits: of 64 bits of the perceptual hashes of duplicates that may differ;
+        confirm: and then the least cosine of their embeddings, where there are some.
+        overlap: least Jaccard similarity of the word n-grams of near-duplicate texts.
+        junk: rules for pictures; None: none.
+        text_junk: rules for texts; None: none.
+        nsfw: greatest NSFW probability of pictures (extra ``filters``); 0: not asked.
+    """
+
+    by: tuple[str, ...] = ("exact", "perceptual", "embedding")
+    near: NearRule = field(default_factory=NearRule)
+    metric: str = "cosine"
+    max_bits: int = 2
+    confirm: float = 0.7
+    overlap: float = 0.7
+    junk: JunkFilter | None = field(default_factory=JunkFilter)
+    text_junk: TextJunk | None = None
+    nsfw: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in self.by:
+            if name not in BY:
+                raise CurationError(f"by {name!r} is unknown; use one or more of {', '.join(BY)}")
+        if self.metric not in ("cosine", "l2"):
+            raise CurationError(f"metric {self.metric!r} is unknown; use cosine or l2")
+        if not 0 <= self.max_bits <= 16 or not 0 < self.overlap <= 1 or not -1 <= self.confirm <= 1:
+            raise CurationError(
+                f"max_bits {self.max_bits} must lie in 0 to 16, overlap {self.overlap:g} in (0, 1], confirm "
+                f"{self.confirm:g} in [-1, 1]"
+            )
+        if not 0 <= self.nsfw <= 1:
+            raise CurationError(f"nsfw {self.nsfw:g} is a probability and must lie in [0, 1]")
+
+
+@dataclass
+class Kept:
+    """What preparation keeps.
+
+    Attributes:
+        rows: (m,) int64 pool rows to keep, ascending.
+        dropped: (r,) int64 pool rows, ascending, with
+        reasons: (r,) why,
+        repeats: (r,) int64 the row that each repeats, kept unless it is junk itself; -1: none,
+        similarity: (r,) float32 cosine of the two after the mean is taken off; NaN where it was not measured.
+        report: counts and settings, as in ``report.json``.
+    """
+
+    rows: Int[np.ndarray, "m"]
+    dropped: Int[np.ndarray, "r"]
+    reasons: np.ndarray
+    repeats: Int[np.ndarray, "r"]
+    similarity: np.ndarray
+    report: dict[str, Any]
+
+    def line(self) -> str:
+        """One line for people: how many rows are kept, and why the others are not."""
+        counts = ", ".join(f"{number:,} {reason}" for reason, number in self.report["dropped"].items())
+        total = len(self.rows) + len(self.dropped)
+        return f"{len(self.rows):,} of {total:,} rows kept" + (f"; left out: {counts}" if counts else "")
+
+
+class _Ledger:
+    """Which of some pool rows are still there, and why the others are not."""
+
+    def __init__(self, rows: Int[np.ndarray, "n"]):
+        self.rows = rows
+        self.there = np.ones(len(rows), bool)
+        self.reasons = np.full(len(rows), "", dtype=object)
+        self.repeats = np.full(len(rows), -1, np.int64)
+        self.similarity = np.full(len(rows), np.nan, np.float32)
+
+    @property
+    def left(self) -> Int[np.ndarray, "m"]:
+        """Positions of the rows that are still there."""
+        return np.flatnonzero(self.there)
+
+    def drop(self, at: np.ndarray, reason: Any, repeats: Any = -1, similarity: Any = np.nan) -> None:
+        """Take positions out; ``repeats`` are positions too."""
+        self.there[at], self.reasons[at] = False, reason
+        self.repeats[at], self.similarity[at] = repeats, similarity
+
+    def resolved(self) -> Int[np.ndarray, "n"]:
+        """Pool row that each repeats, through what was itself found to repeat another later."""
+        last = self.repeats.copy()
+        for _ in range(8):
+            further = (last >= 0) & (self.repeats[last] >= 0)
+            if not further.any():
+                break
+            last[further] = self.repeats[last[further]]
+        return np.where(last >= 0, self.rows[last], -1)
+
+
+def has_images(pool: Any) -> bool:
+    """Whether a pool has pictures in the column ``image``."""
+    from datasets import Image
+
+    return pool is not None and "image" in pool.column_names and isinstance(pool.features["image"], Image)
+
+
+def find_kept(
+    pool: Any,
+    embeddings: Any,
+    wanted: Preparation,
+    rows: Int[np.ndarray, "n"] | None = None,
+    held_out: Any = None,
+    work: Path | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Kept:
+    """Look for duplicates and junk, and write nothing but the unfinished work.
+
+    Args:
+        pool: a `datasets.Dataset` with ``image`` or ``text``; None: the embeddings alone are asked.
+        embeddings: of the rows of the pool; None: the pool alone is asked.
+        rows: pool rows to look at, ascending; None: all that have an embedding, or all.
+        held_out: embeddings of rows that must not be in the pool, such as a test set.
+        work: finished blocks of a pass over the pictures go here, and are removed at the end.
+
+    Raises:
+        CurationError: nothing to look at, nothing is left, the embeddings are not of this pool, or see the steps.
+    """
+    if pool is None and embeddings is None:
+        raise CurationError("nothing to prepare; give a pool, embeddings, or both")
+    x = None if embeddings is None else open_embeddings(embeddings)
+    known = _rows_of(pool, x)
+    if rows is None:
+        rows = known
+    elif not np.isin(rows, known).all():
+        stranger = rows[~np.isin(rows, known)][0]
+        raise CurationError(f"row {stranger} is to be kept, but it is not in the pool or has no embedding")
+    started, ledger, notes = time.monotonic(), _Ledger(np.asarray(rows, np.int64)), []
+    report: dict[str, Any] = {"format_version": FORMAT_VERSION, "rows": len(rows)}
+    if pool is not None:
+        report |= {"pool_rows": len(pool), "pool_fingerprint": pool_fingerprint(pool)}
+    if x is not None:
+        report["embeddings_fingerprint"] = x.fingerprint()
+        # positions of the rows among the embeddings
+        at = np.searchsorted(known, ledger.rows)
+        bad = find_bad_rows(x, wanted.metric == "cosine", rows_per_read(x.dim))
+        ledger.drop(np.flatnonzero(np.isin(at, bad)), "not finite or zero")
+    hashes = None
+    if has_images(pool):
+        hashes = _pictures(pool, wanted, ledger, work, workers, progress, notes)
+    elif pool is not None and "text" in pool.column_names:
+        _texts(pool, wanted, ledger, progress)
+    elif pool is not None and x is None:
+        raise CurationError(f"the pool has no column image or text; it has {', '.join(pool.column_names)}")
+    if x is not None and held_out is not None and len(ledger.left):
+        left = ledger.left
+        found = near_held_out(SelectedRows(x, at[left]), held_out, wanted.near, wanted.metric, progress)
+        ledger.drop(left[found.dropped], "held out", -1, found.similarity)
+        report["held_out"] = found.measured
+    if x is not None and "embedding" in wanted.by and len(ledger.left) > 1:
+        report["near"] = _embedded(x, at, wanted, ledger, hashes, progress)
+    elif hashes is not None and "perceptual" in wanted.by:
+        _hashed(wanted, ledger, hashes)
+    if "embedding" in wanted.by and x is None:
+        notes.append("no embeddings were given, so none were compared")
+    return _finished(ledger, wanted, report, notes, time.monotonic() - started)
+
+
+def _rows_of(pool: Any, x: Embeddings | None) -> Int[np.ndarray, "n"]:
+    """Pool rows of the embeddings, or all of the pool."""
+    if x is None:
+        return np.arange(len(pool))
+    known = np.arange(x.n_rows) if x.row_ids is None else np.asarray(x.row_ids)
+    if pool is not None and len(known) and known[-1] >= len(pool):
+        raise CurationError(f"the embeddings have row {known[-1]} but the pool only {len(pool)} rows: not of this pool")
+    return known
+
+
+def _pictures(
+    pool: Any, wanted: Preparation, ledger: _Ledger, work: Path | None, workers: int | None, progress: bool, notes: list
+) -> np.ndarray | None:
+    """Drop equal bytes and junk; (n, 8) hashes of all positions, None where they are not wanted or not installed."""
+    asked = "exact" in wanted.by or "perceptual" in wanted.by or wanted.junk or wanted.nsfw
+    if not asked:
+        return None
+    with tempfile.TemporaryDirectory() as temporary:
+        title = "look at pictures" if progress else ""
+        looks = look_at(pool, ledger.rows, work or Path(temporary), workers=workers, title=title)
+    unreadable = ~looks["readable"]
+    if unreadable.all():
+        raise CurationError(f"none of the {len(looks)} pictures can be read; is this the right pool?")
+    ledger.drop(np.flatnonzero(unreadable & ledger.there), "unreadable")
+    if "exact" in wanted.by:
+        left = ledger.left
+        _digests, first, group = np.unique(looks["digest"][left], axis=0, return_index=True, return_inverse=True)
+        repeated = left[first[group.ravel()]]
+        ledger.drop(left[repeated != left], "exact", repeated[repeated != left])
+    if wanted.junk is not None:
+        for position in ledger.left:
+            reason = wanted.junk.reason(tuple(looks["junk"][position].tolist()))
+            if reason:
+                ledger.drop(position, reason)
+    if wanted.nsfw:
+        _nsfw(pool, wanted.nsfw, ledger, progress)
+    if "perceptual" not in wanted.by:
+        return None
+    if not looks["hashed"].any():
+        notes.append("perceptual hashes were not compared: pip install 'curated-ssl[filters]'")
+        return None
+    return looks["hash"]
+
+
+def _nsfw(pool: Any, threshold: float, ledger: _Ledger, progress: bool) -> None:
+    from tqdm import tqdm
+
+    from curation.embed import read_image
+    from curation.filters.nsfw import NsfwFilter
+
+    judge, stored = NsfwFilter(threshold), pool.select_columns("image").with_format("arrow")
+    for position in tqdm(ledger.left, desc="NSFW scores", unit="image", disable=not progress):
+        picture = read_image(stored[int(ledger.rows[position])]["image"][0].as_py())
+        if not judge(picture).keep:
+            ledger.drop(position, "nsfw")
+
+
+def _texts(pool: Any, wanted: Preparation, ledger: _Ledger, progress: bool) -> None:
+    """Drop equal and overlapping texts, and junk."""
+    from curation.text_duplicates import exact_duplicates as equal_texts
+    from curation.text_duplicates import near_duplicates as overlapping_texts
+
+    plain = pool.with_format(None)["text"]
+    if wanted.text_junk is not None:
+        for position in ledger.left:
+            reason = wanted.text_junk.reason(plain[int(ledger.rows[position])] or "")
+            if reason:
+                ledger.drop(position, reason)
+    for name in ("exact", "text"):
+        left = ledger.left
+        if name not in wanted.by or len(left) < 2:
+            continue
+        texts = [plain[int(row)] or "" for row in ledger.rows[left]]
+        found = equal_texts(texts) if name == "exact" else overlapping_texts(texts, wanted.overlap, progress=progress)
+        repeated = left[found.representative]
+        ledger.drop(left[repeated != left], name, repeated[repeated != left])
+
+
+def _embedded(
+    x: Embeddings, at: np.ndarray, wanted: Preparation, ledger: _Ledger, hashes: np.ndarray | None, progress: bool
+) -> dict[str, float]:
+    """Drop near-duplicates by embedding, and those whose hashes agree and whose embeddings confirm it."""
+    left = ledger.left
+    pairs = None if hashes is None else similar_hashes(hashes[left], wanted.max_bits)
+    found: NearDuplicates = near_duplicates(
+        SelectedRows(x, at[left]), wanted.near, wanted.metric, pairs, wanted.confirm, progress
+    )
+    reasons = np.full(len(found.dropped), "embedding", dtype=object)
+    if hashes is not None:
+        mine, theirs = hashes[left[found.dropped]], hashes[left[found.duplicate_of]]
+        reasons[np.bitwise_count(mine ^ theirs).sum(1) <= wanted.max_bits] = "perceptual"
+    ledger.drop(left[found.dropped], reasons, left[found.duplicate_of], found.similarity)
+    return found.measured
+
+
+def _hashed(wanted: Preparation, ledger: _Ledger, hashes: np.ndarray) -> None:
+    """Drop near-duplicates by their hashes alone."""
+    from curation.near_duplicates import star_groups
+
+    left = ledger.left
+    centre = star_groups(len(left), *similar_hashes(hashes[left], wanted.max_bits))
+    gone = np.flatnonzero(centre != np.arange(len(left)))
+    ledger.drop(left[gone], "perceptual", left[centre[gone]])
+
+
+def _finished(ledger: _Ledger, wanted: Preparation, report: dict[str, Any], notes: list[str], seconds: float) -> Kept:
+    counts = Counter(str(reason) for reason in ledger.reasons[~ledger.there])
+    dropped = dict(counts.most_common())
+    if not len(ledger.left):
+        why = ", ".join(f"{number:,} {reason}" for reason, number in dropped.items())
+        raise CurationError(
+            f"preparation leaves none of the {len(ledger.rows):,} rows ({why}); loosen it or leave it out"
+        )
+    share = 1 - len(ledger.left) / len(ledger.rows)
+    if share > 0.5:
+        notes.append(f"{share:.0%} of the rows are left out: look at dropped.html before you trust it")
+    gone = ~ledger.there
+    repeats = ledger.resolved()[gone]
+    groups = Counter(repeats[repeats >= 0].tolist()).most_common(GROUPS_SHOWN)
+    report |= {
+        "kept": len(ledger.left),
+        "dropped": dropped,
+        "dropped_share": round(share, 6),
+        "largest_groups": [{"row": row, "repeated": number} for row, number in groups],
+        "settings": asdict(wanted) | {"by": list(wanted.by)},
+        "notes": notes,
+        "seconds": round(seconds, 2),
+    }
+    kept = ledger.rows[ledger.there]
+    return Kept(kept, ledger.rows[gone], ledger.reasons[gone], repeats, ledger.similarity[gone], report)
+
+
+def save_kept(kept: Kept, folder: Path, pool: Any = None, commands: Sequence[str] = ()) -> None:
+    """Write a kept folder; ``report.json`` comes last and makes it whole."""
+    (folder / "report.json").unlink(missing_ok=True)
+    save_array(folder / "row_ids.npy", kept.rows)
+    table = pa.table(
+        {
+            "row": kept.dropped,
+            "reason": pa.array(kept.reasons.tolist(), pa.string()),
+            "repeats": kept.repeats,
+            "similarity": kept.similarity,
+        }
+    )
+    write_atomically(folder / "dropped.parquet", lambda stream: pq.write_table(table, stream))
+    page = dropped_page(kept.dropped, kept.reasons, kept.repeats, kept.similarity, kept.line(), kept.report, pool)
+    write_atomically(folder / "dropped.html", lambda stream: stream.write(page.encode()))
+    report = {**kept.report, "checksum": checksum(folder / "row_ids.npy"), "commands": list(commands)}
+    save_json(folder / "report.json", report)
+
+
+def load_kept(folder: str | Path) -> Kept:
+    """Read a kept folder.
+
+    Raises:
+        CurationError: a file is missing, of another format version, or changed.
+    """
+    folder = Path(folder)
+    if not (folder / "report.json").exists():
+        raise CurationError(f"{folder} holds no finished preparation; make it with curate dedup or curate filter")
+    report = load_json(folder / "report.json")
+    if report.get("format_version") != FORMAT_VERSION:
+        raise CurationError(f"{folder}/report.json has format {report.get('format_version')}, not {FORMAT_VERSION}")
+    if checksum(folder / "row_ids.npy") != report.get("checksum"):
+        raise CurationError(f"{folder}/row_ids.npy is not the file that report.json describes; prepare the pool again")
+    table = pq.read_table(folder / "dropped.parquet")
+    columns = [table[name].to_numpy() for name in ("row", "reason", "repeats", "similarity")]
+    return Kept(np.array(load_array(folder / "row_ids.npy")), *columns, report)
+
+
+def kept_rows(embeddings: Any, kept: Kept | str | Path) -> Embeddings:
+    """Embeddings of the kept rows alone, without a copy; their ``row_ids`` are pool rows.
+
+    Raises:
+        CurationError: no kept row has an embedding, or the kept rows are of other embeddings.
+    """
+    x = open_embeddings(embeddings)
+    found = kept if isinstance(kept, Kept) else load_kept(kept)
+    of = found.report.get("embeddings_fingerprint")
+    if of is not None and of != x.fingerprint():
+        raise CurationError("the kept rows were chosen by other embeddings; prepare again with these")
+    rows = _rows_of(None, x)
+    dropped = np.flatnonzero(~np.isin(rows, found.rows))
+    if len(dropped) == len(rows):
+        raise CurationError("none of the kept rows has an embedding; were they chosen from this pool?")
+    return KeptRows(x, dropped) if len(dropped) else x
+
+
+def prepare_folder(
+    pool: Any,
+    embeddings: Any,
+    folder: Path,
+    wanted: Preparation,
+    workers: int | None = None,
+    commands: Sequence[str] = (),
+    progress: bool = True,
+) -> tuple[Kept, bool]:
+    """The kept folder of a pool: loaded where it was made with these settings of these inputs, else made.
+
+    Returns:
+        What is kept, and whether it was already there.
+    """
+    x = None if embeddings is None else open_embeddings(embeddings)
+    inputs: dict[str, Any] = {"settings": asdict(wanted) | {"by": list(wanted.by)}, "hashes": can_hash()}
+    inputs["pool_fingerprint"] = None if pool is None else pool_fingerprint(pool)
+    inputs["embeddings_fingerprint"] = None if x is None else x.fingerprint()
+    key = digest_json(inputs)
+    if (folder / "report.json").exists() and load_json(folder / "report.json").get("inputs") == key:
+        return load_kept(folder), True
+    work = folder / "unfinished"
+    if work.exists() and (not (work / "inputs.json").exists() or load_json(work / "inputs.json").get("key") != key):
+        shutil.rmtree(work)
+    save_json(work / "inputs.json", {"key": key})
+    kept = find_kept(pool, x, wanted, work=work, workers=workers, progress=progress)
+    kept.report["inputs"] = key
+    save_kept(kept, folder, pool, commands)
+    shutil.rmtree(work)
+    return kept, False
+
+
+def open_sources(source: str, pool: str | None, column: str | None) -> tuple[Any, Embeddings | None]:
+    """The pool and the embeddings that ``curate dedup`` is given: one of them as ``source``.
+
+    Raises:
+        CurationError: both are pools, or see `open_pool` and `open_embeddings`.
+    """
+    path = Path(source)
+    folder = path.is_dir() and ((path / "embeddings.json").exists() or any(path.glob("*.npy")))
+    if folder or path.suffix in (".npy", ".arrow", ".feather", ".ipc"):
+        x = open_embeddings(path, column)
+        return (None if pool is None else open_pool(pool)), x
+    if pool is not None:
+        x = open_embeddings(path, column)
+        return open_pool(pool), x
+    return open_pool(source, column=column), None
+
+
+def keep_in_folder(
+    pool: Any,
+    embeddings: Any,
+    folder: Path,
+    wanted: Preparation,
+    rows: Path | None = None,
+    held_out: Path | None = None,
+    workers: int | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    commands: Sequence[str] = (),
+    progress: bool = True,
+) -> Kept:
+    """What ``curate dedup`` and ``curate filter`` do: look, and write a kept folder unless it is a dry run.
+
+    Args:
+        rows: kept folder of an earlier step: only its rows are looked at.
+
+    Raises:
+        CurationError: a finished folder is there, or see `find_kept`.
+    """
+    if (folder / "report.json").exists() and not overwrite and not dry_run:
+        raise CurationError(f"{folder} holds a finished preparation; choose another -o, or give --overwrite")
+    before = None if rows is None else load_kept(rows).rows
+    kept = find_kept(pool, embeddings, wanted, before, held_out, workers=workers, progress=progress)
+    if not dry_run:
+        save_kept(kept, folder, pool, commands)
+    return kept
