@@ -26,10 +26,8 @@ Seeding = Enum(
 Members = Enum("Members", {"closest": "closest", "random": "random"}, type=str)
 Strategy = Enum("Strategy", {"random": "random", "closest": "closest", "furthest": "furthest"}, type=str)
 Method = Enum("Method", {"balanced": "balanced", "flat": "flat", "random": "random"}, type=str)
-
-Baseline = Enum(
-    "Baseline", {name: name for name in ("random", "oracle", "flat", "semdedup", "d4", "retrieval")}, type=str
-)
+BASELINES = ("random", "oracle", "flat", "semdedup", "d4", "retrieval")
+Baseline = Enum("Baseline", {name: name for name in BASELINES}, type=str)
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where the result goes.")]
 Levels = Annotated[

@@ -77,10 +77,10 @@ def _refuse_other_tree(folder: Path, found: dict[str, Any], wanted: dict[str, An
     """Raise where a finished tree has other settings than those wanted."""
     for key, value in wanted.items():
         if found.get(key) != value:
-            what = "rows" if key == "embeddings_fingerprint" else f"{key}={found.get(key)}, not {value}"
-            what = what if what != "rows" else "other embeddings or other rows of them"
+            what = f"{key}={found.get(key)}, not {value}"
+            what = "other embeddings or other rows of them" if key == "embeddings_fingerprint" else what
             raise CurationError(
-                f"{folder} holds a finished tree of {what}; choose another -o, repeat those settings, or give --overwrite"
+                f"{folder} holds a finished tree of {what}; repeat those settings, choose another -o, or --overwrite"
             )
 
 

@@ -318,7 +318,7 @@ def _finished(ledger: _Ledger, wanted: Preparation, report: dict[str, Any], note
     if not len(ledger.left):
         why = ", ".join(f"{number:,} {reason}" for reason, number in dropped.items())
         raise CurationError(
-            f"preparation leaves none of the {len(ledger.rows):,} rows ({why}); loosen it or leave it out"
+            f"preparation leaves none of the {len(ledger.rows):,} rows ({why}); loosen it, or --no-prepare"
         )
     share = 1 - len(ledger.left) / len(ledger.rows)
     if share > 0.5:

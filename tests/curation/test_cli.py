@@ -43,8 +43,8 @@ def images(tmp_path: Path) -> Path:
     for label, n in {"cat": 30, "dog": 12, "owl": 4}.items():
         (tmp_path / "images" / label).mkdir(parents=True)
         for i in range(n):
-            pixels = rng.integers(0, 255, (24, 24, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "images" / label / f"{i}.png")
+            pixels = rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)  # smooth, since noise is junk
+            Image.fromarray(pixels).resize((24, 24)).save(tmp_path / "images" / label / f"{i}.png")
     (tmp_path / "images" / "cat" / "broken.png").write_bytes(b"not a picture")
     return tmp_path / "images"
 
@@ -81,10 +81,14 @@ def test_run_does_everything_and_skips_what_is_done(images: Path, tmp_path: Path
     assert code == 0, err
     before = Subset.load(tmp_path / "all" / "subset").rows()
     code, _, err = curate(capsys, *command, "--levels", "10,3", "--resamples", 1)
-    assert "not done again: embeddings, tree, subset" in err
+    assert "not done again: embeddings, prepared, tree, subset" in err
     np.testing.assert_array_equal(Subset.load(tmp_path / "all" / "subset").rows(), before)
+    # hours of clustering are not thrown away for a setting that was mistyped
     code, _, err = curate(capsys, *command, "--levels", "11,3", "--resamples", 1)
-    assert "not done again: embeddings\n" in err
+    assert (code, "finished tree of levels=[10, 3], not [11, 3]" in err) == (2, True)
+    np.testing.assert_array_equal(Subset.load(tmp_path / "all" / "subset").rows(), before)
+    code, _, err = curate(capsys, *command, "--levels", "11,3", "--resamples", 1, "--overwrite")
+    assert "not done again: embeddings, prepared\n" in err
     assert (tmp_path / "all" / "report.html").exists()
 
 
