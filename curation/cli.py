@@ -113,7 +113,7 @@ def dedup(
     by: Annotated[
         str, typer.Option(help="exact, perceptual, embedding, text, separated by commas; default: all that apply.")
     ] = "",
-    threshold: Annotated[float, typer.Option(help="Least cosine, after the mean of the pool is taken off.")] = 0.9,
+    threshold: Annotated[float, typer.Option(help="Least cosine, after the mean of the pool is taken off.")] = 0.95,
     ratio: Annotated[float, typer.Option(help="Greatest share of the distance to the 64th neighbour.")] = 0.5,
     max_bits: Annotated[int, typer.Option(help="Bits of 64 in which perceptual hashes may differ.")] = 2,
     overlap: Annotated[float, typer.Option(help="Least Jaccard similarity of the word n-grams of texts.")] = 0.7,

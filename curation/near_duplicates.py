@@ -21,6 +21,7 @@ from foundation.errors import CurationError
 
 ROWS_PER_BLOCK = 4096
 EXACT_ROWS = 50_000  # up to here all pairs are compared; above, the rows of the nearest cells of an inverted file
+PROBES = 16  # cells of the inverted file that a row is looked for in
 INDEX_BYTES = 8 << 30  # beyond it, rows are compared within clusters that fit
 EQUAL = 1e-4  # of the typical length: nearer than this, two rows are one, whatever their neighbourhood
 ROUNDING = 4e-3  # of the typical length: what an index says below this is measured again from the rows themselves
@@ -39,7 +40,7 @@ class NearRule:
         false_alarm: share of rows lost at most where rows lie at random and nothing is repeated.
     """
 
-    threshold: float = 0.9
+    threshold: float = 0.95
     ratio: float = 0.5
     neighbours: int = 64
     false_alarm: float = 0.01
@@ -151,9 +152,9 @@ def _index(n_rows: int, dim: int) -> Any:
     if n_rows <= EXACT_ROWS:
         return faiss.IndexFlatL2(dim)
     cells = int(4 * math.sqrt(n_rows))
-    coarse = faiss.IndexFlatL2(dim)
-    index = faiss.IndexIVFScalarQuantizer(coarse, dim, cells, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_L2)
-    index.coarse, index.nprobe = coarse, 16  # the index does not keep its quantizer alive
+    half = faiss.ScalarQuantizer.QT_fp16
+    index = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatL2(dim), dim, cells, half, faiss.METRIC_L2)
+    index.nprobe = PROBES
     return index
 
 
@@ -218,7 +219,7 @@ def near_duplicates(
     rule: NearRule | None = None,
     metric: str = "cosine",
     pairs: tuple[Int[np.ndarray, "p"], Int[np.ndarray, "p"]] | None = None,
-    confirm: float = 0.7,
+    confirm: float = 0.8,
     progress: bool = True,
 ) -> NearDuplicates:
     """Rows that repeat another, by embedding; the centre of each group is kept.

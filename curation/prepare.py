@@ -59,7 +59,7 @@ class Preparation:
     near: NearRule = field(default_factory=NearRule)
     metric: str = "cosine"
     max_bits: int = 2
-    confirm: float = 0.7
+    confirm: float = 0.8
     overlap: float = 0.7
     junk: JunkFilter | None = field(default_factory=JunkFilter)
     text_junk: TextJunk | None = None
@@ -318,7 +318,8 @@ def _finished(ledger: _Ledger, wanted: Preparation, report: dict[str, Any], note
     if not len(ledger.left):
         why = ", ".join(f"{number:,} {reason}" for reason, number in dropped.items())
         raise CurationError(
-            f"preparation leaves none of the {len(ledger.rows):,} rows ({why}); loosen it, or --no-prepare"
+            f"preparation leaves none of the {len(ledger.rows):,} rows ({why}); loosen it, or leave it out "
+            "(curate run --no-prepare)"
         )
     share = 1 - len(ledger.left) / len(ledger.rows)
     if share > 0.5:

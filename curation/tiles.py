@@ -186,13 +186,19 @@ def raster_tiles(path: Path, cut: TileCut) -> tuple[list[dict[str, Any]], int]:
             share = float(inside.mean())
             if share < cut.min_valid:
                 continue
-            west, north = source.transform * (col, row)
-            east, south = source.transform * (col + width, row + height)
+            west, north = _on_ground(source.transform, col, row)
+            east, south = _on_ground(source.transform, col + width, row + height)
             place = {"row": row, "col": col, "height": height, "width": width}
             address = _address(path, place, bands, stretch)
             rows.append({"image": address, "raster": str(path), **place, "valid": share})
             rows[-1] |= {"west": west, "south": south, "east": east, "north": north, "crs": crs}
     return rows, len(starts) - len(rows)
+
+
+def _on_ground(transform: Any, col: int, row: int) -> tuple[float, float]:
+    """Easting and northing of the upper left corner of a pixel."""
+    found = (transform.a * col + transform.b * row + transform.c, transform.d * col + transform.e * row + transform.f)
+    return float(found[0]), float(found[1])
 
 
 def _address(path: Path, place: dict[str, int], bands: tuple[int, ...], stretch: list[tuple[float, float]]) -> str:

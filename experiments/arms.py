@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from curation import HierarchicalKMeans, Subset, open_embeddings
+from curation import Embeddings, HierarchicalKMeans, Subset, open_embeddings
 from curation.balance import balance_row
 from curation.baselines import (
     flat_kmeans_subset,
@@ -20,6 +20,7 @@ from curation.baselines import (
 )
 from curation.gallery import cluster_examples, contact_sheet, gallery_clusters
 from curation.pipeline import cluster_folder
+from curation.prepare import Preparation, kept_rows, prepare_folder
 from curation.tree import ClusterTree
 from experiments.settings import from_mapping
 from experiments.stages import StageRun
@@ -44,6 +45,8 @@ class CurationSettings:
         semdedup_clusters: k of SemDeDup.
         max_iterations: of every k-means.
         metric: l2 or cosine.
+        prepare: near-duplicates and junk are left out of the pool of every arm (`curation.prepare`); an arm of its own
+            may say so as well.
     """
 
     size: int
@@ -54,6 +57,7 @@ class CurationSettings:
     semdedup_clusters: int = 50
     max_iterations: int = 50
     metric: str = "l2"
+    prepare: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,13 @@ class Method:
         method: one of `METHODS`.
         n_levels: of a tree; 0: all.
         resample: use the resampling steps of ``science.curation``.
+        prepare: leave near-duplicates and junk out first.
     """
 
     method: str
     n_levels: int = 0
     resample: bool = False
+    prepare: bool = False
 
 
 def subset_settings(
@@ -108,8 +114,17 @@ def subset_settings(
                 # the lowest level left clusters the rows: the r_t of a dropped level is not meant for it
                 first = sizes[-n] if n == len(curation.levels) else 0
                 spec |= {"n_resamples": curation.n_resamples, "sample_sizes": [first, *sizes[len(sizes) - n + 1 :]]}
+        if line.prepare or curation.prepare:  # else no key: results without preparation keep theirs
+            spec |= {"prepare": True, "prepare_metric": curation.metric}
         found[arm] = spec
     return found
+
+
+def _prepared(spec: dict[str, Any], x: Embeddings, run: StageRun, pool: Any) -> Embeddings:
+    """The embeddings without near-duplicates and junk, whose ``row_ids`` are rows of the pool."""
+    wanted = Preparation(metric=spec["prepare_metric"])
+    kept, _there = prepare_folder(pool, x, run.folder / "prepared", wanted, workers=0, progress=run.progress)
+    return kept_rows(x, kept)
 
 
 def _tree(spec: dict[str, Any], x: Any, folder: Path, run: StageRun) -> ClusterTree:
@@ -144,14 +159,24 @@ def curate(run: StageRun, pictures: Callable[[Path], Any] | None = None) -> dict
     prepared, spec, seed = run.upstream("prepare"), run.settings, run.seed or 0
     whole = prepared / "embeddings"
     x = open_embeddings(str(whole if whole.exists() else prepared / "embeddings.npy"))
-    labels, method, size = read_labels(prepared), spec["method"], spec.get("size", x.n_rows)
+    labels, method, n_rows = read_labels(prepared), spec["method"], x.n_rows
+    shown = None if pictures is None else pictures(prepared)
+    if spec.get("prepare"):
+        x = _prepared(spec, x, run, getattr(shown, "pool", None))
+    size = spec.get("size", x.n_rows)
+    if size > x.n_rows:
+        raise CurationError(
+            f"science.curation.size is {size} but preparation leaves {x.n_rows} of {n_rows} rows; lower it"
+        )
+    here = np.arange(n_rows) if x.row_ids is None else np.asarray(x.row_ids)
     tree = None
     if method in ("random", "all"):
-        subset = random_subset(x.n_rows, size, seed)
+        drawn = random_subset(x.n_rows, size, seed)
+        subset = Subset.from_rows(here[drawn.rows()], **drawn.metadata)
     elif method == "oracle":
         if labels is None:
             raise CurationError("the arm oracle needs labels, which this pool does not have; leave it out of arms")
-        known = np.flatnonzero(labels >= 0)
+        known = here[labels[here] >= 0]
         drawn = oracle_subset(labels[known], size, seed)
         subset = Subset.from_rows(known[drawn.rows()], **drawn.metadata)
     elif method == "flat":
@@ -165,19 +190,18 @@ def curate(run: StageRun, pictures: Callable[[Path], Any] | None = None) -> dict
     else:
         tree = _tree(spec, x, run.folder / "tree", run)
         subset = Subset.from_rows(tree.sample(size, strategy="random", seed=seed), tree, method="tree", seed=seed)
-    if tree is not None and pictures is not None:
-        pool = pictures(prepared)
+    if tree is not None and shown is not None:
         for level in range(tree.n_levels):
-            shown = [
+            lines = [
                 cluster_examples(tree, level, int(c), PER_LINE, 0) for c in gallery_clusters(tree, level, LINES, 0)
             ]
             # short clusters are filled up with their own rows, so that each has a line of its own
-            rows = np.concatenate([np.resize(members, PER_LINE) for members in shown])
-            sheet = contact_sheet(pool, rows, columns=PER_LINE, size=48)
+            rows = here[np.concatenate([np.resize(members, PER_LINE) for members in lines])]
+            sheet = contact_sheet(shown, rows, columns=PER_LINE, size=48)
             write_atomically(run.folder / f"gallery_level_{level + 1}.jpg", partial(_write, sheet))
     subset.save(run.folder / "subset")
-    save_json(run.folder / "balance.json", _balance(labels, subset, x.n_rows))
-    return {"samples": float(x.n_rows)}
+    save_json(run.folder / "balance.json", _balance(labels, subset, n_rows))
+    return {"samples": float(n_rows)}
 
 
 def _write(content: bytes, stream: Any) -> None:

@@ -135,6 +135,7 @@ def _galleries(domain: Domain, records: Sequence[StageRecord]) -> list[dict[str,
         lines = []
         for cluster in gallery_clusters(tree, level, CLUSTERS_SHOWN, seed=0):
             rows = cluster_examples(tree, level, int(cluster), PICTURES_SHOWN, seed=0)
+            rows = rows if tree.row_ids is None else np.asarray(tree.row_ids)[rows]
             picture = base64.b64encode(contact_sheet(pool, rows, columns=PICTURES_SHOWN, size=48)).decode()
             lines.append({"size": int(tree.row_counts(level)[cluster]), "picture": picture})
         levels.append({"level": level + 1, "clusters": len(tree.row_counts(level)), "lines": lines})

@@ -32,6 +32,7 @@ def main() -> None:
         labels="label",
         title=f"Open Clip Art: {arguments.size:,} balanced pictures out of 6,900",
         commands=["make demo", f"# the same by hand:  {COMMAND}"],
+        say=print,
     )
     print(f"\nCurated in {(time.monotonic() - started) / 60:.1f} minutes: {result.report}")
     print("\nNow a tiny transformer is pretrained on as many random and as many curated pictures:")

@@ -1,0 +1,289 @@
+"""Preparation: what it leaves out is gone from training, so it must be right, counted, and the same after a kill."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, Features, Image
+from PIL import Image as Pillow
+
+import curation.prepare as module
+from curation import ClusterTree, HierarchicalKMeans, Subset, open_embeddings
+from curation.cli import main
+from curation.filters.junk import JunkFilter, measure
+from curation.filters.text import TextJunk
+from curation.near_duplicates import NearRule
+from curation.prepare import Preparation, find_kept, kept_rows, load_kept, prepare_folder, save_kept
+from experiments.web_images.faults import junk
+from foundation.errors import CurationError
+
+RNG = np.random.default_rng(0)
+
+
+def picture(seed: int, side: int = 48) -> Pillow.Image:
+    """A smooth picture of its own."""
+    coarse = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
+    return Pillow.fromarray(coarse).resize((side, side), Pillow.Resampling.BICUBIC)
+
+
+def stored(image: Pillow.Image, **options) -> dict:
+    stream = io.BytesIO()
+    image.save(stream, options.pop("format", "PNG"), **options)
+    return {"bytes": stream.getvalue(), "path": None}
+
+
+def pool_of(images: list[dict]) -> Dataset:
+    return Dataset.from_dict({"image": images}, features=Features({"image": Image()}))
+
+
+@pytest.fixture(scope="module")
+def spoiled() -> tuple[Dataset, np.ndarray, dict[int, str]]:
+    """Pool, embeddings, and why rows must go: 40 good pictures, an equal, a re-encoded and an embedded copy, junk."""
+    images = [stored(picture(i)) for i in range(40)]
+    x = RNG.normal(size=(47, 24)).astype(np.float32) + 5
+    images += [images[3], stored(picture(7), format="JPEG", quality=80), stored(picture(100))]
+    x[41], x[42] = x[7] + 0.2 * RNG.normal(size=24), x[9] + 1e-3
+    images += [stored(Pillow.new("RGB", (48, 48), "white")), stored(picture(101).resize((48, 4)))]
+    images += [
+        stored(Pillow.fromarray(RNG.integers(0, 255, (48, 48, 3), dtype=np.uint8))),
+        {"bytes": b"no", "path": None},
+    ]
+    why = {40: "exact", 41: "perceptual", 42: "embedding", 43: "blank", 44: "small", 45: "noise", 46: "unreadable"}
+    return pool_of(images), x, why
+
+
+def test_each_fault_is_found_for_its_reason_and_good_rows_stay(spoiled):
+    pool, x, why = spoiled
+    kept = find_kept(pool, x, Preparation(), workers=0, progress=False)
+    assert dict(zip(kept.dropped.tolist(), kept.reasons.tolist(), strict=True)) == why
+    assert kept.rows.tolist() == list(range(40))
+    assert kept.repeats.tolist()[:3] == [3, 7, 9]
+    assert kept.report["dropped"] == dict.fromkeys(why.values(), 1)
+    assert sum(kept.report["dropped"].values()) + kept.report["kept"] == kept.report["rows"] == 47
+
+
+def test_row_ids_stay_pool_rows_through_tree_and_subset(spoiled, tmp_path: Path):
+    pool, x, _ = spoiled
+    np.save(tmp_path / "shard.npy", x)
+    source = open_embeddings(tmp_path / "shard.npy")
+    source.row_ids = np.arange(47)  # of a pool whose rows 46 and 5 have no embedding
+    left = np.delete(np.arange(47), [5, 46])
+    source = open_embeddings(x[left])
+    source.row_ids = left
+    kept, _ = prepare_folder(pool, source, tmp_path / "kept", Preparation(), workers=0, progress=False)
+    assert kept.rows.tolist() == [row for row in range(40) if row != 5]
+    rows = kept_rows(source, tmp_path / "kept")
+    np.testing.assert_array_equal(rows.block(0, len(rows)), x[kept.rows])
+    tree = HierarchicalKMeans([8, 3], progress=False).fit(rows)
+    np.testing.assert_array_equal(tree.row_ids, kept.rows)
+    assert set(Subset.from_rows(tree.sample(20), tree).ids) <= set(kept.rows)
+
+
+def test_a_kill_at_any_step_leaves_the_same_result(spoiled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pool, x, _ = spoiled
+    monkeypatch.setattr("curation.looks.ROWS_PER_FILE", 10)
+    whole, _ = prepare_folder(pool, x, tmp_path / "whole", Preparation(), workers=0, progress=False)
+    for number, name in enumerate(("find_bad_rows", "near_duplicates", "dropped_page", "save_json")):
+        folder = tmp_path / name
+        # the first JSON is written before the work
+        effects = [module.save_json, None] if name == "save_json" else [None]
+
+        def killed(*arguments, effects=effects, **options):
+            real = effects.pop(0)
+            if real is None:
+                raise KeyboardInterrupt
+            return real(*arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, killed)
+            with pytest.raises(KeyboardInterrupt):
+                prepare_folder(pool, x, folder, Preparation(), workers=0, progress=False)
+        with pytest.raises(CurationError, match="no finished preparation"):
+            load_kept(folder)
+        if number:
+            assert len(list((folder / "unfinished").glob("looks-*.npy"))) == 5
+        again, there = prepare_folder(pool, x, folder, Preparation(), workers=0, progress=False)
+        assert not there
+        np.testing.assert_array_equal(again.rows, whole.rows)
+        assert (folder / "dropped.parquet").read_bytes() == (tmp_path / "whole" / "dropped.parquet").read_bytes()
+        assert not (folder / "unfinished").exists()
+    assert prepare_folder(pool, x, tmp_path / "whole", Preparation(), workers=0, progress=False)[1]
+    other = Preparation(near=NearRule(0.99))
+    assert not prepare_folder(pool, x, tmp_path / "whole", other, workers=0, progress=False)[1]
+
+
+def test_the_page_shows_what_was_dropped_next_to_what_it_repeats(spoiled, tmp_path: Path):
+    pool, x, _ = spoiled
+    kept = find_kept(pool, x, Preparation(), workers=0, progress=False)
+    save_kept(kept, tmp_path, pool)
+    page = (tmp_path / "dropped.html").read_text()
+    assert "row 42 repeats 9" in page
+    assert page.count("data:image/jpeg") == 3 * 2 + 3  # three pairs, three of junk; the broken one is a grey square
+    table = pq.read_table(tmp_path / "dropped.parquet")
+    assert table["row"].to_pylist() == kept.dropped.tolist()
+
+
+def test_embeddings_alone_and_rows_that_no_distance_can_be_taken_to():
+    x = RNG.normal(size=(80, 12)).astype(np.float32)
+    x[4], x[5], x[6, 3] = 0, x[0], np.nan
+    kept = find_kept(None, x, Preparation(), progress=False)
+    assert dict(zip(kept.dropped.tolist(), kept.reasons.tolist(), strict=True)) == {
+        4: "not finite or zero",
+        5: "embedding",
+        6: "not finite or zero",
+    }
+
+
+def test_the_kept_rows_of_other_embeddings_are_refused(tmp_path: Path):
+    x = RNG.normal(size=(50, 8)).astype(np.float32)
+    save_kept(find_kept(None, x, Preparation(), progress=False), tmp_path)
+    assert len(kept_rows(x, tmp_path)) == 50
+    with pytest.raises(CurationError, match="chosen by other embeddings"):
+        kept_rows(x + 1, tmp_path)
+    np.save(tmp_path / "row_ids.npy", np.arange(7))
+    with pytest.raises(CurationError, match=r"not the file that report\.json describes"):
+        kept_rows(x, tmp_path)
+
+
+def test_two_choices_of_equally_many_rows_have_two_fingerprints():
+    """Else a tree of one would be taken for a tree of the other."""
+    x = RNG.normal(size=(5000, 4)).astype(np.float32)
+    x[11] = x[12]
+    prints = set()
+    for dropped in (11, 12):
+        kept = find_kept(None, x, Preparation(by=()), np.delete(np.arange(5000), dropped), progress=False)
+        prints.add(kept_rows(x, kept).fingerprint())
+    assert len(prints) == 2
+
+
+@pytest.mark.parametrize(("kind", "least"), [("noise", 1.0), ("flat", 1.0), ("gradient", 0.8)])
+def test_pictures_of_nothing_are_junk(kind: str, least: float, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("experiments.web_images.faults.JUNK", (kind,))
+    drawn = [junk(side, np.random.default_rng(i)) for i in range(15) for side in (32, 96)]
+    assert np.mean([not JunkFilter()(image).keep for image in drawn]) >= least
+
+
+def test_pictures_of_something_are_no_junk_whatever_their_size_and_code():
+    for i in range(20):
+        image = picture(i, 64)
+        grainy = np.clip(np.asarray(image, float) + RNG.normal(0, 12, (64, 64, 3)), 0, 255).astype(np.uint8)
+        for shown in (image, image.resize((16, 160)), image.convert("L"), Pillow.fromarray(grainy)):
+            assert JunkFilter().reason(measure(shown)) is None
+    assert JunkFilter().reason(measure(picture(0).resize((400, 20)))) == "long"
+    off = JunkFilter(0, 0, 0, 0, 0)
+    assert off(Pillow.new("RGB", (1, 300))).keep
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("The cat sat on the mat and looked at the rain.", None),
+        ("Кошка сидит на окне и смотрит на дождь.", None),
+        ("猫は窓辺に座って雨を眺めているのが好きなようだ。", None),
+        ("short", "short"),
+        ("   \n\t " * 20, "short"),
+        ("=" * 80, "repeated"),
+        ("A fine text that ends in a line of dashes and goes on for a while longer, and then " + "-" * 60, "repeated"),
+        ("12 34 56 78 90 12 43 56 71 | 19 28 37 46 55", "few letters"),
+    ],
+)
+def test_texts_without_words_are_junk(text: str, reason: str | None):
+    assert TextJunk().reason(text) == reason
+
+
+def curate(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str]:
+    argv, sys.argv = sys.argv, ["curate", *map(str, arguments)]
+    try:
+        main()
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        sys.argv = argv
+    return code, capsys.readouterr().err
+
+
+@pytest.fixture
+def files(spoiled, tmp_path: Path) -> Path:
+    pool, x, _ = spoiled
+    pool.to_parquet(tmp_path / "pool.parquet")
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "same.npy", np.ones((20, 4), np.float32))
+    np.save(tmp_path / "narrow.npy", np.ones((20, 4), np.float32) * np.arange(1, 21)[:, None] ** [[1, 2, 3, 4]])
+    texts = [f"A sentence about cats, number {i} of the list." for i in range(12)]
+    Dataset.from_dict({"text": [*texts, texts[0], "=" * 90]}).to_json(tmp_path / "text.jsonl")
+    Dataset.from_dict({"number": [1, 2]}).to_parquet(tmp_path / "numbers.parquet")
+    return tmp_path
+
+
+def test_dedup_filter_cluster_and_baseline_in_a_row(files: Path, capsys: pytest.CaptureFixture):
+    x, pool = files / "x.npy", files / "pool.parquet"
+    code, err = curate(capsys, "dedup", x, "-o", files / "d", "--pool", pool, "--workers", 0, "--dry-run")
+    assert (code, "left out: " in err, (files / "d").exists()) == (0, True, False), err
+    assert curate(capsys, "dedup", x, "-o", files / "d", "--pool", pool, "--workers", 0)[0] == 0
+    code, err = curate(capsys, "filter", pool, "-o", files / "f", "--rows", files / "d", "--workers", 0)
+    assert (code, "40 of 43 rows kept" in err) == (0, True), err
+    report = json.loads((files / "d" / "report.json").read_text())
+    assert report["dropped"] == {"unreadable": 1, "exact": 1, "perceptual": 1, "embedding": 1}
+    assert report["near"]["ratio"] <= 0.5
+    code, err = curate(capsys, "cluster", x, "-o", files / "t", "--rows", files / "f", "--levels", "8,3")
+    assert code == 0, err
+    assert ClusterTree.load(files / "t").row_ids.tolist() == list(range(40))
+    for method in ("random", "flat", "semdedup", "d4"):
+        arguments = [method, x, "-o", files / method, "--size", 12, "--rows", files / "f", "--clusters", 4]
+        assert curate(capsys, "baseline", *arguments)[0] == 0
+        assert set(Subset.load(files / method).ids) <= set(range(40))
+    code, err = curate(capsys, "baseline", "d4", x, "-o", files / "d4", "--size", 12)
+    assert (code, "finished subset" in err) == (2, True)
+    code, err = curate(capsys, "filter", files / "text.jsonl", "-o", files / "w")
+    assert (code, "13 of 14 rows kept; left out: 1 repeated" in err) == (0, True), err
+    code, err = curate(capsys, "dedup", files / "text.jsonl", "-o", files / "v", "--by", "exact")
+    assert (code, "13 of 14 rows kept; left out: 1 exact" in err) == (0, True), err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("dedup {x} -o {out} --threshold 1.5", "threshold 1.5 is a cosine"),
+        ("dedup {x} -o {out} --by exact", "needs the pool of the embeddings"),
+        ("dedup {x} -o {out} --by sound", "by 'sound' is unknown"),
+        ("dedup {pool} -o {out} --by embedding", "needs embeddings"),
+        ("dedup {pool} -o {out} --held-out {x}", "--held-out compares embeddings"),
+        ("dedup {x} -o {out} --held-out {narrow}", "24 dimensions but the held-out set 4"),
+        ("dedup {same} -o {out}", "all 20 embeddings are alike"),
+        ("dedup {x} -o {out} --pool {numbers}", "have row 46 but the pool only 2 rows"),
+        ("dedup {absent} -o {out}", "does not exist"),
+        ("filter {numbers} -o {out}", "no column image or text"),
+        ("filter {pool} -o {out} --workers 0 --min-side 500", "leaves none of the 47 rows"),
+        ("filter {pool} -o {out} --max-aspect 0.5", "at least 1"),
+        ("filter {pool} -o {out} --nsfw 2", "is a probability"),
+        ("filter {pool} -o {out} --rows {empty}", "no finished preparation"),
+        ("baseline oracle {x} -o {out} --size 5", "needs the true labels"),
+        ("baseline oracle {x} -o {out} --size 5 --pool {pool}", "no column 'label'"),
+        ("baseline retrieval {x} -o {out} --size 5", "give --trusted"),
+        ("baseline random {x} -o {out} --size 48", "between 1 and the 47 rows"),
+        ("baseline flat {x} -o {out} --size 5 --clusters 99", "99 clusters of 47 rows"),
+        ("run {pool} -o {out} --size 50 --embedder {net}", "between 1 and 47"),
+        ("run {pool} -o {out} --size 5 --embedder {net} --levels 9,x", "level 'x'"),
+        ("run {pool} -o {out} --size 5 --embedder {net} --levels 9,3 --resamples 1,2,3", "n_resamples has 3 values"),
+        ("run {pool} -o {out} --size 5 --embedder {net} --levels 99,3", "99 clusters of 47 rows"),
+        ("run {pool} -o {out} --size 5 --embedder {net} --labels class", "no column 'class'"),
+        ("run {pool} -o {out} --size 5 --embedder {net} --device cuda:77", "device 'cuda:77'"),
+    ],
+)
+def test_mistakes_cost_one_line_and_write_nothing(files: Path, arguments: str, message: str, capsys):
+    (files / "empty").mkdir()
+    names = {name: files / f"{name}.npy" for name in ("x", "same", "narrow", "absent")}
+    names |= {"pool": files / "pool.parquet", "numbers": files / "numbers.parquet"}
+    names |= {"out": files / "out", "empty": files / "empty", "net": "timm:resnet10t?pretrained=false"}
+    capsys.readouterr()
+    code, err = curate(capsys, *arguments.format(**names).split())
+    assert code == 2, err
+    lines = [line for line in err.replace("\r", "\n").split("\n") if line.startswith("curate: error: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not (files / "out").exists()
