@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 from curation import CurationError, Subset
-from experiments.arms import CurationSettings, subset_settings
+from experiments.arms import CurationSettings, curate, subset_settings
 from experiments.experiment import build, open_domain
 from experiments.launch import plan_table, run_experiment
 from experiments.run_folder import compare_folders
 from experiments.settings import CONFIGS, compose
 from experiments.simulated.training import _batch
-from experiments.stages import in_order
+from experiments.stages import Stage, StageRun, in_order
+from foundation.files import load_json
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -90,6 +91,36 @@ def test_settings_that_an_arm_does_not_use_leave_its_results_alone():
     assert [arm for arm in ARMS if before[arm] != after[arm]] == ["hierarchical_resampled"]
     assert before["hierarchical_1"]["levels"] == [2]
     assert before["flat"]["k"] == 9
+
+
+def test_preparation_changes_the_arms_that_ask_for_it_and_no_key_of_the_others():
+    methods = compose(["experiment=simulated"])["science"]["methods"]
+    arms = [*ARMS, "raw_prepared"]
+    found, all_of_them = (
+        subset_settings(arms, methods, CurationSettings(size=10, levels=[9, 5, 2], prepare=prepare))
+        for prepare in (False, True)
+    )
+    assert [arm for arm in arms if "prepare" in found[arm]] == ["raw_prepared"]
+    assert all(spec["prepare"] for spec in all_of_them.values())
+    assert {key: found["raw_prepared"][key] for key in found["raw"]} == found["raw"]
+
+
+@pytest.mark.parametrize("arm", ["raw_prepared", "flat", "hierarchical_resampled", "semdedup", "oracle"])
+def test_an_arm_on_the_prepared_pool_holds_no_row_that_repeats_another(tmp_path: Path, arm: str):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 16)).astype(np.float32)
+    np.save(tmp_path / "embeddings.npy", np.concatenate([x, x[:150] + 1e-3, x[:50] - 1e-3]))
+    np.save(tmp_path / "labels.npy", np.concatenate([np.arange(300), np.arange(150), np.arange(50)]) % 3)
+    methods = compose(["experiment=simulated"])["science"]["methods"]
+    settings = CurationSettings(size=280, levels=[30, 5], n_resamples=1, semdedup_clusters=3, prepare=True)
+    spec = subset_settings([arm], methods, settings)[arm]
+    folder = tmp_path / "curate"
+    curate(StageRun(folder, spec, 0, [(Stage("prepare", curate), tmp_path)], {}, progress=False))
+    rows = Subset.load(folder / "subset").rows()
+    of = np.concatenate([np.arange(300), np.arange(150), np.arange(50)])[rows]
+    assert len(np.unique(of)) == len(rows) == 280
+    assert load_json(folder / "prepared" / "report.json")["dropped"] == {"embedding": 200}
+    assert load_json(folder / "balance.json")["pool_rows"] == 500
 
 
 @pytest.mark.parametrize(
