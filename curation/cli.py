@@ -26,8 +26,18 @@ Seeding = Enum(
 Members = Enum("Members", {"closest": "closest", "random": "random"}, type=str)
 Strategy = Enum("Strategy", {"random": "random", "closest": "closest", "furthest": "furthest"}, type=str)
 Method = Enum("Method", {"balanced": "balanced", "flat": "flat", "random": "random"}, type=str)
-BASELINES = ("random", "oracle", "flat", "semdedup", "d4", "retrieval")
-Baseline = Enum("Baseline", {name: name for name in BASELINES}, type=str)
+Baseline = Enum(
+    "Baseline",
+    {
+        "random": "random",
+        "oracle": "oracle",
+        "flat": "flat",
+        "semdedup": "semdedup",
+        "d4": "d4",
+        "retrieval": "retrieval",
+    },
+    type=str,
+)
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where the result goes.")]
 Levels = Annotated[
@@ -225,12 +235,11 @@ def baseline(
     source = open_embeddings(embeddings, column)
     source = source if rows is None else kept_rows(source, rows)
     k = clusters_of(method.value, source.n_rows, clusters)
-    options = {"seed": seed, "metric": metric.value, "dedup_share": dedup_share, "trusted": trusted}
     found = None if pool is None else open_pool(pool)
     if dry_run:
         typer.echo(plan_of(method.value, source, size, k))
         return
-    subset = draw(method.value, source, size, k, pool=found, labels=labels, **options)
+    subset = draw(method.value, source, size, k, found, labels, trusted, dedup_share, metric.value, seed)
     subset.metadata["commands"] = [_typed()]
     subset.save(output)
     _say(f"{len(subset):,} rows by {method.value} in {output}/subset.parquet")

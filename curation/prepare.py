@@ -176,7 +176,8 @@ def find_kept(
     elif not np.isin(rows, known).all():
         stranger = rows[~np.isin(rows, known)][0]
         raise CurationError(f"row {stranger} is to be kept, but it is not in the pool or has no embedding")
-    started, ledger, notes = time.monotonic(), _Ledger(np.asarray(rows, np.int64)), []
+    started, ledger = time.monotonic(), _Ledger(np.asarray(rows, np.int64))
+    notes: list[str] = []
     report: dict[str, Any] = {"format_version": FORMAT_VERSION, "rows": len(rows)}
     if pool is not None:
         report |= {"pool_rows": len(pool), "pool_fingerprint": pool_fingerprint(pool)}
@@ -374,8 +375,8 @@ def load_kept(folder: str | Path) -> Kept:
     if checksum(folder / "row_ids.npy") != report.get("checksum"):
         raise CurationError(f"{folder}/row_ids.npy is not the file that report.json describes; prepare the pool again")
     table = pq.read_table(folder / "dropped.parquet")
-    columns = [table[name].to_numpy() for name in ("row", "reason", "repeats", "similarity")]
-    return Kept(np.array(load_array(folder / "row_ids.npy")), *columns, report)
+    row, reason, repeats, similarity = (table[name].to_numpy() for name in table.column_names)
+    return Kept(np.array(load_array(folder / "row_ids.npy")), row, reason, repeats, similarity, report)
 
 
 def kept_rows(embeddings: Any, kept: Kept | str | Path) -> Embeddings:
