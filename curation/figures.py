@@ -12,11 +12,12 @@ from matplotlib.ticker import MaxNLocator
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-STYLES: dict[str, dict[str, Any]] = {
-    "pool": {"color": "#9a9a9a", "linestyle": "-", "linewidth": 2.5},
-    "random": {"color": "#d98e73", "linestyle": "none", "marker": "x", "markersize": 4},
-    "subset": {"color": "#1b4965", "linestyle": "none", "marker": "o", "markersize": 4},
-}
+POOL = {"color": "#9a9a9a", "linestyle": "-", "linewidth": 2.5}
+RANDOM = {"color": "#d98e73", "linestyle": "none", "marker": "x", "markersize": 4}
+SUBSETS: list[dict[str, Any]] = [
+    {"color": colour, "linestyle": "none", "marker": marker, "markersize": 4}
+    for colour, marker in zip(("#1b4965", "#c2571a", "#2a8c5b", "#7f5bd5", "#8c5a2b", "#cc3d3d"), "o^sDvP", strict=True)
+]
 MOST_NAMES = 40  # concepts whose names fit under the axis
 MOST_POINTS = 300  # of a line; more concepts are averaged over neighbours in rank
 
@@ -27,7 +28,7 @@ def _svg(figure: Any) -> str:
     with matplotlib.rc_context({"svg.hashsalt": "curation", "svg.fonttype": "none"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")
         figure.tight_layout()
-        figure.savefig(stream, format="svg", bbox_inches="tight", metadata={"Date": None})
+        figure.savefig(stream, format="svg", metadata={"Date": None})
     plt.close(figure)
     text = stream.getvalue()
     return text[text.index("<svg") :]
@@ -46,23 +47,29 @@ def _thinned(values: Float[np.ndarray, "k"]) -> tuple[Float[np.ndarray, "p"], Fl
     return starts[:-1] + (sizes + 1) / 2, np.add.reduceat(values, starts[:-1]) / sizes
 
 
-def concept_counts_figure(counts: dict[str, Float[np.ndarray, "k"]], noun: str, names: list[str] | None = None) -> str:
+def concept_counts_figure(
+    pool: Int[np.ndarray, "k"], drawn: dict[str, Float[np.ndarray, "k"]], noun: str, names: list[str] | None = None
+) -> str:
     """SVG of rows by concept (log) and of shares by concept (linear), concepts sorted by their rows in the pool.
 
     Args:
-        counts: "pool", "random" and "subset" -> rows of each concept; random may be a mean.
+        pool: rows of each concept.
+        drawn: the same of subsets, by name; "random" may be a mean.
         names: of the concepts, under the axis where they are few.
     """
-    order = np.argsort(-counts["pool"], kind="stable")
+    order = np.argsort(-pool, kind="stable")
     k = len(order)
     named = names is not None and k <= MOST_NAMES
     stacked = named and k > 12
     figure, panels = plt.subplots(*((2, 1) if stacked else (1, 2)), figsize=(9.4, 6.2 if stacked else 3.4))
-    for name, values in counts.items():
+    markers = iter(SUBSETS)
+    lines = [("pool", pool, POOL)]
+    lines += [(name, rows, RANDOM if name == "random" else next(markers)) for name, rows in drawn.items()]
+    for name, values, style in lines:
         ordered = np.asarray(values, np.float64)[order]
         ranks, rows = _thinned(ordered)
-        panels[0].plot(ranks, np.where(rows > 0, np.maximum(rows, 0.5), 0.5), label=name, **STYLES[name])
-        panels[1].plot(ranks, 100 * rows / max(1.0, ordered.sum()), label=name, **STYLES[name])
+        panels[0].plot(ranks, np.where(rows > 0, np.maximum(rows, 0.5), 0.5), label=_short(name, 40), **style)
+        panels[1].plot(ranks, 100 * rows / max(1.0, ordered.sum()), label=_short(name, 40), **style)
     panels[0].set(yscale="log", ylabel="rows (none: at the foot)")
     panels[0].set_ylim(bottom=0.4)
     panels[1].set(ylabel="share of the rows, %")

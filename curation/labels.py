@@ -24,8 +24,8 @@ class Labels:
     codes: Int[np.ndarray, "n"]
     names: list[str]
 
-    def take(self, rows: Int[np.ndarray, "m"]) -> "Labels":
-        """Labels of these rows, with the names that occur among them.
+    def take(self, rows: Int[np.ndarray, "m"], all_names: bool = False) -> "Labels":
+        """Labels of these rows, with the names that occur among them, or with all.
 
         Raises:
             CurationError: a row lies beyond the labels, or none of the rows has a label.
@@ -36,6 +36,8 @@ class Labels:
         present = np.bincount(codes[codes >= 0], minlength=len(self.names)) > 0
         if not present.any():
             raise CurationError("none of the rows has a label; give another column, or leave labels out")
+        if all_names:
+            return Labels(codes, self.names)
         renumbered = np.append(np.where(present, np.cumsum(present) - 1, -1), -1)  # the last entry serves code -1
         return Labels(renumbered[codes], [name for name, there in zip(self.names, present, strict=True) if there])
 

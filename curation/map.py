@@ -12,9 +12,9 @@ from curation.labels import Labels
 from curation.tree import ClusterTree
 
 MOST_DOTS = 2_000  # t-SNE of them takes seconds
-MOST_PICTURES, TILE = 1_200, 48
+MOST_PICTURES, TILE, EACH = 1_800, 48, 4
 MOST_TEXTS = 4_000
-PICTURE_BYTES = 1_100_000
+PICTURE_BYTES = 1_300_000
 PERPLEXITY = 30
 N_COLOURS = 12  # groups with a colour of their own; the rest share a grey
 
@@ -156,9 +156,12 @@ class PoolMap:
             return {}
         most = MOST_PICTURES if examples.kind == "image" else MOST_TEXTS
         counts = self.tree.row_counts(self.level)[self.clusters]
-        shown = np.sort(np.argsort(-counts, kind="stable")[:most])
-        each = int(np.clip(most // len(shown), 1, 4))
-        found = closest_rows(self.tree, self.level, self.clusters[shown], each)
+        shown = np.argsort(-counts, kind="stable")[:most]
+        found = closest_rows(self.tree, self.level, self.clusters[shown], EACH)
+        spare = most - len(shown)  # one for each dot, the rest to the largest
+        found = [rows[: 1 + int(np.clip(spare - i * (EACH - 1), 0, EACH - 1))] for i, rows in enumerate(found)]
+        order = np.argsort(shown)
+        shown, found = shown[order], [found[i] for i in order]
         if examples.kind == "text":
             texts: list[list[str]] = [[] for _ in self.clusters]
             for slot, rows in zip(shown, found, strict=True):

@@ -1,4 +1,4 @@
-"""The report: one HTML file, without a network, that says whether a subset is more even than random rows, and shows it."""
+"""The report: one HTML file, without a network: is a subset more even than random rows, and what is in it?"""
 
 import platform
 from importlib.metadata import version
@@ -52,6 +52,10 @@ def render(template: str, **content: Any) -> bytes:
 class Drawn:
     """A subset seen from its tree: what the report and the comparison both need.
 
+    Args:
+        labels: of all pool rows.
+        all_names: keep concepts that the tree has no row of, so that several trees count the same concepts.
+
     Attributes:
         row_ids: (n,) int64 pool row of each row of the tree.
         rows: (m,) rows of the subset in the tree's numbering, repeated where copied.
@@ -62,7 +66,9 @@ class Drawn:
         CurationError: an empty subset, one of another tree, a pool or labels that end before the tree's rows.
     """
 
-    def __init__(self, tree: ClusterTree, subset: Subset, pool: Any, labels: Labels | None, seed: int):
+    def __init__(
+        self, tree: ClusterTree, subset: Subset, pool: Any, labels: Labels | None, seed: int, all_names: bool = False
+    ):
         drawn_from = subset.metadata.get("tree_checksum")
         if drawn_from is not None and drawn_from != tree.checksum:
             raise CurationError("the subset was drawn from another tree; give the tree it was sampled from")
@@ -84,7 +90,7 @@ class Drawn:
         self.randoms = [
             tree.sample(len(rows), method="random", seed=seed + i, max_copies=copies) for i in range(N_RANDOM)
         ]
-        self.labels = None if labels is None else labels.take(self.row_ids)
+        self.labels = None if labels is None else labels.take(self.row_ids, all_names)
 
     def by_label(self) -> Comparison | None:
         return None if self.labels is None else compare_labels(self.labels, self.rows, self.randoms)
@@ -158,7 +164,7 @@ def write_report(
         n_random=N_RANDOM,
         map=pool_map,
         sizes_figure=cluster_sizes_figure([tree.row_counts(level) for level in range(tree.n_levels)]),
-        first_look=_first_look(drawn, examples, seed),
+        first_look=_first_look(drawn, examples, seed) if examples.kind else {},
         galleries=_galleries(drawn, examples, seed, progress),
         tree_settings=tree_settings,
         subset_settings=subset_settings,
@@ -178,8 +184,8 @@ def _notes(by_label: Comparison | None, verdict: Any, findings: list[Finding] | 
 
 
 def _section(found: Comparison) -> dict[str, Any]:
-    counts = {"pool": found.pool, "random": found.randoms.mean(0), "subset": found.subset}
-    figure = concept_counts_figure(counts, found.title, found.names)
+    drawn = {"random": found.randoms.mean(0), "subset": found.subset}
+    figure = concept_counts_figure(found.pool, drawn, found.title, found.names)
     return {"title": found.title, "k": found.k, "lines": found.lines(), "figure": figure}
 
 
@@ -207,16 +213,14 @@ def level_rows(tree: ClusterTree) -> list[dict[str, Any]]:
 
 def _first_look(drawn: Drawn, examples: Examples, seed: int) -> dict[str, Any]:
     """The same number of rows of a random subset and of the subset."""
-    if examples.kind is None:
-        return {}
-    rng = np.random.default_rng(seed)
-    n = min(EXAMPLES, len(drawn.rows))
-    return {
-        name: examples.show(
-            drawn.row_ids[rng.choice(rows, n, replace=False)], columns=10, size=56, most=150_000, n_texts=12
-        )
-        for name, rows in (("a random subset", drawn.randoms[0]), ("this subset", drawn.rows))
-    }
+    rows = {"a random subset": drawn.randoms[0], "this subset": drawn.rows}
+    return {name: some_rows(drawn, part, examples, seed) for name, part in rows.items()}
+
+
+def some_rows(drawn: Drawn, rows: Int[np.ndarray, "m"], examples: Examples, seed: int) -> dict[str, Any]:
+    """Some of the rows at random, for a template."""
+    chosen = np.random.default_rng(seed).choice(rows, min(EXAMPLES, len(rows)), replace=False)
+    return examples.show(drawn.row_ids[chosen], columns=10, size=56, most=150_000, n_texts=8)
 
 
 def _galleries(drawn: Drawn, examples: Examples, seed: int, progress: bool) -> list[dict[str, Any]]:
@@ -235,6 +239,7 @@ def _galleries(drawn: Drawn, examples: Examples, seed: int, progress: bool) -> l
             {
                 "level": level + 1,
                 "k": len(before),
+                "more": len(clusters) < np.count_nonzero(before >= min_rows),
                 "min_rows": min_rows,
                 "singletons": int((before == 1).sum()),
                 "clusters": [

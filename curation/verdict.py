@@ -257,7 +257,7 @@ def share_rows(found: Comparison, most: int = 1_500) -> list[dict[str, Any]]:
             "random_share": drawn[i] / max(1.0, drawn.sum()),
             "subset": int(found.subset[i]),
             "subset_share": found.subset[i] / size,
-            "used_up": bool(found.distinct[i] == found.pool[i]),
+            "used_up": bool(found.distinct[i] == found.pool[i] > 0),
         }
         for i in order
     ]
