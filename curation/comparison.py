@@ -53,9 +53,7 @@ def open_candidates(folders: Sequence[str | Path]) -> list[Candidate]:
         else:
             raise CurationError(f"{folder} holds neither a tree nor a subset (no tree.json, no subset.json)")
     if not 2 <= len(subsets) <= MOST_SUBSETS:
-        raise CurationError(
-            f"{len(subsets)} subsets are given; a comparison needs 2 to {MOST_SUBSETS}, and their trees"
-        )
+        raise CurationError(f"give 2 to {MOST_SUBSETS} subsets and their trees to compare, not {len(subsets)} subsets")
     for name, _subset, checksum in subsets:
         if checksum not in trees:
             raise CurationError(f"{name} was drawn from a tree that is not given; add the folder of its tree")

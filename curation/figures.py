@@ -79,10 +79,9 @@ def concept_counts_figure(
         panel.spines[["top", "right"]].set_visible(False)
         if named and names is not None:
             shown = [_short(names[i]) for i in order]
-            upright = k > 6 or max(map(len, shown)) > 8
-            panel.set_xticks(np.arange(1, k + 1), shown, rotation=60 if upright else 0, ha="right" if upright else None)
-            if upright:
-                plt.setp(panel.get_xticklabels(), rotation_mode="anchor", fontsize=8)
+            panel.set_xticks(np.arange(1, k + 1), shown)
+            if k > 6 or max(map(len, shown)) > 8:
+                plt.setp(panel.get_xticklabels(), rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
             panel.set_xlim(0.5, k + 0.5)
         else:
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))

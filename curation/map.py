@@ -30,10 +30,8 @@ def dots_of(tree: ClusterTree, most: int = MOST_DOTS) -> tuple[int, Int[np.ndarr
         if len(present) <= most and (level == 0 or len(present) >= most // 4):
             return level, present
     present = np.flatnonzero(counts[0])
-    ancestors = [present]
-    for above in tree.levels[1:]:
-        ancestors.append(np.asarray(above.assignment)[ancestors[-1]])
-    order = np.lexsort(ancestors)  # the last key, the top level, sorts first
+    # the last key, the top level, sorts first
+    order = np.lexsort([tree.ancestors(present, 0, level) for level in range(tree.n_levels)])
     return 0, np.sort(present[order[np.linspace(0, len(present) - 1, most).astype(np.int64)]])
 
 
@@ -76,25 +74,18 @@ class PoolMap:
         self.level, self.clusters = dots_of(tree, most)
         self.centroids = np.asarray(tree.levels[self.level].centroids)[self.clusters]
         self.unit = tree.settings.get("metric") == "cosine"
-        self.slot_of_first = np.full(len(tree.levels[self.level].centroids), -1)
-        self.slot_of_first[self.clusters] = np.arange(len(self.clusters))
+        self.slot_of = np.full(len(tree.levels[self.level].centroids), -1)
+        self.slot_of[self.clusters] = np.arange(len(self.clusters))
 
     def slots(self, rows: Int[np.ndarray, "m"] | None = None) -> Int[np.ndarray, "m"]:
         """The dot of each of the rows (all by default), -1 where its cluster is not on the map."""
         found = np.asarray(self.tree.levels[0].assignment)
-        found = found if rows is None else found[rows]
-        for above in self.tree.levels[1 : self.level + 1]:
-            found = np.asarray(above.assignment)[found]
-        return self.slot_of_first[found]
+        return self.slot_of[self.tree.ancestors(found if rows is None else found[rows], 0, self.level)]
 
     def parents(self) -> Int[np.ndarray, "m"] | None:
         """Cluster of the top level above each dot; None where the map shows the top level."""
-        if self.level == self.tree.n_levels - 1:
-            return None
-        found = self.clusters
-        for above in self.tree.levels[self.level + 1 :]:
-            found = np.asarray(above.assignment)[found]
-        return found
+        top = self.tree.n_levels - 1
+        return None if self.level == top else self.tree.ancestors(self.clusters, self.level, top)
 
     def payload(
         self,

@@ -138,9 +138,7 @@ def compare_clusters(
     there = pool > 0
 
     def count(chosen: np.ndarray) -> np.ndarray:
-        clusters = np.asarray(tree.levels[0].assignment)[chosen]
-        for above in tree.levels[1 : level + 1]:
-            clusters = np.asarray(above.assignment)[clusters]
+        clusters = tree.ancestors(np.asarray(tree.levels[0].assignment)[chosen], 0, level)
         return np.bincount(clusters, minlength=len(pool))[there]
 
     drawn = np.stack([count(random) for random in randoms])
