@@ -42,7 +42,7 @@ def test_each_subset_finds_its_tree(folders: Path):
     ("names", "message"),
     [
         (["tree_a", "subset_a", "subset_b"], "subset_b was drawn from a tree that is not given"),
-        (["tree_a", "subset_a"], "1 subsets are given; compare 2 to 6"),
+        (["tree_a", "subset_a"], "give 2 to 6 subsets and their trees"),
         (["tree_a", "subset_a", "pool.parquet"], "holds neither a tree nor a subset"),
         (["tree_a", "subset_a", "subset_a"], "two subsets have one name"),
     ],
@@ -63,21 +63,18 @@ def test_trees_of_different_pools_are_refused(folders: Path, tmp_path: Path):
 @pytest.mark.parametrize("names", [["tree_a", "subset_a", "random_a"], ["tree_a", "tree_b", "subset_a", "subset_b"]])
 def test_the_page_opens_with_measures_overlap_and_maps(folders: Path, tmp_path: Path, names, assert_opens, monkeypatch):
     paths = [str(folders / name) for name in names]
-    pool = str(folders / "pool.parquet")
     output = tmp_path / "compare.html"
-    monkeypatch.setattr(
-        "sys.argv", ["curate", "compare", *paths, "-o", str(output), "--pool", pool, "--labels", "kind"]
-    )
+    options = ["-o", str(output), "--pool", str(folders / "pool.parquet"), "--labels", "kind"]
+    monkeypatch.setattr("sys.argv", ["curate", "compare", *paths, *options])
     with pytest.raises(SystemExit) as stop:
         main()
     assert not stop.value.code
     page = html.unescape(output.read_text())
     one, two = open_candidates(paths)
     assert "is the most even over your labels" in page
-    shared = len(set(one.subset.ids.tolist()) & set(two.subset.ids.tolist()))
-    assert (
-        f"<td>{shared:,}, {shared / len(one.subset.ids):.1%} (by chance {len(two.subset.ids) / 400:.1%})</td>" in page
-    )
+    mine, theirs = (set(item.subset.ids.tolist()) for item in (one, two))
+    shared, chance = len(mine & theirs), len(theirs) / 400
+    assert f"<td>{shared:,}, {shared / len(mine):.1%} (by chance {chance:.1%})</td>" in page
     assert ("adjusted Rand index" in page) == (one.tree.checksum != two.tree.checksum)
     browser = assert_opens(output)
     for number, item in enumerate((one, two), 1):
@@ -90,9 +87,8 @@ def test_a_tree_that_lacks_rows_of_a_concept_is_measured_over_all_concepts(folde
     """The same concepts for all, or the KL of one is not that of the other."""
     found = open_candidates([folders / name for name in ("tree_a", "subset_a", "tree_other", "subset_other")])
     labels = np.minimum(np.arange(400) // 100, 3)
-    write_comparison(
-        [Candidate(n, c.tree, c.subset) for n, c in zip("ab", found, strict=True)], tmp_path / "c.html", None, labels
-    )
+    named = [Candidate(name, item.tree, item.subset) for name, item in zip("ab", found, strict=True)]
+    write_comparison(named, tmp_path / "c.html", labels=labels)
     page = (tmp_path / "c.html").read_text()
     assert "Balance over the 4 labels" in page
     assert "all taken" not in page
