@@ -15,7 +15,7 @@ MOST_DOTS = 2_000  # t-SNE of them takes seconds
 MOST_PICTURES, TILE, EACH = 1_800, 48, 4
 MOST_TEXTS = 4_000
 PICTURE_BYTES = 1_300_000
-PERPLEXITY = 30
+PERPLEXITY, STEPS = 30, 500  # of t-SNE
 N_COLOURS = 12  # groups with a colour of their own; the rest share a grey
 
 
@@ -44,6 +44,7 @@ def project(points: Float[np.ndarray, "m d"], unit: bool = False, seed: int = 0)
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     points = np.asarray(points, np.float32)
     if unit:
@@ -53,9 +54,10 @@ def project(points: Float[np.ndarray, "m d"], unit: bool = False, seed: int = 0)
     found = PCA(width, random_state=seed).fit_transform(points) if varied else np.zeros((len(points), 2))
     if varied and len(points) >= 8:
         neighbours = min(PERPLEXITY, (len(points) - 1) / 3)
-        steps = 1_000 if len(points) <= 500 else 500
         start = (found[:, :2] if width > 1 else np.repeat(found, 2, axis=1)) * (1e-4 / max(found[:, 0].std(), 1e-30))
-        found = TSNE(2, perplexity=neighbours, init=start, max_iter=steps, random_state=seed).fit_transform(found)
+        # one thread: the same map on every machine, and none of them waits for the others of so small a task
+        with threadpool_limits(1):
+            found = TSNE(2, perplexity=neighbours, init=start, max_iter=STEPS, random_state=seed).fit_transform(found)
     if found.shape[1] < 2:
         found = np.column_stack([found, np.zeros(len(found))])
     low, span = found[:, :2].min(0), np.ptp(found[:, :2], axis=0)
