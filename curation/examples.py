@@ -53,7 +53,7 @@ class Examples:
         if self.kind is not None and hasattr(pool, "select_columns"):
             from datasets import Image as ImageFeature
 
-            self._rows = pool.select_columns([self.kind])
+            self._rows = pool.select_columns([self.kind]).with_format(None)
             if isinstance(pool.features[self.kind], ImageFeature):
                 self._rows = self._rows.cast_column("image", ImageFeature(decode=False))
 

@@ -98,12 +98,21 @@ class Drawn:
     def by_level(self) -> list[Comparison]:
         return [compare_clusters(self.tree, level, self.rows, self.randoms) for level in range(self.tree.n_levels)]
 
-    def settings(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """Of tree, subset, and the checksums of both."""
-        mine: dict[str, Any] = {"size": len(self.rows), **self.subset.metadata}
-        both = {"tree": self.tree.checksum, **self.tree.settings, **mine}
-        parts = [{k: v for k, v in part.items() if not k.endswith(FINGERPRINTS)} for part in (self.tree.settings, mine)]
-        return parts[0], parts[1], {k: v for k, v in both.items() if k == "tree" or k.endswith(FINGERPRINTS)}
+    def settings(self) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+        """Of the tree, of the subset, and the checksums of both, as text."""
+        parts = [self.tree.settings, {"size": len(self.rows), **self.subset.metadata}]
+        checksums = {"tree": self.tree.checksum}
+        for part in parts:
+            checksums |= {key: _text(value) for key, value in part.items() if key.endswith(FINGERPRINTS)}
+        tree, subset = (
+            {key: _text(value) for key, value in part.items() if not key.endswith(FINGERPRINTS)} for part in parts
+        )
+        return tree, subset, checksums
+
+
+def _text(value: Any, most: int = 300) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return text if len(text) <= most else text[:most] + " …"
 
 
 def write_report(

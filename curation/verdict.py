@@ -76,7 +76,7 @@ class Comparison:
     def against_random(self, key: str, better: str) -> str:
         _mean, low, high = self.random(key)
         if low <= self.ours[key] <= high:
-            return "within the range of random subsets"
+            return "within the range"
         return "better" if (self.ours[key] > high) == (better == "higher") else "worse"
 
     def lines(self) -> list[dict[str, str]]:
