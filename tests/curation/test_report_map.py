@@ -1,6 +1,7 @@
 """Map and galleries: a dot with another cluster's pictures, or a page of ten megabytes, misleads or does not open."""
 
 import io
+import time
 
 import numpy as np
 import pytest
@@ -124,3 +125,26 @@ def test_trees_of_any_shape_have_a_light_page(sizes, tmp_path, monkeypatch):
     labels = np.random.default_rng(0).zipf(1.2, 20_000) % 3_000
     write_report(tree, Subset.from_rows(tree.sample(900), tree), tmp_path / "r.html", labels=labels, progress=False)
     assert (tmp_path / "r.html").stat().st_size < 2_000_000
+
+
+@pytest.mark.slow
+def test_a_million_rows_take_seconds_and_a_light_page(tmp_path):
+    """Hours of clustering must not end in a page that nobody waits for, or that no browser opens."""
+    from datasets import Dataset, Features
+    from datasets import Image as ImageFeature
+
+    rng = np.random.default_rng(0)
+    tree = random_tree(1_000_000, [100_000, 10_000, 1_000], dim=128, evenness=1)
+    noise = [Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).resize((256, 256)) for _ in range(64)]
+    pool = Dataset.from_dict(
+        {"image": [{"bytes": jpeg(picture), "path": None} for picture in noise]},
+        features=Features({"image": ImageFeature()}),
+    ).select(rng.integers(0, 64, 1_000_000))
+    labels = rng.zipf(1.3, 1_000_000) % 1_000
+    subset = Subset.from_rows(tree.sample(100_000), tree)
+    started = time.process_time()
+    write_report(tree, subset, tmp_path / "r.html", pool, labels, progress=False)
+    seconds, size = time.process_time() - started, (tmp_path / "r.html").stat().st_size
+    print(f"{seconds:.1f} s of one core, {size / 1e6:.1f} MB")
+    assert seconds < 15
+    assert size < 5_000_000
