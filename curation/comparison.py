@@ -126,17 +126,19 @@ def _verdict(names: list[str], by_label: list[Comparison]) -> Verdict:
         return Verdict("none", "The labels cannot judge these subsets: one label only, or too few rows that have one.")
     values = [found.ours["kl"] for found in by_label]
     best = int(np.argmin(values))
-    mean = by_label[best].random("kl")[0]
+    mean, low, high = by_label[best].random("kl")
     decimals = decimals_apart([*values, mean], 2, 4)
     others = ", ".join(f"{name} {value:.{decimals}f}" for name, value in zip(names, values, strict=True))
     against = by_label[best].against_random("kl", "lower")
     tone = {"better": "ok", "worse": "bad"}.get(against, "warn")
     what = {"better": "better than", "worse": "worse than"}.get(against, "no better than")
-    return Verdict(
-        tone,
+    sentence = (
         f"{names[best]} is the most even over your labels and {what} random rows "
-        f"(KL {others}; random rows {mean:.{decimals}f}).",
+        f"(KL {others}; random rows {mean:.{decimals}f})."
     )
+    if sorted(values)[1] - values[best] < high - low:
+        sentence += " The next is closer to it than random draws are to each other: compare several seeds."
+    return Verdict(tone, sentence)
 
 
 def _facts(drawn: list[Drawn]) -> list[dict[str, Any]]:

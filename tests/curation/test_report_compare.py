@@ -10,6 +10,7 @@ from datasets import Dataset
 from curation import CurationError, HierarchicalKMeans, Subset
 from curation.cli import main
 from curation.comparison import Candidate, open_candidates, write_comparison
+from curation.tree import ClusterTree
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +93,12 @@ def test_a_tree_that_lacks_rows_of_a_concept_is_measured_over_all_concepts(folde
     page = (tmp_path / "c.html").read_text()
     assert "Balance over the 4 labels" in page
     assert "all taken" not in page
+
+
+def test_a_difference_that_chance_makes_is_not_sold_as_one(folders: Path, tmp_path: Path):
+    """Two draws of the same method differ; the page must not crown one of them without a word."""
+    tree = ClusterTree.load(folders / "tree_a")
+    draws = [Candidate(f"seed {seed}", tree, Subset.from_rows(tree.sample(60, seed=seed), tree)) for seed in (1, 2)]
+    labels = np.random.default_rng(0).choice(6, 400, p=[0.4, 0.3, 0.1, 0.1, 0.05, 0.05])
+    write_comparison(draws, tmp_path / "c.html", labels=labels)
+    assert "compare several seeds" in (tmp_path / "c.html").read_text()
