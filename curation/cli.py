@@ -1,5 +1,6 @@
 """The `curate` command: a thin shell over the functions of this package."""
 
+import shlex
 import sys
 from enum import Enum
 from pathlib import Path
@@ -376,11 +377,11 @@ def report(
     tree: Annotated[Path, typer.Argument(help="Folder of the tree.")],
     subset: Annotated[Path, typer.Argument(help="Folder of the subset.")],
     output: Output,
-    pool: Annotated[str | None, typer.Option(help="The pool, for galleries of pictures.")] = None,
+    pool: Annotated[str | None, typer.Option(help="The pool, for galleries of pictures or texts.")] = None,
     labels: Annotated[str | None, typer.Option(help="Column of the pool with true concepts.")] = None,
     title: Annotated[str, typer.Option(help="Headline of the page.")] = "Curation report",
 ) -> None:
-    """Write the report: balance before and after, galleries of clusters, one HTML file."""
+    """Write the report: a verdict, balance before and after, a map, galleries of clusters, one HTML file."""
     from curation.pool import open_pool
     from curation.report import write_report
     from curation.subset import Subset
@@ -395,6 +396,24 @@ def report(
         title=title,
         commands=["curate " + " ".join(sys.argv[1:])],
     )
+    _say(f"open {output} in a browser")
+
+
+@app.command(epilog="Example:  curate compare tree/ subset_a/ subset_b/ -o compare.html --pool images/ --labels label")
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of trees and of 2 to 6 subsets drawn from them.")],
+    output: Output,
+    pool: Annotated[str | None, typer.Option(help="The pool, for pictures or texts.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Column of the pool with true concepts.")] = None,
+    title: Annotated[str, typer.Option(help="Headline of the page.")] = "Subsets side by side",
+) -> None:
+    """Subsets of one pool side by side, of one tree or of several: balance, overlap, maps, in one HTML file."""
+    from curation.comparison import open_candidates, write_comparison
+    from curation.pool import open_pool
+
+    candidates = open_candidates(folders)
+    found = None if pool is None else open_pool(pool)
+    write_comparison(candidates, output, found, labels, title, commands=["curate " + shlex.join(sys.argv[1:])])
     _say(f"open {output} in a browser")
 
 

@@ -1,6 +1,5 @@
-"""The report: one HTML file, without a network, that shows how unbalanced a pool was and how balanced its subset is."""
+"""The report: one HTML file, without a network: is a subset more even than random rows, and what is in it?"""
 
-import base64
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -11,71 +10,109 @@ import numpy as np
 from jaxtyping import Int
 from tqdm import tqdm
 
-from curation.balance import balance_row
+from curation.balance import gini
+from curation.examples import Examples
 from curation.figures import cluster_sizes_figure, concept_counts_figure
-from curation.gallery import cluster_examples, contact_sheet, gallery_clusters
+from curation.gallery import examples_of, gallery_clusters
+from curation.labels import Labels, read_labels
+from curation.map import PoolMap, as_script, draw_maps
+from curation.soundness import Finding
 from curation.subset import Subset
 from curation.tree import ClusterTree
+from curation.verdict import (
+    N_RANDOM,
+    TONES,
+    Comparison,
+    compare_clusters,
+    compare_labels,
+    headline,
+    notes,
+    share_rows,
+    verdict_by_findings,
+    verdict_by_labels,
+)
 from foundation.errors import CurationError
 from foundation.files import write_atomically
 
-N_RANDOM = 10  # random subsets of the same size: enough for a range
-MEASURES = [
-    ("effective", "effective number of concepts", "higher", "{:.1f}"),
-    ("kl", "KL to uniform (nats)", "lower", "{:.3f}"),
-    ("entropy", "normalised entropy", "higher", "{:.3f}"),
-    ("gini", "Gini", "lower", "{:.3f}"),
-    ("rare_covered", "rarest tenth of concepts covered", "higher", "{:.0%}"),
-    ("rare_kept", "their rows kept", "higher", "{:.0%}"),
-    ("concepts", "concepts with a row", "higher", "{:.0f}"),
-]
+GALLERY_BYTES = 1_300_000  # of all galleries together
+CLUSTERS, PICTURES, TEXTS = 12, 12, 4  # of a gallery
+MIN_ROWS = 4  # of a cluster in a gallery, where a level has such
+EXAMPLES = 60
+FINGERPRINTS = ("checksum", "fingerprint")
 
 
-def _compare(concept_of: np.ndarray, rows: np.ndarray, randoms: list[np.ndarray]) -> dict[str, Any]:
-    """Measures of pool, random subsets (mean, lowest and highest) and subset over one set of concepts."""
-    _values, codes = np.unique(concept_of, return_inverse=True)
-    k = int(codes.max()) + 1
-    pool = np.bincount(codes, minlength=k)
-    chosen = np.bincount(codes[rows], minlength=k)
-    drawn = [np.bincount(codes[random], minlength=k) for random in randoms]
-    ours, theirs = balance_row(chosen, pool), [balance_row(counts, pool) for counts in drawn]
-    whole = balance_row(pool, pool)
-    lines = []
-    for key, title, better, form in MEASURES:
-        values = np.array([row[key] for row in theirs])
-        low, high = values.min(), values.max()
-        inside = low <= ours[key] <= high
-        wins = not inside and (ours[key] > high) == (better == "higher")
-        lines.append(
-            {
-                "title": title,
-                "better": better,
-                "pool": form.format(whole[key]),
-                "random": f"{form.format(values.mean())} ({form.format(low)} to {form.format(high)})",
-                "subset": form.format(ours[key]),
-                "verdict": "within the range of random subsets" if inside else ("better" if wins else "worse"),
-            }
+def render(template: str, **content: Any) -> bytes:
+    """One of the pages of this package."""
+    loader = jinja2.PackageLoader("curation", ".")
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["as_script"] = as_script
+    return environment.get_template(template).render(**content).encode()
+
+
+class Drawn:
+    """A subset seen from its tree: what the report and the comparison both need.
+
+    Args:
+        labels: of all pool rows.
+        all_names: keep concepts that the tree has no row of, so that several trees count the same concepts.
+
+    Attributes:
+        row_ids: (n,) int64 pool row of each row of the tree.
+        rows: (m,) rows of the subset in the tree's numbering, repeated where copied.
+        randoms: rows of random subsets of the same size.
+        labels: of the tree's rows, or None.
+
+    Raises:
+        CurationError: an empty subset, one of another tree, a pool or labels that end before the tree's rows.
+    """
+
+    def __init__(
+        self, tree: ClusterTree, subset: Subset, pool: Any, labels: Labels | None, seed: int, all_names: bool = False
+    ):
+        drawn_from = subset.metadata.get("tree_checksum")
+        if drawn_from is not None and drawn_from != tree.checksum:
+            raise CurationError("the subset was drawn from another tree; give the tree it was sampled from")
+        if not len(subset.ids):
+            raise CurationError("the subset is empty; sample at least one row")
+        self.tree, self.subset = tree, subset
+        self.row_ids = np.arange(tree.n_rows) if tree.row_ids is None else np.asarray(tree.row_ids)
+        ids = subset.rows()
+        rows = np.searchsorted(self.row_ids, ids)
+        if rows.max() >= tree.n_rows or not np.array_equal(self.row_ids[rows], ids):
+            raise CurationError("the subset holds rows that the tree does not know; give the tree it was sampled from")
+        last = int(self.row_ids.max())
+        if pool is not None and len(pool) <= last:
+            raise CurationError(
+                f"the pool has {len(pool):,} rows but the tree knows row {last:,}; give the pool that was embedded"
+            )
+        self.rows = rows
+        copies = int(subset.copies.max())
+        self.randoms = [
+            tree.sample(len(rows), method="random", seed=seed + i, max_copies=copies) for i in range(N_RANDOM)
+        ]
+        self.labels = None if labels is None else labels.take(self.row_ids, all_names)
+
+    def by_label(self) -> Comparison | None:
+        return None if self.labels is None else compare_labels(self.labels, self.rows, self.randoms)
+
+    def by_level(self) -> list[Comparison]:
+        return [compare_clusters(self.tree, level, self.rows, self.randoms) for level in range(self.tree.n_levels)]
+
+    def settings(self) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+        """Of the tree, of the subset, and the checksums of both, as text."""
+        parts = [self.tree.settings, {"size": len(self.rows), **self.subset.metadata}]
+        checksums = {"tree": self.tree.checksum}
+        for part in parts:
+            checksums |= {key: _text(value) for key, value in part.items() if key.endswith(FINGERPRINTS)}
+        tree, subset = (
+            {key: _text(value) for key, value in part.items() if not key.endswith(FINGERPRINTS)} for part in parts
         )
-    counts = {"pool": pool, "random": drawn[0], "subset": chosen}
-    return {"k": k, "lines": lines, "counts": counts, "pool": whole, "subset": ours, "random": theirs}
+        return tree, subset, checksums
 
 
-def _data_uri(jpeg: bytes) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
-
-
-def _labels_of(pool: Any, labels: Any, n_rows: int) -> np.ndarray | None:
-    if labels is None:
-        return None
-    if isinstance(labels, str):
-        if pool is None or labels not in pool.column_names:
-            have = "no pool was given" if pool is None else f"the pool has {', '.join(pool.column_names)}"
-            raise CurationError(f"there is no label column {labels!r}: {have}")
-        labels = pool[labels]
-    found = np.asarray(labels)
-    if len(found) < n_rows:
-        raise CurationError(f"{len(found)} labels for {n_rows} rows; give one label for each pool row")
-    return found
+def _text(value: Any, most: int = 300) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return text if len(text) <= most else text[:most] + " …"
 
 
 def write_report(
@@ -88,6 +125,8 @@ def write_report(
     commands: list[str] | None = None,
     seed: int = 0,
     progress: bool = True,
+    findings: list[Finding] | None = None,
+    preparation: dict[str, Any] | None = None,
 ) -> None:
     """Write the report.
 
@@ -95,103 +134,132 @@ def write_report(
         tree: the cluster tree.
         subset: what was drawn from it.
         path: the HTML file.
-        pool: `datasets.Dataset` with an ``image`` column, for galleries; None: figures and tables only.
-        labels: a concept for each pool row, or the name of a pool column: the honest measure of balance.
+        pool: `datasets.Dataset` with an ``image`` or ``text`` column, for galleries; None: figures and tables only.
+        labels: a concept for each pool row (None, NaN, "" or -1: no label), or the name of a pool column: the honest
+            measure of balance.
         commands: how it was made, shown at the foot.
+        findings: of a soundness check; without labels the worst of them is the verdict.
+        preparation: what was left out of the pool before clustering, as name -> count (or path of its report).
 
     Raises:
-        CurationError: the subset was drawn from another tree, or labels do not fit.
+        CurationError: the subset was drawn from another tree, the pool is too short, or labels do not fit.
     """
-    drawn_from = subset.metadata.get("tree_checksum")
-    if drawn_from is not None and drawn_from != tree.checksum:
-        raise CurationError("the subset was drawn from another tree; give the tree it was sampled from")
-    row_ids = np.arange(tree.n_rows) if tree.row_ids is None else np.asarray(tree.row_ids)
-    rows = np.searchsorted(row_ids, subset.rows())
-    if len(rows) and (rows.max() >= tree.n_rows or not np.array_equal(row_ids[rows], subset.rows())):
-        raise CurationError("the subset holds rows that the tree does not know; give the tree it was sampled from")
-    randoms = [
-        tree.sample(len(rows), method="random", seed=seed + i, max_copies=_copies(subset)) for i in range(N_RANDOM)
-    ]
-    concept_of = _labels_of(pool, labels, tree.n_rows)
-    sections = []
-    if concept_of is not None:
-        found = _compare(concept_of[row_ids], rows, randoms)
-        sections.append({"name": "labels", "circular": False, **found})
-    for level in range(tree.n_levels):
-        found = _compare(tree.row_clusters(level), rows, randoms)
-        sections.append({"name": f"clusters of level {level + 1}", "circular": True, **found})
-    for section in sections:
-        noun = section["name"] if section["name"] != "labels" else "labels"
-        section["figure"] = concept_counts_figure(section["counts"], noun)
-    page = jinja2.Environment(
-        loader=jinja2.PackageLoader("curation", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    ).get_template("report.html.j2")
-    html = page.render(
+    drawn = Drawn(tree, subset, pool, None if labels is None else read_labels(labels, pool), seed)
+    examples = Examples(pool)
+    by_label = drawn.by_label()
+    by_level = drawn.by_level()
+    verdict = verdict_by_findings(findings)
+    if by_label is not None:
+        told = verdict_by_labels(by_label, tree, subset)
+        verdict = told if told.tone != "none" or not findings else verdict
+    tree_settings, subset_settings, checksums = drawn.settings()
+    versions = {name: version(name) for name in ("torch", "numpy", "datasets")}
+    pool_map = draw_maps([PoolMap(tree)], [drawn.rows], examples, [drawn.row_ids], [drawn.labels], seed)[0]
+    html = render(
+        "report.html.j2",
         title=title,
-        tree=tree,
+        verdict=verdict,
+        headline=headline(by_label or by_level[0]),
+        notes=_notes(by_label, verdict, findings),
+        findings=findings or [],
+        tones=TONES,
+        preparation=preparation,
         n_rows=tree.n_rows,
-        size=len(rows),
+        size=len(drawn.rows),
         distinct=len(subset.ids),
-        sections=sections,
-        headline=_headline(sections[0]),
+        levels=level_rows(tree),
+        by_label=None if by_label is None else _section(by_label) | {"shares": share_rows(by_label)},
+        by_level=[_section(found) for found in by_level],
         n_random=N_RANDOM,
-        statistics=tree.statistics(),
+        map=pool_map,
         sizes_figure=cluster_sizes_figure([tree.row_counts(level) for level in range(tree.n_levels)]),
-        examples=_examples(pool, row_ids, rows, randoms[0], seed),
-        galleries=_galleries(tree, pool, row_ids, rows, seed, progress),
-        subset=subset,
+        first_look=_first_look(drawn, examples, seed) if examples.kind else {},
+        galleries=_galleries(drawn, examples, seed, progress),
+        tree_settings=tree_settings,
+        subset_settings=subset_settings,
+        checksums=checksums | versions | {"python": platform.python_version()},
         commands=commands or [],
-        versions={name: version(name) for name in ("torch", "numpy", "datasets")}
-        | {"python": platform.python_version()},
+        unreadable=len(examples.unreadable),
     )
-    write_atomically(Path(path), lambda stream: stream.write(html.encode()))
+    write_atomically(Path(path), lambda stream: stream.write(html))
 
 
-def _copies(subset: Subset) -> int:
-    return int(subset.copies.max()) if len(subset.copies) else 1
+def _notes(by_label: Comparison | None, verdict: Any, findings: list[Finding] | None) -> list[str]:
+    lines = [] if by_label is None else notes(by_label)
+    bad = [finding for finding in findings or [] if finding.severity == "bad"]
+    if bad and by_label is not None and verdict.tone == "ok":
+        lines.append(f"The check of the tree has {len(bad)} bad finding{'s' * (len(bad) > 1)}; see below.")
+    return lines
 
 
-def _headline(section: dict[str, Any]) -> dict[str, str]:
-    noun = "labelled concepts" if section["name"] == "labels" else section["name"]
-    random = np.mean([row["effective"] for row in section["random"]])
-    counts = section["counts"]["pool"]
-    top = max(1, round(len(counts) / 10))
-    return {
-        "pool": f"The most frequent tenth of the {section['k']} {noun} holds "
-        f"{np.sort(counts)[::-1][:top].sum() / counts.sum():.0%} of the pool.",
-        "subset": f"The subset is as diverse as {section['subset']['effective']:.0f} equally frequent ones; "
-        f"a random subset of the same size as {random:.0f}, the whole pool as {section['pool']['effective']:.0f}.",
-    }
+def _section(found: Comparison) -> dict[str, Any]:
+    drawn = {"random": found.randoms.mean(0), "subset": found.subset}
+    figure = concept_counts_figure(found.pool, drawn, found.title, found.names)
+    return {"title": found.title, "k": found.k, "lines": found.lines(), "figure": figure}
 
 
-def _examples(pool: Any, row_ids: np.ndarray, rows: np.ndarray, random: np.ndarray, seed: int) -> dict[str, str] | None:
-    if pool is None or "image" not in pool.column_names:
-        return None
-    rng = np.random.default_rng(seed)
-    n = min(60, len(rows))
-    return {
-        name: _data_uri(contact_sheet(pool, row_ids[rng.choice(found, n, replace=False)], columns=10, size=56))
-        for name, found in (("random", random), ("subset", rows))
-    }
-
-
-def _galleries(
-    tree: ClusterTree, pool: Any, row_ids: np.ndarray, rows: np.ndarray, seed: int, progress: bool
-) -> list[dict[str, Any]]:
-    if pool is None or "image" not in pool.column_names:
-        return []
-    galleries = []
-    for level in tqdm(range(tree.n_levels - 1, -1, -1), desc="galleries", unit="level", disable=not progress):
-        before, of_row = tree.row_counts(level), tree.row_clusters(level)
-        after = np.bincount(of_row[rows], minlength=len(before))
-        clusters = [
+def level_rows(tree: ClusterTree) -> list[dict[str, Any]]:
+    """For each level, how its rows are spread over its clusters."""
+    found = []
+    for number, level in enumerate(tree.levels):
+        rows = tree.row_counts(number)
+        found.append(
             {
-                "id": int(cluster),
-                "before": int(before[cluster]),
-                "after": int(after[cluster]),
-                "sheet": _data_uri(contact_sheet(pool, row_ids[cluster_examples(tree, level, cluster, 12, seed)])),
+                "level": number + 1,
+                "k": len(rows),
+                "empty": int((rows == 0).sum()),
+                "singletons": int((rows == 1).sum()),
+                "min": int(rows.min()),
+                "median": float(np.median(rows)),
+                "max": int(rows.max()),
+                "largest": float(rows.max() / tree.n_rows),
+                "gini": gini(rows),
+                "inertia": level.inertia,
             }
-            for cluster in gallery_clusters(tree, level, 12, seed)
-        ]
-        galleries.append({"level": level + 1, "k": len(before), "clusters": clusters})
+        )
+    return found
+
+
+def _first_look(drawn: Drawn, examples: Examples, seed: int) -> dict[str, Any]:
+    """The same number of rows of a random subset and of the subset."""
+    rows = {"a random subset": drawn.randoms[0], "this subset": drawn.rows}
+    return {name: some_rows(drawn, part, examples, seed) for name, part in rows.items()}
+
+
+def some_rows(drawn: Drawn, rows: Int[np.ndarray, "m"], examples: Examples, seed: int) -> dict[str, Any]:
+    """Some of the rows at random, for a template."""
+    chosen = np.random.default_rng(seed).choice(rows, min(EXAMPLES, len(rows)), replace=False)
+    return examples.show(drawn.row_ids[chosen], columns=10, size=56, most=150_000, n_texts=8)
+
+
+def _galleries(drawn: Drawn, examples: Examples, seed: int, progress: bool) -> list[dict[str, Any]]:
+    """Examples of some clusters of every level, the top level first; clusters of one row are counted, not shown."""
+    if examples.kind is None:
+        return []
+    tree, galleries = drawn.tree, []
+    most = GALLERY_BYTES // (tree.n_levels * CLUSTERS)
+    for level in tqdm(range(tree.n_levels - 1, -1, -1), desc="galleries", unit="level", disable=not progress):
+        before = tree.row_counts(level)
+        after = np.bincount(tree.row_clusters(level)[drawn.rows], minlength=len(before))
+        min_rows = MIN_ROWS if before.max() >= MIN_ROWS else 2
+        clusters = gallery_clusters(tree, level, CLUSTERS, seed, min_rows)
+        members = examples_of(tree, level, clusters, PICTURES, seed)
+        galleries.append(
+            {
+                "level": level + 1,
+                "k": len(before),
+                "more": len(clusters) < np.count_nonzero(before >= min_rows),
+                "min_rows": min_rows,
+                "singletons": int((before == 1).sum()),
+                "clusters": [
+                    {
+                        "id": int(cluster),
+                        "before": int(before[cluster]),
+                        "after": int(after[cluster]),
+                        "example": examples.show(drawn.row_ids[rows], columns=6, most=most, n_texts=TEXTS),
+                    }
+                    for cluster, rows in zip(clusters, members, strict=True)
+                ],
+            }
+        )
     return galleries

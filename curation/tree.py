@@ -102,10 +102,13 @@ class ClusterTree:
 
     def row_clusters(self, level: int) -> Int[np.ndarray, "n"]:
         """(n,) int64 cluster of every row at ``levels[level]``."""
-        found = np.asarray(self.levels[0].assignment)
-        for above in self.levels[1 : level + 1]:
-            found = np.asarray(above.assignment)[found]
-        return found
+        return self.ancestors(np.asarray(self.levels[0].assignment), 0, level)
+
+    def ancestors(self, clusters: Int[np.ndarray, "m"], level: int, above: int) -> Int[np.ndarray, "m"]:
+        """(m,) int64 clusters of ``levels[above]`` over clusters of ``levels[level]``."""
+        for higher in self.levels[level + 1 : above + 1]:
+            clusters = np.asarray(higher.assignment)[clusters]
+        return clusters
 
     def row_counts(self, level: int) -> Int[np.ndarray, "k"]:
         """(k,) int64 rows beneath every cluster of ``levels[level]``."""

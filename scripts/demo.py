@@ -45,6 +45,10 @@ def main() -> None:
     print(f"  {runs}/report.html (one seed: it shows what is compared, not who is better)")
     print("\nTry next:")
     print(f"  .venv/bin/curate sample {arguments.output}/tree -o runs/flat --size 1000 --method flat")
+    print(
+        f"  .venv/bin/curate compare {arguments.output}/tree {arguments.output}/subset runs/flat -o runs/compare.html "
+        "--pool data/openclipart.parquet --labels label"
+    )
     print("  .venv/bin/curate run YOUR_IMAGES/ -o runs/mine --size 10000 --embedder timm:vit_small_patch14_dinov2")
     print("  .venv/bin/python -m pretrain train YOUR_IMAGES/ -o runs/vits -r configs/pretrain/vits16_one_gpu.yaml")
     print("  .venv/bin/python scripts/run_experiment.py experiment=web_images scale=demo seeds=[0,1,2,3,4]")

@@ -1,5 +1,7 @@
 """The report: a page that does not open, or that flatters the subset, convinces nobody."""
 
+import html
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,11 @@ from curation.balance import (
     normalised_entropy,
     rarest_decile_coverage,
 )
-from curation.report import write_report
+from curation.examples import thumbnail
+from curation.labels import read_labels
+from curation.report import Drawn, write_report
+from curation.soundness import Finding
+from curation.verdict import decimals_apart, notes, verdict_by_findings, verdict_by_labels
 
 COUNTS = np.array([100, 50, 3, 1, 0, 7])
 
@@ -59,46 +65,221 @@ def test_table_has_the_pool_first():
     assert table[1]["concepts"] == 1
 
 
+N_CONCEPTS = 8
+
+
 @pytest.fixture(scope="module")
 def curated():
-    from datasets import Dataset, Features, Value
+    """300 one-coloured pictures of eight uneven concepts, a tree of two levels, a balanced subset."""
+    from datasets import ClassLabel, Dataset, Features
     from datasets import Image as ImageFeature
 
     rng = np.random.default_rng(0)
-    labels = rng.choice(8, 300, p=np.array([120, 60, 20, 10, 5, 3, 2, 1]) / 221)
-    colours = rng.integers(0, 255, (8, 3))
+    labels = rng.choice(N_CONCEPTS, 300, p=np.array([120, 60, 20, 10, 5, 3, 2, 1]) / 221)
+    colours = rng.integers(0, 255, (N_CONCEPTS, 3))
     images = [Image.new("RGB", (20, 20), tuple(int(c) for c in colours[label])) for label in labels]
-    features = Features({"image": ImageFeature(), "label": Value("int64")})
+    names = ClassLabel(names=[f"kind <{i}> $x$" for i in range(N_CONCEPTS)])
+    features = Features({"image": ImageFeature(), "label": names})
     pool = Dataset.from_dict({"image": images, "label": labels.tolist()}, features=features)
     x = (colours[labels] + rng.normal(size=(300, 3))).astype(np.float32)
     tree = HierarchicalKMeans([60, 10], n_resamples=2, progress=False).fit(x)
     return pool, tree, Subset.from_rows(tree.sample(60), tree, seed=0, method="balanced")
 
 
-def test_a_subset_of_another_tree_is_refused(curated, tmp_path: Path):
-    _pool, tree, subset = curated
+@pytest.fixture
+def page(curated, tmp_path: Path):
+    """Write a report and give its text."""
+
+    def write(subset: Subset | None = None, **options) -> str:
+        _pool, tree, balanced = curated
+        write_report(tree, subset or balanced, tmp_path / "report.html", progress=False, **options)
+        return html.unescape((tmp_path / "report.html").read_text())
+
+    return write
+
+
+def test_bad_input_is_one_line_and_leaves_no_page(curated, tmp_path: Path):
+    pool, tree, subset = curated
     other = HierarchicalKMeans([50, 10], progress=False).fit(np.random.default_rng(1).normal(size=(300, 3)))
-    with pytest.raises(CurationError, match="another tree"):
-        write_report(other, subset, tmp_path / "report.html")
-    with pytest.raises(CurationError, match="no label column 'kind'"):
-        write_report(tree, subset, tmp_path / "report.html", pool=curated[0], labels="kind")
+    path = tmp_path / "report.html"
+    for message, call in {
+        "another tree": lambda: write_report(other, subset, path),
+        "no label column 'lable'.*did you mean 'label'": lambda: write_report(tree, subset, path, pool, "lable"),
+        "no pool was given": lambda: write_report(tree, subset, path, labels="label"),
+        "the pool has 299 rows but the tree knows row 299": lambda: write_report(
+            tree, subset, path, pool.select(range(299))
+        ),
+        "5 labels, but row 299": lambda: write_report(tree, subset, path, labels=np.arange(5)),
+        "none of the rows has a label": lambda: write_report(tree, subset, path, labels=np.full(300, -1)),
+        "holds list": lambda: write_report(tree, subset, path, labels=[[1]] * 300),
+        "the subset is empty": lambda: write_report(tree, Subset(np.empty(0), np.empty(0)), path),
+    }.items():
+        with pytest.raises(CurationError, match=message) as caught:
+            call()
+        assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 
-def test_without_labels_the_page_says_that_the_measure_is_circular(curated, tmp_path: Path):
-    _pool, tree, subset = curated
-    write_report(tree, subset, tmp_path / "report.html", progress=False)
-    page = (tmp_path / "report.html").read_text()
-    assert "No labels were given" in page
-    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
-        "http://creativecommons.org", ""
+def judge(tree, subset: Subset, labels) -> tuple[str, str, list[str]]:
+    """Tone and sentence of the verdict over labels, and the notes under it."""
+    drawn = Drawn(tree, subset, None, read_labels(labels), seed=0)
+    found = drawn.by_label()
+    verdict = verdict_by_labels(found, tree, subset)
+    return verdict.tone, verdict.sentence, notes(found)
+
+
+def test_the_verdict_follows_the_labels(curated):
+    pool, tree, _subset = curated
+    codes = np.array(pool["label"])
+    by_size = np.argsort(np.bincount(codes)[codes], kind="stable")  # rows of rare concepts first
+    tone, sentence, _notes = judge(tree, Subset.from_rows(by_size[:60], tree), codes)
+    assert (tone, sentence[:45]) == ("ok", "Better than random rows on your labels (KL 0.")
+    tone, sentence, _notes = judge(tree, Subset.from_rows(by_size[-60:], tree), codes)
+    assert (tone, sentence[:42]) == ("bad", "Worse than random rows on your labels (KL ")
+    assert sentence.endswith(": resample less or take fewer levels.")
+    # the first of the ten subsets that make up the range: within it by construction
+    inside = Subset.from_rows(tree.sample(60, method="random", seed=0), tree, method="random")
+    tone, sentence, _notes = judge(tree, inside, codes)
+    assert (tone, sentence[:45]) == ("warn", "No better than random rows on your labels (KL")
+    assert sentence.endswith(": draw a balanced one.")
+
+
+def test_without_labels_the_verdict_is_the_worst_finding(page):
+    fine = Finding("ok", "All is fine.", "", 0.1)
+    bad = Finding("bad", "One cluster <holds> 94% of the rows.", "Take fewer levels.", 0.94)
+    assert "cannot tell whether the subset is better" in verdict_by_findings(None).sentence
+    assert "2 checks passed" in verdict_by_findings([fine, fine]).sentence
+    text = page(findings=[fine, bad])
+    assert '<p class="verdict bad"><small>bad</small>One cluster <holds> 94% of the rows. Take fewer levels.' in text
+    assert "No labels were given" in text
+
+
+def test_rows_without_a_label_are_left_out_and_counted(curated):
+    pool, tree, subset = curated
+    codes = np.array(pool["label"])
+    holes = codes.astype(object)
+    holes[::3] = None
+    _tone, sentence, lines = judge(tree, subset, holes)
+    hidden = int(np.isin(subset.rows(), np.arange(0, 300, 3)).sum())
+    assert f"100 rows (33.3%) have no label, {hidden} of the subset's among them" in lines[0]
+    left = codes[subset.rows()][subset.rows() % 3 > 0]
+    k = len(np.unique(codes[np.arange(300) % 3 > 0]))
+    assert f"(KL {kl_to_uniform(np.bincount(left), k):.2f}" in sentence
+
+
+def test_one_concept_and_more_concepts_than_rows_are_said(curated, page):
+    _pool, tree, _subset = curated
+    assert "All labelled rows are 'cat': balance over one concept cannot be told" in page(labels=["cat"] * 300)
+    few = Subset.from_rows(tree.sample(20), tree)
+    lines = judge(tree, few, np.arange(300) // 3)[2]
+    assert f"There are 100 labels but 20 labelled rows in the subset: KL cannot fall below {np.log(5):.3f}" in lines[0]
+    only_elsewhere = np.where(np.isin(np.arange(300), few.ids), -1, np.arange(300) % 5)
+    assert judge(tree, few, only_elsewhere)[:2] == (
+        "none",
+        "Too few of the rows drawn have a label: the labels cannot judge this subset.",
     )
+
+
+def test_shares_of_every_label_by_name(curated, page):
+    pool, _tree, subset = curated
+    text = page(pool=pool, labels="label")
+    table = text[text.index("sortable shares") :]
+    lines = re.findall(r"<tr><td>(kind <\d> \$x\$)</td><td data-value=\"(\d+)\">.*?</tr>", table)
+    pool_rows = np.bincount(pool["label"])
+    assert lines == [(f"kind <{i}> $x$", str(pool_rows[i])) for i in np.argsort(-pool_rows, kind="stable")]
+    rarest = int(np.argmin(pool_rows))
+    taken = np.bincount(np.array(pool["label"])[subset.rows()], minlength=N_CONCEPTS)[rarest]
+    last = table[: table.index("</table>")].rsplit("<tr>", 1)[1]
+    assert ("all taken" in last) == (taken == pool_rows[rarest])
+
+
+def test_a_headline_does_not_round_the_difference_away():
+    for values in ([2.5, 1.5, 1.5], [73.9, 49.5, 52.4], [0.126, 0.002], [1.0449, 1.0612], [3.0, 3.0]):
+        decimals = decimals_apart(values)
+        shown = [float(f"{value:.{decimals}f}") for value in values]
+        assert shown == pytest.approx(values, rel=0.02)
+        assert [a == b for a in shown for b in shown] == [a == b for a in values for b in values]
+        assert (
+            decimals == 0
+            or any(abs(round(value, decimals - 1) - value) > 0.02 * value for value in values)
+            or len({round(value, decimals - 1) for value in values}) < len(set(values))
+        ), "no more decimals than needed"
+
+
+def test_settings_preparation_and_unreadable_pictures_are_shown(page):
+    from datasets import Dataset, Features
+    from datasets import Image as ImageFeature
+
+    broken = Dataset.from_dict(
+        {"image": [{"bytes": b"no picture", "path": None}] * 300}, features=Features({"image": ImageFeature()})
+    )
+    text = page(pool=broken, preparation={"near-duplicates": 1200, "report": "out/dedup.json"}, commands=["curate x"])
+    assert "near-duplicates 1,200; report out/dedup.json" in text
+    assert re.search(r"\d+ of the pictures shown could not be read", text)
+    assert "<tr><td>n_resamples</td><td>2, 2</td></tr>" in text
+    assert "<tr><td>method</td><td>balanced</td></tr>" in text
+    assert "curate x" in text
+
+
+def test_small_pictures_are_enlarged_and_large_ones_shrunk():
+    for side in (5, 32, 300):
+        picture = np.asarray(thumbnail(Image.new("RGB", (side, side // 5 * 4), "black"), 64))
+        assert picture.shape == (64, 64, 3)
+        assert (picture[32] < 128).all(), "the longer side fills the square"
+        assert (picture[0] > 128).all(), "the rest is white"
+
+
+def test_texts_are_shown_where_there_are_no_pictures(page, assert_opens, tmp_path: Path):
+    from datasets import Dataset
+
+    texts = [f"<script>alert({i})</script> \n row {i} " + "word " * 60 for i in range(299)] + [None]
+    text = page(pool=Dataset.from_dict({"text": texts}))
+    assert "data:image/jpeg" not in text
+    snippets = re.findall(r'<p class="snippet">(.*?)</p>', text)
+    assert len(snippets) > 40
+    assert max(map(len, snippets)) == 160
+    browser = assert_opens(tmp_path / "report.html")
+    assert "<script>alert(" in browser.find_element("css selector", ".snippet").text, "shown, not run"
 
 
 def test_the_page_opens_in_a_browser_without_errors(curated, tmp_path: Path, assert_opens):
     pool, tree, subset = curated
     write_report(tree, subset, tmp_path / "report.html", pool=pool, labels="label", title="<b>a & b", progress=False)
-    page = assert_opens(tmp_path / "report.html")
-    assert page.find_element("tag name", "h1").text == "<b>a & b"
-    assert len(page.find_elements("tag name", "img")) > 20
-    assert len(page.find_elements("tag name", "svg")) == 4
+    browser = assert_opens(tmp_path / "report.html")
+    asked = "return performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length"
+    assert browser.execute_script(asked) == 0, "the page needs no other file"
+    assert browser.find_element("tag name", "h1").text == "<b>a & b"
+    assert len(browser.find_elements("tag name", "img")) > 15
+    axis = browser.find_element("css selector", "figure svg").text
+    assert "kind <0> $x$" in axis, "the label axis has names"
+
+    # the table of shares sorts both ways by a click
+    def column() -> list[int]:
+        cells = browser.find_elements("css selector", "table.shares tbody td:nth-child(5)")
+        return [int(cell.get_attribute("data-value")) for cell in cells]
+
+    for expected in (sorted(column(), reverse=True), sorted(column())):
+        head = browser.find_element("css selector", "table.shares th:nth-child(5) button")
+        browser.execute_script("arguments[0].click()", head)
+        assert column() == expected
+
+    # the map: a dot for every cluster, areas that follow the subset after a click, pictures on hovering
+    counts = np.bincount(subset.clusters["level_1"], weights=subset.copies, minlength=60)
+    circles = browser.find_elements("css selector", "#map-1 circle")
+    assert len(circles) == np.count_nonzero(tree.row_counts(0))
+    button = browser.find_element("css selector", "#map-1 [data-value=subset]")
+    browser.execute_script("arguments[0].click()", button)
+    assert (
+        sum(circle.get_attribute("class") == "none" for circle in circles)
+        == (counts[tree.row_counts(0) > 0] == 0).sum()
+    )
+    browser.execute_script(
+        "const b = arguments[0].getBoundingClientRect();"
+        "document.querySelector('#map-1 svg').dispatchEvent(new PointerEvent('pointermove',"
+        "{clientX: b.x + b.width / 2, clientY: b.y + b.height / 2}))",
+        circles[0],
+    )
+    tip = browser.find_element("css selector", "#map-1 .tip")
+    assert re.search(r"cluster \d+ of level 1\npool: [\d,]+ rows", tip.text)
+    assert "url(" in tip.find_element("css selector", ".tiles div").value_of_css_property("background-image")
+    assert browser.get_log("browser") == []

@@ -1,0 +1,251 @@
+"""Several subsets of one pool side by side in one page, of one tree or of several: which is more even, and where?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from curation.examples import Examples
+from curation.figures import concept_counts_figure
+from curation.labels import read_labels
+from curation.map import MOST_DOTS, PoolMap, draw_maps
+from curation.report import Drawn, level_rows, render, some_rows
+from curation.subset import Subset
+from curation.tree import ClusterTree
+from curation.verdict import MEASURES, Comparison, Verdict, decimals_apart
+from foundation.errors import CurationError
+from foundation.files import write_atomically
+
+MOST_LABELS = 1_500  # lines of the table of shares
+MOST_SUBSETS = 6
+
+
+@dataclass
+class Candidate:
+    """One of the subsets that are compared, under the name that the page gives it."""
+
+    name: str
+    tree: ClusterTree
+    subset: Subset
+
+
+def open_candidates(folders: Sequence[str | Path]) -> list[Candidate]:
+    """Trees and subsets from their folders, in any order: each subset finds the tree it was drawn from.
+
+    A subset that names no tree (not drawn from one) belongs to the tree given before it.
+
+    Raises:
+        CurationError: a folder holds neither, a subset's tree is not among them, or there are fewer than two subsets.
+    """
+    trees: dict[str, ClusterTree] = {}
+    subsets: list[tuple[str, Subset, str | None]] = []
+    latest: str | None = None
+    for folder in map(Path, folders):
+        if (folder / "tree.json").exists():
+            tree = ClusterTree.load(folder)
+            latest = tree.checksum
+            trees.setdefault(latest, tree)
+        elif (folder / "subset.json").exists():
+            subset = Subset.load(folder)
+            subsets.append((str(folder), subset, subset.metadata.get("tree_checksum", latest)))
+        else:
+            raise CurationError(f"{folder} holds neither a tree nor a subset (no tree.json, no subset.json)")
+    if not 2 <= len(subsets) <= MOST_SUBSETS:
+        raise CurationError(f"give 2 to {MOST_SUBSETS} subsets and their trees to compare, not {len(subsets)} subsets")
+    for name, _subset, checksum in subsets:
+        if checksum not in trees:
+            raise CurationError(f"{name} was drawn from a tree that is not given; add the folder of its tree")
+    return [Candidate(name, trees[str(checksum)], subset) for name, subset, checksum in subsets]
+
+
+def write_comparison(
+    candidates: Sequence[Candidate],
+    path: str | Path,
+    pool: Any = None,
+    labels: Any = None,
+    title: str = "Subsets side by side",
+    commands: list[str] | None = None,
+    seed: int = 0,
+) -> None:
+    """Write the page: measures, overlap, shares of each label, maps on one projection, what differs in the settings.
+
+    Args:
+        candidates: two to six; their trees are of one pool.
+        path: the HTML file.
+        pool, labels: as for `curation.report.write_report`.
+
+    Raises:
+        CurationError: a name twice, trees of different pools, and what `write_report` refuses.
+    """
+    pools = {item.tree.settings["pool_fingerprint"] for item in candidates if "pool_fingerprint" in item.tree.settings}
+    if len({item.name for item in candidates}) < len(candidates):
+        raise CurationError("two subsets have one name; give each once, under a name of its own")
+    if len(pools) > 1:
+        raise CurationError("the trees are of different pools; compare subsets of one pool")
+    concepts = None if labels is None else read_labels(labels, pool)
+    drawn = [Drawn(item.tree, item.subset, pool, concepts, seed, all_names=True) for item in candidates]
+    names = [item.name for item in candidates]
+    by_label = [found for item in drawn if (found := item.by_label()) is not None]
+    examples = Examples(pool)
+    maps = {id(item.tree): item.tree for item in drawn}
+    dots = {key: PoolMap(tree, MOST_DOTS // len(maps)) for key, tree in maps.items()}
+    html = render(
+        "compare.html.j2",
+        title=title,
+        names=names,
+        verdict=_verdict(names, by_label),
+        facts=_facts(drawn),
+        measures=_measures(by_label),
+        overlap=_overlap(drawn),
+        agreement=_agreement(drawn, names),
+        figure=_figure(names, by_label),
+        shares=_shares(by_label),
+        n_labels=by_label[0].k if by_label else 0,
+        maps=draw_maps(
+            [dots[id(item.tree)] for item in drawn],
+            [item.rows for item in drawn],
+            examples,
+            [item.row_ids for item in drawn],
+            [item.labels for item in drawn],
+            seed,
+        ),
+        looks=[some_rows(item, item.rows, examples, seed) if examples.kind else {} for item in drawn],
+        differences=_differences(drawn),
+        commands=commands or [],
+        unreadable=len(examples.unreadable),
+    )
+    write_atomically(Path(path), lambda stream: stream.write(html))
+
+
+def _verdict(names: list[str], by_label: list[Comparison]) -> Verdict:
+    if not by_label:
+        return Verdict("none", "Without labels this page cannot tell which subset is better; it shows how they differ.")
+    if not all(found.measurable for found in by_label):
+        return Verdict("none", "The labels cannot judge these subsets: one label only, or too few rows that have one.")
+    values = [found.ours["kl"] for found in by_label]
+    best = int(np.argmin(values))
+    mean, low, high = by_label[best].random("kl")
+    decimals = decimals_apart([*values, mean], 2, 4)
+    others = ", ".join(f"{name} {value:.{decimals}f}" for name, value in zip(names, values, strict=True))
+    against = by_label[best].against_random("kl", "lower")
+    tone = {"better": "ok", "worse": "bad"}.get(against, "warn")
+    what = {"better": "better than", "worse": "worse than"}.get(against, "no better than")
+    sentence = (
+        f"{names[best]} is the most even over your labels and {what} random rows "
+        f"(KL {others}; random rows {mean:.{decimals}f})."
+    )
+    if sorted(values)[1] - values[best] < high - low:
+        sentence += " The next is closer to it than random draws are to each other: compare several seeds."
+    return Verdict(tone, sentence)
+
+
+def _facts(drawn: list[Drawn]) -> list[dict[str, Any]]:
+    """Rows of a table with one cell for each subset: sizes, and the shape of every level of its tree."""
+    levels = [level_rows(item.tree) for item in drawn]
+    lines: list[dict[str, Any]] = [
+        {"title": "rows", "cells": [f"{len(item.rows):,}" for item in drawn]},
+        {"title": "distinct rows", "cells": [f"{len(item.subset.ids):,}" for item in drawn]},
+        {"title": "drawn from", "cells": [f"{item.tree.n_rows:,}" for item in drawn]},
+    ]
+    for number in range(max(map(len, levels))):
+        cells = []
+        for found in levels:
+            row = found[number] if number < len(found) else None
+            cells.append(
+                f"{row['k']:,}, largest {row['largest']:.1%} of rows, {row['singletons']:,} of one row" if row else "-"
+            )
+        lines.append({"title": f"clusters of level {number + 1}", "cells": cells})
+    return lines
+
+
+def _measures(by_label: list[Comparison]) -> list[dict[str, Any]]:
+    if not by_label or not all(found.measurable for found in by_label):
+        return []
+    lines = []
+    for key, title, better, least, percent in MEASURES:
+        scale, unit = (100, "%") if percent else (1, "")
+        values = [scale * found.ours[key] for found in by_label]
+        decimals = decimals_apart(values, least, 4)
+        cells = []
+        for found, value in zip(by_label, values, strict=True):
+            _mean, low, high = (scale * number for number in found.random(key))
+            cells.append(
+                {
+                    "value": f"{value:,.{decimals}f}{unit}",
+                    "random": f"{low:,.{decimals}f} to {high:,.{decimals}f}{unit}",
+                    "verdict": found.against_random(key, better),
+                }
+            )
+        lines.append({"title": title, "better": better, "cells": cells})
+    return lines
+
+
+def _overlap(drawn: list[Drawn]) -> list[list[str]]:
+    """For each pair of subsets, the distinct rows they share and the share that two draws by chance would."""
+    table = []
+    for one in drawn:
+        line = []
+        for other in drawn:
+            shared = len(np.intersect1d(one.subset.ids, other.subset.ids, assume_unique=True))
+            mine = max(1, len(one.subset.ids))
+            chance = len(other.subset.ids) / other.tree.n_rows
+            by_chance = "" if one is other else f" (by chance {chance:.1%})"
+            line.append(f"{shared:,}, {shared / mine:.1%}{by_chance}")
+        table.append(line)
+    return table
+
+
+def _agreement(drawn: list[Drawn], names: list[str]) -> list[str]:
+    """Adjusted Rand index of the top levels of each pair of different trees, over the rows that both hold."""
+    from sklearn.metrics import adjusted_rand_score
+
+    lines = []
+    for i, one in enumerate(drawn):
+        for j in range(i + 1, len(drawn)):
+            other = drawn[j]
+            if other.tree is one.tree:
+                continue
+            both, mine, theirs = np.intersect1d(one.row_ids, other.row_ids, assume_unique=True, return_indices=True)
+            if len(both):
+                tops = [item.tree.row_clusters(item.tree.n_levels - 1) for item in (one, other)]
+                score = adjusted_rand_score(tops[0][mine], tops[1][theirs])
+                lines.append(f"{names[i]} and {names[j]}: {score:.2f} over {len(both):,} rows")
+    return lines
+
+
+def _figure(names: list[str], by_label: list[Comparison]) -> str | None:
+    if not by_label:
+        return None
+    drawn = {name: found.subset for name, found in zip(names, by_label, strict=True)}
+    return concept_counts_figure(by_label[0].pool, drawn, "labels", by_label[0].names)
+
+
+def _shares(by_label: list[Comparison]) -> list[dict[str, Any]]:
+    """Pool rows of each label and its share of every subset; of many labels those whose shares differ most."""
+    if not by_label:
+        return []
+    pool = by_label[0].pool
+    shares = np.stack([found.subset / max(1, found.subset.sum()) for found in by_label])
+    order = np.argsort(-pool, kind="stable")
+    if len(order) > MOST_LABELS:
+        widest = np.argsort(-np.ptp(shares, axis=0), kind="stable")[:MOST_LABELS]
+        order = order[np.isin(order, widest)]
+    return [
+        {
+            "name": (by_label[0].names or [])[i],
+            "pool": int(pool[i]),
+            "pool_share": pool[i] / max(1, pool.sum()),
+            "subsets": [(int(found.subset[i]), share[i]) for found, share in zip(by_label, shares, strict=True)],
+        }
+        for i in order
+    ]
+
+
+def _differences(drawn: list[Drawn]) -> list[dict[str, Any]]:
+    """Settings of tree and subset that are not the same for all."""
+    settings = [{**item.settings()[0], **{f"subset: {k}": v for k, v in item.settings()[1].items()}} for item in drawn]
+    keys = dict.fromkeys(key for found in settings for key in found)
+    lines = [{"title": key, "cells": [str(found.get(key, "-")) for found in settings]} for key in keys]
+    return [line for line in lines if len(set(line["cells"])) > 1]

@@ -1,0 +1,261 @@
+"""Is the subset more even than random rows? Measures over one set of concepts, and the answer in a sentence."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from curation.balance import balance_row
+from curation.labels import Labels
+from curation.soundness import Finding
+from curation.subset import Subset
+from curation.tree import ClusterTree
+
+N_RANDOM = 10  # random subsets of the same size: enough for a range
+EVEN = 0.05  # KL in nats below which a pool counts as even
+MEASURES = [  # key, title, which is better, fewest decimals, shown in percent
+    ("effective", "effective number of concepts", "higher", 1, False),
+    ("kl", "KL to uniform (nats)", "lower", 3, False),
+    ("entropy", "normalised entropy", "higher", 3, False),
+    ("gini", "Gini", "lower", 3, False),
+    ("rare_covered", "rarest tenth of concepts covered", "higher", 0, True),
+    ("rare_kept", "their rows kept", "higher", 0, True),
+    ("concepts", "concepts with a row", "higher", 0, False),
+]
+TONES = {"ok": "good", "warn": "look closer", "bad": "bad", "none": "cannot be told"}
+
+
+def decimals_apart(values: list[float], least: int = 0, most: int = 6) -> int:
+    """Fewest decimals with which each value is within 2 % of itself and values that differ by 1 % look different."""
+    values = sorted(float(value) for value in values)
+    pairs = [(a, b) for a, b in pairwise(values) if b - a > 0.01 * max(abs(a), abs(b))]
+    for decimals in range(least, most):
+        exact = all(abs(round(value, decimals) - value) <= 0.02 * abs(value) for value in values)
+        if exact and all(f"{a:.{decimals}f}" != f"{b:.{decimals}f}" for a, b in pairs):
+            return decimals
+    return most
+
+
+@dataclass
+class Comparison:
+    """Rows of every concept in the pool, in a subset, and in random subsets of the same size.
+
+    Attributes:
+        title: "labels", or "clusters of level 1".
+        names: of the concepts, None for clusters.
+        pool, distinct, subset: (k,) rows; ``distinct`` counts a copied row once.
+        randoms: (r, k) rows.
+        unlabelled: rows without a concept in the pool and in the subset.
+    """
+
+    title: str
+    names: list[str] | None
+    pool: Int[np.ndarray, "k"]
+    subset: Int[np.ndarray, "k"]
+    distinct: Int[np.ndarray, "k"]
+    randoms: Int[np.ndarray, "r k"]
+    unlabelled: tuple[int, int] = (0, 0)
+
+    def __post_init__(self) -> None:
+        self.measurable = len(self.pool) > 1 and self.subset.sum() > 0 and bool((self.randoms.sum(1) > 0).all())
+        if self.measurable:
+            self.ours, self.whole = balance_row(self.subset, self.pool), balance_row(self.pool, self.pool)
+            self.random_rows = [balance_row(counts, self.pool) for counts in self.randoms]
+
+    @property
+    def k(self) -> int:
+        return len(self.pool)
+
+    def random(self, key: str) -> tuple[float, float, float]:
+        """Mean, lowest and highest of a measure over the random subsets."""
+        values = np.array([row[key] for row in self.random_rows])
+        return float(values.mean()), float(values.min()), float(values.max())
+
+    def against_random(self, key: str, better: str) -> str:
+        _mean, low, high = self.random(key)
+        if low <= self.ours[key] <= high:
+            return "within the range"
+        return "better" if (self.ours[key] > high) == (better == "higher") else "worse"
+
+    def lines(self) -> list[dict[str, str]]:
+        """The table of measures, as text."""
+        if not self.measurable:
+            return []
+        found = []
+        for key, title, better, least, percent in MEASURES:
+            scale = 100 if percent else 1
+            mean, low, high = (scale * value for value in self.random(key))
+            pool, ours = scale * self.whole[key], scale * self.ours[key]
+            decimals = decimals_apart([mean, ours], least, 4)
+
+            def shown(value: float, decimals: int = decimals, percent: bool = percent) -> str:
+                return f"{value:,.{decimals}f}{'%' if percent else ''}"
+
+            found.append(
+                {
+                    "title": title,
+                    "better": better,
+                    "pool": shown(pool),
+                    "random": f"{shown(mean)} ({shown(low)} to {shown(high)})",
+                    "subset": shown(ours),
+                    "verdict": self.against_random(key, better),
+                }
+            )
+        return found
+
+
+def compare_labels(labels: Labels, rows: Int[np.ndarray, "m"], randoms: list[np.ndarray]) -> Comparison:
+    """Over labels of the tree's rows; rows without a label are left out and counted.
+
+    Args:
+        labels: of the tree's n rows.
+        rows: of the subset, repeated where copied.
+        randoms: rows of random subsets.
+    """
+
+    def count(codes: np.ndarray) -> np.ndarray:
+        return np.bincount(codes[codes >= 0], minlength=len(labels.names))
+
+    codes = labels.codes
+    return Comparison(
+        "labels",
+        labels.names,
+        count(codes),
+        count(codes[rows]),
+        count(codes[np.unique(rows)]),
+        np.stack([count(codes[random]) for random in randoms]),
+        (int((codes < 0).sum()), int((codes[rows] < 0).sum())),
+    )
+
+
+def compare_clusters(
+    tree: ClusterTree, level: int, rows: Int[np.ndarray, "m"], randoms: list[np.ndarray]
+) -> Comparison:
+    """Over the clusters of one level that have rows."""
+    pool = tree.row_counts(level)
+    there = pool > 0
+
+    def count(chosen: np.ndarray) -> np.ndarray:
+        clusters = tree.ancestors(np.asarray(tree.levels[0].assignment)[chosen], 0, level)
+        return np.bincount(clusters, minlength=len(pool))[there]
+
+    drawn = np.stack([count(random) for random in randoms])
+    name = f"clusters of level {level + 1}"
+    return Comparison(name, None, pool[there], count(rows), count(np.unique(rows)), drawn)
+
+
+@dataclass
+class Verdict:
+    """The answer at the top of a page: ``tone`` is a key of `TONES`."""
+
+    tone: str
+    sentence: str
+
+    @property
+    def word(self) -> str:
+        return TONES[self.tone]
+
+
+def remedy(tree: ClusterTree, subset: Subset) -> str:
+    """What to try where a subset is no better than random rows."""
+    if subset.metadata.get("method") in ("flat", "random"):
+        return "draw a balanced one"
+    resampled = any(np.atleast_1d(tree.settings.get("n_resamples", 0)))
+    steps = ["resample less"] if resampled else []
+    steps += ["take fewer levels"] if tree.n_levels > 1 else []
+    return " or ".join(steps) or "try another embedding or metric"
+
+
+def verdict_by_labels(found: Comparison, tree: ClusterTree, subset: Subset) -> Verdict:
+    """Compares KL of the subset with that of random rows."""
+    if found.k == 1 and found.names:
+        return Verdict("none", f"All labelled rows are {found.names[0]!r}: balance over one concept cannot be told.")
+    if not found.measurable:
+        return Verdict("none", "Too few of the rows drawn have a label: the labels cannot judge this subset.")
+    ours, (mean, low, high) = found.ours["kl"], found.random("kl")
+    shown = decimals_apart([ours, mean], 2, 4)
+    numbers = f"(KL {ours:.{shown}f} against {mean:.{shown}f})"
+    if ours > high:
+        return Verdict("bad", f"Worse than random rows on your labels {numbers}: {remedy(tree, subset)}.")
+    if ours < low:
+        way = f"{(mean - ours) / mean:.0%} of the way from random rows to even shares"
+        return Verdict("ok", f"Better than random rows on your labels {numbers}: {way}.")
+    after = "random rows are nearly even already" if mean <= EVEN else remedy(tree, subset)
+    return Verdict("warn", f"No better than random rows on your labels {numbers}: {after}.")
+
+
+def verdict_by_findings(findings: list[Finding] | None) -> Verdict:
+    """The worst finding; without any, that nothing is known."""
+    if not findings:
+        return Verdict(
+            "none",
+            "Without labels this page cannot tell whether the subset is better than random rows: "
+            "give labels for a sample of rows, or look at the map and the galleries.",
+        )
+    worst = max(findings, key=lambda finding: ("ok", "warn", "bad").index(finding.severity))
+    if worst.severity == "ok":
+        return Verdict("ok", f"Nothing speaks against this tree: {len(findings)} checks passed; no labels were given.")
+    return Verdict(worst.severity, f"{worst.sentence} {worst.remedy}".strip())
+
+
+def notes(found: Comparison) -> list[str]:
+    """What a reader must know before trusting the measures over labels."""
+    lines = []
+    pool, subset = found.unlabelled
+    if pool:
+        share = pool / (pool + found.pool.sum())
+        lines.append(
+            f"{pool:,} rows ({share:.1%}) have no label, {subset:,} of the subset's among them: "
+            "they are left out of the measures over labels."
+        )
+    size = int(found.subset.sum())
+    if 0 < size < found.k:
+        lines.append(
+            f"There are {found.k:,} labels but {size:,} labelled rows in the subset: KL cannot fall below "
+            f"{np.log(found.k / size):.3f}, and some labels stay without a row."
+        )
+    return lines
+
+
+def headline(found: Comparison) -> str:
+    """How uneven the pool is, and how diverse the subset."""
+    noun = "labels" if found.names is not None else found.title
+    counts = np.sort(found.pool)[::-1]
+    top = max(1, round(found.k / 10))
+    share = f"{counts[:top].sum() / counts.sum():.0%} of the pool"
+    first = (
+        f"The largest of the {found.k:,} {noun} holds {share}."
+        if top == 1
+        else f"The most frequent tenth of the {found.k:,} {noun} holds {share}."
+    )
+    if not found.measurable:
+        return first
+    values = [found.ours["effective"], found.random("effective")[0], found.whole["effective"]]
+    decimals = decimals_apart(values, 0, 4)
+    ours, random, pool = (f"{value:,.{decimals}f}" for value in values)
+    return (
+        f"{first} The subset is as diverse as {ours} equally frequent ones; "
+        f"a random subset of the same size as {random}, the whole pool as {pool}."
+    )
+
+
+def share_rows(found: Comparison, most: int = 1_500) -> list[dict[str, Any]]:
+    """Pool, random and subset share of each label, the most frequent first; of many the ends of that order."""
+    order = np.argsort(-found.pool, kind="stable")
+    if len(order) > most:
+        order = np.concatenate([order[: most - most // 3], order[-(most // 3) :]])
+    drawn, size = found.randoms.mean(0), max(1, found.subset.sum())
+    return [
+        {
+            "name": found.names[i] if found.names else str(i),
+            "pool": int(found.pool[i]),
+            "pool_share": found.pool[i] / found.pool.sum(),
+            "random_share": drawn[i] / max(1.0, drawn.sum()),
+            "subset": int(found.subset[i]),
+            "subset_share": found.subset[i] / size,
+            "used_up": bool(found.distinct[i] == found.pool[i] > 0),
+        }
+        for i in order
+    ]
