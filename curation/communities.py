@@ -1,0 +1,133 @@
+"""Communities of a neighbour graph at several resolutions, and the share of a subset that each point should get.
+
+A cut into groups is worth a share where few edges join the groups. Modularity says it without a scale: two groups stay
+apart at resolution g when they share fewer than g times the edges that chance would give them (Reichardt and Bornholdt,
+2006). Coarse resolutions find domains, fine ones the concepts within; a subset is shared evenly top-down through them.
+
+What is even is a matter of belief: concepts may be as many as there are groups, or as there are places (radius covers
+of the points), on rows or on directions. No one belief is right for every embedding, but each fails in its own way, and
+the KL divergence to uniform is convex: the mean of several is never worse than they are on average, mostly far better.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.sparse import csr_array, csr_matrix
+from tqdm import tqdm
+
+from curation.neighbours import cover, nearest, principal_axes, shared_neighbour_graph
+
+
+@dataclass(frozen=True)
+class CommunitySettings:
+    """How the shares of points are found; chosen on development seeds of the balance benchmark.
+
+    Attributes:
+        resolutions: of the modularity, fine to coarse.
+        radii: of the covers, in median distances to the nearest neighbour; 0: every point stands for itself.
+        neighbours: of each point in the graphs.
+        forms: of the points: "rows" as they are, "directions" at unit length.
+    """
+
+    resolutions: tuple[float, ...] = (10.0, 1.0, 0.1)
+    radii: tuple[float, ...] = (0.15, 0.7, 1.0)
+    neighbours: tuple[int, ...] = (15,)
+    forms: tuple[str, ...] = ("directions", "rows")
+
+
+def communities(graph: csr_array, resolution: float, seed: int) -> Int[np.ndarray, "n"]:
+    """Community of every node, numbered from 0, by the Leiden algorithm (Traag et al., 2019)."""
+    from sknetwork.clustering import Leiden
+
+    if graph.nnz == 0:
+        return np.arange(graph.shape[0])
+    adjacency = csr_matrix(graph)
+    found = Leiden(resolution=resolution, return_probs=False, return_aggregate=False, random_state=seed)
+    labels = found.fit_predict(adjacency)
+    return np.unique(labels, return_inverse=True)[1].astype(np.int64)
+
+
+def nested_communities(graph: csr_array, resolutions: tuple[float, ...], seed: int) -> list[Int[np.ndarray, "n"]]:
+    """Communities at each resolution, fine to coarse: those of one are the nodes of the next, so that they nest."""
+    found: list[np.ndarray] = []
+    current = np.arange(graph.shape[0])
+    for resolution in resolutions:
+        merged = communities(graph, resolution, seed)
+        current = merged[current]
+        found.append(current)
+        nodes, k = len(merged), int(merged.max()) + 1
+        member = csr_array((np.ones(nodes, np.float32), (merged, np.arange(nodes))), shape=(k, nodes))
+        graph = (member @ graph @ member.T).tocsr()
+    return found
+
+
+def even_shares(levels: list[Int[np.ndarray, "n"]]) -> Float[np.ndarray, "n"]:
+    """Share of every point when each node of a nested partition gives its children the same; sums to 1."""
+    share, above = np.ones(1), np.zeros(len(levels[0]), np.int64)
+    for labels in [*levels[::-1], np.arange(len(levels[0]))]:
+        parent = np.zeros(int(labels.max()) + 1, np.int64)
+        parent[labels] = above
+        share = share[parent] / np.bincount(parent, minlength=len(share))[parent]
+        above = labels
+    return share
+
+
+def _beliefs(
+    x: Float[np.ndarray, "n d"], settings: CommunitySettings, seed: int
+) -> Iterator[tuple[str, list[np.ndarray], np.ndarray]]:
+    """For each belief: its name, nested communities of the points, and the points' shares."""
+    for form in settings.forms:
+        points = x
+        if form == "directions":
+            points = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+        distances, _found = nearest(points, 1)
+        apart = distances[distances > 0]
+        unit = float(np.median(apart)) if len(apart) else 0.0
+        for radius in settings.radii:
+            if radius and unit:
+                group, leaders = cover(points, radius * unit)
+            else:
+                group = leaders = np.arange(len(points))
+            places = np.ascontiguousarray(points[leaders])
+            most = min(max(settings.neighbours), len(places) - 1)
+            if most < 1:
+                continue
+            _distances, found = nearest(places, most)
+            size = np.bincount(group)
+            for k in sorted({min(k, most) for k in settings.neighbours}):
+                graph = shared_neighbour_graph(np.ascontiguousarray(found[:, :k]))
+                nested = nested_communities(graph, settings.resolutions, seed)
+                share = (even_shares(nested) / size)[group]
+                yield f"{form}, radius {radius:g}, {k} neighbours", [labels[group] for labels in nested], share
+
+
+def concept_shares(
+    x: Float[np.ndarray, "n d"], settings: CommunitySettings | None = None, seed: int = 0, progress: bool = False
+) -> tuple[Float[np.ndarray, "n"], list[Int[np.ndarray, "n"]], float]:
+    """The share of a balanced subset that each point should get, and communities to order the points by.
+
+    Args:
+        x: (n, d) float32 points, n up to about a hundred thousand.
+        settings: the beliefs to take the mean of.
+        seed: of the communities.
+
+    Returns:
+        (n,) shares that sum to 1; communities of the points, fine to coarse, of the belief nearest to the mean; and how
+        far the beliefs are apart: mean total variation between each and their mean, 0 (all alike) to 1.
+    """
+    settings = settings or CommunitySettings()
+    x = principal_axes(np.asarray(x, np.float32))
+    n_beliefs = len(settings.forms) * len(settings.radii) * len(settings.neighbours)
+    shares, nested = [], []
+    for _name, levels, share in tqdm(
+        _beliefs(x, settings, seed), total=n_beliefs, desc="communities", unit="graph", disable=not progress
+    ):
+        nested.append(levels)
+        shares.append(share)
+    if not shares:
+        return np.full(len(x), 1 / len(x)), [np.zeros(len(x), np.int64)], 0.0
+    mean = np.mean(shares, axis=0)
+    apart = [float(np.abs(share - mean).sum() / 2) for share in shares]
+    return mean, nested[int(np.argmin(apart))], float(np.mean(apart))
