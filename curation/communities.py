@@ -10,14 +10,16 @@ the KL divergence to uniform is convex: the mean of several is never worse than 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.sparse import csr_array, csr_matrix
 from tqdm import tqdm
 
-from curation.neighbours import cover, nearest, principal_axes, shared_neighbour_graph
+from curation.neighbours import cover, nearest, shared_neighbour_graph
+
+FEW_DIMENSIONS = 16
 
 
 @dataclass(frozen=True)
@@ -38,15 +40,16 @@ class CommunitySettings:
 
 
 def communities(graph: csr_array, resolution: float, seed: int) -> Int[np.ndarray, "n"]:
-    """Community of every node, numbered from 0, by the Leiden algorithm (Traag et al., 2019)."""
-    from sknetwork.clustering import Leiden
+    """Community of every node, numbered from 0, by the Louvain algorithm (Blondel et al., 2008), nodes in random order.
+
+    The Leiden algorithm of the same library draws from C's global random numbers, so that no seed repeats it.
+    """
+    from sknetwork.clustering import Louvain
 
     if graph.nnz == 0:
         return np.arange(graph.shape[0])
-    adjacency = csr_matrix(graph)
-    found = Leiden(resolution=resolution, return_probs=False, return_aggregate=False, random_state=seed)
-    labels = found.fit_predict(adjacency)
-    return np.unique(labels, return_inverse=True)[1].astype(np.int64)
+    found = Louvain(resolution, shuffle_nodes=True, return_probs=False, return_aggregate=False, random_state=seed)
+    return np.unique(found.fit_predict(csr_matrix(graph)), return_inverse=True)[1].astype(np.int64)
 
 
 def nested_communities(graph: csr_array, resolutions: tuple[float, ...], seed: int) -> list[Int[np.ndarray, "n"]]:
@@ -109,7 +112,7 @@ def concept_shares(
     """The share of a balanced subset that each point should get, and communities to order the points by.
 
     Args:
-        x: (n, d) float32 points, n up to about a hundred thousand.
+        x: (n, d) float32 points, n up to about a hundred thousand, d as of `curation.levels.graph_space`.
         settings: the beliefs to take the mean of.
         seed: of the communities.
 
@@ -118,7 +121,9 @@ def concept_shares(
         far the beliefs are apart: mean total variation between each and their mean, 0 (all alike) to 1.
     """
     settings = settings or CommunitySettings()
-    x = principal_axes(np.asarray(x, np.float32))
+    if x.shape[1] < FEW_DIMENSIONS:  # directions of points in the plane say little of the points
+        settings = replace(settings, forms=("rows",))
+    x = np.ascontiguousarray(x, dtype=np.float32)
     n_beliefs = len(settings.forms) * len(settings.radii) * len(settings.neighbours)
     shares, nested = [], []
     for _name, levels, share in tqdm(

@@ -15,12 +15,16 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 
 from curation.communities import CommunitySettings, concept_shares
 from curation.embeddings import Embeddings, open_embeddings
+from curation.neighbours import MAX_DIMENSIONS
+from curation.sampling import take_from_clusters
 from curation.tree import ClusterTree, Level
 
 MAX_POINTS = 50_000  # of the neighbour graphs: rows where there are no more, else members of every level-1 cluster
+ROWS_PER_BLOCK = 8_192
 MAX_LEAVES = 4_000  # of one linkage, which needs the square of it in memory
 ROWS_PER_CLUSTER = 8
 FANOUT = 8  # clusters of a level within one of the level above
+TOP_CLUSTERS = 32
 
 
 def first_level(n_rows: int) -> int:
@@ -37,10 +41,28 @@ def graph_points(
     n = len(labels)
     if n <= limit:
         return np.arange(n)
-    from curation.sampling import take_from_clusters
-
     each = np.minimum(np.bincount(labels, minlength=k), max(1, limit // k))
     return np.flatnonzero(take_from_clusters(labels, each, "random", rng))
+
+
+def graph_space(
+    x: Embeddings, rows: Int[np.ndarray, "m"], dimensions: int = MAX_DIMENSIONS
+) -> Float[np.ndarray, "m e"]:
+    """Some rows in their leading axes about the origin: lengths and angles are kept as far as they fit.
+
+    No centring: the mean of a long-tailed pool is where its head lies. Read in blocks, twice where there are more
+    dimensions than are kept.
+    """
+    blocks = np.array_split(rows, -(-len(rows) // ROWS_PER_BLOCK))
+    if x.dim <= dimensions:
+        return torch.cat([x.take(block).float().cpu() for block in blocks]).numpy()
+    moments = torch.zeros(x.dim, x.dim, dtype=torch.float64)
+    for block in blocks:
+        part = x.take(block).float().cpu()
+        moments += (part.T @ part).double()
+    _values, axes = torch.linalg.eigh(moments / len(rows))
+    kept = axes.flip(1)[:, :dimensions].float().contiguous()
+    return torch.cat([x.take(block).float().cpu() @ kept for block in blocks]).numpy()
 
 
 def cluster_shares(
@@ -134,9 +156,11 @@ def grow_levels(
         x: (n, d), the rows of the tree in its order; only those of the graphs are read.
         limit: points of the graphs, at most.
     """
-    source: Embeddings = open_embeddings(x)
+    source = open_embeddings(x)
     first = tree.levels[0]
     k = len(first.centroids)
+    if k < FANOUT:
+        return tree
     labels = np.asarray(first.assignment)
     rng = np.random.default_rng([seed, 7])
     rows = graph_points(labels, k, rng, limit)
@@ -147,7 +171,7 @@ def grow_levels(
     weights = cluster_shares(labels, rows, shares, k)
     order = line_up(np.asarray(first.centroids), _vote(labels[rows], nested, k), weights)
     n_levels = 1 if k < 4 * FANOUT else 2 if k < 16 * FANOUT**2 else 3
-    top = max(2, min(32, k // 4)) if k > 3 else 1
+    top = max(2, min(TOP_CLUSTERS, k // 4))
     levels = [first]
     position = np.empty(k, np.int64)
     position[order] = np.arange(k)

@@ -13,15 +13,6 @@ MAX_DIMENSIONS = 128  # of the space in which neighbours are searched
 ROUNDS = 5  # of thinning: each sees 30 neighbours of a point
 
 
-def principal_axes(x: Float[np.ndarray, "n d"], dimensions: int = MAX_DIMENSIONS) -> Float[np.ndarray, "n e"]:
-    """Rows in their leading axes about the origin (no centring: lengths and angles are kept as far as they fit)."""
-    if x.shape[1] <= dimensions:
-        return np.ascontiguousarray(x, dtype=np.float32)
-    moments = (x.T.astype(np.float64) @ x) / len(x)
-    _values, axes = np.linalg.eigh(moments)
-    return np.ascontiguousarray(x @ axes[:, ::-1][:, :dimensions], dtype=np.float32)
-
-
 def nearest(x: Float[np.ndarray, "n d"], k: int) -> tuple[Float[np.ndarray, "n k"], Int[np.ndarray, "n k"]]:
     """Distances to the k nearest other points, and which they are; exact."""
     import faiss
