@@ -2,11 +2,14 @@
 
 import sys
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from foundation.command import run_command
+from foundation.devices import open_device
 from foundation.errors import CurationError
 
 app = typer.Typer(
@@ -50,18 +53,6 @@ def _numbers(text: str, option: str) -> list[int]:
 def _one_or_each(text: str, option: str) -> int | list[int]:
     numbers = _numbers(text, option)
     return numbers[0] if len(numbers) == 1 else numbers
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise CurationError(f"device {name!r} cannot be used here; try --device cpu") from error
-    return name
 
 
 def _say(text: str) -> None:
@@ -145,7 +136,7 @@ def cluster(
         tolerance=tolerance,
         metric=metric.value,
         seed=seed,
-        device=_device(device),
+        device=str(open_device(device)),
         work_dir=output / "unfinished",
         bad_rows="drop" if drop_bad_rows else "error",
     )
@@ -215,7 +206,7 @@ def assign(
     from curation.tree import ClusterTree
     from foundation.files import write_atomically
 
-    table = pa.table(place_rows(ClusterTree.load(tree), open_embeddings(embeddings, column), _device(device)))
+    table = pa.table(place_rows(ClusterTree.load(tree), open_embeddings(embeddings, column), str(open_device(device))))
     write_atomically(output, lambda stream: pq.write_table(table, stream))
     _say(f"{table.num_rows:,} rows placed in {output}")
 
@@ -323,21 +314,9 @@ def run(
     _say(f"subset in {output}/subset/subset.parquet; open {result.report} in a browser")
 
 
-def main() -> None:
-    """Entry point: a mistake of the user is one line and exit code 2, an interruption one line and 130."""
-    try:
-        app()
-    except CurationError as error:
-        _say(f"curate: error: {error}")
-        raise SystemExit(2) from None
-    except SystemExit as stop:
-        if stop.code == 130:  # typer turns Ctrl-C into this code without a word
-            _say("curate: interrupted; run the same command again to go on")
-        raise
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        _say(f"curate: error: {error.strerror or error}{where}")
-        raise SystemExit(2) from None
+def main(arguments: list[str] | None = None) -> None:
+    """The command; see `foundation.command.run_command` for how it ends."""
+    run_command("curate", partial(app, args=arguments, prog_name="curate", standalone_mode=False))
 
 
 if __name__ == "__main__":

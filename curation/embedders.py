@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from foundation.devices import open_device
 from foundation.errors import CurationError
 from foundation.files import load_json
 
@@ -72,7 +73,7 @@ def open_embedder(name: str, image_size: int | None = None, device: str = "auto"
         )
     if image_size is not None and image_size < 1:
         raise CurationError(f"image size {image_size} must be a positive number of pixels")
-    place = _device(device)
+    place = open_device(device, mps=True)
     number = precision if precision != "auto" else "bfloat16" if place.type == "cuda" else "float32"
     if number not in PRECISIONS:
         raise CurationError(f"precision {precision!r} is unknown; use auto, {', '.join(PRECISIONS)}")
@@ -82,18 +83,6 @@ def open_embedder(name: str, image_size: int | None = None, device: str = "auto"
     identity = {"embedder": name, "weights": _digest(model), "image_size": size, "precision": number}
     forward = _forward(model, place, PRECISIONS[number])
     return Embedder(name, forward(torch.zeros(1, 3, size, size)).shape[1], size, transform, forward, identity)
-
-
-def _device(device: str) -> torch.device:
-    if device == "auto":
-        available = "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device("cuda" if torch.cuda.is_available() else available)
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise CurationError(f"device {device!r} is not available here; use auto or cpu") from error
-    return place
 
 
 def _digest(model: nn.Module) -> str:

@@ -15,6 +15,7 @@ from curation.pool import open_pool
 from curation.report import write_report
 from curation.subset import Subset
 from curation.tree import ClusterTree
+from foundation.devices import open_device
 from foundation.errors import CurationError
 from foundation.files import load_json
 
@@ -114,13 +115,11 @@ def run_pipeline(
     Raises:
         CurationError: bad settings or input; see the steps.
     """
-    import torch
-
     folder = Path(folder)
     pool = open_pool(source)
     if not 0 < size <= len(pool) * max_copies:
         raise CurationError(f"size {size} must lie between 1 and {len(pool) * max_copies}, the rows of the pool")
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    where = str(open_device(device))
     skipped = []
     done = (folder / "embeddings" / "embeddings.json").exists() and load_json(
         folder / "embeddings" / "embeddings.json"

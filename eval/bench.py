@@ -18,6 +18,7 @@ from eval.logistic import logistic_regression
 from eval.models import FrozenModel
 from eval.results import Results, Row, row_of
 from eval.settings import RunSettings
+from foundation.devices import open_device
 from foundation.errors import CurationError
 
 HEADS = ("knn", "linear", "logistic")
@@ -85,11 +86,7 @@ class Bench:
 
     @property
     def device(self) -> str:
-        import torch
-
-        if self.settings.device != "auto":
-            return self.settings.device
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return str(open_device(self.settings.device))
 
     @property
     def bootstrap(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The command ``python -m eval``: a thin shell over `eval.run`; each evaluation's dataclass is its help."""
 
-import sys
 from dataclasses import fields
+from functools import partial
 from inspect import getdoc
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from eval.settings import RunSettings, describe, parse
-from foundation.errors import CurationError
+from foundation.command import run_command
 
 app = typer.Typer(
     help="Measure a frozen image model.\n\n"
@@ -116,14 +116,10 @@ def datasets() -> None:
         typer.echo(f"{layout}: {meaning}")
 
 
-def main() -> None:
-    """Run the command; a user's mistake is one line on the error stream and exit code 1."""
+def main(arguments: list[str] | None = None) -> None:
+    """The command; see `foundation.command.run_command` for how it ends."""
     from eval.tasks import TASKS
 
     for name, task in TASKS.items():
         _register(name, task)
-    try:
-        app()
-    except CurationError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(1)
+    run_command("eval", partial(app, args=arguments, prog_name="python -m eval", standalone_mode=False))

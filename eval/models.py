@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from eval.images import Transform
+from foundation.devices import open_device
 from foundation.errors import CurationError
 
 FeatureFunction = Callable[[Float[Tensor, "b 3 h w"]], Mapping[str, Any]]
@@ -116,7 +117,7 @@ def open_model(
         device: "auto" takes a GPU where there is one.
         precision: "float32" or "bfloat16" (autocast).
     """
-    target = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    target = open_device(device)
     if precision not in ("float32", "bfloat16"):
         raise CurationError(f"precision {precision!r} is unknown; use float32 or bfloat16")
     kind, _, rest = name.partition(":")

@@ -1,12 +1,13 @@
 """The command ``python -m satellite``: a thin shell over the functions of this package."""
 
-import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from foundation.command import run_command, warn_in_one_line
 from foundation.errors import CurationError
 from satellite.errors import HeightWarning
 
@@ -150,12 +151,7 @@ def _say(text: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command; a user's mistake is one line and exit code 1."""
+    """The command; see `foundation.command.run_command` for how it ends."""
     with warnings.catch_warnings():
-        warnings.simplefilter("always", HeightWarning)
-        warnings.showwarning = lambda message, *_rest, **_options: _say(f"warning: {message}")
-        try:
-            app(args=arguments, prog_name="python -m satellite")
-        except CurationError as error:
-            _say(f"error: {error}")
-            sys.exit(1)
+        warn_in_one_line(HeightWarning)
+        run_command("satellite", partial(app, args=arguments, prog_name="python -m satellite", standalone_mode=False))

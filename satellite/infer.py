@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from tqdm import tqdm
 
+from foundation.devices import open_device
 from foundation.errors import CurationError
 from foundation.files import digest_json, load_array, load_json, save_array, save_json
 from satellite.export import TrainedModel, load_model
@@ -71,9 +72,7 @@ def predict_raster(
         CurationError: as `open_raster`; another resolution or number of bands than the model's; parts of another run.
     """
     settings, output = settings or PredictSettings(), Path(output)
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(open_device(settings.device))
     trained = load_model(model, device)
     with _open_for(trained, image, settings, crs) as raster:
         parts = output.with_name(f".{output.name}.parts")

@@ -12,37 +12,31 @@ Stop it at any time: the same command goes on where it was, skips what is finish
 
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from experiments.launch import run_experiment, sweep
 from experiments.settings import compose
-from foundation.errors import CurationError
+from foundation.command import run_command
 
 
 def main(arguments: list[str]) -> int:
     if "-h" in arguments or "--help" in arguments:
         print(__doc__)
         return 0
-    try:
-        if "-m" in arguments or "--multirun" in arguments:
-            return sweep()
-        overrides = [argument for argument in arguments if argument not in ("--cfg", "job")]
-        config = compose(overrides)
-        if "--cfg" in arguments:
-            import yaml
+    if "-m" in arguments or "--multirun" in arguments:
+        return sweep()
+    overrides = [argument for argument in arguments if argument not in ("--cfg", "job")]
+    config = compose(overrides)
+    if "--cfg" in arguments:
+        import yaml
 
-            print(yaml.safe_dump(config, sort_keys=False), end="")
-            return 0
-        return run_experiment(config, shlex.join(["python", "scripts/run_experiment.py", *arguments]))
-    except CurationError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where this one was", file=sys.stderr)
-        return 130
+        print(yaml.safe_dump(config, sort_keys=False), end="")
+        return 0
+    return run_experiment(config, shlex.join(["python", "scripts/run_experiment.py", *arguments]))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command("run_experiment", partial(main, sys.argv[1:]))

@@ -1,12 +1,13 @@
 """The command ``python -m text_lm``: a thin shell over the functions of this package."""
 
 import json
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from foundation.command import run_command
 from foundation.errors import CurationError
 
 app = typer.Typer(
@@ -249,9 +250,5 @@ def _say(text: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command; a user's mistake is one line and exit code 1."""
-    try:
-        app(args=arguments, prog_name="python -m text_lm")
-    except CurationError as error:
-        _say(f"error: {error}")
-        sys.exit(1)
+    """The command; see `foundation.command.run_command` for how it ends."""
+    run_command("text_lm", partial(app, args=arguments, prog_name="python -m text_lm", standalone_mode=False))

@@ -145,7 +145,7 @@ def test_a_model_that_is_not_there_is_one_line(tmp_path: Path):
         run_language({"model": str(tmp_path / "none.gguf"), "tasks": "arc_easy"})
     command = [sys.executable, "-m", "eval", "language", f"model={tmp_path}", "tasks=arc_easy"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "cannot be loaded" in done.stderr
     assert "Traceback" not in done.stderr
 

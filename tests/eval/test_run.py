@@ -233,8 +233,8 @@ def test_the_command_runs_a_suite_and_prints_one_line_on_a_mistake(folder: Path,
     assert "accuracy k=3" in done.stdout
     assert len(json.loads((tmp_path / "out" / "metrics.json").read_text())["rows"]) == 3
     failed = call("knn", "train=nowhere", *model)
-    assert failed.returncode == 1
-    assert failed.stderr.startswith("error: dataset 'nowhere'")
+    assert failed.returncode == 2
+    assert failed.stderr.startswith("eval: error: dataset 'nowhere'")
     assert "Traceback" not in failed.stderr
 
 

@@ -253,8 +253,8 @@ def test_the_script_ends_with_one_clear_line(tmp_path: Path):
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "error: sciense.curation.size is no setting; did you mean 'science.curation.size'?"
+        "run_experiment: error: sciense.curation.size is no setting; did you mean 'science.curation.size'?"
     ]
     assert not list(tmp_path.iterdir())  # no outputs/ folder appears
