@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from eval.settings import RunSettings, describe, parse
+from eval.settings import RunSettings
 from foundation.command import run_command
+from foundation.settings import describe, read_settings
 
 app = typer.Typer(
     help="Measure a frozen image model.\n\n"
@@ -30,7 +31,7 @@ def _register(name: str, task: type) -> None:
 
     @app.command(name=name, help=text, short_help=getdoc(task))
     def command(settings: Settings = None, output: Output = Path("results")) -> None:
-        given = parse(settings or [])
+        given = read_settings(None, settings)
         shared = {entry.name for entry in fields(RunSettings)}
         own = {key: value for key, value in given.items() if key not in shared}
         _run([(name, own)], {key: value for key, value in given.items() if key in shared}, output)
@@ -58,7 +59,7 @@ def suite(
     from eval.run import read_suite
 
     tasks, shared = read_suite(path)
-    _run(tasks, {**shared, **parse(settings or [])}, output)
+    _run(tasks, {**shared, **read_settings(None, settings)}, output)
 
 
 @app.command(epilog="Example:  python -m eval compare results/curated results/raw")
@@ -83,7 +84,7 @@ def language(settings: Settings = None, output: Output = Path("results")) -> Non
     if not settings:
         typer.echo(f"Settings of language:\n{describe(LanguageSettings)}")
         return
-    results = run_language(parse(settings), output)
+    results = run_language(read_settings(None, settings), output)
     typer.echo(table(results.rows))
     shown = {row.dataset: BENCHMARKS[row.dataset].chance for row in results.rows if row.dataset in BENCHMARKS}
     typer.echo("chance: " + ", ".join(f"{name} {value:.2f}" for name, value in shown.items() if value), err=True)

@@ -11,9 +11,10 @@ import torch
 from eval.bench import Bench
 from eval.models import FrozenModel, open_model
 from eval.results import Results
-from eval.settings import RunSettings, fill
+from eval.settings import RunSettings
 from eval.tasks import TASKS, Task
 from foundation.errors import CurationError
+from foundation.settings import fill
 
 
 def make_task(name: str, settings: Mapping[str, Any]) -> Task:

@@ -11,11 +11,11 @@ from experiments.compare import Row, Summary, summarise
 from experiments.markdown import difference, origin, table, with_interval
 from experiments.provenance import provenance
 from experiments.results import grouped, mean_interval, paired_difference, run_tasks
-from experiments.settings import from_mapping
 from experiments.stages import MARKER, StageRun
 from experiments.text.ablations import Studies, tasks, variants
 from experiments.text.pool import BROWN, DATA, POOL
 from foundation.files import load_json, write_atomically
+from foundation.settings import fill
 
 TITLES = {
     "bpb_macro": "mean over domains",
@@ -41,7 +41,7 @@ def write_up(config: dict[str, Any]) -> Callable[[StageRun], None]:
             prepared[seed] = before["prepare"].folder(root)
         studies, records = None, []
         if science["studies"]:
-            studies = from_mapping(Studies, science["studies"], "science.studies")
+            studies = fill(Studies, science["studies"], "science.studies")
             curation = science["curation"]
             todo = list(tasks(studies, prepared, curation["size"], curation["max_iterations"]))
             source = provenance(str(run.speed["device"]), int(run.speed["threads"]))

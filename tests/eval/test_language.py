@@ -129,9 +129,9 @@ def test_the_papers_list_is_there():
         ({"tasks": "arc_easy"}, "no model"),
         ({"model": "x", "tasks": "helaswag"}, "no rows in the package"),
         ({"model": "x", "source": "web"}, "package or hub"),
-        ({"model": "x", "limit": -1}, "must not be negative"),
+        ({"model": "x", "limit": -1}, "limit is -1"),
         ({"model": "x", "shots": 5}, "no training rows"),
-        ({"model": "x", "task": "arc_easy"}, "unknown setting"),
+        ({"model": "x", "task": "arc_easy"}, "task is no setting; did you mean"),
     ],
 )
 def test_a_mistake_is_named_before_anything_is_loaded(given: dict, message: str):

@@ -87,7 +87,7 @@ def test_the_plan_of_the_published_recipe_agrees_with_the_published_hours():
 def test_mistakes_are_one_line(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for arguments, words in [
         (["train", str(tmp_path / "none"), "-o", str(tmp_path / "r")], "does not exist"),
-        (["train", str(images), "-o", str(tmp_path / "r"), "step=4"], "setting step is unknown"),
+        (["train", str(images), "-o", str(tmp_path / "r"), "step=4"], "step is no setting; did you mean 'steps'?"),
         (["train", str(images), "-o", str(tmp_path / "r"), "-r", str(tmp_path / "no.yaml")], "cannot be read"),
     ]:
         with pytest.raises(SystemExit) as stop:
