@@ -14,11 +14,11 @@ from torch import Tensor
 from eval.bench import Bench
 from eval.dense import DenseSettings
 from eval.depth import linear_depth
-from eval.images import open_image
 from eval.models import FrozenModel, block_features
 from eval.pairs import ImagePairs, open_pairs, read_target
 from eval.segmentation import linear_segmentation, segmentation_result
 from foundation.errors import CurationError
+from foundation.images import read_image
 from foundation.settings import Count, CountOrZero, Positive, setting
 
 KEPT_BYTES = 4 << 30  # features of a split are kept in memory up to here, and made again for every batch beyond
@@ -125,7 +125,7 @@ def _reader(pairs: ImagePairs, model: FrozenModel, size: int, target: Target) ->
 
 def _normalised(pairs: ImagePairs, row: int, model: FrozenModel, size: int) -> Float[Tensor, "3 s s"]:
     try:
-        image = open_image(pairs.images[row]).resize((size, size), Image.Resampling.BICUBIC)
+        image = read_image(pairs.images[row]).resize((size, size), Image.Resampling.BICUBIC)
     except Exception as error:
         # a dense split is small and its targets are dear: here a bad image stops the evaluation
         raise CurationError(f"image {pairs.images[row]} cannot be read: {error}") from error

@@ -17,7 +17,7 @@ from datasets import Image as ImageFeature
 from jaxtyping import Int
 from PIL import Image
 
-from curation.embed import embed_pool, read_image
+from curation.embed import embed_pool
 from curation.embedders import open_embedder
 from curation.embeddings import open_embeddings
 from curation.pool import open_pool
@@ -26,6 +26,7 @@ from experiments.stages import StageRun
 from experiments.web_images.faults import junk, near_duplicate
 from foundation.errors import CurationError
 from foundation.files import save_array, save_json
+from foundation.images import read_image
 from foundation.settings import BelowOne, Count, CountOrZero, NonNegative, check
 from pretrain.settings import PretrainSettings, load_settings, settings_from
 
