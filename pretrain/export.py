@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from foundation.errors import CurationError
+from foundation.timm_models import create_timm_model
 from pretrain.backbone import build_backbone, load_weights
 from pretrain.settings import PretrainSettings
 
@@ -90,13 +91,10 @@ def load_state(module: nn.Module, folder: str | Path) -> None:
 @torch.no_grad()
 def load_teacher(folder: str | Path, image_size: int | None = None) -> Any:
     """The exported teacher as a timm model in evaluation mode, positions resampled to ``image_size``."""
-    import timm
-
     folder = Path(folder)
     if not (folder / "config.json").exists() or not (folder / WEIGHTS).exists():
         raise CurationError(f"{folder} has no config.json and {WEIGHTS}; give the folder teacher/ of a finished run")
-    size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     try:
-        return timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True, num_classes=0, **size).eval()
-    except Exception as error:
-        raise CurationError(f"{folder} does not fit its config.json: {' '.join(str(error).split())[:300]}") from error
+        return create_timm_model(f"local-dir:{folder.resolve()}", image_size, pretrained=True, num_classes=0).eval()
+    except CurationError as error:
+        raise CurationError(f"{folder} does not fit its config.json: {error}") from error
