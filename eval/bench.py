@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from eval.bootstrap import Interval, mean_interval
 from eval.datasets import open_labelled
 from eval.features import FeatureSet, extract
 from eval.images import LabelledImages, Transform
@@ -20,6 +19,7 @@ from eval.results import Results, Row, row_of
 from eval.settings import RunSettings
 from foundation.devices import open_device
 from foundation.errors import CurationError
+from foundation.intervals import Interval, mean_interval
 
 HEADS = ("knn", "linear", "logistic")
 Scores = Callable[[FeatureSet], Float[Tensor, "n classes"]]

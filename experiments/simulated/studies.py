@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.provenance import provenance
-from experiments.results import Task, mean_interval, run_tasks
+from experiments.results import Task, run_tasks
 from experiments.simulated.ablations import ToySettings, ablation_tasks
 from experiments.simulated.data import TOYS
 from experiments.simulated.report import write_report
@@ -18,6 +18,7 @@ from experiments.simulated.theory import theory_tasks
 from experiments.stages import Stage, StageRun
 from foundation.errors import CurationError
 from foundation.files import save_json, write_atomically
+from foundation.intervals import student_interval
 from foundation.settings import fill, nearest_name
 
 
@@ -58,7 +59,7 @@ def metric_rows(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 values.setdefault((record["study"], record["row"], measure), []).append(float(value))
     rows = []
     for (study, row, measure), found in values.items():
-        mean, half = mean_interval(found)
+        mean, half = student_interval(found)
         known = None if np.isnan(half) else half
         rows.append(
             {"study": study, "row": row, "measure": measure, "mean": mean, "interval_95": known, "seeds": len(found)}

@@ -10,11 +10,12 @@ from experiments.arms import BASE_ARM, METHOD_ARM
 from experiments.compare import Row, Summary, summarise
 from experiments.markdown import difference, origin, table, with_interval
 from experiments.provenance import provenance
-from experiments.results import grouped, mean_interval, paired_difference, run_tasks
+from experiments.results import grouped, run_tasks
 from experiments.stages import MARKER, StageRun
 from experiments.text.ablations import Studies, tasks, variants
 from experiments.text.pool import BROWN, DATA, POOL
 from foundation.files import load_json, write_atomically
+from foundation.intervals import paired_student_interval, student_interval
 from foundation.settings import fill
 
 TITLES = {
@@ -225,10 +226,10 @@ def balance_section(records: list[dict[str, Any]], studies: Studies, n_seeds: in
     distinct = grouped(records, "text_balance", "distinct")
     lines = []
     for row, variant in rows.items():
-        mean, half = mean_interval(kl[row])
+        mean, half = student_interval(kl[row])
         against = "-"
         if row != "base":
-            change, wide = paired_difference(kl[row], kl["base"])
+            change, wide = paired_student_interval(kl[row], kl["base"])
             word = "not told apart" if not abs(change) > wide else "flatter" if change < 0 else "less flat"
             against = f"{word}, {with_interval(change, wide)}"
         lines.append(
