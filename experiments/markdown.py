@@ -1,4 +1,4 @@
-"""Tables and sentences of written-up results, the same for every experiment."""
+"""Sentences of written-up results, the same for every experiment."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,12 +6,6 @@ from typing import Any
 import numpy as np
 
 from experiments.compare import Summary
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def with_interval(mean: float, half: float, digits: int = 3) -> str:

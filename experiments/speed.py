@@ -13,6 +13,7 @@ from curation.kmeans import kmeans
 from curation.kmeans.frame import Frame
 from curation.kmeans.lloyd import fit_centroids
 from curation.kmeans.seeding import seed_centroids
+from foundation.tables import markdown_table
 
 
 def long_tailed_mixture(n: int, dim: int, n_concepts: int = 2000, noise: float = 0.06, seed: int = 0) -> np.ndarray:
@@ -138,14 +139,12 @@ def markdown(results: dict[str, list[dict[str, Any]]], command: str, source: dic
     for part, rows in results.items():
         reference = next((row for row in rows if row["name"] == references[part]), rows[-1])
         lines += [f"## {titles[part]}", ""]
-        lines += [f"| | seconds: median (min to max) | times faster than {reference['name']} | mean squared distance |"]
-        lines += ["|---|---|---|---|"]
+        cells = []
         for row in rows:
             ratio = np.median(np.array(reference["seconds"]) / np.array(row["seconds"]))
             times = row["seconds"]
-            lines.append(
-                f"| {row['name']} | {np.median(times):.2f} ({min(times):.2f} to {max(times):.2f}) | {ratio:.1f} | "
-                f"{np.mean(row['mean_squared_distance']):.5f} |"
-            )
-        lines.append("")
+            seconds = f"{np.median(times):.2f} ({min(times):.2f} to {max(times):.2f})"
+            cells.append([row["name"], seconds, f"{ratio:.1f}", f"{np.mean(row['mean_squared_distance']):.5f}"])
+        faster = f"times faster than {reference['name']}"
+        lines.append(markdown_table(["", "seconds: median (min to max)", faster, "mean squared distance"], cells))
     return "\n".join(lines)

@@ -14,6 +14,7 @@ from experiments.simulated.study_settings import Studies
 from experiments.simulated.table import row_titles
 from foundation.files import write_atomically
 from foundation.intervals import paired_student_interval, student_interval
+from foundation.tables import markdown_table
 
 # KL of the official notebook (one run, no interval), for the rows that it has
 PUBLISHED = {
@@ -52,11 +53,6 @@ def verdict(values: Sequence[float], base: Sequence[float]) -> str:
     if np.isnan(half):
         return f"{word} ({mean:+.3f}, one seed, no interval)"
     return f"{'not told apart' if abs(mean) <= half else word} ({mean:+.3f} ± {half:.3f})"
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def _seeds(values: Sequence[float]) -> str:
