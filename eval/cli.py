@@ -49,9 +49,14 @@ def _run(tasks: list[tuple[str, dict[str, Any]]], shared: dict[str, Any], output
     typer.echo(f"{cost}; results in {output / 'metrics.json'}", err=True)
 
 
-@app.command(epilog="Example:  python -m eval suite configs/eval/imagenet.yaml model=checkpoint/ -o results/")
+@app.command(epilog="Example:  python -m eval suite imagenet model=checkpoint/ -o results/")
 def suite(
-    path: Annotated[Path, typer.Argument(help="YAML with a list `tasks` and settings of the run.")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="YAML with a list `tasks` and settings of the run; or small, imagenet, fine_grained, dense."
+        ),
+    ],
     settings: Settings = None,
     output: Output = Path("results"),
 ) -> None:

@@ -14,6 +14,8 @@ PACKAGES = ("torch", "numpy", "numba", "scipy", "scikit-learn")
 
 def commit() -> str:
     """Commit of the repository, "-dirty" where code that decides results differs from it; "unknown" outside a clone."""
+    if not (ROOT / ".git").exists():  # an installed copy, which may lie within a repository of another project
+        return "unknown"
     try:
         found = subprocess.run(
             ["git", "rev-parse", "--short=10", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True

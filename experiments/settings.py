@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from foundation.errors import CurationError
-from foundation.settings import nearest_name
-
-CONFIGS = Path(__file__).parents[1] / "configs"
+from foundation.settings import CONFIGS, nearest_name
 
 
 def _keys(config: Any, prefix: str = "") -> set[str]:

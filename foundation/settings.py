@@ -25,6 +25,8 @@ from typing import Annotated, Any, TypeVar
 from foundation.errors import CurationError
 
 T = TypeVar("T")
+_HERE = Path(__file__).parent
+CONFIGS = _HERE / "configs" if (_HERE / "configs").exists() else _HERE.parent / "configs"  # of a wheel, of a clone
 NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -111,6 +113,7 @@ def read_settings(
     """A nested dict from a YAML file, then ``key=value`` overrides such as ``crops.n_local=4``.
 
     Args:
+        path: ``configs/...`` also names what this project brings along, where there is no such file.
         files: sections for which the name of another file may stand: beside the first file, or where one is when it is
             an override.
 
@@ -177,6 +180,8 @@ def _yaml(path: Path) -> Any:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
+    if not path.exists() and path.parts[:1] == ("configs",):
+        path = CONFIGS.joinpath(*path.parts[1:])  # what this project brings along, wherever the user stands
     try:
         content = OmegaConf.load(path)
     except (OSError, UnicodeDecodeError) as error:

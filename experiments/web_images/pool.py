@@ -21,13 +21,12 @@ from curation.embed import embed_pool
 from curation.embedders import open_embedder
 from curation.embeddings import open_embeddings
 from curation.pool import open_pool
-from experiments.settings import CONFIGS
 from experiments.stages import StageRun
 from experiments.web_images.faults import junk, near_duplicate
 from foundation.errors import CurationError
 from foundation.files import save_array, save_json
 from foundation.images import read_image
-from foundation.settings import BelowOne, Count, CountOrZero, NonNegative, check
+from foundation.settings import CONFIGS, BelowOne, Count, CountOrZero, NonNegative, check
 from pretrain.settings import PretrainSettings, load_settings, settings_from
 
 ROOT = Path(__file__).parents[2]
