@@ -16,6 +16,7 @@ from experiments.compare import StageRecord, Summary
 from experiments.curves import read_curve
 from experiments.experiment import Domain, Metric
 from experiments.figures import balance_figure, curves_figure, forest_figure
+from experiments.provenance import commits_of
 from foundation.files import load_json, write_atomically
 from foundation.intervals import NO_DIFFERENCE, TOO_FEW
 
@@ -166,7 +167,7 @@ def _sources(records: Sequence[StageRecord]) -> dict[str, str]:
     sources = [record.marker["provenance"] for record in records]
     versions = sorted({", ".join(f"{name} {value}" for name, value in item["versions"].items()) for item in sources})
     return {
-        "commits": ", ".join(sorted({item["commit"] for item in sources})),
+        "commits": commits_of(sources),
         "devices": "; ".join(sorted({item["device"] for item in sources})),
         "versions": "; ".join(versions),
     }

@@ -11,6 +11,7 @@ from foundation.files import write_atomically
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from experiments.provenance import commits_of
 from foundation.tables import markdown_table
 
 GROWTH = {
@@ -87,7 +88,7 @@ def growth_figure(growth: dict[str, list[dict[str, Any]]], path: Path) -> None:
 def scale_markdown(found: dict[str, Any], command: str, source: dict[str, Any]) -> str:
     """The page; the figure is ``images/growth.png`` beside it."""
     lines = ["# Whole jobs", "", f"`{command}`", ""]
-    lines += [f"Commit {source['commit']}, {source['device']}.", f"Versions: {source['versions']}.", ""]
+    lines += [f"Commit {commits_of([source])}, {source['device']}.", f"Versions: {source['versions']}.", ""]
     lines += [
         "Each job runs once, in a process of its own; peak memory counts the interpreter, torch (about 0.7 GB) and"
     ]

@@ -13,6 +13,7 @@ from curation.kmeans import kmeans
 from curation.kmeans.frame import Frame
 from curation.kmeans.lloyd import fit_centroids
 from curation.kmeans.seeding import seed_centroids
+from experiments.provenance import commits_of
 from foundation.tables import markdown_table
 
 
@@ -134,7 +135,7 @@ def markdown(results: dict[str, list[dict[str, Any]]], command: str, source: dic
     references = {"lloyd": "faiss.Kmeans", "seeding": "scikit-learn greedy k-means++"}
     titles = {"lloyd": "Lloyd iterations from the same start", "seeding": "Seeding, then the same Lloyd iterations"}
     lines = ["# Speed of k-means", "", f"`{command}`", ""]
-    lines += [f"Commit {source['commit']}, {source['device']}.", f"Versions: {source['versions']}.", ""]
+    lines += [f"Commit {commits_of([source])}, {source['device']}.", f"Versions: {source['versions']}.", ""]
     lines += ["Runs of all rows are interleaved; the mean squared distance comes from one float64 evaluator.", ""]
     for part, rows in results.items():
         reference = next((row for row in rows if row["name"] == references[part]), rows[-1])

@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.arms import BASE_ARM, METHOD_ARM
 from experiments.compare import Row, Summary, summarise
+from experiments.provenance import commits_of
 from experiments.satellite.pool import COVER_CLASSES, DATA, SYNTHETIC
 from experiments.stages import MARKER, StageRun
 from foundation.files import load_json, write_atomically
@@ -96,7 +97,7 @@ def render(
         f"- data: {source}\n"
         f"- command: `python scripts/run_experiment.py experiment=satellite scale={scale} "
         f"seeds=[{','.join(map(str, seeds))}] arms=[{','.join(arms)}]`\n"
-        f"- commit of the code: {', '.join(sorted({item['commit'] for item in made}))}\n"
+        f"- commit of the code: {commits_of(made)}\n"
         f"- device: {', '.join(sorted({item['device'] for item in made}))}\n",
         f"Ground is cut into squares of {pool['block']:g} m in {pool['n_folds']} folds; seed s tests fold s modulo "
         f"{pool['n_folds']}, and no tile of pool or labels comes nearer than {pool['margin']:g} m. Pool: "

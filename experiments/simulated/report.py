@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.provenance import commits_of
 from experiments.results import grouped
 from experiments.simulated.ablations import ToySettings, variants
 from experiments.simulated.figures import ablation_figure, density_figure, theory_figure
@@ -178,7 +179,7 @@ def write_report(
     theory_figure(records, images / "simulated_theory.png")
     ablation_figure(records, toys, ablations.n_resamples, images / "simulated_ablations.png")
     made = [record["provenance"] for record in records]
-    commits = ", ".join(sorted({item["commit"] for item in made}))
+    commits = commits_of(made)
     versions = sorted({", ".join(f"{k} {v}" for k, v in item["versions"].items()) for item in made})
     sections = [
         "# Simulated data (experiment 1 of the paper)\n",

@@ -101,7 +101,7 @@ def test_settings_that_an_arm_does_not_use_leave_its_results_alone():
         ("seeds=[]", "seeds is"),
         ("seeds=[1,1]", "seeds is"),
         ("science.curation.size=999999", "arm raw wants 999,999 of the 12,000 rows"),
-        ("science.pool.toy=rings", "use one of manifold, clutter"),
+        ("science.pool.toy=rings", "it must be one of manifold, clutter"),
         ("launch.where=moon", "launch.where is 'moon'"),
         ("tracking.wandb=yes please", "tracking.wandb is"),
         ("speed.hardware=abacus", "known are"),
