@@ -37,7 +37,7 @@ Levels = Annotated[
 ]
 Resamples = Annotated[str, typer.Option(help="Resampled k-means runs after the first; one number or one per level.")]
 Sizes = Annotated[str, typer.Option(help="Members of each cluster in a resampled set; 0: half the mean cluster size.")]
-Seed = Annotated[int, typer.Option(help="Of all random choices: the same seed gives the same result.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of all random choices: the same seed gives the same result.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished result with other settings.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and stop.")]
@@ -67,7 +67,7 @@ def embed(
         str, typer.Option(help="timm:NAME, torchvision:NAME, efficientnet_lite0, checkpoint:PATH.")
     ] = "timm:vit_small_patch14_dinov2",
     image_size: Annotated[int | None, typer.Option(help="Side of the input in pixels; default: the network's.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 64,
     workers: Annotated[int | None, typer.Option(help="Decoding processes; default: from the cores.")] = None,
     dtype: Annotated[str, typer.Option(help="Stored: float16, bfloat16 or float32.")] = "float16",
     device: Device = "auto",

@@ -100,7 +100,7 @@ def language(settings: Settings = None, output: Output = Path("results")) -> Non
 def canopy(
     predicted: Annotated[Path, typer.Argument(help="Raster of predicted heights, metres.")],
     truth: Annotated[Path, typer.Argument(help="Raster of lidar heights on the same grid, metres.")],
-    block: Annotated[float, typer.Option(help="Metres, side of the blocks that are resampled.")] = 100.0,
+    block: Annotated[float, typer.Option(min=0, help="Metres, side of the blocks that are resampled.")] = 100.0,
     output: Output = Path("results"),
 ) -> None:
     """Canopy height against lidar: errors, by height class, cover, edges; intervals over blocks (extra satellite)."""

@@ -65,7 +65,7 @@ def plan(
     settings: Overrides = None,
     recipe: Recipe = None,
     device: Annotated[str, typer.Option(help="H100, A100, ...; or give speed.peak_flops=.")] = "H100",
-    utilisation: Annotated[float, typer.Option(help="Share of the peak that is reached.")] = 0.4,
+    utilisation: Annotated[float, typer.Option(min=0, max=1, help="Share of the peak that is reached.")] = 0.4,
 ) -> None:
     """What a run costs: weights, operations, memory, device hours. Nothing is trained."""
     _print_plan(recipe, settings, device, utilisation)

@@ -84,10 +84,12 @@ def train(
     overrides: Overrides = None,
     output: Output = Path("run"),
     config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of settings.")] = None,
-    block: Annotated[float, typer.Option(help="Metres; hold out one spatial fold of blocks of this side.")] = 0.0,
-    folds: Annotated[int, typer.Option(help="How many folds.")] = 5,
-    fold: Annotated[int, typer.Option(help="Which is held out.")] = 0,
-    margin: Annotated[float, typer.Option(help="Metres between train and held-out tiles.")] = 30.0,
+    block: Annotated[
+        float, typer.Option(min=0, help="Metres; hold out a spatial fold of blocks of this side.")
+    ] = 0.0,
+    folds: Annotated[int, typer.Option(min=2, help="How many folds.")] = 5,
+    fold: Annotated[int, typer.Option(min=0, help="Which is held out.")] = 0,
+    margin: Annotated[float, typer.Option(min=0, help="Metres between train and held-out tiles.")] = 30.0,
 ) -> None:
     """Train a head (or all of it); the same command after a kill goes on. Exits with 143 where SIGTERM stopped it."""
     from satellite.settings import load_settings
@@ -114,7 +116,7 @@ def predict(
     match_colours: Annotated[bool, typer.Option("--match-colours", help="Another sensor than in training.")] = False,
     white: Annotated[float, typer.Option(help="Value that is white; 0: as in training.")] = 0.0,
     crs: Crs = "",
-    batch_size: Annotated[int, typer.Option(help="Tiles at a time.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Tiles at a time.")] = 16,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
 ) -> None:
     """A map of heights (cloud-optimised GeoTIFF, metres); the same command after a kill goes on."""

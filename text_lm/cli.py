@@ -32,8 +32,10 @@ Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file o
 def cut(
     source: Annotated[str, typer.Argument(help="JSONL (.gz, .zst), parquet, text files, a folder of them, Hub name.")],
     output: Output,
-    target: Annotated[int, typer.Option(help="Characters of a passage at most; 0 keeps documents whole.")] = 1000,
-    shortest: Annotated[int, typer.Option(help="Characters of a last passage that stands alone.")] = 200,
+    target: Annotated[
+        int, typer.Option(min=0, help="Most characters of a passage; 0 keeps documents whole.")
+    ] = 1000,
+    shortest: Annotated[int, typer.Option(min=0, help="Characters of a last passage that stands alone.")] = 200,
     filter_: Annotated[
         list[str] | None,
         typer.Option("--filter", help="length:L-H, words:L-H, language:CODES, gopher_repetition, c4, ...; repeat it."),
@@ -63,7 +65,9 @@ def cut(
 def dedup(
     pool: Pool,
     output: Output,
-    near: Annotated[float, typer.Option(help="Least Jaccard similarity of near duplicates; 0: exact only.")] = 0.7,
+    near: Annotated[
+        float, typer.Option(min=0, max=1, help="Least Jaccard similarity of duplicates; 0: exact only.")
+    ] = 0.7,
     column: Column = None,
 ) -> None:
     """Leave out exact and near duplicates; of each group the first row stays."""
@@ -89,8 +93,8 @@ def dedup(
 def split(
     pool: Pool,
     output: Output,
-    share: Annotated[float, typer.Option(help="Share of each domain's rows to hold out.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="Which documents are held out.")] = 0,
+    share: Annotated[float, typer.Option(min=0, max=1, help="Share of each domain's rows to hold out.")] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, help="Which documents are held out.")] = 0,
     document_column: Annotated[str, typer.Option(help="Which document a passage is from.")] = "source",
     domain_column: Annotated[str | None, typer.Option(help="Hold out documents of every domain.")] = "domain",
 ) -> None:
@@ -113,7 +117,7 @@ def embed(
     pool: Pool,
     output: Output,
     model: Annotated[str, typer.Option(help="A sentence-transformers model: Hub name or folder.")] = "all-MiniLM-L6-v2",
-    tokens_per_batch: Annotated[int, typer.Option(help="Tokens of a forward pass.")] = 8192,
+    tokens_per_batch: Annotated[int, typer.Option(min=1, help="Tokens of a forward pass.")] = 8192,
     precision: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, ...; auto takes a GPU where there is one.")] = "auto",
     column: Column = None,
@@ -132,7 +136,7 @@ def embed(
 def tokenizer(
     pool: Pool,
     output: Output,
-    size: Annotated[int, typer.Option(help="Vocabulary, special tokens included.")] = 8192,
+    size: Annotated[int, typer.Option(min=1, help="Vocabulary, special tokens included.")] = 8192,
     column: Column = None,
 ) -> None:
     """Train a byte-level BPE on a pool."""
@@ -192,8 +196,8 @@ def perplexity(
     pool: Pool,
     raw: Annotated[str | None, typer.Option(help="Raw pool, for the raw-weighted mean; default: the pool.")] = None,
     domain_column: Annotated[str, typer.Option(help="Column of the domain.")] = "domain",
-    stride: Annotated[int | None, typer.Option(help="Tokens between windows; default: the context.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Windows per forward pass.")] = 32,
+    stride: Annotated[int | None, typer.Option(min=1, help="Tokens between windows; default: the context.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows per forward pass.")] = 32,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
 ) -> None:
     """Bits per byte and perplexity, per domain and summed up, as JSON."""
@@ -229,7 +233,7 @@ def plan(
     vocab: Annotated[int, typer.Option(help="Size of the vocabulary.")] = 259,
     device: Annotated[str, typer.Option(help="Name of the GPU, as in H100 or A100.")] = "H100",
     mfu: Annotated[float, typer.Option(help="Share of the peak that training reaches.")] = 0.4,
-    gpus: Annotated[int, typer.Option(help="How many.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, help="How many.")] = 1,
 ) -> None:
     """Parameters, FLOPs, memory and hours of a run, before it starts."""
     from text_lm.plan import plan_run

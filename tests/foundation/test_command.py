@@ -112,6 +112,35 @@ def test_interruption_and_codes_of_the_body(capsys: pytest.CaptureFixture[str]):
     assert ended("name", None) is None
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("curate", ["cluster", "{x}", "-o", "{out}", "--levels", "2", "--tolerance", "nan"]),
+        ("curate", ["cluster", "{x}", "-o", "{out}", "--levels", "2", "--seed", "-1"]),
+        ("curate", ["embed", "{x}", "-o", "{out}", "--batch-size", "0"]),
+        ("text_lm", ["perplexity", "{x}", "{x}", "--stride", "0"]),
+        ("pretrain", ["train", "{x}", "-o", "{out}", "seed=-1"]),
+        ("satellite", ["tiles", "{x}", "-o", "{out}", "--size", "0"]),
+        ("eval", ["knn", "model={x}", "train={x}", "batch_size=0", "-o", "{out}"]),
+    ],
+)
+def test_a_senseless_number_is_one_line_that_names_it(
+    name: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32))
+    places = {"x": tmp_path / "x.npy", "out": tmp_path / "out"}
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(COMMANDS[name][0]).main([word.format(**places) for word in words])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert said.count("\n") == 1
+    setting = (
+        words[-2].strip("-") if words[-2].startswith("--") else next(w for w in words if "=" in w and "{" not in w)
+    )
+    assert setting.partition("=")[0] in said, said
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_misspelt_option_is_one_line_that_names_the_help(capsys: pytest.CaptureFixture[str]):
     app = typer.Typer()
 
