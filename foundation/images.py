@@ -33,13 +33,15 @@ def read_image(source: str | Path | Mapping[str, Any] | None, least_side: int = 
         CurationError: no image there, no regular file, numbers of no known range, or a shape that is no photograph's.
     """
     if isinstance(source, Mapping):
-        source = io.BytesIO(source["bytes"]) if source.get("bytes") is not None else source.get("path")  # type: ignore[assignment]
-    if not source:
+        place: Any = io.BytesIO(source["bytes"]) if source.get("bytes") is not None else source.get("path")
+    else:
+        place = source
+    if not place:
         raise CurationError("the row has no image")
     # opening a pipe would wait for ever for its other end
-    if isinstance(source, str | Path) and not stat.S_ISREG(os.stat(source).st_mode):
-        raise CurationError(f"{source} is no regular file")
-    with Image.open(source, formats=FORMATS) as opened:
+    if isinstance(place, str | Path) and not stat.S_ISREG(os.stat(place).st_mode):
+        raise CurationError(f"{place} is no regular file")
+    with Image.open(place, formats=FORMATS) as opened:
         if max(opened.size) > LONGEST_RATIO * min(opened.size):
             raise CurationError(f"an image of {opened.width} x {opened.height} pixels is no photograph")
         if least_side:

@@ -163,7 +163,7 @@ def check(settings: Any, name: str = "") -> None:
     Raises:
         CurationError: names the setting, its value and what is allowed.
     """
-    for key, hint in _hints(type(settings)).items():
+    for key, hint in _hints(type(settings)).items():  # type: ignore[arg-type]
         _check(hint, getattr(settings, key), _dotted(name, key))
 
 

@@ -84,9 +84,7 @@ def train(
     overrides: Overrides = None,
     output: Output = Path("run"),
     config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of settings.")] = None,
-    block: Annotated[
-        float, typer.Option(min=0, help="Metres; hold out a spatial fold of blocks of this side.")
-    ] = 0.0,
+    block: Annotated[float, typer.Option(min=0, help="Metres; hold out a spatial fold of blocks of this side.")] = 0.0,
     folds: Annotated[int, typer.Option(min=2, help="How many folds.")] = 5,
     fold: Annotated[int, typer.Option(min=0, help="Which is held out.")] = 0,
     margin: Annotated[float, typer.Option(min=0, help="Metres between train and held-out tiles.")] = 30.0,

@@ -32,9 +32,7 @@ Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file o
 def cut(
     source: Annotated[str, typer.Argument(help="JSONL (.gz, .zst), parquet, text files, a folder of them, Hub name.")],
     output: Output,
-    target: Annotated[
-        int, typer.Option(min=0, help="Most characters of a passage; 0 keeps documents whole.")
-    ] = 1000,
+    target: Annotated[int, typer.Option(min=0, help="Most characters of a passage; 0 keeps documents whole.")] = 1000,
     shortest: Annotated[int, typer.Option(min=0, help="Characters of a last passage that stands alone.")] = 200,
     filter_: Annotated[
         list[str] | None,
