@@ -1,11 +1,10 @@
 """Arms: what is trained on. Two arms differ by one line of configuration, the subset."""
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -22,10 +21,10 @@ from curation.gallery import cluster_examples, contact_sheet, gallery_clusters
 from curation.pipeline import cluster_folder
 from curation.prepare import Preparation, kept_rows, prepare_folder
 from curation.tree import ClusterTree
-from experiments.settings import from_mapping
 from experiments.stages import StageRun
 from foundation.errors import CurationError
 from foundation.files import save_json, write_atomically
+from foundation.settings import Choices, Count, CountOrZero, check, fill, nearest_name
 
 METHODS = ("random", "all", "flat", "tree", "semdedup", "retrieval", "oracle")
 BASE_ARM, METHOD_ARM = "raw", "hierarchical_resampled"
@@ -49,15 +48,18 @@ class CurationSettings:
             may say so as well.
     """
 
-    size: int
-    levels: list[int]
-    n_resamples: int = 10
-    sample_sizes: list[int] = field(default_factory=list)
-    flat_clusters: int = 0
-    semdedup_clusters: int = 50
-    max_iterations: int = 50
-    metric: str = "l2"
+    size: Count
+    levels: list[Count]
+    n_resamples: CountOrZero = 10
+    sample_sizes: list[CountOrZero] = field(default_factory=list)
+    flat_clusters: CountOrZero = 0
+    semdedup_clusters: Count = 50
+    max_iterations: Count = 50
+    metric: Annotated[str, Choices("l2", "cosine")] = "l2"
     prepare: bool = False
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,13 @@ class Method:
         prepare: leave near-duplicates and junk out first.
     """
 
-    method: str
-    n_levels: int = 0
+    method: Annotated[str, Choices(*METHODS)]
+    n_levels: CountOrZero = 0
     resample: bool = False
     prepare: bool = False
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 def subset_settings(
@@ -88,12 +93,8 @@ def subset_settings(
     found = {}
     for arm in arms:
         if arm not in methods:
-            close = difflib.get_close_matches(arm, methods, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(methods)}"
-            raise CurationError(f"there is no arm {arm!r}; {hint}")
-        line = from_mapping(Method, methods[arm], f"science.methods.{arm}")
-        if line.method not in METHODS:
-            raise CurationError(f"science.methods.{arm}.method is {line.method!r}; use one of {', '.join(METHODS)}")
+            raise CurationError(f"there is no arm {arm!r}; {nearest_name(arm, methods)}")
+        line = fill(Method, methods[arm], f"science.methods.{arm}")
         spec: dict[str, Any] = {"method": line.method, "size": curation.size}
         shared = {"max_iterations": curation.max_iterations, "metric": curation.metric}
         if line.method == "all":

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from experiments.stages import Stage
-from foundation.errors import CurationError
 from foundation.files import load_json
+from foundation.settings import Choices, check
 
 MODES = ("auto", "online", "offline", "off")
 ARTIFACTS = {  # stage -> artifact type -> what lies in its folder
@@ -37,13 +37,12 @@ class TrackingSettings:
         entity: W&B user or team; "" is the key's own.
     """
 
-    wandb: str = "auto"
+    wandb: Annotated[str, Choices(*MODES)] = "auto"
     project: str = "curated-ssl"
     entity: str = ""
 
     def __post_init__(self) -> None:
-        if self.wandb not in MODES:
-            raise CurationError(f"tracking.wandb is {self.wandb!r}; use one of {', '.join(MODES)}")
+        check(self, "tracking")
 
 
 def has_key() -> bool:

@@ -4,6 +4,7 @@ python scripts/wandb_dashboard.py experiment=simulated scale=lab tracking.entity
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -11,21 +12,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from experiments.dashboard import publish
 from experiments.experiment import open_domain, parse
 from experiments.settings import compose
-from foundation.errors import CurationError
+from foundation.command import run_command
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> None:
     if "-h" in arguments or "--help" in arguments:
         print(__doc__)
-        return 0
-    try:
-        settings = parse(compose(arguments))
-        print(f"dashboard: {publish(settings, open_domain(settings.name))}")
-    except CurationError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return
+    settings = parse(compose(arguments))
+    print(f"dashboard: {publish(settings, open_domain(settings.name))}")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command("wandb_dashboard", partial(main, sys.argv[1:]))

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Int
@@ -15,6 +15,7 @@ from experiments.stages import StageRun, fingerprint
 from experiments.text.brown import SHA512, fetch_brown, read_brown
 from foundation.errors import CurationError
 from foundation.files import digest_json, load_json, save_array, save_json, write_atomically
+from foundation.settings import Count, CountOrZero, NonNegative, Range, Share, check
 from text_lm.documents import Document, count_domains, read_documents
 from text_lm.embed import OFFLINE, embed_passages, open_sentence_model
 from text_lm.filters import open_filters
@@ -55,20 +56,23 @@ class PoolSettings:
     """
 
     source: str
-    rows: int
-    passage: int = 0
+    rows: Count
+    passage: CountOrZero = 0
     filters: list[str] = field(default_factory=list)
-    near_duplicates: float = 0.7
+    near_duplicates: Share = 0.7
     merged: list[str] = field(default_factory=list)
-    zipf: float = 0.0
-    min_documents: int = 5
-    test_share: float = 0.2
-    test_bytes: int = 30_000
+    zipf: NonNegative = 0.0
+    min_documents: Count = 5
+    test_share: Annotated[float, Range(gt=0, lt=1)] = 0.2
+    test_bytes: Count = 30_000
     embedder: str = OFFLINE
     precision: str = "auto"
-    max_tokens: int = 0
-    dim: int = 384
+    max_tokens: CountOrZero = 0
+    dim: Count = 384
     tokenizer: str = "bytes"
+
+    def __post_init__(self) -> None:
+        check(self, "science.pool")
 
 
 def locate(source: str) -> Path:

@@ -8,14 +8,16 @@ import numpy as np
 
 from experiments.arms import BASE_ARM, METHOD_ARM
 from experiments.compare import Row, Summary, summarise
-from experiments.markdown import difference, origin, table, with_interval
+from experiments.markdown import difference, origin, with_interval
 from experiments.provenance import provenance
-from experiments.results import grouped, mean_interval, paired_difference, run_tasks
-from experiments.settings import from_mapping
+from experiments.results import grouped, run_tasks
 from experiments.stages import MARKER, StageRun
 from experiments.text.ablations import Studies, tasks, variants
 from experiments.text.pool import BROWN, DATA, POOL
 from foundation.files import load_json, write_atomically
+from foundation.intervals import paired_student_interval, student_interval
+from foundation.settings import fill
+from foundation.tables import markdown_table
 
 TITLES = {
     "bpb_macro": "mean over domains",
@@ -41,7 +43,7 @@ def write_up(config: dict[str, Any]) -> Callable[[StageRun], None]:
             prepared[seed] = before["prepare"].folder(root)
         studies, records = None, []
         if science["studies"]:
-            studies = from_mapping(Studies, science["studies"], "science.studies")
+            studies = fill(Studies, science["studies"], "science.studies")
             curation = science["curation"]
             todo = list(tasks(studies, prepared, curation["size"], curation["max_iterations"]))
             source = provenance(str(run.speed["device"]), int(run.speed["threads"]))
@@ -123,12 +125,12 @@ def render(
         ),
         verdict(cells),
         "## Bits per byte\n",
-        table(
+        markdown_table(
             ["arm", *TITLES.values()],
             [[arm, *(with_interval(cells[arm, m].mean, cells[arm, m].interval) for m in TITLES)] for arm in arms],
         ),
         "Paired difference to raw; raw is expected to win in the last two columns:\n",
-        table(
+        markdown_table(
             ["arm", *TITLES.values()],
             [[arm, *(difference(cells[arm, m]) for m in TITLES)] for arm in arms if arm != BASE_ARM],
         ),
@@ -193,7 +195,7 @@ def _domains(
     header = ["rank in the pool" if by_rank else "domain", "pool"]
     for arm in shown:
         header += [f"{arm}, rows", "bits per byte"]
-    return table(header, lines)
+    return markdown_table(header, lines)
 
 
 def _seen(
@@ -216,7 +218,7 @@ def _seen(
             value = _mean([metrics[key]["data"][name] for key in mine])
             line.append(f"{value:.2f}" if name == "epochs" else f"{value:,.0f}")
         lines.append(line)
-    return table(["arm", "KL of its domains to uniform", *columns], lines)
+    return markdown_table(["arm", "KL of its domains to uniform", *columns], lines)
 
 
 def balance_section(records: list[dict[str, Any]], studies: Studies, n_seeds: int) -> str:
@@ -225,10 +227,10 @@ def balance_section(records: list[dict[str, Any]], studies: Studies, n_seeds: in
     distinct = grouped(records, "text_balance", "distinct")
     lines = []
     for row, variant in rows.items():
-        mean, half = mean_interval(kl[row])
+        mean, half = student_interval(kl[row])
         against = "-"
         if row != "base":
-            change, wide = paired_difference(kl[row], kl["base"])
+            change, wide = paired_student_interval(kl[row], kl["base"])
             word = "not told apart" if not abs(change) > wide else "flatter" if change < 0 else "less flat"
             against = f"{word}, {with_interval(change, wide)}"
         lines.append(
@@ -238,5 +240,5 @@ def balance_section(records: list[dict[str, Any]], studies: Studies, n_seeds: in
         "## What flattens the domains\n\n"
         "KL to uniform of the domains of a subset, in nats; 0 is as many passages of each. No training, one switch "
         f"changed at a time, {n_seeds} seeds, paired. The domains are known to the measure alone.\n\n"
-        + table(["switch", "variant", "KL", "against the base", "distinct passages"], lines)
+        + markdown_table(["switch", "variant", "KL", "against the base", "distinct passages"], lines)
     )

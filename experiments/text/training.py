@@ -1,6 +1,6 @@
 """The stages train and evaluate of the text experiment: model, tokens and settings are frozen, only the rows change."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from experiments.stages import StageRun
 from experiments.text.pool import PASSAGES, POOL, TEST, passages_of
 from foundation.errors import CurationError
 from foundation.files import load_array, load_json, save_json
+from foundation.settings import Count, CountOrZero, check
 from text_lm.callbacks import LOG
 from text_lm.model import flops_per_token, load_model
 from text_lm.perplexity import evaluate_perplexity
@@ -42,10 +43,19 @@ class TrainSettings:
     """
 
     recipe: dict[str, Any]
-    unique_tokens: int
-    passage_tokens: int
-    vocabulary: int = 259
+    unique_tokens: Count
+    passage_tokens: Count
+    vocabulary: Count = 259
     speed: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check(self, "science.train")
+
+    def science(self) -> dict[str, Any]:
+        """All that decides the result: the recipe with its defaults, and not ``speed``."""
+        content = asdict(self) | {"recipe": recipe_of(self, 0).science()}
+        content.pop("speed")
+        return content
 
 
 @dataclass(frozen=True)
@@ -57,8 +67,11 @@ class EvaluateSettings:
         stride: tokens from one window to the next; 0: the model's context, windows do not overlap.
     """
 
-    batch_size: int = 32
-    stride: int = 0
+    batch_size: Count = 32
+    stride: CountOrZero = 0
+
+    def __post_init__(self) -> None:
+        check(self, "science.evaluate")
 
 
 def recipe_of(train: TrainSettings, seed: int, device: str = "cpu") -> Recipe:

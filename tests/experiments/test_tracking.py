@@ -128,7 +128,7 @@ def test_without_a_key_runs_are_offline(no_key, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.delenv("WANDB_MODE")
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x")
     assert run_mode(TrackingSettings()) == "online"
-    with pytest.raises(CurationError, match="use one of auto, online"):
+    with pytest.raises(CurationError, match="it must be one of auto, online"):
         TrackingSettings(wandb="sometimes")
 
 
