@@ -7,6 +7,7 @@ from typing import Any
 
 from foundation.errors import CurationError
 from pretrain.centring import CENTRINGS
+from pretrain.heads import PROTOTYPES
 from pretrain.masking import MaskSettings
 from pretrain.multicrop import CropSettings
 from pretrain.schedules import ScheduleSettings, in_steps, schedule
@@ -24,22 +25,40 @@ class BackboneSettings:
         args: further arguments of timm: patch_size, reg_tokens, init_values (LayerScale), swiglu_mlp, embed_dim, ...
         drop_path: probability of stochastic depth, the same in every block of a transformer.
         skip_dropped: do not compute what stochastic depth drops; False computes and multiplies by zero.
+        init: weights at the start: "timm" (those of the model there) or "dinov2" (see `reset_linear_layers`).
+        positions: learned ones for crops of another size: "timm" (antialiased) or "dinov2" (see `resized_positions`).
     """
 
     name: str = "vit_small_patch16_224"
     args: dict[str, Any] = field(default_factory=dict)
     drop_path: float = 0.0
     skip_dropped: bool = True
+    init: str = "timm"
+    positions: str = "timm"
+
+    def __post_init__(self) -> None:
+        for name in ("init", "positions"):
+            if getattr(self, name) not in ("timm", "dinov2"):
+                raise CurationError(f"backbone.{name} {getattr(self, name)!r} is unknown; use timm or dinov2")
 
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """A projection head, see `pretrain.heads.Head`."""
+    """A projection head, see `pretrain.heads.Head`.
+
+    Attributes:
+        prototypes: "cosine", "weight_norm" (DINOv2) or "linear" (DINOv3); see `pretrain.heads.Prototypes`.
+    """
 
     n_prototypes: int = 65536
     n_layers: int = 3
     hidden: int = 2048
     bottleneck: int = 256
+    prototypes: str = "cosine"
+
+    def __post_init__(self) -> None:
+        if self.prototypes not in PROTOTYPES:
+            raise CurationError(f"prototypes {self.prototypes!r} is unknown; use {', '.join(PROTOTYPES)}")
 
 
 @dataclass(frozen=True)
