@@ -35,7 +35,9 @@ class Backbone(nn.Module):
         patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
         self.has_patches = hasattr(model, "num_prefix_tokens") and isinstance(patch, (tuple, list))
         # some convolutional models widen the feature after pooling
-        self.dim = int(model.num_features if self.has_patches else getattr(model, "head_hidden_size", model.num_features))
+        self.dim = int(
+            model.num_features if self.has_patches else getattr(model, "head_hidden_size", model.num_features)
+        )
         self.n_prefix = int(model.num_prefix_tokens) if self.has_patches else 0
         self.has_class_token = self.n_prefix > 0 and getattr(model, "cls_token", None) is not None
         self._masks: Tensor | None = None

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-
 PROTOTYPES = ("cosine", "weight_norm", "linear")
 
 

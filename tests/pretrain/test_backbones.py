@@ -1,55 +1,42 @@
 """Backbones of timm: what is trained must be what is exported and judged, or a run is spent on something else."""
 
+import importlib.util
 import json
 import os
 import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import timm
 import torch
-from torch import multiprocessing
 
 from eval.models import from_timm
 from foundation.errors import CurationError
-from pretrain.backbone import Backbone, build_backbone, resized_positions
+from pretrain.backbone import build_backbone, resized_positions
 from pretrain.backbone_check import check_features, unused_parameters
 from pretrain.export import export_teacher, load_teacher
 from pretrain.multicrop import CropSettings
 from pretrain.network import build_networks
-from pretrain.settings import BackboneSettings, HeadSettings, LossSettings, PretrainSettings, load_settings
+from pretrain.settings import BackboneSettings, load_settings
 
-RECIPES = Path(__file__).parents[2] / "configs/pretrain"
-TINY = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
-TOKEN, MEAN = {"global_pool": "token"}, {"global_pool": "avg", "fc_norm": False}
-ROTATED = {"rope_type": "dinov3", "rope_rotate_half": True, "rope_grid_indexing": "ij"}
-SWIN = {"img_size": 32, "window_size": 4, "embed_dim": 12, "depths": [1, 1], "num_heads": [1, 2]}
-# family -> name in timm, arguments, sides of global and local crops
-FAMILIES: dict[str, tuple[str, dict[str, Any], int, int]] = {
-    "vit": ("vit_tiny_patch16_224", TINY, 16, 8),
-    "vit without class token": ("vit_medium_patch16_reg1_gap_256", {**TINY, "fc_norm": False}, 16, 8),
-    "vit with swiglu": ("vit_giant_patch14_dinov2", TINY, 16, 8),
-    "siglip": ("vit_base_patch16_siglip_224", {**TINY, **MEAN}, 16, 8),
-    "eva": ("eva02_tiny_patch14_224", {**TINY, **TOKEN}, 16, 8),
-    "dinov3": ("vit_small_patch16_dinov3", {**TINY, **TOKEN}, 16, 8),
-    "rotary vit": ("vit_large_patch16_rope_224", {**TINY, **ROTATED}, 16, 8),
-    "beit": ("beit_base_patch16_224", {**TINY, **TOKEN, "img_size": 16}, 16, 16),
-    "swin": ("swin_tiny_patch4_window7_224", SWIN, 32, 32),
-    "convnext": ("convnext_tiny", {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}, 32, 32),
-    "resnet": ("resnet18", {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16], "stem_width": 8}, 32, 16),
-    "mobilenet": ("mobilenetv3_small_050", {}, 32, 32),
-}
-HEAD = HeadSettings(n_prototypes=8, hidden=16, bottleneck=8)
-
-
-def settings(name: str, args: dict[str, Any], size: int, local: int, **given: Any) -> PretrainSettings:
-    crops = CropSettings(global_size=size, local_size=local, n_local=2)
-    masked = hasattr(timm.create_model(name, num_classes=0, **args), "num_prefix_tokens")
-    loss = LossSettings(ibot=float(masked), dino_head=HEAD)
-    return PretrainSettings(backbone=BackboneSettings(name, args, **given), crops=crops, loss=loss)
+ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "configs/pretrain"
+spec = importlib.util.spec_from_file_location("families", Path(__file__).parent / "families.py")
+assert spec is not None
+assert spec.loader is not None
+families = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(families)
+FAMILIES, HEAD, ROTATED, SWIN, TINY, settings = (
+    families.FAMILIES,
+    families.HEAD,
+    families.ROTATED,
+    families.SWIN,
+    families.TINY,
+    families.settings,
+)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -115,35 +102,19 @@ def test_a_feature_that_is_exported_otherwise_is_found_by_its_value():
         check_features(backbone, BackboneSettings(), crops)
 
 
-def _two_processes(rank: int, port: int, families: list[str], folder: str) -> None:
-    """Two steps under DDP, which stops at the second where a parameter got no gradient at the first."""
-    from torch.nn.parallel import DistributedDataParallel
-
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-    found = {}
-    for family in families:
-        name, args, size, _ = FAMILIES[family]
-        backbone = build_networks(settings(*FAMILIES[family]))[0].backbone
-        model = DistributedDataParallel(backbone)
-        for step in range(2):
-            images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(10 * rank + step))
-            rows, columns = backbone.grid(size)
-            masks = torch.arange(4 * rows * columns).view(4, -1) % 2 == 0 if backbone.has_patches else None
-            cls, patches = model(images, masks)
-            (cls.square().sum() + patches.abs().sum()).backward()
-        found[family] = [name for name, weight in backbone.named_parameters() if weight.grad is None]
-        found[family + " sum"] = float(sum(weight.grad.double().sum() for weight in backbone.parameters()))
-    Path(folder, f"{rank}.json").write_text(json.dumps(found))
-    torch.distributed.destroy_process_group()
-
-
 def test_two_processes_train_every_family(tmp_path: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    multiprocessing.spawn(_two_processes, (port, list(FAMILIES), str(tmp_path)), nprocs=2)
+    place = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, str(Path(__file__).parent / "families.py"), str(tmp_path)]
+    started = [
+        subprocess.Popen([*command, str(rank)], cwd=ROOT, env=place, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    for process in started:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     for family in FAMILIES:
         assert first[family] == []
@@ -159,6 +130,82 @@ def test_parts_that_no_loss_reaches_are_no_parameters():
     student, _ = build_networks(only)
     assert not any(parameter.requires_grad for parameter in student.dino_head.parameters())
     assert all(parameter.requires_grad for parameter in student.ibot_head.parameters())
+
+
+def meta_model(recipe: str) -> Any:
+    given = load_settings(RECIPES / f"{recipe}.yaml")
+    with torch.device("meta"):
+        return build_backbone(given.backbone, given.crops.global_size).model
+
+
+def test_the_long_recipe_has_the_published_layers():
+    model = meta_model("vitl14_long")
+    block = model.blocks[0]
+    assert len(model.blocks) == 24
+    assert model.pos_embed.shape == (1, 257, 1024)
+    assert block.attn.qkv.bias.shape == (3 * 1024,)  # of the keys too
+    assert block.mlp.fc1.weight.shape == (2 * 2736, 1024)
+    assert block.mlp.fc2.weight.shape == (1024, 2736)
+    assert model.norm.eps == block.norm1.eps == 1e-6
+    attention, mlp = 4 * (1024 * 1024 + 1024), 1024 * 2 * 2736 + 2 * 2736 + 2736 * 1024 + 1024
+    outside = 257 * 1024 + 1024 + (3 * 14 * 14 + 1) * 1024 + 2 * 1024
+    assert sum(weight.numel() for weight in model.parameters()) == outside + 24 * (attention + mlp + 6 * 1024)
+
+
+def test_the_dinov3_recipe_has_rotations_and_neither_registers_nor_learned_positions():
+    model = meta_model("dinov3_vitl16_im1k")
+    block = model.blocks[0]
+    assert model.pos_embed is None
+    assert model.reg_token is None
+    assert (model.num_prefix_tokens, len(model.blocks), model.num_features) == (1, 24, 1024)
+    assert block.attn.qkv.bias.shape == (3 * 1024,)
+    assert model.norm.eps == block.norm1.eps == 1e-6
+    assert block.mlp.fc1.weight.shape == (4096, 1024)
+    assert model.rope.temperature == 100
+    assert model.rope.normalize_coords == "separate"
+    assert (model.rope.shift_coords, model.rope.jitter_coords, model.rope.rescale_coords) == (None, None, None)
+
+
+def test_published_weights_at_the_start_open_the_gates():
+    args = {**TINY, "embed_dim": 64, "mlp_ratio": 4}
+    for name, extra in (("vit_giant_patch14_dinov2", {}), ("vit_large_patch16_rope_224", ROTATED)):
+        torch.manual_seed(0)
+        made = build_backbone(BackboneSettings(name, {**args, **extra}, init="dinov2"), 16).model
+        for module in made.modules():
+            if isinstance(module, torch.nn.Linear):
+                for part in module.weight.chunk(2):
+                    assert float(part.detach().std()) == pytest.approx(0.02, rel=0.1)
+                assert not module.bias.any()
+    timms = build_backbone(BackboneSettings("vit_giant_patch14_dinov2", args), 16).model
+    assert float(timms.blocks[0].mlp.fc1.weight.detach().chunk(2)[1].std()) < 1e-5  # why there is such a setting
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_large_patch16_rope_224"])
+def test_skipped_branches_cost_nothing_and_kept_ones_count_more(name: str):
+    args = {**TINY, "init_values": 1.0}
+    model = build_backbone(BackboneSettings(name, args), 16, drop_path=0.5).train().model
+    block, seen = model.blocks[0], []
+    block.attn.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    block.mlp.register_forward_hook(lambda module, inputs, output: output * 0)
+    tokens = torch.randn(8, 5, 24)
+    rope = {} if name == "vit_tiny_patch16_224" else {"rope": model.rope.get_embed(shape=(2, 2))}
+    moved = block(tokens, **rope) - tokens
+    branch = block.attn(block.norm1(tokens), **rope)
+    kept = moved.abs().amax((1, 2)) > 0
+    assert seen[0] == int(kept.sum()) == 4
+    torch.testing.assert_close(moved[kept], 2 * branch[kept], rtol=1e-4, atol=1e-5)
+    block.eval()
+    torch.testing.assert_close(block(tokens, **rope), tokens + branch, rtol=1e-4, atol=1e-5)
+
+
+def test_positions_of_the_same_grid_stay_and_others_need_learned_ones():
+    positions = torch.randn(1, 17, 3)
+    assert resized_positions(positions, (4, 4), (4, 4), 1) is positions
+    assert torch.equal(resized_positions(positions, (4, 4), (2, 2), 1)[:, 0], positions[:, 0])
+    with pytest.raises(CurationError, match=r"set backbone\.positions=timm"):
+        build_backbone(BackboneSettings("vit_large_patch16_rope_224", {**TINY, **ROTATED}, positions="dinov2"), 16)
+    with pytest.raises(CurationError, match=r"backbone\.init 'zero' is unknown"):
+        BackboneSettings(init="zero")
 
 
 def test_an_unused_parameter_is_found_in_the_graph():
