@@ -175,7 +175,7 @@ def _export(trainer: lightning.Trainer, module: LanguageModel, tokenizer: Tokeni
         transformers_logging.disable_progress_bar()
         plain.save_pretrained(temporary)
         transformers_logging.enable_progress_bar()
-        tokenizer.save(temporary)
+        tokenizer.export(temporary, module.settings.model.context)
         shutil.rmtree(folder / MODEL, ignore_errors=True)
         temporary.rename(folder / MODEL)
     trainer.strategy.barrier("export")
