@@ -1,4 +1,4 @@
-"""The folder that a run leaves: another tool, called with its default arguments, must find the figures that we report."""
+"""The folder that a run leaves: another tool with its default arguments must find the figures that we report."""
 
 import json
 import math
