@@ -106,14 +106,15 @@ def dashboard_figure(
     arms = list(dict.fromkeys([*curves, *(arm for found in values.values() for arm in found)]))
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
-    height = max(1.9, 0.32 * len(arms) + 1.0)
+    height = max(2.1, 0.32 * len(arms) + 1.2)
     figure, grid = plt.subplots(lines, columns, figsize=(4.2 * columns, height * lines), squeeze=False)
     for place, axes in enumerate(grid.flat):
         axes.set_visible(place < len(panels))
         axes.spines[["top", "right"]].set_visible(False)
     for axes, (section, name) in zip(grid.flat, panels, strict=False):
-        axes.set_title(f"{section}: {name}", fontsize=9, loc="left")
+        axes.set_title(f"{section}\n{name}", fontsize=9, loc="left")
         axes.tick_params(labelsize=8)
+        axes.locator_params(axis="x", nbins=5)
         if name not in values:
             for place, arm in enumerate(arms):
                 for points in curves.get(arm, ()):

@@ -218,18 +218,11 @@ def set_stochastic_depth(model: Any, probability: float, skip: bool) -> None:
             setattr(block, "forward", forward(block, probability))  # noqa: B010
 
 
-class _SkippingForward:
-    """The forward of a `Block` whose branches see a random part of the batch while it trains."""
+class _Skipping:
+    """The forward of a block whose branches see a random part of the batch while it trains."""
 
     def __init__(self, block: Any, probability: float):
         self.block, self.probability = block, probability
-
-    def __call__(self, x: Tensor, attn_mask: Any = None, is_causal: bool = False) -> Tensor:
-        block = self.block
-        if not block.training:
-            return Block.forward(block, x, attn_mask, is_causal)
-        x = self._residual(x, lambda rows: block.ls1(block.attn(block.norm1(rows))))
-        return self._residual(x, lambda rows: block.ls2(block.mlp(block.norm2(rows))))
 
     def _residual(self, x: Tensor, branch: Any) -> Tensor:
         kept = max(int(len(x) * (1 - self.probability)), 1)
@@ -238,8 +231,19 @@ class _SkippingForward:
         return torch.index_add(x, 0, rows, added.to(x.dtype), alpha=len(x) / kept)
 
 
-class _SkippingEvaForward(_SkippingForward):
-    """The same of an `EvaBlock`; rotations are those of the grid, alike for every sample."""
+class _SkippingForward(_Skipping):
+    """Of a `Block`."""
+
+    def __call__(self, x: Tensor, attn_mask: Any = None, is_causal: bool = False) -> Tensor:
+        block = self.block
+        if not block.training:
+            return Block.forward(block, x, attn_mask, is_causal)
+        x = self._residual(x, lambda rows: block.ls1(block.attn(block.norm1(rows))))
+        return self._residual(x, lambda rows: block.ls2(block.mlp(block.norm2(rows))))
+
+
+class _SkippingEvaForward(_Skipping):
+    """Of an `EvaBlock`; rotations are those of the grid, alike for every sample."""
 
     def __call__(self, x: Tensor, rope: Any = None, attn_mask: Any = None, is_causal: bool = False) -> Tensor:
         block = self.block
