@@ -8,8 +8,15 @@ from curation.subset import Subset
 from foundation.files import write_atomically
 
 CARD = "README.md"
-SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
-SIZES += ((10**8, "10M<n<100M"), (10**9, "100M<n<1B"))
+SIZES = {  # names of the Hub
+    10**3: "n<1K",
+    10**4: "1K<n<10K",
+    10**5: "10K<n<100K",
+    10**6: "100K<n<1M",
+    10**7: "1M<n<10M",
+    10**8: "10M<n<100M",
+    10**9: "100M<n<1B",
+}
 
 
 def dataset_card(subset: Subset) -> str:
@@ -17,7 +24,7 @@ def dataset_card(subset: Subset) -> str:
 
     The licence is left open: the ids are of a pool that has its own.
     """
-    size = next((name for limit, name in SIZES if len(subset.ids) < limit), "n>1B")
+    size = next((name for limit, name in SIZES.items() if len(subset.ids) < limit), "n>1B")
     front = ["license: unknown", "tags:", "- data-curation", "- curated-ssl", "size_categories:", f"- {size}"]
     front += ["configs:", "- config_name: default", "  data_files: subset.parquet"]
     made = {

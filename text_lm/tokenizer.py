@@ -163,7 +163,9 @@ def _byte_level(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Any:
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (BOS, EOS, PAD)])
     # who asks for special tokens gets what the model was trained on: a document starts with bos
-    backend.post_processor = _bos_first(backend.token_to_id(BOS))
+    bos = backend.token_to_id(BOS)
+    assert bos is not None  # it was added above
+    backend.post_processor = _bos_first(bos)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=BOS,
