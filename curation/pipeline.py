@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from curation.card import write_dataset_card
 from curation.embed import embed_pool
 from curation.embedders import open_embedder
 from curation.embeddings import open_embeddings
@@ -140,6 +141,7 @@ def sample_folder(
     del wanted["tree_checksum"]
     subset = Subset.from_rows(rows, tree, **wanted)
     subset.save(folder)
+    write_dataset_card(subset, folder)
     return subset, False
 
 

@@ -181,8 +181,8 @@ def _token_features(model: Any, images: Float[Tensor, "b 3 h w"]) -> dict[str, A
         intermediates_only=True,
     )
     maps = [block[0] if isinstance(block, (tuple, list)) else block for block in blocks]
-    if isinstance(blocks[-1], (tuple, list)) and blocks[-1][1].shape[1]:
-        cls = [block[1][:, 0].float() for block in blocks]  # registers come after the class token
+    if isinstance(blocks[-1], (tuple, list)) and blocks[-1][1].shape[1] and model.cls_token is not None:
+        cls = [block[1][:, 0].float() for block in blocks]  # registers come after the class token, if there is one
     else:
         cls = [patches.float().mean((2, 3)) for patches in maps]
     last = maps[-1].float()

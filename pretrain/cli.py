@@ -47,8 +47,9 @@ def train(
         _print_plan(recipe, settings, "H100", 0.4)
         return
     opened = open_pool(pool)
-    rows = None if subset is None else subset_rows(opened, Subset.load(subset))
-    result = pretrain(given, opened, output, rows)
+    chosen = None if subset is None else Subset.load(subset)
+    rows = None if chosen is None else subset_rows(opened, chosen)
+    result = pretrain(given, opened, output, rows, origin=None if chosen is None else chosen.metadata)
     if not result.finished:
         _say(f"stopped at step {result.step:,} of {given.steps:,}; run the same again to go on")
         raise typer.Exit(143)

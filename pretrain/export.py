@@ -10,6 +10,7 @@ from foundation.errors import CurationError
 from foundation.files import load_json, save_json, whole_file, whole_folder
 from foundation.timm_models import create_timm_model
 from pretrain.backbone import build_backbone, load_weights
+from pretrain.card import CARD, model_card
 from pretrain.settings import PretrainSettings
 
 TEACHER = "teacher"
@@ -18,7 +19,8 @@ WEIGHTS = "model.safetensors"
 
 
 def export_teacher(state: dict[str, Tensor], settings: PretrainSettings, folder: Path, run: dict[str, Any]) -> None:
-    """Write ``teacher/``: ``config.json`` (architecture, arguments, preprocessing, the run) and ``model.safetensors``.
+    """Write ``teacher/``: ``config.json`` (architecture, arguments, preprocessing, the run), ``model.safetensors``, and
+    ``README.md``, its model card.
 
     `timm.create_model("local-dir:teacher", pretrained=True)` loads it; nothing of this project is needed.
 
@@ -45,6 +47,8 @@ def export_teacher(state: dict[str, Tensor], settings: PretrainSettings, folder:
         for word in ("tag", "license"):  # of the weights that timm offers under this name
             config["pretrained_cfg"].pop(word, None)
         config["pretraining"] = run
+        n_weights = sum(parameter.numel() for parameter in backbone.model.parameters())
+        (fresh / CARD).write_text(model_card(settings, config, run, n_weights))
         save_json(fresh / "config.json", config)
         save_file({name: value.contiguous() for name, value in backbone.model.state_dict().items()}, fresh / WEIGHTS)
 

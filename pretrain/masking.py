@@ -24,6 +24,8 @@ class MaskSettings:
         min_patches: of a rectangle.
         max_share: greatest share of the patches in one rectangle.
         aspect: least ratio of a rectangle's sides; the greatest is its inverse.
+        fill: what rectangles leave over is made up by patches one by one (DINOv3's code), so that every mask has just
+            its share.
     """
 
     probability: Share = 0.5
@@ -33,6 +35,7 @@ class MaskSettings:
     min_patches: Count = 4
     max_share: PartOfOne = 0.5
     aspect: PartOfOne = 0.3
+    fill: bool = False
 
     def __post_init__(self) -> None:
         check(self, "mask")
@@ -58,7 +61,8 @@ def block_mask(
 ) -> Bool[np.ndarray, "h w"]:
     """At most ``n_masked`` patches in rectangles (BEiT, algorithm 1).
 
-    Rectangles are drawn until the number is reached or ten tries in a row find no place.
+    Rectangles are drawn until the number is reached or ten tries in a row find no place; with ``settings.fill`` single
+    patches then make up the number.
     """
     height, width = grid
     mask = np.zeros(grid, dtype=bool)
@@ -83,6 +87,8 @@ def block_mask(
                 break
         else:
             break
+    if settings.fill:
+        mask.flat[rng.choice(np.flatnonzero(~mask), max(n_masked - count, 0), replace=False)] = True
     return mask
 
 

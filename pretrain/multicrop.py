@@ -23,7 +23,10 @@ N_DRAWS = BOX_DRAWS + 1 + COLOUR_DRAWS + 1  # the last turns a view from above
 
 @dataclass(frozen=True)
 class ColourSettings:
-    """Colour augmentation; the defaults are those of DINO, DINOv2 and DINOv3 (BYOL, appendix B).
+    """Colour augmentation; the defaults are those of BYOL (appendix B) and of the text of DINO and its successors.
+
+    The code of DINOv2 and DINOv3 passes 1 - p on where it means p, so that what it runs is blur_global1=0.0,
+    blur_global2=0.9, blur_local=0.5; the recipes that carry these names have that.
 
     Attributes:
         jitter: probability of the colour jitter.

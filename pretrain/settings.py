@@ -21,6 +21,7 @@ from foundation.settings import (
     read_settings,
 )
 from pretrain.centring import CENTRINGS
+from pretrain.heads import PROTOTYPES
 from pretrain.masking import MaskSettings
 from pretrain.multicrop import CropSettings
 from pretrain.schedules import ScheduleSettings, in_steps, schedule
@@ -38,12 +39,16 @@ class BackboneSettings:
         args: further arguments of timm: patch_size, reg_tokens, init_values (LayerScale), swiglu_mlp, embed_dim, ...
         drop_path: probability of stochastic depth, the same in every block of a transformer.
         skip_dropped: do not compute what stochastic depth drops; False computes and multiplies by zero.
+        init: weights at the start: "timm" (those of the model there) or "dinov2" (see `reset_linear_layers`).
+        positions: learned ones for crops of another size: "timm" (antialiased) or "dinov2" (see `resized_positions`).
     """
 
     name: str = "vit_small_patch16_224"
     args: dict[str, Any] = field(default_factory=dict)
     drop_path: BelowOne = 0.0
     skip_dropped: bool = True
+    init: Annotated[str, Choices("timm", "dinov2")] = "timm"
+    positions: Annotated[str, Choices("timm", "dinov2")] = "timm"
 
     def __post_init__(self) -> None:
         check(self, "backbone")
@@ -51,12 +56,17 @@ class BackboneSettings:
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """A projection head, see `pretrain.heads.Head`."""
+    """A projection head, see `pretrain.heads.Head`.
+
+    Attributes:
+        prototypes: "cosine", "weight_norm" (DINOv2) or "linear" (DINOv3); see `pretrain.heads.Prototypes`.
+    """
 
     n_prototypes: Annotated[int, Range(ge=2)] = 65536
     n_layers: Count = 3
     hidden: Count = 2048
     bottleneck: Count = 256
+    prototypes: Annotated[str, Choices(*PROTOTYPES)] = "cosine"
 
     def __post_init__(self) -> None:
         check(self)

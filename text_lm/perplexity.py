@@ -65,7 +65,7 @@ def score_texts(
         model: a Hugging Face causal language model.
         length: tokens per window; None takes the model's context.
         stride: tokens from one window to the next. None takes ``length``, which is fast and what the rolling
-            log-likelihood of ``lm_eval`` does (with ``add_bos_token=False``; else it scores a second bos as well). A
+            log-likelihood of ``lm_eval`` does (of another tokeniser that adds a bos, it scores that bos as well). A
             smaller one gives each token at least ``length - stride`` tokens of context, where there are any.
         batch_size: windows per forward pass.
 

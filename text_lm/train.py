@@ -172,6 +172,6 @@ def _export(trainer: lightning.Trainer, module: LanguageModel, tokenizer: Tokeni
         transformers_logging.disable_progress_bar()
         with whole_folder(folder / MODEL) as fresh:
             plain.save_pretrained(fresh)
-            tokenizer.save(fresh)
+            tokenizer.export(fresh, module.settings.model.context)
         transformers_logging.enable_progress_bar()
     trainer.strategy.barrier("export")
