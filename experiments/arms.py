@@ -64,11 +64,13 @@ class Method:
         method: one of `METHODS`.
         n_levels: of a tree; 0: all.
         resample: use the resampling steps of ``science.curation``.
+        draw: another number draws other rows by the same seed: how much of a difference is chance.
     """
 
     method: str
     n_levels: int = 0
     resample: bool = False
+    draw: int = 0
 
 
 def subset_settings(
@@ -108,6 +110,8 @@ def subset_settings(
                 # the lowest level left clusters the rows: the r_t of a dropped level is not meant for it
                 first = sizes[-n] if n == len(curation.levels) else 0
                 spec |= {"n_resamples": curation.n_resamples, "sample_sizes": [first, *sizes[len(sizes) - n + 1 :]]}
+        if line.draw:
+            spec["draw"] = line.draw
         found[arm] = spec
     return found
 
@@ -141,7 +145,8 @@ def curate(run: StageRun, pictures: Callable[[Path], Any] | None = None) -> dict
         run: what to do and where.
         pictures: folder of the stage `prepare` -> rows with an "image": then a gallery of each level is written.
     """
-    prepared, spec, seed = run.upstream("prepare"), run.settings, run.seed or 0
+    prepared, spec = run.upstream("prepare"), run.settings
+    seed = (run.seed or 0) + 10_000 * spec.get("draw", 0)
     whole = prepared / "embeddings"
     x = open_embeddings(str(whole if whole.exists() else prepared / "embeddings.npy"))
     labels, method, size = read_labels(prepared), spec["method"], spec.get("size", x.n_rows)
