@@ -15,12 +15,14 @@ from jaxtyping import Float
 
 from experiments.arms import BASE_ARM
 from experiments.compare import Row, Summary, summarise
+from experiments.markdown import table
 from foundation.errors import CurationError
 from foundation.files import load_json, write_atomically
 
 ENOUGH = 3.0  # standard deviations of the paired difference that true labels must gain before a method is judged
 ORACLE = "oracle"
 HOLDS, FAILS, CANNOT = "holds", "does not hold", "cannot be told here"
+README, CLAIMS, START, END = "README.md", "claims.yaml", "<!-- claims -->", "<!-- end of claims -->"
 
 
 def power(differences: Float[np.ndarray, "n"]) -> float:
@@ -114,26 +116,51 @@ def read_values(path: str | Path) -> tuple[list[Row], dict[str, Any]]:
     return rows, content
 
 
-def claim_line(claim: str, test: str, found: Claim, link: str) -> list[str]:
-    """Cells of the table of claims: claim, our test, effect, seeds, power, verdict."""
+def claim_cells(line: dict[str, Any], folder: Path) -> list[str]:
+    """Cells of one line of ``claims.yaml``: claim, our test, effect, seeds, power, verdict.
+
+    Raises:
+        CurationError: a key is missing, or the values cannot be read.
+    """
+    needed = ["claim", "test", "link"]
+    needed += ["arm", "metric", "better"] if "values" in line else ["effect", "seeds", "power", "verdict"]
+    missing = [key for key in needed if key not in line]
+    if missing:
+        raise CurationError(f"{folder / CLAIMS}: the claim {line.get('claim')!r} lacks {missing[0]!r}; add it")
+    head = [line["claim"], f"[{line['test']}]({line['link']})"]
+    if "values" not in line:
+        return [*head, str(line["effect"]), str(line["seeds"]), str(line["power"]), f"**{line['verdict']}**"]
+    rows, _ = read_values(folder / line["values"])
+    found = judge_claim(rows, line["arm"], line["metric"], line["better"])
     item = found.effect
     effect = f"{item.difference:+.3f} [{item.low:+.3f}, {item.high:+.3f}]"
     strength = "-" if np.isnan(found.power) else f"{found.power:.1f}"
-    return [claim, f"[{test}]({link})", effect, str(item.pairs), strength, f"**{found.verdict}**"]
+    return [*head, effect, str(item.pairs), strength, f"**{found.verdict}**"]
+
+
+def with_table(text: str, folder: Path) -> str:
+    """The page with the table between its two marks made anew.
+
+    Raises:
+        CurationError: a mark is missing, or a claim cannot be judged.
+    """
+    import yaml
+
+    if START not in text or END not in text:
+        raise CurationError(f"{folder / README} lacks the marks {START} and {END}, between which the table goes")
+    lines = yaml.safe_load((folder / CLAIMS).read_text())
+    header = ["claim of the paper", "our test", "effect, 95 % interval", "seeds", "power", "verdict"]
+    made = table(header, [claim_cells(line, folder) for line in lines])
+    before, after = text.split(START)[0], text.split(END)[1]
+    return f"{before}{START}\n{made}{END}{after}"
 
 
 def main(
-    path: Annotated[Path, typer.Argument(help="metrics.json of a run folder, or the .json beside a page.")],
-    arm: Annotated[str, typer.Option(help="Arm that the claim is about.")],
-    claim: Annotated[str, typer.Option(help="Words of the claim.")],
-    metric: Annotated[str, typer.Option(help="Figure that decides.")] = "bpb_macro",
-    better: Annotated[str, typer.Option(help="higher or lower.")] = "lower",
-    test: Annotated[str, typer.Option(help="Words of the test; empty: the figure's name.")] = "",
-    link: Annotated[str, typer.Option(help="Page of the results.")] = "text.md",
+    folder: Annotated[Path, typer.Argument(help="With README.md and claims.yaml.")] = Path("docs/results"),
 ) -> None:
-    """Print the line of the table of claims in docs/results/README.md."""
-    found = judge_claim(read_values(path)[0], arm, metric, better)
-    typer.echo("| " + " | ".join(claim_line(claim, test or metric, found, link)) + " |")
+    """Write the table of claims anew."""
+    page = with_table((folder / README).read_text(), folder)
+    write_atomically(folder / README, lambda stream: stream.write(page.encode()))
 
 
 if __name__ == "__main__":
