@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from curation import CurationError, Subset, open_embeddings
 from experiments.claims import judge_claim, read_values
-from experiments.compare import Row
 from experiments.experiment import build, open_domain
 from experiments.launch import plan_table, run_experiment
 from experiments.run_folder import begin_stage
@@ -270,21 +269,6 @@ def test_lexical_embeddings_have_unit_rows_and_know_languages():
         assert (x @ x.T).min() > (x @ y.T).max(), name
     with pytest.raises(CurationError, match="text 1 is empty"):
         embed_lexically("byte_histogram", [], ["a", ""])
-
-
-def test_claims_ask_for_power_before_they_judge():
-    def rows(method: list[float], oracle: list[float]) -> list[Row]:
-        arms = {"raw": [0.0] * len(method), "ours": method, "oracle": oracle}
-        return [Row(arm, seed, "m", value) for arm, values in arms.items() for seed, value in enumerate(values)]
-
-    gains = [-0.2, -0.21, -0.19, -0.2, -0.2]
-    told = judge_claim(rows(gains, [-0.3, -0.31, -0.29, -0.3, -0.3]), "ours", "m", "lower")
-    assert (told.verdict, told.power > 3) == ("holds", True)
-    assert judge_claim(rows([-v for v in gains], gains), "ours", "m", "lower").verdict == "does not hold"
-    assert judge_claim(rows([0.1, -0.1, 0.2, -0.2, 0.0], gains), "ours", "m", "lower").verdict == "does not hold"
-    assert judge_claim(rows(gains, [0.3, -0.31, 0.2, -0.3, 0.1]), "ours", "m", "lower").verdict == "cannot be told here"
-    # labels that make it worse are no power, however sure
-    assert judge_claim(rows(gains, [-v for v in gains]), "ours", "m", "lower").verdict == "cannot be told here"
 
 
 def test_a_claim_is_read_back_from_the_page_and_from_the_run(by_ngrams: Path):
