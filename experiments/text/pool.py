@@ -319,13 +319,16 @@ def prepare(run: StageRun) -> dict[str, float]:
     texts, of_row = [passages.texts[i] for i in rows], domains[rows].tolist()
     # copies of a passage are out already; this finds one that several passages of the pool hold together
     known = set(test[seen(texts, [passages.texts[i] for i in test])].tolist())
-    held = {}
+    held, untested = {}, []
     for name in names:
         mine = rng.permutation([i for i in test[domains[test] == name] if i not in known])
         if not len(mine):
-            raise CurationError(f"the pool holds every test passage of {name}; lower science.pool.near_duplicates")
+            untested.append(name)
+            continue
         size = np.cumsum([len(passages.texts[i].encode()) for i in mine])
         held[name] = np.sort(mine[: max(int(np.searchsorted(size, pool.test_bytes, side="right")), 1)]).tolist()
+    if not held:
+        raise CurationError("the pool holds every test passage; lower science.pool.near_duplicates")
     asked = np.concatenate([np.asarray(mine, np.int64) for mine in held.values()])
     both = {sources[i] for i in asked} & {sources[i] for i in rows}
     if both:  # cannot be: the split is by documents
@@ -350,6 +353,7 @@ def prepare(run: StageRun) -> dict[str, float]:
         "test_passages": len(asked),
         "test_bytes_of": domain_bytes([passages.texts[i] for i in asked], domains[asked].tolist()),
         "test_passages_in_pool": len(known),
+        "untested": untested,
         "trusted_passages": len(trusted),
         "counts": load_json(passages.folder / COUNTS),
     }

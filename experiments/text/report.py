@@ -123,7 +123,8 @@ def effect_over_balance(rows: Sequence[Row]) -> bytes:
     axes.set_xlabel("KL of the subset's domains to uniform (nats); dotted: raw")
     axes.set_ylabel("bits per byte, mean over domains,\ndifference to raw (lower is better)")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)
@@ -313,6 +314,9 @@ def _apart(pools: dict[int, dict[str, Any]]) -> str:
         f"domain; no document is in both, and {known:.1f} passages a seed were left out of the test because the pool "
         "holds 70 % of their word 8-grams. "
     )
+    untested = sorted({f"{name} (seed {seed})" for seed, pool in pools.items() for name in pool.get("untested", [])})
+    if untested:
+        text += f"Not tested, for the pool holds all of their test passages: {', '.join(untested)}. "
     if cut:
         text += f"{len(cut)} domains are of few files, whose runs of passages count as documents. "
     return text + (f"Trusted set of retrieval: {files:,.0f} passages of documents of its own." if files else "")
@@ -338,7 +342,8 @@ def _domains(
 ) -> str:
     """A line for each domain, or for each rank where seeds give a domain different ones."""
     shown = [arm for arm in (BASE_ARM, METHOD_ARM, "oracle") if arm in arms]
-    names = sorted(next(iter(metrics.values()))["domains"])
+    # a domain may be untested in one seed and not in another
+    names = sorted(set().union(*(found["domains"] for found in metrics.values())))
     size = {seed: {name: pool["bytes_of"].get(name, 0.0) for name in names} for seed, pool in pools.items()}
     total = {name: _mean([mine[name] for mine in size.values()]) for name in names}
     order = {seed: sorted(names, key=lambda name: -(size[seed] if by_rank else total)[name]) for seed in pools}
@@ -350,7 +355,8 @@ def _domains(
         for arm in shown:
             mine = [key for key in metrics if key[0] == arm]
             rows = _mean([balance[key]["subset_counts"][names.index(of_seed[key[1]])] for key in mine])
-            bits = _mean([metrics[key]["domains"][of_seed[key[1]]]["bits_per_byte"] for key in mine])
+            tested = [(metrics[key]["domains"], of_seed[key[1]]) for key in mine]
+            bits = _mean([domains[name]["bits_per_byte"] for domains, name in tested if name in domains])
             line += [f"{rows:.0f}", f"{bits:.3f}"]
         lines.append(line)
     header = ["rank in the pool" if by_rank else "domain", "pool"]
