@@ -32,6 +32,7 @@ TITLES = {
     "bpb_rare": "tenth farthest from the pool",
     "bpb_common": "tenth nearest to the pool",
 }
+WHOLE = {"all": "all (the whole pool)"}
 NAMED = {"ngram": "a byte n-gram model", "lm": "a small language model", "both": "a small language model"}
 PLAN, NOTES, FIGURE = "text_plan.md", "text_notes.md", "images/text_balance.png"
 
@@ -115,7 +116,8 @@ def effect_over_balance(rows: Sequence[Row]) -> bytes:
         style = {key: value for key, value in style_of(place).items() if key != "linestyle"}
         x, y = [kl[arm, seed] for seed in effects], list(effects.values())
         axes.plot(x, y, linestyle="none", markersize=4, alpha=0.45, **style)
-        axes.plot(np.mean(x), np.mean(y), linestyle="none", markersize=10, markeredgecolor="black", label=arm, **style)
+        style |= {"linestyle": "none", "markersize": 10, "markeredgecolor": "black"}
+        axes.plot(np.mean(x), np.mean(y), label=WHOLE.get(arm, arm), **style)
     raw = [value for (arm, _), value in kl.items() if arm == BASE_ARM]
     if raw:
         axes.axvline(np.mean(raw), color="#777777", linewidth=1, linestyle=":")
@@ -141,6 +143,26 @@ def power_sentence(rows: Sequence[Row], oracle: str = "oracle") -> str:
     return (
         f"**Power**: true domains change the mean over domains by {gains.mean():+.3f}, {strength:.1f} standard "
         f"deviations of the paired difference between seeds; {ENOUGH:.0f} are asked for, {word}.\n"
+    )
+
+
+def balance_sentence(rows: Sequence[Row]) -> str:
+    """What a nat of balance buys, over all arms but the whole pool and true domains, and all seeds."""
+    kl = {(row.arm, row.seed): row.value for row in rows if row.metric == "kl"}
+    arms = [arm for arm in dict.fromkeys(row.arm for row in rows) if arm not in (BASE_ARM, "oracle", *WHOLE)]
+    found = [
+        (kl[arm, seed] - kl[BASE_ARM, seed], effect)
+        for arm in arms
+        for seed, effect in paired(rows, arm, "bpb_macro").items()
+    ]
+    if len(found) < 10:
+        return ""
+    gap, effect = np.asarray(found).T
+    slope, start = np.polyfit(gap, effect, 1)
+    return (
+        f"**Balance and quality**: over {', '.join(arms)} and all seeds, the difference to raw falls by {slope:.2f} "
+        "bits per byte for each nat of KL that a subset has less than raw's (correlation "
+        f"{np.corrcoef(gap, effect)[0, 1]:.2f}; {start:+.2f} where both have the same).\n"
     )
 
 
@@ -258,6 +280,7 @@ def render(
         power_sentence(rows),
         untrained_sentence(metrics),
         claims_table(rows, arms),
+        balance_sentence(rows),
         f"![effect over balance]({FIGURE})\n",
         "## Bits per byte\n",
         table(
