@@ -143,9 +143,8 @@ def run_ngram(given: Mapping[str, Any], output: str | Path | None = None) -> Res
     if test.domains is not None:
         _add_domains(results, add, bits, n_bytes, test.domains, pool)
     if settings.pool_features:
-        features = [_features(path, len(part.texts)) for path, part in
-                    ((settings.test_features, test), (settings.pool_features, pool))]  # fmt: skip
-        parts = parts_by_rank(distance_to_pool(*features))
+        of_test = _features(settings.test_features, len(test.texts))
+        parts = parts_by_rank(distance_to_pool(of_test, _features(settings.pool_features, len(pool.texts))))
         for part in range(PARTS):
             add(f"tenth {part + 1}", _quotient(bits, n_bytes, np.flatnonzero(parts == part)))
     results.seconds = {"ngram": time.perf_counter() - started}

@@ -72,12 +72,12 @@ def write_up(config: dict[str, Any]) -> Callable[[StageRun], None]:
         report = Path(config["output"]["report"])
         page = with_words(page, report)
         rows = value_rows(metrics, balance)
+        picture = effect_over_balance(rows)
         for folder in dict.fromkeys([run.folder, report]):
             write_atomically(folder / "text.md", lambda stream: stream.write(page.encode()))
             about = {"experiment": "text", "judge": science["train"]["judge"]}
             save_compact(folder / "text.json", compact(rows, about))
-            picture = effect_over_balance(rows)
-            write_atomically(folder / FIGURE, lambda stream, picture=picture: stream.write(picture))
+            write_atomically(folder / FIGURE, lambda stream: stream.write(picture))
 
     return action
 
@@ -120,7 +120,7 @@ def effect_over_balance(rows: Sequence[Row]) -> bytes:
         axes.plot(np.mean(x), np.mean(y), label=WHOLE.get(arm, arm), **style)
     raw = [value for (arm, _), value in kl.items() if arm == BASE_ARM]
     if raw:
-        axes.axvline(np.mean(raw), color="#777777", linewidth=1, linestyle=":")
+        axes.axvline(_mean(raw), color="#777777", linewidth=1, linestyle=":")
     axes.axhline(0, color="#777777", linewidth=1)
     axes.set_xlabel("KL of the subset's domains to uniform (nats); dotted: raw")
     axes.set_ylabel("bits per byte, mean over domains,\ndifference to raw (lower is better)")

@@ -203,7 +203,7 @@ def judge(run: StageRun) -> dict[str, float]:
     if (trained / "run" / MODEL).exists():
         folder = trained / "run" / MODEL
         tokenizer = open_tokenizer(folder)
-        options = {
+        options: dict[str, Any] = {
             "stride": settings.stride or None,
             "batch_size": settings.batch_size,
             "device": str(run.speed.get("device", "cpu")),
