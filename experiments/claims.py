@@ -56,8 +56,10 @@ class Claim:
     verdict: str
 
 
-def judge_claim(rows: Sequence[Row], arm: str, metric: str, better: str, oracle: str = ORACLE) -> Claim:
-    """Effect of an arm, power of the experiment, and verdict.
+def judge_claim(
+    rows: Sequence[Row], arm: str, metric: str, better: str, base: str = BASE_ARM, oracle: str = ORACLE
+) -> Claim:
+    """Effect of an arm against the base, power of the experiment, and verdict.
 
     The power is asked first: where true labels gain less than `ENOUGH` standard deviations of the paired difference (or
     lose), no method is judged.
@@ -65,10 +67,10 @@ def judge_claim(rows: Sequence[Row], arm: str, metric: str, better: str, oracle:
     Raises:
         CurationError: no seed has both the arm and the base.
     """
-    found = [item for item in summarise(rows, {metric: better}) if item.arm == arm]
+    found = [item for item in summarise(rows, {metric: better}, base) if item.arm == arm]
     if not found or not found[0].pairs:
-        raise CurationError(f"no seed has {metric} of both {arm} and {BASE_ARM}; run these arms on the same seeds")
-    gains = np.asarray(list(paired(rows, oracle, metric).values()))
+        raise CurationError(f"no seed has {metric} of both {arm} and {base}; run these arms on the same seeds")
+    gains = np.asarray(list(paired(rows, oracle, metric, base).values()))
     strength = power(gains)
     helps = len(gains) > 0 and (gains.mean() > 0) == (better == "higher")
     told = helps and strength >= ENOUGH
@@ -131,7 +133,7 @@ def claim_cells(line: dict[str, Any], folder: Path) -> list[str]:
     if "values" not in line:
         return [*head, str(line["effect"]), str(line["seeds"]), str(line["power"]), f"**{line['verdict']}**"]
     rows, _ = read_values(folder / line["values"])
-    found = judge_claim(rows, line["arm"], line["metric"], line["better"])
+    found = judge_claim(rows, line["arm"], line["metric"], line["better"], line.get("base", BASE_ARM))
     item = found.effect
     effect = f"{item.difference:+.3f} [{item.low:+.3f}, {item.high:+.3f}]"
     strength = "-" if np.isnan(found.power) else f"{found.power:.1f}"

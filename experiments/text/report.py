@@ -60,12 +60,13 @@ def write_up(config: dict[str, Any]) -> Callable[[StageRun], None]:
             todo = list(tasks(studies, prepared, curation["size"], curation["max_iterations"]))
             source = provenance(str(run.speed["device"]), int(run.speed["threads"]))
             records = run_tasks(todo, root / "results", source, progress=run.progress)
+        made = [load_json(folder / MARKER)["provenance"] for _, folder in run.before]
         page = render(
             metrics,
             {seed: load_json(folder / POOL) for seed, folder in prepared.items()},
             balance,
             config,
-            [load_json(folder / MARKER)["provenance"] for _, folder in run.before],
+            made,
         )
         if studies is not None:
             page += "\n" + balance_section(records, studies, len(prepared))
@@ -76,6 +77,7 @@ def write_up(config: dict[str, Any]) -> Callable[[StageRun], None]:
         for folder in dict.fromkeys([run.folder, report]):
             write_atomically(folder / "text.md", lambda stream: stream.write(page.encode()))
             about = {"experiment": "text", "judge": science["train"]["judge"]}
+            about["commits"] = sorted({item["commit"] for item in made})
             save_compact(folder / "text.json", compact(rows, about))
             write_atomically(folder / FIGURE, lambda stream: stream.write(picture))
 
