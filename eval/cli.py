@@ -96,6 +96,20 @@ def language(settings: Settings = None, output: Output = Path("results")) -> Non
     typer.echo(f"{results.seconds['language']:.1f} s; results in {output / 'metrics.json'}", err=True)
 
 
+@app.command(epilog="Example:  python -m eval ngram train=subset.parquet test=held_out.parquet pool=pool.parquet")
+def ngram(settings: Settings = None, output: Output = Path("results")) -> None:
+    """Bits per byte of held-out texts under a byte n-gram model of the training texts: a judge of data in seconds."""
+    from eval.ngram_task import NgramSettings, run_ngram
+    from eval.results import table
+
+    if not settings:
+        typer.echo(f"Settings of ngram:\n{describe(NgramSettings)}")
+        return
+    results = run_ngram(read_settings(None, settings), output)
+    typer.echo(table(results.rows))
+    typer.echo(f"{results.seconds['ngram']:.1f} s; results in {output / 'metrics.json'}", err=True)
+
+
 @app.command(epilog="Example:  python -m eval canopy heights.tif lidar.tif --block 100 -o results/")
 def canopy(
     predicted: Annotated[Path, typer.Argument(help="Raster of predicted heights, metres.")],

@@ -71,12 +71,14 @@ class Method:
         n_levels: of a tree; 0: all.
         resample: use the resampling steps of ``science.curation``.
         prepare: leave near-duplicates and junk out first.
+        draw: another number draws other rows by the same seed: how much of a difference is chance.
     """
 
     method: Annotated[str, Choices(*METHODS)]
     n_levels: CountOrZero = 0
     resample: bool = False
     prepare: bool = False
+    draw: CountOrZero = 0
 
     def __post_init__(self) -> None:
         check(self)
@@ -117,6 +119,8 @@ def subset_settings(
                 spec |= {"n_resamples": curation.n_resamples, "sample_sizes": [first, *sizes[len(sizes) - n + 1 :]]}
         if line.prepare or curation.prepare:  # else no key: results without preparation keep theirs
             spec |= {"prepare": True, "prepare_metric": curation.metric}
+        if line.draw:
+            spec["draw"] = line.draw
         found[arm] = spec
     return found
 
@@ -157,7 +161,8 @@ def curate(run: StageRun, pictures: Callable[[Path], Any] | None = None) -> dict
         run: what to do and where.
         pictures: folder of the stage `prepare` -> rows with an "image": then a gallery of each level is written.
     """
-    prepared, spec, seed = run.upstream("prepare"), run.settings, run.seed or 0
+    prepared, spec = run.upstream("prepare"), run.settings
+    seed = (run.seed or 0) + 10_000 * spec.get("draw", 0)
     whole = prepared / "embeddings"
     x = open_embeddings(str(whole if whole.exists() else prepared / "embeddings.npy"))
     labels, method, n_rows = read_labels(prepared), spec["method"], x.n_rows

@@ -142,6 +142,7 @@ def test_the_help_says_what_is_allowed():
 def every_settings_class() -> list[type]:
     """Those that commands, recipes and experiments are filled into, and the dataclasses inside of them."""
     from eval.language import LanguageSettings
+    from eval.ngram_task import NgramSettings
     from eval.settings import RunSettings
     from eval.tasks import TASKS
     from experiments.experiment import Settings, open_domain
@@ -153,7 +154,7 @@ def every_settings_class() -> list[type]:
     from text_lm.settings import TrainSettings as TextSettings
 
     waiting: list[Any] = [PretrainSettings, TextSettings, SatelliteSettings, RunSettings, LanguageSettings, Settings]
-    waiting += [*TASKS.values(), Studies, TextStudies, ToySettings]
+    waiting += [*TASKS.values(), NgramSettings, Studies, TextStudies, ToySettings]
     for name in ("simulated", "text", "web_images", "satellite"):
         domain = open_domain(name)
         waiting += [domain.pool, domain.train, domain.evaluate]
