@@ -3,11 +3,14 @@
 import shlex
 import sys
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from foundation.command import run_command
+from foundation.devices import open_device
 from foundation.errors import CurationError
 
 app = typer.Typer(
@@ -47,7 +50,7 @@ Levels = Annotated[
 ]
 Resamples = Annotated[str, typer.Option(help="Resampled k-means runs after the first; one number or one per level.")]
 Sizes = Annotated[str, typer.Option(help="Members of each cluster in a resampled set; 0: half the mean cluster size.")]
-Seed = Annotated[int, typer.Option(help="Of all random choices: the same seed gives the same result.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of all random choices: the same seed gives the same result.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished result with other settings.")]
 Rows = Annotated[
@@ -68,18 +71,6 @@ def _one_or_each(text: str, option: str) -> int | list[int]:
     return numbers[0] if len(numbers) == 1 else numbers
 
 
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise CurationError(f"device {name!r} cannot be used here; try --device cpu") from error
-    return name
-
-
 def _say(text: str) -> None:
     typer.echo(text, err=True)
 
@@ -95,7 +86,7 @@ def embed(
         str, typer.Option(help="timm:NAME, torchvision:NAME, efficientnet_lite0, checkpoint:PATH.")
     ] = "timm:vit_small_patch14_dinov2",
     image_size: Annotated[int | None, typer.Option(help="Side of the input in pixels; default: the network's.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 64,
     workers: Annotated[int | None, typer.Option(help="Decoding processes; default: from the cores.")] = None,
     dtype: Annotated[str, typer.Option(help="Stored: float16, bfloat16 or float32.")] = "float16",
     device: Device = "auto",
@@ -297,7 +288,7 @@ def cluster(
         tolerance=tolerance,
         metric=metric.value,
         seed=seed,
-        device=_device(device),
+        device=str(open_device(device)),
         work_dir=output / "unfinished",
         bad_rows="drop" if drop_bad_rows else "error",
     )
@@ -367,7 +358,7 @@ def assign(
     from curation.tree import ClusterTree
     from foundation.files import write_atomically
 
-    table = pa.table(place_rows(ClusterTree.load(tree), open_embeddings(embeddings, column), _device(device)))
+    table = pa.table(place_rows(ClusterTree.load(tree), open_embeddings(embeddings, column), str(open_device(device))))
     write_atomically(output, lambda stream: pq.write_table(table, stream))
     _say(f"{table.num_rows:,} rows placed in {output}")
 
@@ -503,21 +494,9 @@ def run(
     _say(f"subset in {output}/subset/subset.parquet; open {result.report} in a browser")
 
 
-def main() -> None:
-    """Entry point: a mistake of the user is one line and exit code 2, an interruption one line and 130."""
-    try:
-        app()
-    except CurationError as error:
-        _say(f"curate: error: {error}")
-        raise SystemExit(2) from None
-    except SystemExit as stop:
-        if stop.code == 130:  # typer turns Ctrl-C into this code without a word
-            _say("curate: interrupted; run the same command again to go on")
-        raise
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        _say(f"curate: error: {error.strerror or error}{where}")
-        raise SystemExit(2) from None
+def main(arguments: list[str] | None = None) -> None:
+    """The command; see `foundation.command.run_command` for how it ends."""
+    run_command("curate", partial(app, args=arguments, prog_name="curate", standalone_mode=False))
 
 
 if __name__ == "__main__":

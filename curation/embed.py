@@ -1,9 +1,7 @@
 """Embed the images of a pool: resumable, row by row accounted for, decoded by worker processes."""
 
-import io
 import json
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image as PillowImage
-from PIL import ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -20,12 +16,11 @@ from tqdm import tqdm
 from curation.embedders import Embedder
 from curation.embeddings import EmbeddingWriter
 from curation.pool import pool_fingerprint
-from curation.tiles import PROTOCOL, tile_image
 from foundation.errors import CurationError
 from foundation.files import load_array, save_array, write_atomically
+from foundation.images import read_image, reason_of
 
 SKIPPED_LOG = "skipped.jsonl"
-ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>")
 
 
 @dataclass(frozen=True)
@@ -208,34 +203,7 @@ class _Images(torch.utils.data.Dataset):
             stored = self.stored[row][self.column][0].as_py()
             return row, self.transform(read_image(stored, self.image_size))
         except Exception as error:  # Pillow raises many types on broken files
-            # no memory addresses: the same pool must give the same embeddings.json
-            reason = " ".join(ADDRESS.sub("", str(error)).split())[:200]
-            return row, f"{type(error).__name__}: {reason}" if reason else type(error).__name__
-
-
-def read_image(stored: dict[str, Any] | None, least_side: int = 0) -> PillowImage.Image:
-    """RGB image of a stored ``{bytes, path}``: upright, transparency on white.
-
-    Args:
-        stored: encoded bytes, or the path of a file.
-        least_side: JPEGs may be decoded smaller (faster), but no side below twice this; 0 decodes in full.
-    """
-    if not stored or (stored["bytes"] is None and not stored["path"]):
-        raise CurationError("the row has no image")
-    source = stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"])
-    if isinstance(source, str) and source.startswith(f"{PROTOCOL}://"):
-        return tile_image(source).convert("RGB")
-    with PillowImage.open(source) as opened:
-        if least_side:
-            opened.draft("RGB", (2 * least_side, 2 * least_side))
-        image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith("I;16"):
-            image = PillowImage.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            white = PillowImage.new("RGBA", image.size, "white")
-            image = PillowImage.alpha_composite(white, image)
-        return image.convert("RGB")
+            return row, reason_of(error)
 
 
 def _collate(items: list[tuple[int, Tensor | str]]) -> tuple[np.ndarray, Tensor, dict[int, str]]:

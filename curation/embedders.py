@@ -1,7 +1,6 @@
 """Frozen pretrained networks that turn images into embeddings, behind one small dataclass."""
 
 import hashlib
-import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -13,8 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from foundation.devices import open_device
 from foundation.errors import CurationError
 from foundation.files import load_json
+from foundation.timm_models import create_timm_model
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -72,7 +73,7 @@ def open_embedder(name: str, image_size: int | None = None, device: str = "auto"
         )
     if image_size is not None and image_size < 1:
         raise CurationError(f"image size {image_size} must be a positive number of pixels")
-    place = _device(device)
+    place = open_device(device, mps=True)
     number = precision if precision != "auto" else "bfloat16" if place.type == "cuda" else "float32"
     if number not in PRECISIONS:
         raise CurationError(f"precision {precision!r} is unknown; use auto, {', '.join(PRECISIONS)}")
@@ -82,18 +83,6 @@ def open_embedder(name: str, image_size: int | None = None, device: str = "auto"
     identity = {"embedder": name, "weights": _digest(model), "image_size": size, "precision": number}
     forward = _forward(model, place, PRECISIONS[number])
     return Embedder(name, forward(torch.zeros(1, 3, size, size)).shape[1], size, transform, forward, identity)
-
-
-def _device(device: str) -> torch.device:
-    if device == "auto":
-        available = "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device("cuda" if torch.cuda.is_available() else available)
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise CurationError(f"device {device!r} is not available here; use auto or cpu") from error
-    return place
 
 
 def _digest(model: nn.Module) -> str:
@@ -136,32 +125,20 @@ def _timm(name: str, image_size: int | None, pretrained: bool) -> tuple[nn.Modul
         raise CurationError(f"timm has no weights for {name!r}; choose another, or ask for {name}?pretrained=false")
     try:
         return _timm_model(name, image_size, pretrained=pretrained, num_classes=0)
-    except Exception as error:  # the download fails in many ways, each with its own type
-        raise (_no_weights(f"timm:{name}", error) if pretrained else CurationError(f"timm:{name}: {error}")) from error
+    except CurationError as error:
+        if not pretrained:
+            raise
+        raise _no_weights(f"timm:{name}", error.__cause__ or error) from error
 
 
 def _timm_model(name: str, image_size: int | None, **options: Any) -> tuple[nn.Module, Any, int]:
-    import timm
     from timm.data import create_transform, resolve_model_data_config
 
-    # vision transformers must know their input size; convolutional networks take any and refuse the argument
-    sized = image_size is not None and not name.startswith(("hf-hub:", "hf_hub:")) and _takes_size(name)
-    if sized:
-        options["img_size"] = image_size
-    model = timm.create_model(name, **options)
+    model = create_timm_model(name, image_size, **options)
     config = resolve_model_data_config(model)
     size = image_size or config["input_size"][-1]
     config["input_size"] = (3, size, size)
     return model, create_transform(**config, is_training=False), size
-
-
-def _takes_size(name: str) -> bool:
-    import timm
-
-    module = inspect.getmodule(timm.model_entrypoint(name))
-    networks = [item for item in vars(module).values() if inspect.isclass(item) and issubclass(item, nn.Module)]
-    own = [network for network in networks if network.__module__ == module.__name__] if module else []
-    return any("img_size" in inspect.signature(network.__init__).parameters for network in own)
 
 
 def _checkpoint(name: str, image_size: int | None, pretrained: bool) -> tuple[nn.Module, Any, int]:
@@ -187,7 +164,7 @@ def _checkpoint(name: str, image_size: int | None, pretrained: bool) -> tuple[nn
 
             state = checkpoint_filter_fn(state, model)  # type: ignore[arg-type]
         model.load_state_dict(state, strict=True)
-    except (RuntimeError, TypeError, SafetensorError) as error:
+    except (RuntimeError, TypeError, CurationError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CurationError(
             f"{weights} does not fit {config['architecture']!r} of its config.json: {reason}"

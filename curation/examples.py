@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Int
 from PIL import Image, ImageOps
 
+from foundation.images import read_image
+
 SNIPPET = 160  # characters of a text
 QUALITIES = (80, 65, 50, 35, 20)
 
@@ -60,21 +62,20 @@ class Examples:
     def picture(self, row: int, size: int) -> Image.Image:
         """Thumbnail of a row; a grey square where it cannot be decoded."""
         try:
-            return thumbnail(self._open(self._rows[int(row)]["image"]), size)
+            return thumbnail(self._open(self._rows[int(row)]["image"], size), size)
         except Exception:  # a damaged file raises whatever its decoder stumbles on
             self.unreadable.add(int(row))
             return Image.new("RGB", (size, size), "lightgrey")
 
     @staticmethod
-    def _open(stored: Any) -> Image.Image:
+    def _open(stored: Any, size: int) -> Image.Image:
         if not isinstance(stored, dict):
             return stored
         if stored["bytes"] is None and not Path(stored["path"]).exists():  # an archive or an address
             from datasets import Image as ImageFeature
 
             return ImageFeature().decode_example(stored)
-        source = stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"])
-        return ImageOps.exif_transpose(Image.open(source))
+        return read_image(stored, size)
 
     def sheet(self, rows: Int[np.ndarray, "m"], columns: int, size: int, gap: int = 3) -> Image.Image:
         """Pictures of some rows, left to right, top to bottom."""

@@ -140,6 +140,10 @@ class HierarchicalKMeans:
             raise CurationError(f"fit_rows={fit_rows} must not be negative; 0 fits on all rows")
         if max_iterations < 1:
             raise CurationError(f"max_iterations={max_iterations} must be at least 1")
+        if not 0 <= tolerance < 1:  # NaN neither
+            raise CurationError(f"tolerance={tolerance} is a share of the inertia, from 0 to below 1")
+        if seed < 0:
+            raise CurationError(f"seed={seed} must not be negative")
         parsed = [parse_level(level) for level in levels]
         resamples = _per_level(n_resamples, len(parsed), "n_resamples")
         members = _per_level(sample_sizes, len(parsed), "sample_sizes")

@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from curation.duplicates import can_hash, perceptual_hash, picture_bytes
-from curation.embed import read_image, worker_count
+from curation.embed import worker_count
 from curation.filters.junk import MEASURES, measure
 from foundation.errors import CurationError
 from foundation.files import load_array, save_array
+from foundation.images import read_image
 
 ROWS_PER_FILE = 8192
 LOOK = np.dtype(

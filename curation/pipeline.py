@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from curation.card import write_dataset_card
 from curation.embed import embed_pool
 from curation.embedders import open_embedder
 from curation.embeddings import open_embeddings
@@ -18,6 +19,7 @@ from curation.report import write_report
 from curation.sampling import STRATEGIES
 from curation.subset import Subset
 from curation.tree import ClusterTree
+from foundation.devices import open_device
 from foundation.errors import CurationError
 from foundation.files import load_json
 
@@ -101,11 +103,9 @@ def check_run(
         fit: as it will be, or, where ``default`` says so, with the levels of a pool that loses no row.
 
     Raises:
-        CurationError: a size, a number of clusters or a column that the pool does not have; a device that is not
-            there; a finished tree of other settings that is not to be overwritten.
+        CurationError: a size, a number of clusters or a column that the pool does not have; a finished tree of other
+            settings that is not to be overwritten.
     """
-    import torch
-
     if not 0 < size <= len(pool) * max_copies:
         raise CurationError(f"size {size} must lie between 1 and {len(pool) * max_copies}, the rows of the pool")
     if strategy not in STRATEGIES:
@@ -114,10 +114,6 @@ def check_run(
         raise CurationError(f"the pool has no column {labels!r} for --labels; it has {', '.join(pool.column_names)}")
     if fit.plans[0].k > len(pool):
         raise CurationError(f"level 1 wants {fit.plans[0].k} clusters of {len(pool)} rows; lower the levels")
-    try:
-        torch.empty(0, device=fit.device)
-    except (RuntimeError, AssertionError) as error:
-        raise CurationError(f"device {str(fit.device)!r} cannot be used here; try --device cpu") from error
     if (folder / "tree" / "tree.json").exists() and not overwrite:
         settings = load_json(folder / "tree" / "tree.json").get("settings", {})
         derived = ("levels", "n_resamples", "sample_sizes") if default else ()
@@ -145,6 +141,7 @@ def sample_folder(
     del wanted["tree_checksum"]
     subset = Subset.from_rows(rows, tree, **wanted)
     subset.save(folder)
+    write_dataset_card(subset, folder)
     return subset, False
 
 
@@ -189,11 +186,9 @@ def run_pipeline(
     Raises:
         CurationError: bad settings or input; settings are checked before anything is embedded.
     """
-    import torch
-
     folder = Path(folder)
     pool = open_pool(source)
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    where = str(open_device(device))
 
     def fit_of(n_rows: int) -> HierarchicalKMeans:
         return HierarchicalKMeans(

@@ -32,6 +32,7 @@ from curation.pool import open_pool, pool_fingerprint
 from curation.rows import SelectedRows
 from foundation.errors import CurationError
 from foundation.files import checksum, digest_json, load_array, load_json, save_array, save_json, write_atomically
+from foundation.images import read_image
 
 FORMAT_VERSION = 1
 BY = ("exact", "perceptual", "embedding", "text")
@@ -255,7 +256,6 @@ def _pictures(
 def _nsfw(pool: Any, threshold: float, ledger: _Ledger, progress: bool) -> None:
     from tqdm import tqdm
 
-    from curation.embed import read_image
     from curation.filters.nsfw import NsfwFilter
 
     judge, stored = NsfwFilter(threshold), pool.select_columns("image").with_format("arrow")

@@ -1,7 +1,7 @@
 """Tiles of GeoTIFF rasters as pictures of a pool: cut by window as they are read, never written, never held.
 
 A tile is an address, ``tile://raster/data/scene.tif?row=0&col=256&...``, that fsspec opens as a PNG file: `datasets`
-and `curation.embed.read_image` read it as they read any other picture.
+and `foundation.images.read_image` read it as they read any other picture.
 """
 
 import io
@@ -20,6 +20,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from foundation.errors import CurationError
+from foundation.images import OPENERS
 
 PROTOCOL = "tile"
 GEOGRAPHIC = (33550, 34264, 34735)  # TIFF tags: scale of a pixel, transformation, keys of the reference system
@@ -265,6 +266,7 @@ class TileFileSystem(AbstractFileSystem):
 
 
 fsspec.register_implementation(PROTOCOL, TileFileSystem, clobber=True)
+OPENERS[PROTOCOL] = tile_image  # the pixels themselves, which no PNG need be made of
 
 
 def open_rasters(files: Iterable[Path], root: Path, cut: TileCut) -> Any:

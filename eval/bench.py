@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from eval.bootstrap import Interval, mean_interval
 from eval.datasets import open_labelled
 from eval.features import FeatureSet, extract
 from eval.images import LabelledImages, Transform
@@ -18,7 +17,9 @@ from eval.logistic import logistic_regression
 from eval.models import FrozenModel
 from eval.results import Results, Row, row_of
 from eval.settings import RunSettings
+from foundation.devices import open_device
 from foundation.errors import CurationError
+from foundation.intervals import Interval, mean_interval
 
 HEADS = ("knn", "linear", "logistic")
 Scores = Callable[[FeatureSet], Float[Tensor, "n classes"]]
@@ -85,11 +86,7 @@ class Bench:
 
     @property
     def device(self) -> str:
-        import torch
-
-        if self.settings.device != "auto":
-            return self.settings.device
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return str(open_device(self.settings.device))
 
     @property
     def bootstrap(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Canopy height maps against lidar: errors in metres, with intervals over blocks of ground.
 
 Neighbouring pixels show the same tree, so blocks are what is resampled. Every measure is a ratio of sums over blocks:
-a resample is a weighted sum, as everywhere in `eval.bootstrap`.
+a resample is a weighted sum, as everywhere in `foundation.intervals`.
 """
 
 from collections.abc import Callable
@@ -11,8 +11,8 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from eval.bootstrap import Interval, bootstrap
 from foundation.errors import CurationError
+from foundation.intervals import Interval, bootstrap
 
 Sums = Float[np.ndarray, "r k"]
 

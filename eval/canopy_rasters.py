@@ -1,15 +1,15 @@
 """Two rasters of heights, block by block, to `eval.canopy`: maps larger than memory are judged square by square."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eval.bootstrap import Interval
 from eval.canopy import CanopySettings, canopy_metrics
 from foundation.errors import CurationError
+from foundation.files import save_json
+from foundation.intervals import Interval
 
 
 class _Blocks:
@@ -69,7 +69,6 @@ def measure_maps(
         windows = [Window(c, r, min(side, first.width - c), min(side, first.height - r)) for r in rows for c in cols]
         found = canopy_metrics(_Blocks(first, windows), _Blocks(second, windows), settings)
     if output is not None:
-        Path(output).mkdir(parents=True, exist_ok=True)
         content = {"settings": asdict(settings), "block": block, "metrics": {k: asdict(v) for k, v in found.items()}}
-        (Path(output) / "canopy.json").write_text(json.dumps(content, indent=2) + "\n")
+        save_json(Path(output) / "canopy.json", content)
     return found

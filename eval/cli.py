@@ -1,15 +1,16 @@
 """The command ``python -m eval``: a thin shell over `eval.run`; each evaluation's dataclass is its help."""
 
-import sys
 from dataclasses import fields
+from functools import partial
 from inspect import getdoc
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from eval.settings import RunSettings, describe, parse
-from foundation.errors import CurationError
+from eval.settings import RunSettings
+from foundation.command import run_command
+from foundation.settings import describe, read_settings
 
 app = typer.Typer(
     help="Measure a frozen image model.\n\n"
@@ -30,7 +31,7 @@ def _register(name: str, task: type) -> None:
 
     @app.command(name=name, help=text, short_help=getdoc(task))
     def command(settings: Settings = None, output: Output = Path("results")) -> None:
-        given = parse(settings or [])
+        given = read_settings(None, settings)
         shared = {entry.name for entry in fields(RunSettings)}
         own = {key: value for key, value in given.items() if key not in shared}
         _run([(name, own)], {key: value for key, value in given.items() if key in shared}, output)
@@ -48,9 +49,14 @@ def _run(tasks: list[tuple[str, dict[str, Any]]], shared: dict[str, Any], output
     typer.echo(f"{cost}; results in {output / 'metrics.json'}", err=True)
 
 
-@app.command(epilog="Example:  python -m eval suite configs/eval/imagenet.yaml model=checkpoint/ -o results/")
+@app.command(epilog="Example:  python -m eval suite imagenet model=checkpoint/ -o results/")
 def suite(
-    path: Annotated[Path, typer.Argument(help="YAML with a list `tasks` and settings of the run.")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="YAML with a list `tasks` and settings of the run; or small, imagenet, fine_grained, dense."
+        ),
+    ],
     settings: Settings = None,
     output: Output = Path("results"),
 ) -> None:
@@ -58,7 +64,7 @@ def suite(
     from eval.run import read_suite
 
     tasks, shared = read_suite(path)
-    _run(tasks, {**shared, **parse(settings or [])}, output)
+    _run(tasks, {**shared, **read_settings(None, settings)}, output)
 
 
 @app.command(epilog="Example:  python -m eval compare results/curated results/raw")
@@ -83,18 +89,32 @@ def language(settings: Settings = None, output: Output = Path("results")) -> Non
     if not settings:
         typer.echo(f"Settings of language:\n{describe(LanguageSettings)}")
         return
-    results = run_language(parse(settings), output)
+    results = run_language(read_settings(None, settings), output)
     typer.echo(table(results.rows))
     shown = {row.dataset: BENCHMARKS[row.dataset].chance for row in results.rows if row.dataset in BENCHMARKS}
     typer.echo("chance: " + ", ".join(f"{name} {value:.2f}" for name, value in shown.items() if value), err=True)
     typer.echo(f"{results.seconds['language']:.1f} s; results in {output / 'metrics.json'}", err=True)
 
 
+@app.command(epilog="Example:  python -m eval ngram train=subset.parquet test=held_out.parquet pool=pool.parquet")
+def ngram(settings: Settings = None, output: Output = Path("results")) -> None:
+    """Bits per byte of held-out texts under a byte n-gram model of the training texts: a judge of data in seconds."""
+    from eval.ngram_task import NgramSettings, run_ngram
+    from eval.results import table
+
+    if not settings:
+        typer.echo(f"Settings of ngram:\n{describe(NgramSettings)}")
+        return
+    results = run_ngram(read_settings(None, settings), output)
+    typer.echo(table(results.rows))
+    typer.echo(f"{results.seconds['ngram']:.1f} s; results in {output / 'metrics.json'}", err=True)
+
+
 @app.command(epilog="Example:  python -m eval canopy heights.tif lidar.tif --block 100 -o results/")
 def canopy(
     predicted: Annotated[Path, typer.Argument(help="Raster of predicted heights, metres.")],
     truth: Annotated[Path, typer.Argument(help="Raster of lidar heights on the same grid, metres.")],
-    block: Annotated[float, typer.Option(help="Metres, side of the blocks that are resampled.")] = 100.0,
+    block: Annotated[float, typer.Option(min=0, help="Metres, side of the blocks that are resampled.")] = 100.0,
     output: Output = Path("results"),
 ) -> None:
     """Canopy height against lidar: errors, by height class, cover, edges; intervals over blocks (extra satellite)."""
@@ -116,14 +136,10 @@ def datasets() -> None:
         typer.echo(f"{layout}: {meaning}")
 
 
-def main() -> None:
-    """Run the command; a user's mistake is one line on the error stream and exit code 1."""
+def main(arguments: list[str] | None = None) -> None:
+    """The command; see `foundation.command.run_command` for how it ends."""
     from eval.tasks import TASKS
 
     for name, task in TASKS.items():
         _register(name, task)
-    try:
-        app()
-    except CurationError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(1)
+    run_command("eval", partial(app, args=arguments, prog_name="python -m eval", standalone_mode=False))

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from foundation.errors import CurationError
+from foundation.settings import Count, CountOrZero, NonNegative, Positive, check
 
 Pair = tuple[Float[Tensor, "b h w d"], Tensor]  # patch features and the target at its own size
 ReadPairs = Callable[[Int[Tensor, "b"]], Pair]
@@ -26,16 +27,15 @@ class DenseSettings:
         seed: of weights and order.
     """
 
-    steps: int = 40_000
-    batch_size: int = 16
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
-    warmup: int = 1500
-    seed: int = 0
+    steps: Count = 40_000
+    batch_size: Count = 16
+    learning_rate: Positive = 1e-3
+    weight_decay: NonNegative = 1e-4
+    warmup: CountOrZero = 1500
+    seed: CountOrZero = 0
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size) < 1 or self.learning_rate <= 0 or min(self.warmup, self.weight_decay) < 0:
-            raise CurationError(f"dense settings must be positive: {self}")
+        check(self)
 
     def rate(self, step: int) -> float:
         """Share of the learning rate at a step: linear up, then linear down to 0."""

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eval.bootstrap import Interval, mean_interval
 from eval.dense import DenseSettings, in_order, reader_of, train_head
 from foundation.errors import CurationError
+from foundation.intervals import Interval, mean_interval
 
 
 class DepthHead(nn.Module):

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from eval.bootstrap import Interval, bootstrap, weighted_mean
 from foundation.errors import CurationError
+from foundation.intervals import Interval, bootstrap, weighted_mean
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def accuracy_by_group(correct: Any, groups: Any, min_rows: int = 1, **options: A
         correct: (n,) whether each test row was right; also any score in [0, 1].
         groups: (n,) name of each row's group; None or "" leaves the row out of the groups (not of the overall).
         min_rows: smaller groups are not reported: their figure would be noise, and so would be the gap.
-        options: of `eval.bootstrap.bootstrap`.
+        options: of `foundation.intervals.bootstrap`.
 
     Raises:
         CurationError: lengths differ, or fewer than two groups have ``min_rows`` rows.

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from eval.images import BadImages, LabelledImages, Transform, read_batches
 from eval.models import FrozenModel, block_features
 from foundation.errors import CurationError
+from foundation.files import whole_file
 
 FORMAT = 1
 
@@ -172,15 +172,8 @@ def _save(path: Path, features: FeatureSet) -> None:
     tensors |= {"labels": features.labels, "rows": features.rows}
     if features.mean_patch is not None:
         tensors["mean_patch"] = features.mean_patch.contiguous()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
         save_file(tensors, temporary, metadata={"skipped": json.dumps(features.skipped)})
-        os.replace(temporary, path)
-    except OSError as error:
-        raise CurationError(f"cannot write features to {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _load(path: Path) -> FeatureSet:

@@ -1,23 +1,21 @@
 """Labelled images of any source, opened one by one: a bad image is counted, logged with its id and skipped."""
 
 import hashlib
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from foundation.errors import CurationError
+from foundation.images import read_image, reason_of
 
 Transform = Callable[[Image.Image], Tensor]
-LONGEST_RATIO = 100  # an image of 1 x 10,000 pixels would become 256 x 2,560,000 when its short side is scaled up
 
 
 @dataclass
@@ -57,7 +55,7 @@ class LabelledImages:
 
     def open(self, i: int) -> Image.Image:
         """Image i: RGB, upright, frame and box cut."""
-        image = open_image(self.sources[i])
+        image = read_image(self.sources[i])
         b = self.crop_border
         if b and min(image.size) > 2 * b:
             image = image.crop((b, b, image.width - b, image.height - b))
@@ -79,29 +77,6 @@ class LabelledImages:
             self.crop_border,
             None if self.boxes is None else [self.boxes[row] for row in rows],
         )
-
-
-def open_image(source: Any) -> Image.Image:
-    """RGB image of a path or of ``{"bytes", "path"}``: upright, transparency on white, 16 bits reduced to 8.
-
-    Raises:
-        OSError, ValueError, ...: whatever Pillow says of a broken file; CurationError for one of extreme shape.
-    """
-    if isinstance(source, dict):
-        source = io.BytesIO(source["bytes"]) if source.get("bytes") is not None else source.get("path")
-    if source is None:
-        raise CurationError("the row has no image")
-    with Image.open(source) as opened:
-        if max(opened.size) > LONGEST_RATIO * min(opened.size):
-            raise CurationError(f"an image of {opened.width} x {opened.height} pixels is no photograph")
-        image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith("I"):
-            values = np.asarray(image).astype(np.int64)
-            image = Image.fromarray((values >> 8 if values.max() > 255 else values).clip(0, 255).astype(np.uint8))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
 
 
 @dataclass
@@ -170,7 +145,7 @@ class _Reading(torch.utils.data.Dataset[tuple[int, Any]]):
                 return row, self.transform.of_row(self.images.open(row), row)
             return row, self.transform(self.images.open(row))
         except Exception as error:  # Pillow raises many types on broken files
-            return row, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            return row, reason_of(error)
 
 
 def _collate(items: list[tuple[int, Tensor | str]]) -> tuple[Int[Tensor, "b"], Tensor, dict[int, str]]:

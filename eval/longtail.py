@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from eval.bootstrap import Interval, Statistic, bootstrap
 from foundation.errors import CurationError
+from foundation.intervals import Interval, Statistic, bootstrap
 
 BINS = ("head", "medium", "tail")
 
@@ -49,7 +49,7 @@ def head_medium_tail(
         predictions, test_labels: (n,) class indices.
         train_counts: (classes,) training images of each class (`numpy.bincount` of the training labels).
         edges: see `class_bins`.
-        options: of `eval.bootstrap.bootstrap`.
+        options: of `foundation.intervals.bootstrap`.
 
     Returns:
         ``head``, ``medium``, ``tail`` (those that have a tested class), ``all``, and ``spread``: the standard

@@ -7,7 +7,6 @@ A feature function takes images (b, 3, h, w) and returns a dict:
 - ``grid``: (rows, columns) of the patches; left out, the grid is square.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -20,7 +19,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from eval.images import Transform
+from foundation.devices import open_device
 from foundation.errors import CurationError
+from foundation.files import load_json
+from foundation.timm_models import create_timm_model
 
 FeatureFunction = Callable[[Float[Tensor, "b 3 h w"]], Mapping[str, Any]]
 N_BLOCKS = 4
@@ -116,14 +118,15 @@ def open_model(
         device: "auto" takes a GPU where there is one.
         precision: "float32" or "bfloat16" (autocast).
     """
-    target = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    target = open_device(device)
     if precision not in ("float32", "bfloat16"):
         raise CurationError(f"precision {precision!r} is unknown; use float32 or bfloat16")
     kind, _, rest = name.partition(":")
     if Path(name).is_dir():
         return _open_folder(Path(name), image_size, target, precision)
     if kind in ("timm", "random"):
-        model = _create(rest, image_size, pretrained=kind == "timm" and weights is None)
+        pretrained = kind == "timm" and weights is None
+        model: nn.Module = create_timm_model(rest, image_size, pretrained=pretrained, num_classes=0)
         digest = _digest(model) if weights is None else _load_weights(model, Path(weights))
         return from_timm(model, f"{name}@{digest}", image_size, target, precision)
     if rest:
@@ -178,8 +181,8 @@ def _token_features(model: Any, images: Float[Tensor, "b 3 h w"]) -> dict[str, A
         intermediates_only=True,
     )
     maps = [block[0] if isinstance(block, (tuple, list)) else block for block in blocks]
-    if isinstance(blocks[-1], (tuple, list)) and blocks[-1][1].shape[1]:
-        cls = [block[1][:, 0].float() for block in blocks]  # registers come after the class token
+    if isinstance(blocks[-1], (tuple, list)) and blocks[-1][1].shape[1] and model.cls_token is not None:
+        cls = [block[1][:, 0].float() for block in blocks]  # registers come after the class token, if there is one
     else:
         cls = [patches.float().mean((2, 3)) for patches in maps]
     last = maps[-1].float()
@@ -194,19 +197,6 @@ def _map_features(model: Any, images: Float[Tensor, "b 3 h w"]) -> dict[str, Any
     if last.ndim == 4 and last.shape[1] == getattr(model, "num_features", -1):
         out |= {"patches": last.float().flatten(2).transpose(1, 2), "grid": tuple(last.shape[2:])}
     return out
-
-
-def _create(name: str, image_size: int | None, pretrained: bool, is_vit: bool | None = None) -> nn.Module:
-    import timm
-
-    options: dict[str, Any] = {"pretrained": pretrained, "num_classes": 0}
-    if image_size is not None and ("vit" in name if is_vit is None else is_vit):
-        options["img_size"] = image_size
-    try:
-        return timm.create_model(name, **options)
-    except Exception as error:  # timm: RuntimeError, ValueError, hub and network errors
-        reason = " ".join(str(error).split())[:300]
-        raise CurationError(f"timm cannot make {name!r}: {reason}") from error
 
 
 def _load_weights(model: nn.Module, path: Path) -> str:
@@ -242,13 +232,10 @@ def _digest(model: nn.Module) -> str:
 
 def _open_folder(folder: Path, image_size: int | None, device: torch.device, precision: str) -> FrozenModel:
     """A folder with the architecture beside its weights: an evaluation cannot take another one by mistake."""
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        name = config["architecture"]
-    except (OSError, ValueError, KeyError) as error:
-        raise CurationError(f"{folder} has no readable config.json with an 'architecture' in it ({error!r})") from error
+    if "architecture" not in load_json(folder / "config.json"):
+        raise CurationError(f"{folder / 'config.json'} names no 'architecture'; give a folder that timm can load")
     if not (folder / "model.safetensors").exists():
         raise CurationError(f"{folder} has no model.safetensors")
     # timm reads architecture, weights and preprocessing of the folder, and resamples positions to the image size
-    model = _create(f"local-dir:{folder.resolve()}", image_size, pretrained=True, is_vit="vit" in name)
+    model = create_timm_model(f"local-dir:{folder.resolve()}", image_size, pretrained=True, num_classes=0)
     return from_timm(model, f"{folder.resolve().name}@{_digest(model)}", image_size, device, precision)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from eval.registry import ENDINGS, LAYOUTS, locate, split_folder
 from foundation.errors import CurationError
+from foundation.images import FORMATS
 
 
 @dataclass
@@ -62,7 +63,11 @@ def read_target(path: Path, scale: float = 1.0) -> np.ndarray:
         CurationError: unreadable, or with colours.
     """
     try:
-        array = np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.asarray(Image.open(path))
+        array = (
+            np.load(path, allow_pickle=False)
+            if path.suffix == ".npy"
+            else np.asarray(Image.open(path, formats=FORMATS))
+        )
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise CurationError(f"target {path} cannot be read: {error}") from error
     if array.ndim != 2:

@@ -1,7 +1,6 @@
 """Results as data: tidy rows in ``metrics.json``, the value of every test row beside it, and paired comparisons."""
 
 import json
-import os
 import platform
 from dataclasses import asdict, dataclass, field
 from math import isfinite
@@ -10,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from eval.bootstrap import Interval, paired_interval
 from foundation.errors import CurationError
+from foundation.files import save_json, write_atomically
+from foundation.intervals import NO_DIFFERENCE, Interval, paired_interval
+from foundation.tables import text_table
 
 FORMAT = 1
 METRICS = "metrics.json"
@@ -88,8 +89,9 @@ class Results:
             "environment": environment(),
         }
         arrays = {key: np.ascontiguousarray(values, dtype=np.float32) for key, values in self.per_row.items()}
-        _write(folder / PER_ROW, to_bytes(arrays, metadata={"rows": json.dumps(self.per_row_ids)}))
-        _write(folder / METRICS, (json.dumps(content, indent=2) + "\n").encode())
+        values = to_bytes(arrays, metadata={"rows": json.dumps(self.per_row_ids)})
+        write_atomically(folder / PER_ROW, lambda stream: stream.write(values))
+        save_json(folder / METRICS, content)
         return folder / METRICS
 
 
@@ -143,7 +145,7 @@ class Difference:
     def verdict(self) -> str:
         if self.difference.low > 0:
             return "higher"
-        return "lower" if self.difference.high < 0 else "no significant difference"
+        return "lower" if self.difference.high < 0 else NO_DIFFERENCE
 
 
 def compare(folder: str | Path, base: str | Path, **options: Any) -> list[Difference]:
@@ -169,21 +171,8 @@ def compare(folder: str | Path, base: str | Path, **options: Any) -> list[Differ
 
 def table(rows: list[Row]) -> str:
     """Rows as text, for a terminal."""
-    lines = [("evaluation", "dataset", "metric", "value", "95 % interval", "n")]
+    lines = []
     for row in rows:
         interval = "" if row.low is None or row.high is None else f"{row.low:.4f} ... {row.high:.4f}"
         lines.append((row.eval, row.dataset, row.metric, f"{row.value:.4f}", interval, str(row.n or "")))
-    widths = [max(len(line[i]) for line in lines) for i in range(6)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise CurationError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    return text_table(("evaluation", "dataset", "metric", "value", "95 % interval", "n"), lines)

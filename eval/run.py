@@ -11,9 +11,12 @@ import torch
 from eval.bench import Bench
 from eval.models import FrozenModel, open_model
 from eval.results import Results
-from eval.settings import RunSettings, fill
+from eval.settings import RunSettings
 from eval.tasks import TASKS, Task
 from foundation.errors import CurationError
+from foundation.settings import fill
+
+SUITES = Path(__file__).parent / "suites"
 
 
 def make_task(name: str, settings: Mapping[str, Any]) -> Task:
@@ -84,8 +87,9 @@ def read_suite(path: str | Path) -> tuple[list[tuple[str, dict[str, Any]]], dict
     """
     import yaml
 
+    shipped = SUITES / f"{Path(path).stem}.yaml"
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.safe_load((Path(path) if Path(path).exists() or not shipped.exists() else shipped).read_text())
     except (OSError, yaml.YAMLError) as error:
         raise CurationError(f"suite {path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not isinstance(content.get("tasks"), list):

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from eval.bootstrap import Interval, bootstrap
 from eval.dense import DenseSettings, in_order, reader_of, train_head
 from foundation.errors import CurationError
+from foundation.intervals import Interval, bootstrap
 
 
 class SegmentationHead(nn.Module):

@@ -1,11 +1,10 @@
 """Arms: what is trained on. Two arms differ by one line of configuration, the subset."""
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -22,10 +21,10 @@ from curation.gallery import cluster_examples, contact_sheet, gallery_clusters
 from curation.pipeline import cluster_folder
 from curation.prepare import Preparation, kept_rows, prepare_folder
 from curation.tree import ClusterTree
-from experiments.settings import from_mapping
 from experiments.stages import StageRun
 from foundation.errors import CurationError
 from foundation.files import save_json, write_atomically
+from foundation.settings import Choices, Count, CountOrZero, check, fill, nearest_name
 
 METHODS = ("random", "all", "flat", "tree", "semdedup", "retrieval", "oracle")
 BASE_ARM, METHOD_ARM = "raw", "hierarchical_resampled"
@@ -49,15 +48,18 @@ class CurationSettings:
             may say so as well.
     """
 
-    size: int
-    levels: list[int]
-    n_resamples: int = 10
-    sample_sizes: list[int] = field(default_factory=list)
-    flat_clusters: int = 0
-    semdedup_clusters: int = 50
-    max_iterations: int = 50
-    metric: str = "l2"
+    size: Count
+    levels: list[Count]
+    n_resamples: CountOrZero = 10
+    sample_sizes: list[CountOrZero] = field(default_factory=list)
+    flat_clusters: CountOrZero = 0
+    semdedup_clusters: Count = 50
+    max_iterations: Count = 50
+    metric: Annotated[str, Choices("l2", "cosine")] = "l2"
     prepare: bool = False
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,17 @@ class Method:
         n_levels: of a tree; 0: all.
         resample: use the resampling steps of ``science.curation``.
         prepare: leave near-duplicates and junk out first.
+        draw: another number draws other rows by the same seed: how much of a difference is chance.
     """
 
-    method: str
-    n_levels: int = 0
+    method: Annotated[str, Choices(*METHODS)]
+    n_levels: CountOrZero = 0
     resample: bool = False
     prepare: bool = False
+    draw: CountOrZero = 0
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 def subset_settings(
@@ -88,12 +95,8 @@ def subset_settings(
     found = {}
     for arm in arms:
         if arm not in methods:
-            close = difflib.get_close_matches(arm, methods, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(methods)}"
-            raise CurationError(f"there is no arm {arm!r}; {hint}")
-        line = from_mapping(Method, methods[arm], f"science.methods.{arm}")
-        if line.method not in METHODS:
-            raise CurationError(f"science.methods.{arm}.method is {line.method!r}; use one of {', '.join(METHODS)}")
+            raise CurationError(f"there is no arm {arm!r}; {nearest_name(arm, methods)}")
+        line = fill(Method, methods[arm], f"science.methods.{arm}")
         spec: dict[str, Any] = {"method": line.method, "size": curation.size}
         shared = {"max_iterations": curation.max_iterations, "metric": curation.metric}
         if line.method == "all":
@@ -116,6 +119,8 @@ def subset_settings(
                 spec |= {"n_resamples": curation.n_resamples, "sample_sizes": [first, *sizes[len(sizes) - n + 1 :]]}
         if line.prepare or curation.prepare:  # else no key: results without preparation keep theirs
             spec |= {"prepare": True, "prepare_metric": curation.metric}
+        if line.draw:
+            spec["draw"] = line.draw
         found[arm] = spec
     return found
 
@@ -156,7 +161,8 @@ def curate(run: StageRun, pictures: Callable[[Path], Any] | None = None) -> dict
         run: what to do and where.
         pictures: folder of the stage `prepare` -> rows with an "image": then a gallery of each level is written.
     """
-    prepared, spec, seed = run.upstream("prepare"), run.settings, run.seed or 0
+    prepared, spec = run.upstream("prepare"), run.settings
+    seed = (run.seed or 0) + 10_000 * spec.get("draw", 0)
     whole = prepared / "embeddings"
     x = open_embeddings(str(whole if whole.exists() else prepared / "embeddings.npy"))
     labels, method, n_rows = read_labels(prepared), spec["method"], x.n_rows

@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from experiments.arms import BASE_ARM
-from experiments.results import mean_interval
 from experiments.stages import MARKER
 from foundation.errors import CurationError
 from foundation.files import load_json, save_json, write_atomically
+from foundation.intervals import judge_difference, student_interval
 
-N_BOOTSTRAP = 10_000
-NO_DIFFERENCE, TOO_FEW = "no significant difference", "too few seeds to tell"
 MANIFEST = "run.json"
 
 
@@ -56,35 +53,6 @@ class Summary:
     pairs: int
 
 
-def bootstrap_interval(
-    values: Float[np.ndarray, "n"], n_draws: int = N_BOOTSTRAP, seed: int = 0
-) -> tuple[float, float]:
-    """95 % percentile interval of the mean, from ``n_draws`` resamples of the values."""
-    x = np.asarray(values, np.float64)
-    draws = np.random.default_rng(seed).integers(0, len(x), (n_draws, len(x)))
-    low, high = np.quantile(x[draws].mean(axis=1), [0.025, 0.975])
-    return float(low), float(high)
-
-
-def judge_difference(differences: Float[np.ndarray, "n"], better: str) -> tuple[float, float, float, str]:
-    """Mean, bootstrap interval and verdict of paired differences to the base.
-
-    With few seeds a percentile interval is too narrow: five differences of one sign always exclude zero. So a
-    difference counts only where the bootstrap interval and that of Student's t both exclude zero.
-    """
-    x = np.asarray(differences, np.float64)
-    if len(x) == 0:
-        return float("nan"), float("nan"), float("nan"), TOO_FEW
-    mean, half = mean_interval(x.tolist())
-    low, high = bootstrap_interval(x)
-    if len(x) < 3:
-        return mean, low, high, TOO_FEW
-    sure = (low > 0 or high < 0) and abs(mean) > half
-    if not sure:
-        return mean, low, high, NO_DIFFERENCE
-    return mean, low, high, "better" if (mean > 0) == (better == "higher") else "worse"
-
-
 def summarise(rows: Sequence[Row], better: dict[str, str], base: str = BASE_ARM) -> list[Summary]:
     """One `Summary` for each arm and metric, arms and metrics in the order of ``rows`` and ``better``.
 
@@ -103,7 +71,7 @@ def summarise(rows: Sequence[Row], better: dict[str, str], base: str = BASE_ARM)
             mine = values.get((arm, metric), {})
             if not mine:
                 continue
-            mean, half = mean_interval(list(mine.values()))
+            mean, half = student_interval(list(mine.values()))
             theirs = values.get((base, metric), {})
             common = sorted(set(mine) & set(theirs)) if arm != base else []
             differences = np.array([mine[seed] - theirs[seed] for seed in common])

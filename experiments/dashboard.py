@@ -1,11 +1,16 @@
 """The W&B dashboard that compares curated with raw, made by code: axes, panels and grouping in one place."""
 
+from pathlib import Path
 from typing import Any
 
 from experiments.arms import BASE_ARM, METHOD_ARM
-from experiments.experiment import Domain, Settings
+from experiments.compare import load_runs
+from experiments.curves import read_curve
+from experiments.experiment import Domain, Settings, open_domain
+from experiments.figures import dashboard_figure
 from experiments.tracking import has_key
 from foundation.errors import CurationError
+from foundation.files import load_json, write_atomically
 
 BALANCE = ("effective", "kl", "gini", "rare_covered")
 
@@ -42,6 +47,39 @@ def build_workspace(settings: Settings, domain: Domain) -> Any:
         sections=sections,
         runset_settings=ws.RunsetSettings(filters=wanted, groupby=[ws.Config("arm")]),
     )
+
+
+def draw(root: Path, picture: Path) -> None:
+    """The dashboard's panels as a PNG, from the files of a run folder that are logged to W&B: without a server.
+
+    Raises:
+        CurationError: it is no run folder, or none of its evaluations is finished.
+    """
+    manifest, records = load_runs([root])
+    values: dict[str, dict[str, list[float]]] = {}
+    curves: dict[str, list[list[dict[str, float]]]] = {}
+    for record in records:
+        found: dict[str, float] = {}
+        if record.name == "evaluate":
+            logged = load_json(record.folder / "metrics.json")["metrics"]
+            found = {f"eval/{name}": value for name, value in logged.items()}
+        elif record.name == "curate" and (record.folder / "balance.json").exists():
+            measures = load_json(record.folder / "balance.json").get("measures", {})
+            found = {f"balance/{name}": value for name, value in measures.items()}
+        elif record.name == "train":
+            curves.setdefault(record.arm, []).append(read_curve(record.folder / "curve.jsonl"))
+        for name, value in found.items():
+            values.setdefault(name, {}).setdefault(record.arm, []).append(float(value))
+    if not any(name.startswith("eval/") for name in values):
+        raise CurationError(f"{root} holds no finished evaluation; run the experiment first")
+    logged_steps = {name for seeds in curves.values() for points in seeds for point in points for name in point}
+    asked = dashboard_metrics(open_domain(manifest["name"]))
+    sections = {
+        title: [name for name in names if name in values or name in logged_steps] for title, names in asked.items()
+    }
+    title = f"{manifest['name']}, {manifest['config']['scale']['name']}: {METHOD_ARM} against {BASE_ARM}"
+    image = dashboard_figure(title, sections, values, curves)
+    write_atomically(picture, lambda stream: stream.write(image))
 
 
 def publish(settings: Settings, domain: Domain) -> str:

@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,10 @@ from typing import Any
 from curation.plan import Hardware
 from curation.plan import plan as curation_plan
 from experiments.arms import BASE_ARM, METHOD_ARM, CurationSettings, curate, subset_settings
-from experiments.settings import from_mapping
 from experiments.stages import Action, Cost, Stage
 from experiments.tracking import TrackingSettings
 from foundation.errors import CurationError
+from foundation.settings import Count, CountOrZero, check, fill
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Domain:
         title: of the report.
         claim: one sentence that the headline metric decides.
         metrics: of the evaluation, the most important first.
-        pool, train, evaluate: dataclasses of ``science.pool``, ``.train``, ``.evaluate``.
+        pool, train, evaluate: dataclasses of ``science.pool``, ``.train``, ``.evaluate``; where some of its fields
+            decide no result, or hold settings with defaults of their own, its ``science()`` gives what does.
         prepare: stage action: embeddings, and labels and a trusted set where there are some.
         fit: stage action: trains on the subset of the stage curate; writes a checkpoint and ``curve.jsonl``.
         judge: stage action: writes ``metrics.json`` with {"metrics": {name: value}}.
@@ -98,11 +99,14 @@ class Science:
 class Speed:
     """Section ``speed``: changes how long it takes, never the numbers."""
 
-    threads: int = 2
+    threads: Count = 2
     device: str = "cpu"
     fresh: bool = False
     hardware: str = "measure"
-    n_devices: int = 1
+    n_devices: Count = 1
+
+    def __post_init__(self) -> None:
+        check(self, "speed")
 
 
 @dataclass(frozen=True)
@@ -123,11 +127,14 @@ class LaunchSettings:
     partition: str = ""
     account: str = ""
     constraint: str = ""
-    minutes: int = 60
-    requeues: int = 10
+    minutes: Count = 60
+    requeues: CountOrZero = 10
     setup: list[str] = field(default_factory=list)
     resources: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check(self, "launch")
 
 
 @dataclass(frozen=True)
@@ -196,13 +203,18 @@ def parse(config: dict[str, Any]) -> Settings:
     Raises:
         CurationError: an unknown or missing key, or seeds or arms that repeat.
     """
-    settings = from_mapping(Settings, config)
+    settings = fill(Settings, config)
     seeds, arms = settings.seeds, settings.arms
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise CurationError(f"seeds is {seeds}; give one or more different numbers from 0 up, as seeds=[0,1]")
     if not arms or len(set(arms)) < len(arms):
         raise CurationError(f"arms is {arms}; give one or more different names, as arms=[{BASE_ARM},{METHOD_ARM}]")
     return settings
+
+
+def science_of(settings: Any) -> dict[str, Any]:
+    """All that decides a stage's result, defaults included: what its dataclass calls so, else every field."""
+    return settings.science() if hasattr(settings, "science") else asdict(settings)
 
 
 def _train_cost(samples: float, flops: float, hardware: Hardware | None) -> Cost:
@@ -240,9 +252,10 @@ def build(config: dict[str, Any], hardware: Hardware | None = None) -> Experimen
     """
     settings = parse(config)
     domain, science = open_domain(settings.name), settings.science
-    pool = from_mapping(domain.pool, science.pool, "science.pool")
-    train = from_mapping(domain.train, science.train, "science.train")
-    from_mapping(domain.evaluate, science.evaluate, "science.evaluate")
+    pool = fill(domain.pool, science.pool, "science.pool")
+    train = fill(domain.train, science.train, "science.train")
+    evaluate = fill(domain.evaluate, science.evaluate, "science.evaluate")
+    decides = {name: science_of(part) for name, part in (("pool", pool), ("train", train), ("evaluate", evaluate))}
     subsets = subset_settings(settings.arms, science.methods, science.curation)
     n_rows, dim = domain.shape(pool)
     samples, _steps, flops = domain.budget(train, dim)
@@ -259,15 +272,30 @@ def build(config: dict[str, Any], hardware: Hardware | None = None) -> Experimen
         own = seed if domain.pool_of_seed else None
         if own not in prepared:
             files = tuple(domain.files(pool))
-            prepared[own] = Stage("prepare", domain.prepare, science.pool, seed=own, files=files)
+            prepared[own] = Stage(
+                "prepare", domain.prepare, asdict(pool), seed=own, files=files, decides=decides["pool"]
+            )
         before = prepared[own]
         for arm, spec in subsets.items():
             cost = _curate_cost(spec, n_rows, dim, hardware)
             curated = Stage("curate", make_subset, spec, (before,), arm, seed, estimate=cost)
             cost = _train_cost(samples, flops, hardware)
             upstream, alike = (before, curated), domain.distributed
-            trained = Stage("train", domain.fit, science.train, upstream, arm, seed, estimate=cost, distributed=alike)
-            stages.append(Stage("evaluate", domain.judge, science.evaluate, (before, trained), arm, seed))
+            trained = Stage(
+                "train",
+                domain.fit,
+                asdict(train),
+                upstream,
+                arm,
+                seed,
+                estimate=cost,
+                distributed=alike,
+                decides=decides["train"],
+            )
+            judged = (before, trained)
+            stages.append(
+                Stage("evaluate", domain.judge, asdict(evaluate), judged, arm, seed, decides=decides["evaluate"])
+            )
     if domain.write_up is not None:
         about = {"seeds": settings.seeds, "arms": settings.arms, "scale": settings.scale["name"]}
         stages.append(Stage("write_up", domain.write_up(config), about, tuple(stages)))

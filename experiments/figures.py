@@ -89,6 +89,57 @@ def curves_figure(curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]],
     return to_svg(figure)
 
 
+def dashboard_figure(
+    title: str,
+    sections: Mapping[str, Sequence[str]],
+    values: Mapping[str, Mapping[str, Sequence[float]]],
+    curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]],
+) -> bytes:
+    """A PNG of the dashboard: a panel for each metric, bars for the mean of every arm, lines for what has steps.
+
+    Args:
+        sections: name of a section -> its metrics.
+        values: metric -> arm -> one value for each seed, drawn as dots upon the bar.
+        curves: as of `curves_figure`; metrics that are in no ``values`` are drawn from them.
+    """
+    panels = [(section, name) for section, names in sections.items() for name in names]
+    arms = list(dict.fromkeys([*curves, *(arm for found in values.values() for arm in found)]))
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    height = max(2.1, 0.32 * len(arms) + 1.2)
+    figure, grid = plt.subplots(lines, columns, figsize=(4.2 * columns, height * lines), squeeze=False)
+    for place, axes in enumerate(grid.flat):
+        axes.set_visible(place < len(panels))
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes, (section, name) in zip(grid.flat, panels, strict=False):
+        axes.set_title(f"{section}\n{name}", fontsize=9, loc="left")
+        axes.tick_params(labelsize=8)
+        axes.locator_params(axis="x", nbins=5)
+        if name not in values:
+            for place, arm in enumerate(arms):
+                for points in curves.get(arm, ()):
+                    line = [(point["samples"], point[name]) for point in points if name in point]
+                    if line:
+                        look = {**style_of(place), "marker": "", "linewidth": 1}
+                        axes.plot(*zip(*line, strict=True), **look, label=arm if points is curves[arm][0] else None)
+            axes.set_xlabel("samples", fontsize=8)
+            axes.legend(frameon=False, fontsize=7)
+            continue
+        for place, arm in enumerate(arms):
+            own = list(values[name].get(arm, ()))
+            if own:
+                axes.barh(place, np.mean(own), color=style_of(place)["color"], alpha=0.75, height=0.7)
+                axes.plot(own, [place] * len(own), "|", color="black", markersize=8)
+        axes.set_yticks(range(len(arms)), arms)
+        axes.set_ylim(len(arms) - 0.5, -0.5)
+    figure.suptitle(title, fontsize=11)
+    figure.tight_layout()
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110)
+    plt.close(figure)
+    return stream.getvalue()
+
+
 def balance_figure(pool: Sequence[int], subsets: Mapping[str, Sequence[int]]) -> str:
     """Rows of each concept, most frequent in the pool first: the pool as a line, each subset as dots; log scale."""
     names = list(subsets)

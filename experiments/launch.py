@@ -8,11 +8,11 @@ from typing import Any
 from curation.plan import PROFILES, Hardware, calibrate
 from experiments.experiment import Experiment, Speed, build
 from experiments.run_folder import begin_stage, finish_experiment, write_manifest
-from experiments.settings import CONFIGS, nearest_name
 from experiments.slurm import submit
 from experiments.stages import MARKER, Stage, in_order, locked, run_stages, state_of
 from foundation.errors import CurationError
 from foundation.files import load_json
+from foundation.settings import CONFIGS, nearest_name
 
 LOCATIONS = ("local", "slurm")
 

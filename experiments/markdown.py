@@ -1,4 +1,4 @@
-"""Tables and sentences of written-up results, the same for every experiment."""
+"""Sentences of written-up results, the same for every experiment."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,12 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.compare import Summary
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+from experiments.provenance import commits_of
 
 
 def with_interval(mean: float, half: float, digits: int = 3) -> str:
@@ -31,7 +26,7 @@ def origin(command: str, made: Sequence[dict[str, Any]], note: str = "") -> str:
     versions = {", ".join(f"{name} {version}" for name, version in item["versions"].items()) for item in made}
     return (
         f"- command: `{command}`{note and f', {note}'}\n"
-        f"- commit of the code: {', '.join(sorted({item['commit'] for item in made}))}\n"
+        f"- commit of the code: {commits_of(made)}\n"
         f"- device: {', '.join(sorted({item['device'] for item in made}))}\n"
         f"- versions: {'; '.join(sorted(versions))}\n"
     )

@@ -12,11 +12,13 @@ import yaml
 from curation.gallery import cluster_examples, contact_sheet, gallery_clusters
 from curation.tree import ClusterTree
 from experiments.arms import BASE_ARM, METHOD_ARM
-from experiments.compare import NO_DIFFERENCE, TOO_FEW, StageRecord, Summary
+from experiments.compare import StageRecord, Summary
 from experiments.curves import read_curve
 from experiments.experiment import Domain, Metric
 from experiments.figures import balance_figure, curves_figure, forest_figure
+from experiments.provenance import commits_of
 from foundation.files import load_json, write_atomically
+from foundation.intervals import NO_DIFFERENCE, TOO_FEW
 
 BALANCE = [
     ("effective", "effective concepts", "{:.1f}"),
@@ -166,7 +168,7 @@ def _sources(records: Sequence[StageRecord]) -> dict[str, str]:
     sources = [record.marker["provenance"] for record in records]
     versions = sorted({", ".join(f"{name} {value}" for name, value in item["versions"].items()) for item in sources})
     return {
-        "commits": ", ".join(sorted({item["commit"] for item in sources})),
+        "commits": commits_of(sources),
         "devices": "; ".join(sorted({item["device"] for item in sources})),
         "versions": "; ".join(versions),
     }

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from foundation.files import digest_json, load_json, save_json
@@ -66,16 +65,6 @@ def run_tasks(
     return [load_json(task.file(folder)) for task in tasks]
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half width of its 95 % confidence interval (Student's t); the half width of one value is NaN."""
-    from scipy.stats import t
-
-    x = np.asarray(values, np.float64)
-    if len(x) < 2:
-        return float(x.mean()), float("nan")
-    return float(x.mean()), float(t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
-
-
 def grouped(records: Sequence[dict[str, Any]], study: str, measure: str) -> dict[str, list[float]]:
     """row -> values of ``measure`` over the seeds, rows in the order of ``records``."""
     found: dict[str, list[float]] = {}
@@ -83,8 +72,3 @@ def grouped(records: Sequence[dict[str, Any]], study: str, measure: str) -> dict
         if record["study"] == study:
             found.setdefault(record["row"], []).append(record["result"][measure])
     return found
-
-
-def paired_difference(values: Sequence[float], base: Sequence[float]) -> tuple[float, float]:
-    """Mean of ``values - base`` and half width of its 95 % interval; both hold the same seeds in the same order."""
-    return mean_interval([value - other for value, other in zip(values, base, strict=True)])

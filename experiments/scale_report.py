@@ -11,6 +11,9 @@ from foundation.files import write_atomically
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from experiments.provenance import commits_of
+from foundation.tables import markdown_table
+
 GROWTH = {
     "n": [(rows, 1000) for rows in (50_000, 100_000, 200_000, 400_000)],
     "k": [(200_000, k) for k in (250, 500, 1000, 2000)],
@@ -85,12 +88,12 @@ def growth_figure(growth: dict[str, list[dict[str, Any]]], path: Path) -> None:
 def scale_markdown(found: dict[str, Any], command: str, source: dict[str, Any]) -> str:
     """The page; the figure is ``images/growth.png`` beside it."""
     lines = ["# Whole jobs", "", f"`{command}`", ""]
-    lines += [f"Commit {source['commit']}, {source['device']}.", f"Versions: {source['versions']}.", ""]
+    lines += [f"Commit {commits_of([source])}, {source['device']}.", f"Versions: {source['versions']}.", ""]
     lines += [
         "Each job runs once, in a process of its own; peak memory counts the interpreter, torch (about 0.7 GB) and"
     ]
     lines += ["the pages of the input file that the system keeps mapped.", ""]
-    lines += ["| job | seconds | `curate plan` said | peak memory, GB | |", "|---|---|---|---|---|"]
+    cells = []
     for title, result in found["jobs"].items():
         planned = f"{result['planned_seconds']:.1f}" if "planned_seconds" in result else "-"
         seconds = f"{result['seconds']:.1f}" if "seconds" in result else f"{result['random']:.2f}"
@@ -98,7 +101,8 @@ def scale_markdown(found: dict[str, Any], command: str, source: dict[str, Any]) 
         if "random" in result:
             again, closest = result["random, again"], result["closest"]
             note = f"closest first {closest:.2f} s; a second sample of the same tree {again:.2f} s"
-        lines.append(f"| {title} | {seconds} | {planned} | {result['peak_rss'] / 1e9:.2f} | {note} |")
+        cells.append([title, seconds, planned, f"{result['peak_rss'] / 1e9:.2f}", note])
+    lines.append(markdown_table(["job", "seconds", "`curate plan` said", "peak memory, GB", ""], cells).rstrip("\n"))
     if found["growth"]:
         lines += [
             "",
@@ -107,22 +111,35 @@ def scale_markdown(found: dict[str, Any], command: str, source: dict[str, Any]) 
             f"One level, {GROWTH_DIM} dimensions, float16, {GROWTH_ITERATIONS} iterations.",
             "",
         ]
-        lines += ["| n | k | seconds | `curate plan` said | peak memory, GB |", "|---|---|---|---|---|"]
-        for points in found["growth"].values():
-            for point in points:
-                lines.append(
-                    f"| {point['n']:,} | {point['k']:,} | {point['seconds']:.1f} | {point['planned_seconds']:.1f} | "
-                    f"{point['peak_rss'] / 1e9:.2f} |"
-                )
+        cells = [
+            [
+                f"{point['n']:,}",
+                f"{point['k']:,}",
+                f"{point['seconds']:.1f}",
+                f"{point['planned_seconds']:.1f}",
+                f"{point['peak_rss'] / 1e9:.2f}",
+            ]
+            for points in found["growth"].values()
+            for point in points
+        ]
+        header = ["n", "k", "seconds", "`curate plan` said", "peak memory, GB"]
+        lines.append(markdown_table(header, cells).rstrip("\n"))
         lines += ["", "![growth with n and k](images/growth.png)"]
     if found.get("processes"):
         n, k = PROCESS_SHAPE
         same = len({point["tree"] for point in found["processes"]}) == 1
         lines += ["", "## Growth with the number of processes", ""]
         lines += [f"n = {n:,}, k = {k:,}, as above; processes of one thread on the same machine.", ""]
-        lines += ["| processes | seconds | peak memory of each, GB | tree |", "|---|---|---|---|"]
-        for point in found["processes"]:
-            row = f"| {point['processes']} | {point['seconds']:.1f} | {point['peak_rss'] / 1e9:.2f} |"
-            lines.append(f"{row} {point['tree'][:12]} |")
+        cells = [
+            [
+                str(point["processes"]),
+                f"{point['seconds']:.1f}",
+                f"{point['peak_rss'] / 1e9:.2f}",
+                point["tree"][:12],
+            ]
+            for point in found["processes"]
+        ]
+        header = ["processes", "seconds", "peak memory of each, GB", "tree"]
+        lines.append(markdown_table(header, cells).rstrip("\n"))
         lines += ["", f"The trees are {'the same, byte for byte' if same else 'NOT the same'}."]
     return "\n".join(lines) + "\n"

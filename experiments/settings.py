@@ -1,47 +1,11 @@
-"""Settings: a Hydra tree at the edge, plain dataclasses inside; a misspelt key is an error that names the nearest."""
+"""The tree of ``configs/`` as Hydra composes it; a misspelt key is an error that names the nearest."""
 
-import dataclasses
-import difflib
-import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from foundation.errors import CurationError
-
-CONFIGS = Path(__file__).parents[1] / "configs"
-Settings = TypeVar("Settings")
-
-
-def nearest_name(name: str, known: Iterable[str]) -> str:
-    """'did you mean ...?' or the list of what there is (of a tree: its sections)."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    shown = known if len(known) <= 12 else [item for item in known if "." not in item]
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(shown)}"
-
-
-def from_mapping(cls: type[Settings], values: Mapping[str, Any], where: str = "") -> Settings:
-    """A (nested) dataclass from a mapping.
-
-    Raises:
-        CurationError: a key that the dataclass lacks, or a missing one.
-    """
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(cls)
-    prefix = f"{where}." if where else ""
-    for key in values:
-        if key not in fields:
-            raise CurationError(f"{prefix}{key} is no setting; {nearest_name(str(key), fields)}")
-    for name, field in fields.items():
-        needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if needed and name not in values:
-            raise CurationError(f"{prefix}{name} is missing; add it to the config")
-    found = {}
-    for key, value in values.items():
-        nested = dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping)
-        found[key] = from_mapping(hints[key], value, f"{prefix}{key}") if nested else value
-    return cls(**found)
+from foundation.settings import CONFIGS, nearest_name
 
 
 def _keys(config: Any, prefix: str = "") -> set[str]:

@@ -13,6 +13,8 @@ from curation.kmeans import kmeans
 from curation.kmeans.frame import Frame
 from curation.kmeans.lloyd import fit_centroids
 from curation.kmeans.seeding import seed_centroids
+from experiments.provenance import commits_of
+from foundation.tables import markdown_table
 
 
 def long_tailed_mixture(n: int, dim: int, n_concepts: int = 2000, noise: float = 0.06, seed: int = 0) -> np.ndarray:
@@ -133,19 +135,17 @@ def markdown(results: dict[str, list[dict[str, Any]]], command: str, source: dic
     references = {"lloyd": "faiss.Kmeans", "seeding": "scikit-learn greedy k-means++"}
     titles = {"lloyd": "Lloyd iterations from the same start", "seeding": "Seeding, then the same Lloyd iterations"}
     lines = ["# Speed of k-means", "", f"`{command}`", ""]
-    lines += [f"Commit {source['commit']}, {source['device']}.", f"Versions: {source['versions']}.", ""]
+    lines += [f"Commit {commits_of([source])}, {source['device']}.", f"Versions: {source['versions']}.", ""]
     lines += ["Runs of all rows are interleaved; the mean squared distance comes from one float64 evaluator.", ""]
     for part, rows in results.items():
         reference = next((row for row in rows if row["name"] == references[part]), rows[-1])
         lines += [f"## {titles[part]}", ""]
-        lines += [f"| | seconds: median (min to max) | times faster than {reference['name']} | mean squared distance |"]
-        lines += ["|---|---|---|---|"]
+        cells = []
         for row in rows:
             ratio = np.median(np.array(reference["seconds"]) / np.array(row["seconds"]))
             times = row["seconds"]
-            lines.append(
-                f"| {row['name']} | {np.median(times):.2f} ({min(times):.2f} to {max(times):.2f}) | {ratio:.1f} | "
-                f"{np.mean(row['mean_squared_distance']):.5f} |"
-            )
-        lines.append("")
+            seconds = f"{np.median(times):.2f} ({min(times):.2f} to {max(times):.2f})"
+            cells.append([row["name"], seconds, f"{ratio:.1f}", f"{np.mean(row['mean_squared_distance']):.5f}"])
+        faster = f"times faster than {reference['name']}"
+        lines.append(markdown_table(["", "seconds: median (min to max)", faster, "mean squared distance"], cells))
     return "\n".join(lines)

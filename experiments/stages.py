@@ -76,13 +76,14 @@ class Stage:
     Attributes:
         name: prepare, curate, train, evaluate, compare.
         action: does the work; may return its measured cost as {"samples": ..., "flops": ...}.
-        settings: all that decides the result besides seed and upstream, as JSON.
+        settings: what the action is given, as JSON: all that decides the result besides seed and upstream.
         upstream: stages whose outputs it reads.
         arm: "" where arms share it.
         seed: None where seeds share it.
         files: input files and folders from outside.
         estimate: cost before it ran.
         distributed: its action knows what to do as one process of several.
+        decides: what of the settings the key hashes, defaults included; None: all of `settings`.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Stage:
     files: tuple[Path, ...] = ()
     estimate: Cost = Cost()
     distributed: bool = False
+    decides: dict[str, Any] | None = None
 
     @property
     def identity(self) -> str:
@@ -106,7 +108,7 @@ class Stage:
         """All that the key hashes."""
         return {
             "version": CODE_VERSION,
-            "settings": self.settings,
+            "settings": self.settings if self.decides is None else self.decides,
             "seed": self.seed,
             "files": {path.name: fingerprint(path) for path in self.files},
             "upstream": {stage.identity: stage.key for stage in self.upstream},
@@ -171,7 +173,7 @@ def _why_changed(stage: Stage, folder: Path) -> str | None:
         return None
     before = load_json(max(found, key=lambda path: path.stat().st_mtime))
     old = before.get("inputs", {})
-    parts = list(_differences(old.get("settings"), stage.settings))
+    parts = list(_differences(old.get("settings"), stage.inputs["settings"]))
     parts += [f"file {part}" for part in _differences(old.get("files"), stage.inputs["files"])]
     upstream = old.get("upstream", {})
     parts += [f"{name} changed" for name, key in stage.inputs["upstream"].items() if upstream.get(name) != key]

@@ -1,7 +1,8 @@
 """Weights & Biases as its users know it: one run for each stage; offline where there is no key; never in the way.
 
 Project, group = experiment, job type = stage, tags = arm, seed and scale (and in the config, since tags cannot be
-grouped on); metrics over steps, pictures, artifacts with lineage pool -> tree -> subset -> checkpoint -> metrics.
+grouped on; the commit is there too); metrics over steps, pictures, artifacts with lineage pool -> tree -> subset ->
+checkpoint -> metrics.
 Every number also lies in the run folder: W&B is never needed to get one.
 """
 
@@ -11,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from experiments.provenance import commit
 from experiments.stages import Stage
-from foundation.errors import CurationError
 from foundation.files import load_json
+from foundation.settings import Choices, check
 
 MODES = ("auto", "online", "offline", "off")
 ARTIFACTS = {  # stage -> artifact type -> what lies in its folder
@@ -37,13 +39,12 @@ class TrackingSettings:
         entity: W&B user or team; "" is the key's own.
     """
 
-    wandb: str = "auto"
+    wandb: Annotated[str, Choices(*MODES)] = "auto"
     project: str = "curated-ssl"
     entity: str = ""
 
     def __post_init__(self) -> None:
-        if self.wandb not in MODES:
-            raise CurationError(f"tracking.wandb is {self.wandb!r}; use one of {', '.join(MODES)}")
+        check(self, "tracking")
 
 
 def has_key() -> bool:
@@ -173,6 +174,7 @@ def open_tracker(
         "key": stage.key,
         "settings": stage.settings,
         "inputs": inputs,
+        "commit": commit(),
     }
     run = start_run(
         settings,
@@ -197,7 +199,7 @@ def track_comparison(
         return
     import wandb
 
-    about = {"experiment": experiment, "scale": scale, "stage": "compare"}
+    about = {"experiment": experiment, "scale": scale, "stage": "compare", "commit": commit()}
     run = start_run(
         settings,
         root,

@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,19 +20,67 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Raises:
         CurationError: the disk is full or the folder cannot be written; nothing is left behind.
     """
+    with whole_file(path) as temporary, open(temporary, "wb") as stream:
+        write(stream)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path to write to, for libraries that want a name; at the end the file takes the place of ``path``.
+
+    Raises:
+        CurationError: the disk is full or the folder cannot be written; nothing is left behind.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield temporary
+        _to_disk(temporary)
         os.replace(temporary, path)
-    except OSError as error:
-        raise CurationError(f"cannot write {path}: {error.strerror or error}") from error
+    except Exception as error:
+        raise _cannot_write(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill; at the end it takes the place of ``folder``, whatever lay there.
+
+    Raises:
+        CurationError: the disk is full or the folder cannot be written; nothing is left behind.
+    """
+    folder = Path(folder)
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _to_disk(file)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    except Exception as error:
+        raise _cannot_write(folder, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    with open(path, "rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _cannot_write(path: Path, error: Exception) -> Exception:
+    """What to raise for an error of a write; safetensors' own type hides that of the system."""
+    if isinstance(error, OSError):
+        return CurationError(f"cannot write {path}: {error.strerror or error}")
+    if type(error).__name__ == "SafetensorError":
+        return CurationError(f"cannot write {path}: {error}")
+    return error
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

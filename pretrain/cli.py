@@ -1,12 +1,12 @@
 """The command ``python -m pretrain``: a thin shell over the functions of this package."""
 
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from foundation.errors import CurationError
+from foundation.command import run_command
 
 app = typer.Typer(
     help="Pretrain a vision model on your own images by self-distillation (DINOv2), on any machine.\n\n"
@@ -47,8 +47,9 @@ def train(
         _print_plan(recipe, settings, "H100", 0.4)
         return
     opened = open_pool(pool)
-    rows = None if subset is None else subset_rows(opened, Subset.load(subset))
-    result = pretrain(given, opened, output, rows)
+    chosen = None if subset is None else Subset.load(subset)
+    rows = None if chosen is None else subset_rows(opened, chosen)
+    result = pretrain(given, opened, output, rows, origin=None if chosen is None else chosen.metadata)
     if not result.finished:
         _say(f"stopped at step {result.step:,} of {given.steps:,}; run the same again to go on")
         raise typer.Exit(143)
@@ -65,7 +66,7 @@ def plan(
     settings: Overrides = None,
     recipe: Recipe = None,
     device: Annotated[str, typer.Option(help="H100, A100, ...; or give speed.peak_flops=.")] = "H100",
-    utilisation: Annotated[float, typer.Option(help="Share of the peak that is reached.")] = 0.4,
+    utilisation: Annotated[float, typer.Option(min=0, max=1, help="Share of the peak that is reached.")] = 0.4,
 ) -> None:
     """What a run costs: weights, operations, memory, device hours. Nothing is trained."""
     _print_plan(recipe, settings, device, utilisation)
@@ -96,12 +97,6 @@ def _say(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def main() -> None:
-    try:
-        app()
-    except CurationError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("stopped; run the same again to go on", err=True)
-        sys.exit(130)
+def main(arguments: list[str] | None = None) -> None:
+    """The command; see `foundation.command.run_command` for how it ends."""
+    run_command("pretrain", partial(app, args=arguments, prog_name="python -m pretrain", standalone_mode=False))

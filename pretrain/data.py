@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from curation.embed import read_image
 from foundation.errors import CurationError
+from foundation.images import read_image, reason_of
 from pretrain.losses import patch_weights
 from pretrain.masking import step_masks
 from pretrain.multicrop import step_draws
@@ -82,7 +82,7 @@ class CanvasReader:
             pixels = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
             found: Any = (pixels, pixels.shape[1:])
         except Exception as error:  # Pillow raises many types on broken files
-            found = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            found = reason_of(error)
         if self.kept is not None:
             self.kept[row] = found
         return found

@@ -1,7 +1,5 @@
 """What a finished run leaves: the teacher as timm loads it, and the whole state for a run that goes on from it."""
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from foundation.errors import CurationError
+from foundation.files import load_json, save_json, whole_file, whole_folder
+from foundation.timm_models import create_timm_model
 from pretrain.backbone import build_backbone, load_weights
+from pretrain.card import CARD, model_card
 from pretrain.settings import PretrainSettings
 
 TEACHER = "teacher"
@@ -18,7 +19,8 @@ WEIGHTS = "model.safetensors"
 
 
 def export_teacher(state: dict[str, Tensor], settings: PretrainSettings, folder: Path, run: dict[str, Any]) -> None:
-    """Write ``teacher/``: ``config.json`` (architecture, arguments, preprocessing, the run) and ``model.safetensors``.
+    """Write ``teacher/``: ``config.json`` (architecture, arguments, preprocessing, the run), ``model.safetensors``, and
+    ``README.md``, its model card.
 
     `timm.create_model("local-dir:teacher", pretrained=True)` loads it; nothing of this project is needed.
 
@@ -31,9 +33,6 @@ def export_teacher(state: dict[str, Tensor], settings: PretrainSettings, folder:
 
     backbone = build_backbone(settings.backbone, settings.crops.global_size)
     load_weights(backbone, state, "the teacher")
-    temporary = folder / f".{TEACHER}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     crops = settings.crops
     data = {
         "input_size": (3, crops.global_size, crops.global_size),
@@ -42,15 +41,16 @@ def export_teacher(state: dict[str, Tensor], settings: PretrainSettings, folder:
         "interpolation": "bicubic",
         "crop_pct": 1.0,
     }
-    save_config_for_hf(backbone.model, str(temporary / "config.json"), data_config=data)
-    config = json.loads((temporary / "config.json").read_text())
-    for word in ("tag", "license"):  # of the weights that timm offers under this name
-        config["pretrained_cfg"].pop(word, None)
-    config["pretraining"] = run
-    (temporary / "config.json").write_text(json.dumps(config, indent=2))
-    save_file({name: value.contiguous() for name, value in backbone.model.state_dict().items()}, temporary / WEIGHTS)
-    shutil.rmtree(folder / TEACHER, ignore_errors=True)
-    temporary.rename(folder / TEACHER)
+    with whole_folder(folder / TEACHER) as fresh:
+        save_config_for_hf(backbone.model, str(fresh / "config.json"), data_config=data)
+        config = load_json(fresh / "config.json")
+        for word in ("tag", "license"):  # of the weights that timm offers under this name
+            config["pretrained_cfg"].pop(word, None)
+        config["pretraining"] = run
+        n_weights = sum(parameter.numel() for parameter in backbone.model.parameters())
+        (fresh / CARD).write_text(model_card(settings, config, run, n_weights))
+        save_json(fresh / "config.json", config)
+        save_file({name: value.contiguous() for name, value in backbone.model.state_dict().items()}, fresh / WEIGHTS)
 
 
 def save_state(module_state: dict[str, Tensor], path: Path) -> None:
@@ -59,9 +59,8 @@ def save_state(module_state: dict[str, Tensor], path: Path) -> None:
 
     # a shared head lies in the state under two names
     state = {name: value.detach().cpu().clone().contiguous() for name, value in module_state.items()}
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file(state, temporary)
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        save_file(state, temporary)
 
 
 def load_state(module: nn.Module, folder: str | Path) -> None:
@@ -90,13 +89,10 @@ def load_state(module: nn.Module, folder: str | Path) -> None:
 @torch.no_grad()
 def load_teacher(folder: str | Path, image_size: int | None = None) -> Any:
     """The exported teacher as a timm model in evaluation mode, positions resampled to ``image_size``."""
-    import timm
-
     folder = Path(folder)
     if not (folder / "config.json").exists() or not (folder / WEIGHTS).exists():
         raise CurationError(f"{folder} has no config.json and {WEIGHTS}; give the folder teacher/ of a finished run")
-    size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     try:
-        return timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True, num_classes=0, **size).eval()
-    except Exception as error:
-        raise CurationError(f"{folder} does not fit its config.json: {' '.join(str(error).split())[:300]}") from error
+        return create_timm_model(f"local-dir:{folder.resolve()}", image_size, pretrained=True, num_classes=0).eval()
+    except CurationError as error:
+        raise CurationError(f"{folder} does not fit its config.json: {error}") from error

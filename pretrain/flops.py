@@ -38,7 +38,7 @@ def flops_per_image(settings: PretrainSettings) -> dict[str, float]:
 
 
 def _weights(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.ndim > 1)
+    return sum(parameter.numel() for parameter in module.parameters() if len(parameter) < parameter.numel())
 
 
 def meta_network(settings: PretrainSettings) -> Network:

@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from foundation.errors import CurationError
+from foundation.settings import Choices, Count, PartOfOne, Share, check
 
 TRIES = 10
 
@@ -22,21 +24,23 @@ class MaskSettings:
         min_patches: of a rectangle.
         max_share: greatest share of the patches in one rectangle.
         aspect: least ratio of a rectangle's sides; the greatest is its inverse.
+        fill: what rectangles leave over is made up by patches one by one (DINOv3's code), so that every mask has just
+            its share.
     """
 
-    probability: float = 0.5
-    low: float = 0.1
-    high: float = 0.5
-    kind: str = "block"
-    min_patches: int = 4
-    max_share: float = 0.5
-    aspect: float = 0.3
+    probability: Share = 0.5
+    low: Share = 0.1
+    high: Share = 0.5
+    kind: Annotated[str, Choices("block", "random")] = "block"
+    min_patches: Count = 4
+    max_share: PartOfOne = 0.5
+    aspect: PartOfOne = 0.3
+    fill: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind not in ("block", "random"):
-            raise CurationError(f"mask.kind {self.kind!r} is unknown; use block or random")
-        if not (0 <= self.probability <= 1 and 0 <= self.low <= self.high <= 1 and 0 < self.max_share <= 1):
-            raise CurationError("mask.probability, mask.low <= mask.high and mask.max_share must lie in 0..1")
+        check(self, "mask")
+        if self.low > self.high:
+            raise CurationError(f"mask.low is {self.low}; it must not exceed mask.high, {self.high}")
 
 
 def mask_shares(n_crops: int, settings: MaskSettings, rng: np.random.Generator) -> Float[np.ndarray, "n"]:
@@ -57,7 +61,8 @@ def block_mask(
 ) -> Bool[np.ndarray, "h w"]:
     """At most ``n_masked`` patches in rectangles (BEiT, algorithm 1).
 
-    Rectangles are drawn until the number is reached or ten tries in a row find no place.
+    Rectangles are drawn until the number is reached or ten tries in a row find no place; with ``settings.fill`` single
+    patches then make up the number.
     """
     height, width = grid
     mask = np.zeros(grid, dtype=bool)
@@ -82,6 +87,8 @@ def block_mask(
                 break
         else:
             break
+    if settings.fill:
+        mask.flat[rng.choice(np.flatnonzero(~mask), max(n_masked - count, 0), replace=False)] = True
     return mask
 
 

@@ -5,6 +5,7 @@ on any device, for any number of processes.
 """
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from foundation.errors import CurationError
+from foundation.settings import Count, CountOrZero, NonNegative, PartOfOne, Positive, Range, Share, check
 from pretrain.colour import ORDERS, gaussian_blur, grey, jitter, solarize
 from pretrain.crops import BOX_DRAWS, random_boxes, resized_crops
 
@@ -21,7 +23,10 @@ N_DRAWS = BOX_DRAWS + 1 + COLOUR_DRAWS + 1  # the last turns a view from above
 
 @dataclass(frozen=True)
 class ColourSettings:
-    """Colour augmentation; the defaults are those of DINO, DINOv2 and DINOv3 (BYOL, appendix B).
+    """Colour augmentation; the defaults are those of BYOL (appendix B) and of the text of DINO and its successors.
+
+    The code of DINOv2 and DINOv3 passes 1 - p on where it means p, so that what it runs is blur_global1=0.0,
+    blur_global2=0.9, blur_local=0.5; the recipes that carry these names have that.
 
     Attributes:
         jitter: probability of the colour jitter.
@@ -36,27 +41,24 @@ class ColourSettings:
         turns: views from above: all four rotations by a right angle alike.
     """
 
-    jitter: float = 0.8
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.2
-    hue: float = 0.1
-    grey: float = 0.2
-    blur_global1: float = 1.0
-    blur_global2: float = 0.1
-    blur_local: float = 0.5
-    sigma: tuple[float, float] = (0.1, 2.0)
-    blur_kernel: int = 9
-    solarize: float = 0.2
-    flip: float = 0.5
+    jitter: Share = 0.8
+    brightness: NonNegative = 0.4
+    contrast: NonNegative = 0.4
+    saturation: NonNegative = 0.2
+    hue: Annotated[float, Range(ge=0, le=0.5)] = 0.1
+    grey: Share = 0.2
+    blur_global1: Share = 1.0
+    blur_global2: Share = 0.1
+    blur_local: Share = 0.5
+    sigma: tuple[Positive, Positive] = (0.1, 2.0)
+    blur_kernel: Count = 9
+    solarize: Share = 0.2
+    flip: Share = 0.5
     turns: bool = False
 
     def __post_init__(self) -> None:
-        shares = ("jitter", "grey", "blur_global1", "blur_global2", "blur_local", "solarize", "flip")
-        for name in shares:
-            if not 0 <= getattr(self, name) <= 1:
-                raise CurationError(f"colour.{name} is {getattr(self, name)}; a probability lies in 0..1")
-        if self.blur_kernel % 2 == 0 or not 0 < self.sigma[0] <= self.sigma[1]:
+        check(self, "crops.colour")
+        if self.blur_kernel % 2 == 0 or self.sigma[0] > self.sigma[1]:
             raise CurationError("colour.blur_kernel must be odd, and colour.sigma two rising positive numbers")
 
 
@@ -74,23 +76,22 @@ class CropSettings:
         colour: see `ColourSettings`.
     """
 
-    global_size: int = 224
-    local_size: int = 96
-    n_local: int = 8
-    global_scale: tuple[float, float] = (0.32, 1.0)
-    local_scale: tuple[float, float] = (0.05, 0.32)
-    canvas: int = 0
+    global_size: Count = 224
+    local_size: Count = 96
+    n_local: CountOrZero = 8
+    global_scale: tuple[PartOfOne, PartOfOne] = (0.32, 1.0)
+    local_scale: tuple[PartOfOne, PartOfOne] = (0.05, 0.32)
+    canvas: CountOrZero = 0
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
     colour: ColourSettings = field(default_factory=ColourSettings)
 
     def __post_init__(self) -> None:
-        if self.n_local < 0 or min(self.global_size, self.local_size) < 1:
-            raise CurationError("crops.n_local must not be negative, crops.global_size and local_size at least 1")
+        check(self, "crops")
         for name in ("global_scale", "local_scale"):
             low, high = getattr(self, name)
-            if not 0 < low <= high <= 1:
-                raise CurationError(f"crops.{name} is {low}..{high}; it must lie in 0..1, the smaller first")
+            if low > high:
+                raise CurationError(f"crops.{name} is {low}, {high}; the smaller comes first")
 
     @property
     def canvas_size(self) -> int:

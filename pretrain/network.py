@@ -7,6 +7,7 @@ from torch import nn
 
 from foundation.errors import CurationError
 from pretrain.backbone import Backbone, build_backbone
+from pretrain.backbone_check import check_features, check_graph
 from pretrain.centring import Sinkhorn, SoftmaxCentre
 from pretrain.ema import copy_weights
 from pretrain.heads import Head
@@ -28,6 +29,11 @@ class Network(nn.Module):
         self.ibot_head = self.dino_head
         if loss.ibot and loss.ibot_head is not None:
             self.ibot_head = _head(backbone.dim, loss.ibot_head)
+        # what no loss reaches is no parameter: several processes would wait for its gradient
+        if backbone.has_patches and not loss.ibot:
+            backbone.mask_token.requires_grad_(False)
+        if not loss.dino and self.ibot_head is not self.dino_head:
+            self.dino_head.requires_grad_(False)
 
     def parts(self) -> list[nn.Module]:
         """Modules whose gradients are clipped one by one (DINOv2)."""
@@ -36,20 +42,27 @@ class Network(nn.Module):
 
 
 def _head(dim: int, settings: HeadSettings) -> Head:
-    return Head(dim, settings.n_prototypes, settings.n_layers, settings.hidden, settings.bottleneck)
+    return Head(
+        dim, settings.n_prototypes, settings.n_layers, settings.hidden, settings.bottleneck, settings.prototypes
+    )
 
 
 def build_networks(settings: PretrainSettings) -> tuple[Network, Network]:
     """Student and teacher of equal weights, drawn from the seed.
 
     Raises:
-        CurationError: the backbone does not take crops of these sizes, or has no patches for a loss that needs them.
+        CurationError: the backbone does not take crops of these sizes, has no patches for a loss that needs them, or
+            would train another feature than it exports (`pretrain.backbone_check`).
     """
     size, given = settings.crops.global_size, settings.backbone
     with torch.random.fork_rng(devices=[]):
+        with torch.device("meta"):
+            shape = build_backbone(given, size)
+        check_crops(shape, settings)
+        check_graph(shape, given, settings.crops, masked=bool(settings.loss.ibot))
         torch.manual_seed(settings.seed)
         student = Network(build_backbone(given, size, given.drop_path), settings.loss)
-    check_crops(student.backbone, settings)
+    check_features(student.backbone, given, settings.crops)
     teacher = Network(build_backbone(given, size), settings.loss)
     copy_weights(student, teacher)
     return student, teacher.requires_grad_(False)

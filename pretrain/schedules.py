@@ -3,8 +3,10 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 from foundation.errors import CurationError
+from foundation.settings import Choices, NonNegative, check
 
 Schedule = Callable[[int], float]
 SHAPES = ("cosine", "linear", "constant")
@@ -25,8 +27,11 @@ class ScheduleSettings:
     start: float
     peak: float
     end: float
-    warmup: float = 0.0
-    shape: str = "cosine"
+    warmup: NonNegative = 0.0
+    shape: Annotated[str, Choices(*SHAPES)] = "cosine"
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 def in_steps(value: float, steps: int) -> int:
@@ -40,8 +45,6 @@ def schedule(settings: ScheduleSettings, steps: int, name: str = "schedule") -> 
     Raises:
         CurationError: an unknown shape, or a warm-up that does not fit into the run.
     """
-    if settings.shape not in SHAPES:
-        raise CurationError(f"{name}.shape {settings.shape!r} is unknown; use {', '.join(SHAPES)}")
     warmup = in_steps(settings.warmup, steps)
     if settings.warmup < 0 or warmup >= steps:
         raise CurationError(

@@ -1,12 +1,27 @@
 """All settings of a pretraining run; what changes the numbers stands apart from what only changes the speed."""
 
 import math
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from foundation.errors import CurationError
+from foundation.settings import (
+    BelowOne,
+    Choices,
+    Count,
+    CountOrZero,
+    NonNegative,
+    PartOfOne,
+    Positive,
+    Range,
+    Share,
+    check,
+    fill,
+    read_settings,
+)
 from pretrain.centring import CENTRINGS
+from pretrain.heads import PROTOTYPES
 from pretrain.masking import MaskSettings
 from pretrain.multicrop import CropSettings
 from pretrain.schedules import ScheduleSettings, in_steps, schedule
@@ -24,22 +39,37 @@ class BackboneSettings:
         args: further arguments of timm: patch_size, reg_tokens, init_values (LayerScale), swiglu_mlp, embed_dim, ...
         drop_path: probability of stochastic depth, the same in every block of a transformer.
         skip_dropped: do not compute what stochastic depth drops; False computes and multiplies by zero.
+        init: weights at the start: "timm" (those of the model there) or "dinov2" (see `reset_linear_layers`).
+        positions: learned ones for crops of another size: "timm" (antialiased) or "dinov2" (see `resized_positions`).
     """
 
     name: str = "vit_small_patch16_224"
     args: dict[str, Any] = field(default_factory=dict)
-    drop_path: float = 0.0
+    drop_path: BelowOne = 0.0
     skip_dropped: bool = True
+    init: Annotated[str, Choices("timm", "dinov2")] = "timm"
+    positions: Annotated[str, Choices("timm", "dinov2")] = "timm"
+
+    def __post_init__(self) -> None:
+        check(self, "backbone")
 
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """A projection head, see `pretrain.heads.Head`."""
+    """A projection head, see `pretrain.heads.Head`.
 
-    n_prototypes: int = 65536
-    n_layers: int = 3
-    hidden: int = 2048
-    bottleneck: int = 256
+    Attributes:
+        prototypes: "cosine", "weight_norm" (DINOv2) or "linear" (DINOv3); see `pretrain.heads.Prototypes`.
+    """
+
+    n_prototypes: Annotated[int, Range(ge=2)] = 65536
+    n_layers: Count = 3
+    hidden: Count = 2048
+    bottleneck: Count = 256
+    prototypes: Annotated[str, Choices(*PROTOTYPES)] = "cosine"
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -52,9 +82,12 @@ class GramSettings:
         refresh: steps between further copies; 0 keeps the first.
     """
 
-    weight: float = 0.0
-    start: float = 0.0
-    refresh: int = 10_000
+    weight: NonNegative = 0.0
+    start: NonNegative = 0.0
+    refresh: CountOrZero = 10_000
+
+    def __post_init__(self) -> None:
+        check(self, "loss.gram")
 
 
 @dataclass(frozen=True)
@@ -72,16 +105,19 @@ class LossSettings:
         gram: see `GramSettings`.
     """
 
-    dino: float = 1.0
-    ibot: float = 1.0
-    koleo: float = 0.1
+    dino: NonNegative = 1.0
+    ibot: NonNegative = 1.0
+    koleo: NonNegative = 0.1
     dino_head: HeadSettings = field(default_factory=HeadSettings)
     ibot_head: HeadSettings | None = None
-    centring: str = "sinkhorn"
-    sinkhorn_iterations: int = 3
-    centre_momentum: float = 0.9
-    student_temperature: float = 0.1
+    centring: Annotated[str, Choices(*CENTRINGS)] = "sinkhorn"
+    sinkhorn_iterations: Count = 3
+    centre_momentum: Share = 0.9
+    student_temperature: Positive = 0.1
     gram: GramSettings = field(default_factory=GramSettings)
+
+    def __post_init__(self) -> None:
+        check(self, "loss")
 
 
 @dataclass(frozen=True)
@@ -101,20 +137,23 @@ class OptimiserSettings:
         freeze_last_layer: steps (or share) in which the prototypes stay.
     """
 
-    learning_rate: float = 1e-3
-    reference_batch: int = 1024
+    learning_rate: Positive = 1e-3
+    reference_batch: CountOrZero = 1024
     rate: ScheduleSettings = field(default_factory=lambda: ScheduleSettings(0.0, 1.0, 0.0, warmup=0.1))
-    final_rate: float = 1e-6
+    final_rate: NonNegative = 1e-6
     weight_decay: ScheduleSettings = field(default_factory=lambda: ScheduleSettings(0.04, 0.04, 0.4))
     teacher_momentum: ScheduleSettings = field(default_factory=lambda: ScheduleSettings(0.992, 0.992, 1.0))
     teacher_temperature: ScheduleSettings = field(
         default_factory=lambda: ScheduleSettings(0.04, 0.07, 0.07, warmup=0.3, shape="constant")
     )
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip: float = 3.0
-    layer_decay: float = 0.9
-    patch_embed_factor: float = 0.2
-    freeze_last_layer: float = 0.01
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
+    clip: NonNegative = 3.0
+    layer_decay: PartOfOne = 0.9
+    patch_embed_factor: NonNegative = 0.2
+    freeze_last_layer: NonNegative = 0.01
+
+    def __post_init__(self) -> None:
+        check(self, "optimiser")
 
 
 @dataclass(frozen=True)
@@ -127,9 +166,12 @@ class ProbeSettings:
         k: neighbours of the k-NN, where the pool has labels; without labels there is the effective rank only.
     """
 
-    every: int = 1000
-    rows: int = 2000
-    k: int = 20
+    every: CountOrZero = 1000
+    rows: Annotated[int, Range(ge=2)] = 2000
+    k: Count = 20
+
+    def __post_init__(self) -> None:
+        check(self, "probe")
 
 
 @dataclass(frozen=True)
@@ -152,27 +194,20 @@ class SpeedSettings:
     """
 
     accelerator: str = "auto"
-    devices: int = 1
-    nodes: int = 1
-    strategy: str = "auto"
-    micro_batch_size: int = 0
+    devices: CountOrZero = 1
+    nodes: Count = 1
+    strategy: Annotated[str, Choices(*STRATEGIES)] = "auto"
+    micro_batch_size: CountOrZero = 0
     compile: bool = False
     checkpoint_activations: bool = False
-    n_workers: int = 0
-    cache_gb: float = 1.0
-    checkpoint_every: int = 1000
-    log_every: int = 10
-    peak_flops: float = 0.0
+    n_workers: CountOrZero = 0
+    cache_gb: NonNegative = 1.0
+    checkpoint_every: Count = 1000
+    log_every: Count = 10
+    peak_flops: NonNegative = 0.0
 
     def __post_init__(self) -> None:
-        if self.strategy not in STRATEGIES:
-            raise CurationError(f"speed.strategy {self.strategy!r} is unknown; use {', '.join(STRATEGIES)}")
-        for name in ("checkpoint_every", "log_every", "nodes"):
-            if getattr(self, name) < 1:
-                raise CurationError(f"speed.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("devices", "micro_batch_size", "n_workers", "cache_gb"):
-            if getattr(self, name) < 0:
-                raise CurationError(f"speed.{name} is {getattr(self, name)}; it must not be negative")
+        check(self, "speed")
 
 
 @dataclass(frozen=True)
@@ -191,13 +226,13 @@ class PretrainSettings:
             three looks in a row the run stops. 0 never stops.
     """
 
-    steps: int = 125_000
-    batch_size: int = 1024
-    seed: int = 0
-    precision: str = "32-true"
-    max_bad: float = 0.01
+    steps: Count = 125_000
+    batch_size: Count = 1024
+    seed: CountOrZero = 0
+    precision: Annotated[str, Choices(*PRECISIONS)] = "32-true"
+    max_bad: Share = 0.01
     init_from: str = ""
-    collapse: float = 0.005
+    collapse: NonNegative = 0.005
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
     crops: CropSettings = field(default_factory=CropSettings)
     mask: MaskSettings = field(default_factory=MaskSettings)
@@ -207,14 +242,7 @@ class PretrainSettings:
     speed: SpeedSettings = field(default_factory=SpeedSettings)
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise CurationError(f"precision {self.precision!r} is unknown; use {', '.join(PRECISIONS)}")
-        if self.steps < 1 or self.batch_size < 1:
-            raise CurationError(f"steps is {self.steps} and batch_size {self.batch_size}; both must be at least 1")
-        if not 0 <= self.max_bad <= 1:
-            raise CurationError(f"max_bad is {self.max_bad}; it is a share of the rows")
-        if self.loss.centring not in CENTRINGS:
-            raise CurationError(f"loss.centring {self.loss.centring!r} is unknown; use {', '.join(CENTRINGS)}")
+        check(self)
         if self.loss.dino + self.loss.ibot <= 0:
             raise CurationError("loss.dino and loss.ibot are both 0; one of them must train the model")
         self.schedules()  # a warm-up that does not fit is found before anything is read
@@ -254,71 +282,11 @@ def load_settings(path: str | Path | None = None, overrides: list[str] | None = 
     """Settings from a YAML recipe, then ``key=value`` overrides such as ``crops.n_local=4``.
 
     Raises:
-        CurationError: no such file, an unknown setting, or a value of another kind.
+        CurationError: no such file, an unknown setting, or a value of another kind or out of its range.
     """
-    from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    try:
-        given: Any = OmegaConf.create()
-        if path is not None:
-            given = OmegaConf.load(path)
-            if not isinstance(given, DictConfig):
-                raise CurationError(f"recipe {path} must hold key: value lines")
-        given = OmegaConf.merge(given, OmegaConf.from_dotlist(overrides or []))
-        content: Any = OmegaConf.to_container(given, resolve=True)
-    except OSError as error:
-        raise CurationError(f"recipe {path} cannot be read: {error.strerror}") from error
-    except (OmegaConfBaseException, YAMLError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CurationError(f"settings {path or 'on the command line'}: {reason}") from error
-    return settings_from(content)
+    return settings_from(read_settings(path, overrides))
 
 
 def settings_from(content: dict[str, Any]) -> PretrainSettings:
-    """Settings from a plain nested dict, every key and type checked."""
-    return _merged(PretrainSettings(), content, "")
-
-
-def _value(old: Any, value: Any, name: str) -> Any:
-    """``value`` as the type of the default ``old``."""
-    if name == "loss.ibot_head":
-        return None if value is None else _merged(HeadSettings(), value, name)
-    if is_dataclass(old):
-        return _merged(old, value, name)
-    if isinstance(old, dict) and (value is None or isinstance(value, dict)):
-        return value or {}
-    if isinstance(old, tuple) and isinstance(value, (list, tuple)) and len(value) == len(old):
-        return tuple(_value(part, item, name) for part, item in zip(old, value, strict=True))
-    if isinstance(old, bool) or isinstance(value, bool):
-        if isinstance(old, bool) and isinstance(value, bool):
-            return value
-    elif isinstance(old, int) and isinstance(value, (int, float)) and value == int(value):
-        return int(value)
-    elif isinstance(old, float):
-        try:
-            return float(value)  # 1e-4 without a point is a string in YAML
-        except (TypeError, ValueError):
-            pass
-    elif isinstance(old, str) and isinstance(value, str):
-        return value
-    raise CurationError(f"setting {name} is {value!r}; it needs {_kind(old)}, such as {old!r}")
-
-
-def _merged(old: Any, value: Any, name: str) -> Any:
-    """A part of the settings over its own defaults, which may differ from those of its class."""
-    if not isinstance(value, dict):
-        raise CurationError(f"setting {name} is {value!r}; it needs key: value lines of its own")
-    parts = {entry.name: getattr(old, entry.name) for entry in fields(old)}
-    for key, item in value.items():
-        full = f"{name}.{key}" if name else str(key)
-        if key not in parts:
-            raise CurationError(f"setting {full} is unknown; {name or 'a run'} has {', '.join(sorted(parts))}")
-        parts[key] = _value(parts[key], item, full)
-    return type(old)(**parts)
-
-
-def _kind(old: Any) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "a list"}
-    return names.get(type(old), type(old).__name__)
+    """Settings from a plain nested dict; names, types and ranges are checked, see `foundation.settings.fill`."""
+    return fill(PretrainSettings, content)

@@ -78,16 +78,18 @@ def pretrain(
     folder: str | Path,
     rows: Int[np.ndarray, "n"] | None = None,
     progress: bool = True,
+    origin: dict[str, Any] | None = None,
 ) -> PretrainResult:
     """Train on rows of a pool.
 
     ``folder`` gets ``run.json`` (settings and data), ``metrics.jsonl``, ``probe.jsonl``, ``bad_images.jsonl`` where
-    there are some, ``last.ckpt`` while it runs, and at the end ``teacher/`` (for timm), ``state.safetensors`` (for
-    ``init_from``) and ``result.json``.
+    there are some, ``last.ckpt`` while it runs, and at the end ``teacher/`` (for timm, with its model card),
+    ``state.safetensors`` (for ``init_from``) and ``result.json``.
 
     Args:
         pool: `datasets.Dataset` with a column ``image`` (`curation.pool.open_pool`).
         rows: to train on, repeated as often as they are taken; None takes all.
+        origin: what is known of the rows, as JSON, for the model card: of a subset its metadata.
 
     Raises:
         CurationError: bad settings or data, the folder holds another run, the loss is not finite, the teacher
@@ -140,7 +142,8 @@ def pretrain(
         images_per_second=log.timed_steps * settings.batch_size / log.seconds if log.seconds else None,
     )
     if result.finished:
-        _export(trainer, settings, identity, result, folder)
+        about = {**identity, "n_rows": len(rows), "data": origin or {}}
+        _export(trainer, settings, about, result, folder)
     return result
 
 
@@ -184,7 +187,7 @@ class _StepData(lightning.LightningDataModule):
 def _export(
     trainer: lightning.Trainer,
     settings: PretrainSettings,
-    identity: dict[str, Any],
+    about: dict[str, Any],
     result: PretrainResult,
     folder: Path,
 ) -> None:
@@ -192,7 +195,8 @@ def _export(
     if trainer.is_global_zero:
         prefix = "teacher.backbone."
         teacher = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-        export_teacher(teacher, settings, folder, {**identity, "coverage": result.coverage})
+        about = {**about, "coverage": result.coverage, "metrics": result.metrics}
+        export_teacher(teacher, settings, folder, about)
         save_state(state, folder / STATE)
         save_json(folder / RESULT, {**vars(result), "folder": TEACHER})
         (folder / CHECKPOINT).unlink(missing_ok=True)

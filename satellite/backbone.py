@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from foundation.errors import CurationError
 from foundation.files import load_json
+from foundation.timm_models import create_timm_model
 from pretrain.export import WEIGHTS, load_teacher
 from satellite.normalise import BandStatistics
 from satellite.settings import BackboneSettings
@@ -57,24 +58,16 @@ def open_backbone(settings: BackboneSettings, n_bands: int, image_size: int, n_b
     Raises:
         CurationError: timm does not know it, weights do not fit, or a block is not there.
     """
-    import timm
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if Path(settings.name).is_dir():
         if n_bands != 3:
             raise CurationError(f"{settings.name} was pretrained on 3 bands, the tiles have {n_bands}; choose 3 bands")
-        sized = takes_size(_config(settings.name)["architecture"])
-        model = load_teacher(settings.name, image_size if sized else None)
+        model = load_teacher(settings.name, image_size)
     else:
         args = {**settings.args, "in_chans": n_bands, "num_classes": 0}
-        if takes_size(settings.name):
-            args.setdefault("img_size", image_size)
-        try:
-            model = timm.create_model(settings.name, pretrained=settings.weights == "timm", **args)
-        except Exception as error:  # timm: RuntimeError, ValueError, TypeError, network errors
-            reason = " ".join(str(error).split())[:300]
-            raise CurationError(f"timm cannot make {settings.name!r}: {reason}") from error
+        model = create_timm_model(settings.name, image_size, pretrained=settings.weights == "timm", **args)
         if settings.weights not in ("", "timm"):
             try:
                 model.load_state_dict(load_file(settings.weights))
@@ -95,24 +88,17 @@ def spread(total: int, n: int) -> list[int]:
     return [(i + 1) * total // n - 1 for i in range(n)]
 
 
-def takes_size(architecture: str) -> bool:
-    """Transformers are built for one size of picture; convolutional models take any."""
-    return any(part in architecture for part in ("vit", "deit", "eva", "beit"))
-
-
 def _config(folder: str | Path) -> dict[str, Any]:
     """``config.json`` of a teacher."""
     return load_json(Path(folder) / "config.json")
 
 
-def self_contained(settings: BackboneSettings, image_size: int) -> BackboneSettings:
+def self_contained(settings: BackboneSettings) -> BackboneSettings:
     """The same architecture without a reference to a folder: its weights go into the checkpoint of the head."""
     if not Path(settings.name).is_dir():
         return replace(settings, weights="")
     config = _config(settings.name)
-    args = dict(config.get("model_args", {}))
-    if takes_size(config["architecture"]):
-        args["img_size"] = image_size
+    args = {name: value for name, value in config.get("model_args", {}).items() if name != "img_size"}
     return replace(settings, name=config["architecture"], weights="", args=args)
 
 

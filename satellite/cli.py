@@ -1,12 +1,13 @@
 """The command ``python -m satellite``: a thin shell over the functions of this package."""
 
-import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from foundation.command import run_command, warn_in_one_line
 from foundation.errors import CurationError
 from satellite.errors import HeightWarning
 
@@ -83,10 +84,10 @@ def train(
     overrides: Overrides = None,
     output: Output = Path("run"),
     config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of settings.")] = None,
-    block: Annotated[float, typer.Option(help="Metres; hold out one spatial fold of blocks of this side.")] = 0.0,
-    folds: Annotated[int, typer.Option(help="How many folds.")] = 5,
-    fold: Annotated[int, typer.Option(help="Which is held out.")] = 0,
-    margin: Annotated[float, typer.Option(help="Metres between train and held-out tiles.")] = 30.0,
+    block: Annotated[float, typer.Option(min=0, help="Metres; hold out a spatial fold of blocks of this side.")] = 0.0,
+    folds: Annotated[int, typer.Option(min=2, help="How many folds.")] = 5,
+    fold: Annotated[int, typer.Option(min=0, help="Which is held out.")] = 0,
+    margin: Annotated[float, typer.Option(min=0, help="Metres between train and held-out tiles.")] = 30.0,
 ) -> None:
     """Train a head (or all of it); the same command after a kill goes on. Exits with 143 where SIGTERM stopped it."""
     from satellite.settings import load_settings
@@ -113,7 +114,7 @@ def predict(
     match_colours: Annotated[bool, typer.Option("--match-colours", help="Another sensor than in training.")] = False,
     white: Annotated[float, typer.Option(help="Value that is white; 0: as in training.")] = 0.0,
     crs: Crs = "",
-    batch_size: Annotated[int, typer.Option(help="Tiles at a time.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Tiles at a time.")] = 16,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
 ) -> None:
     """A map of heights (cloud-optimised GeoTIFF, metres); the same command after a kill goes on."""
@@ -150,12 +151,7 @@ def _say(text: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command; a user's mistake is one line and exit code 1."""
+    """The command; see `foundation.command.run_command` for how it ends."""
     with warnings.catch_warnings():
-        warnings.simplefilter("always", HeightWarning)
-        warnings.showwarning = lambda message, *_rest, **_options: _say(f"warning: {message}")
-        try:
-            app(args=arguments, prog_name="python -m satellite")
-        except CurationError as error:
-            _say(f"error: {error}")
-            sys.exit(1)
+        warn_in_one_line(HeightWarning)
+        run_command("satellite", partial(app, args=arguments, prog_name="python -m satellite", standalone_mode=False))

@@ -1,6 +1,5 @@
 """A trained model in a folder: ``model.safetensors`` (backbone and head) and ``config.json`` (all else)."""
 
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import torch
 
 from foundation.errors import CurationError
-from foundation.files import checksum, load_json, save_json
+from foundation.files import checksum, load_json, save_json, whole_folder
 from satellite.module import CanopyModel
 from satellite.normalise import BandStatistics
 from satellite.settings import TrainSettings, settings_from
@@ -49,10 +48,6 @@ def save_model(
     """Write the folder, whole or not at all; ``settings.backbone`` must not refer to another folder."""
     from safetensors.torch import save_file
 
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, temporary / WEIGHTS)
     config: dict[str, Any] = {
         "format": 1,
         "units": "m",
@@ -63,9 +58,9 @@ def save_model(
         "statistics": statistics.as_json(),
         "settings": asdict(settings),
     }
-    save_json(temporary / CONFIG, config)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    with whole_folder(folder) as fresh:
+        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, fresh / WEIGHTS)
+        save_json(fresh / CONFIG, config)
 
 
 def load_model(folder: str | Path, device: str | torch.device = "cpu") -> TrainedModel:

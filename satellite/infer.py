@@ -7,15 +7,17 @@ reaches into it, so the map does not depend on the squares, and one that is fini
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from tqdm import tqdm
 
+from foundation.devices import open_device
 from foundation.errors import CurationError
 from foundation.files import digest_json, load_array, load_json, save_array, save_json
+from foundation.settings import Count, NonNegative, Range, check
 from satellite.export import TrainedModel, load_model
 from satellite.normalise import BandStatistics, band_statistics, normalise, white_of
 from satellite.rasters import Raster, open_raster
@@ -38,17 +40,16 @@ class PredictSettings:
         device: "auto", "cpu", "cuda".
     """
 
-    overlap: int = -1
+    overlap: Annotated[int, Range(ge=-1)] = -1
     resample: bool = False
     match_colours: bool = False
-    white: float = 0.0
-    square: int = 2048
-    batch_size: int = 16
+    white: NonNegative = 0.0
+    square: Count = 2048
+    batch_size: Count = 16
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.square < 1 or self.batch_size < 1 or self.overlap < -1:
-            raise CurationError("square and batch_size must be at least 1, overlap not negative")
+        check(self)
 
 
 def predict_raster(
@@ -71,9 +72,7 @@ def predict_raster(
         CurationError: as `open_raster`; another resolution or number of bands than the model's; parts of another run.
     """
     settings, output = settings or PredictSettings(), Path(output)
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(open_device(settings.device))
     trained = load_model(model, device)
     with _open_for(trained, image, settings, crs) as raster:
         parts = output.with_name(f".{output.name}.parts")

@@ -15,6 +15,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from foundation.errors import CurationError
+from foundation.files import whole_file
 from satellite.rasters import Grid
 from satellite.units import metres_per, warn_if_implausible
 
@@ -190,7 +191,6 @@ def save_canopy(canopy: Canopy, folder: str | Path) -> tuple[Path, Path]:
     import rasterio
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     shared: dict[str, Any] = {
         "driver": "GTiff",
         "crs": canopy.grid.crs,
@@ -201,9 +201,15 @@ def save_canopy(canopy: Canopy, folder: str | Path) -> tuple[Path, Path]:
         "compress": "deflate",
     }
     if canopy.colour is not None:
-        with rasterio.open(folder / "colour.tif", "w", count=3, dtype="uint8", **shared) as target:
+        with (
+            whole_file(folder / "colour.tif") as path,
+            rasterio.open(path, "w", count=3, dtype="uint8", **shared) as target,
+        ):
             target.write(canopy.colour)
-    with rasterio.open(folder / "height.tif", "w", count=1, dtype="float32", nodata=np.nan, **shared) as target:
+    with (
+        whole_file(folder / "height.tif") as path,
+        rasterio.open(path, "w", count=1, dtype="float32", nodata=np.nan, **shared) as target,
+    ):
         target.write(canopy.height, 1)
         target.units = ("m",)
         target.set_band_description(1, "height above ground")

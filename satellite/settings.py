@@ -2,13 +2,27 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from foundation.errors import CurationError
+from foundation.settings import (
+    BelowOne,
+    Choices,
+    Count,
+    CountOrZero,
+    NonNegative,
+    Positive,
+    Range,
+    Share,
+    check,
+    fill,
+    read_settings,
+)
 from satellite.normalise import PUBLISHED
 
 HEADS = ("linear", "dpt")
 OUTPUTS = ("linear_bins", "mixed_log", "regression")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 @dataclass(frozen=True)
@@ -26,8 +40,11 @@ class BackboneSettings:
     name: str = "vit_small_patch16_224"
     weights: str = ""
     args: dict[str, Any] = field(default_factory=dict)
-    blocks: list[int] = field(default_factory=list)
+    blocks: list[CountOrZero] = field(default_factory=list)
     trainable: bool = False
+
+    def __post_init__(self) -> None:
+        check(self, "backbone")
 
 
 @dataclass(frozen=True)
@@ -44,20 +61,18 @@ class HeadSettings:
         readout: give the class token to the decoder too, where there is one.
     """
 
-    kind: str = "dpt"
-    output: str = "linear_bins"
-    n_bins: int = 256
-    lowest: float = 0.01
-    highest: float = 100.0
-    width: int = 128
+    kind: Annotated[str, Choices(*HEADS)] = "dpt"
+    output: Annotated[str, Choices(*OUTPUTS)] = "linear_bins"
+    n_bins: Annotated[int, Range(ge=2)] = 256
+    lowest: Positive = 0.01
+    highest: Positive = 100.0
+    width: Count = 128
     readout: bool = True
 
     def __post_init__(self) -> None:
-        for name, known in (("kind", HEADS), ("output", OUTPUTS)):
-            if getattr(self, name) not in known:
-                raise CurationError(f"head.{name} {getattr(self, name)!r} is unknown; use {', '.join(known)}")
-        if not 0 < self.lowest < self.highest or self.n_bins < 2:
-            raise CurationError(f"head: {self.n_bins} bins from {self.lowest} to {self.highest} m make no sense")
+        check(self, "head")
+        if self.lowest >= self.highest:
+            raise CurationError(f"head.lowest is {self.lowest}; it must be below head.highest, {self.highest}")
 
 
 @dataclass(frozen=True)
@@ -73,18 +88,18 @@ class LossSettings:
         sig_warmup: steps, or below 1 share of the run, without the variance part of the scale-invariant loss.
     """
 
-    sig: float = 1.0
-    gradient: float = 0.0
-    l1: float = 0.0
-    huber: float = 0.0
-    offset: float = 1.0
-    delta: float = 2.0
-    sig_warmup: float = 0.02
+    sig: NonNegative = 1.0
+    gradient: NonNegative = 0.0
+    l1: NonNegative = 0.0
+    huber: NonNegative = 0.0
+    offset: Positive = 1.0
+    delta: Positive = 2.0
+    sig_warmup: NonNegative = 0.02
 
     def __post_init__(self) -> None:
-        weights = (self.sig, self.gradient, self.l1, self.huber)
-        if min(weights) < 0 or not any(weights) or self.offset <= 0 or self.delta <= 0:
-            raise CurationError("loss: weights must not be negative nor all 0; offset and delta must be above 0")
+        check(self, "loss")
+        if not any((self.sig, self.gradient, self.l1, self.huber)):
+            raise CurationError("loss.sig, loss.gradient, loss.l1 and loss.huber are all 0; one of them must train")
 
 
 @dataclass(frozen=True)
@@ -102,14 +117,17 @@ class SpeedSettings:
     """
 
     accelerator: str = "auto"
-    devices: int = 1
-    nodes: int = 1
+    devices: CountOrZero = 1
+    nodes: Count = 1
     strategy: str = "auto"
-    micro_batch_size: int = 0
-    n_workers: int = 0
-    cache_gb: float = 1.0
-    checkpoint_every: int = 500
-    log_every: int = 50
+    micro_batch_size: CountOrZero = 0
+    n_workers: CountOrZero = 0
+    cache_gb: NonNegative = 1.0
+    checkpoint_every: Count = 500
+    log_every: Count = 50
+
+    def __post_init__(self) -> None:
+        check(self, "speed")
 
 
 @dataclass(frozen=True)
@@ -129,31 +147,27 @@ class TrainSettings:
         min_valid: least share of pixels with a height for a tile to be trained on.
     """
 
-    steps: int = 2000
-    batch_size: int = 16
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
-    warmup: float = 0.05
-    clip: float = 1.0
-    backbone_rate: float = 0.1
-    seed: int = 0
-    precision: str = "32-true"
+    steps: Count = 2000
+    batch_size: Count = 16
+    learning_rate: Positive = 1e-3
+    weight_decay: NonNegative = 1e-4
+    warmup: NonNegative = 0.05
+    clip: NonNegative = 1.0
+    backbone_rate: NonNegative = 0.1
+    seed: CountOrZero = 0
+    precision: Annotated[str, Choices(*PRECISIONS)] = "32-true"
     symmetries: bool = True
-    jitter: float = 0.0
-    statistics: str = "data"
-    white: float = 0.0
-    min_valid: float = 0.05
+    jitter: BelowOne = 0.0
+    statistics: Annotated[str, Choices("data", "backbone", *PUBLISHED)] = "data"
+    white: NonNegative = 0.0
+    min_valid: Share = 0.05
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
     head: HeadSettings = field(default_factory=HeadSettings)
     loss: LossSettings = field(default_factory=LossSettings)
     speed: SpeedSettings = field(default_factory=SpeedSettings)
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size) < 1 or self.learning_rate <= 0:
-            raise CurationError("steps, batch_size and learning_rate must be above 0")
-        known = ("data", "backbone", *PUBLISHED)
-        if self.statistics not in known:
-            raise CurationError(f"statistics {self.statistics!r} is unknown; use {', '.join(known)}")
+        check(self)
 
     def science(self) -> dict[str, Any]:
         """The settings that change the numbers."""
@@ -162,40 +176,11 @@ class TrainSettings:
         return content
 
 
-PARTS = {"backbone": BackboneSettings, "head": HeadSettings, "loss": LossSettings, "speed": SpeedSettings}
+def load_settings(path: str | Path | None = None, overrides: list[str] | None = None) -> TrainSettings:
+    """Settings from a YAML file, then ``key=value`` overrides such as ``head.kind=linear``."""
+    return settings_from(read_settings(path, overrides))
 
 
 def settings_from(content: dict[str, Any]) -> TrainSettings:
-    """Settings from a plain nested dict, every key and type checked."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        schema = OmegaConf.structured(TrainSettings)
-        for part in (schema, *(schema[name] for name in PARTS)):  # frozen dataclasses are read-only
-            OmegaConf.set_readonly(part, False)
-        typed = OmegaConf.merge(schema, content)
-        plain: Any = OmegaConf.to_container(typed, resolve=True)
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or getattr(error, "key", None)
-        raise CurationError(f"setting {key}: {str(error).strip().splitlines()[0]}") from error
-    return TrainSettings(**{**plain, **{name: part(**plain[name]) for name, part in PARTS.items()}})
-
-
-def load_settings(path: str | Path | None = None, overrides: list[str] | None = None) -> TrainSettings:
-    """Settings from a YAML file, then ``key=value`` overrides such as ``head.kind=linear``."""
-    from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    try:
-        given: Any = OmegaConf.load(path) if path is not None else OmegaConf.create()
-        if not isinstance(given, DictConfig):
-            raise CurationError(f"settings {path} must hold key: value lines")
-        merged = OmegaConf.merge(given, OmegaConf.from_dotlist(overrides or []))
-        content: Any = OmegaConf.to_container(merged, resolve=True)
-    except OSError as error:
-        raise CurationError(f"settings {path} cannot be read: {error.strerror}") from error
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise CurationError(f"settings {path}: {str(error).strip().splitlines()[0]}") from error
-    return settings_from(content)
+    """Settings from a plain nested dict; names, types and ranges are checked, see `foundation.settings.fill`."""
+    return fill(TrainSettings, content)

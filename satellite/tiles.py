@@ -17,6 +17,7 @@ from tqdm import tqdm
 from curation.tiles import tile_starts
 from foundation.errors import CurationError
 from foundation.files import write_atomically
+from foundation.settings import Count, CountOrZero, NonNegative, Share, check
 from satellite.rasters import Raster, check_same_grid, open_raster
 from satellite.units import metres_per, warn_if_implausible
 
@@ -53,20 +54,17 @@ class TileSettings:
         align: put heights on the grid of their picture where they are on another.
     """
 
-    size: int = 256
-    stride: int = 0
-    min_valid: float = 0.5
-    resolution: float = 0.0
+    size: Count = 256
+    stride: CountOrZero = 0
+    min_valid: Share = 0.5
+    resolution: NonNegative = 0.0
     crs: str = ""
-    bands: tuple[int, ...] = ()
+    bands: tuple[Count, ...] = ()
     units: str = "m"
     align: bool = False
 
     def __post_init__(self) -> None:
-        if self.size < 1 or self.stride < 0 or self.resolution < 0:
-            raise CurationError(f"tiles of {self.size} pixels every {self.stride}, {self.resolution} m: too small")
-        if not 0 <= self.min_valid <= 1:
-            raise CurationError(f"min_valid is {self.min_valid}; it is a share, 0 to 1")
+        check(self)
         metres_per(self.units)
 
 

@@ -101,7 +101,7 @@ def train(
     result = TrainResult(step >= settings.steps, folder / MODEL, step, log.last, len(np.unique(rows)))
     if result.finished and trainer.is_global_zero:
         module.check_finite()
-        alone = replace(settings, backbone=self_contained(settings.backbone, tiles.size))
+        alone = replace(settings, backbone=self_contained(settings.backbone))
         bands = tuple(reader.rasters(int(rows[0]))[0].bands)
         save_model(folder / MODEL, module.model, alone, statistics, bands, tiles.size, resolution)
         save_json(folder / RESULT, {**vars(result), "folder": MODEL})

@@ -13,12 +13,13 @@ from datasets import Dataset, Features, Image
 from PIL import Image as Pillow
 from PIL import ImageEnhance, ImageOps
 
-from curation.embed import embed_pool, read_image
+from curation.embed import embed_pool
 from curation.embedders import open_embedder
 from curation.near_duplicates import NearRule
 from curation.pool import open_pool
 from curation.prepare import Preparation, find_kept
 from experiments.web_images.faults import junk, near_duplicate
+from foundation.images import read_image
 
 BURSTS = (4, 10, 40, 100)
 

@@ -10,21 +10,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from experiments.run_folder import compare_folders
-from foundation.errors import CurationError
+from foundation.command import run_command
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, help="run folders: those with a run.json")
     parser.add_argument("-o", "--output", type=Path, required=True, help="gets report.html, metrics.json, metrics.csv")
     arguments = parser.parse_args()
-    try:
-        print(f"report: {compare_folders(arguments.folders, arguments.output)}")
-    except CurationError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    print(f"report: {compare_folders(arguments.folders, arguments.output)}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command("compare_runs", main)

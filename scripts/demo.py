@@ -7,6 +7,7 @@ from pathlib import Path
 from curation.pipeline import run_pipeline
 from experiments.launch import run_experiment
 from experiments.settings import compose
+from foundation.command import run_command
 
 ROOT = Path(__file__).parents[1]
 COMMAND = (
@@ -56,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command("demo", main)

@@ -63,7 +63,7 @@ def test_what_the_readme_promises_is_there(name: str):
 
 
 def test_links_and_files_of_the_documents_are_there():
-    for page in (ROOT / "README.md", ROOT / "docs/user-guide.md"):
+    for page in (ROOT / "README.md", ROOT / "docs/user-guide.md", ROOT / "docs/architecture.md"):
         links = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
         files = re.findall(r"`((?:curation|scripts|tests)/[\w/]+\.(?:py|sh))`", page.read_text())
         missing = [link for link in links if not (page.parent / link).exists()]
@@ -85,6 +85,14 @@ def test_rooms_import_only_whom_they_may_know(path: Path):
     names |= {node.module for node in whole if isinstance(node, ast.ImportFrom) and node.module}
     strangers = {name.split(".")[0] for name in names} & (set(ROOMS) | {"scripts", "tests"}) - ROOMS[room] - {room}
     assert not strangers
+
+
+def test_the_drawing_of_the_house_names_every_room_and_whom_it_imports():
+    page = (ROOT / "docs/architecture.md").read_text()
+    rows = {match[1]: match[2] for match in re.finditer(r"^\| `(\w+)/` \|.*\| ([^|]*) \|$", page, re.M)}
+    assert set(ROOMS) <= set(rows)
+    for room in ("curation", "training", "pretrain", "text_lm"):
+        assert {name.strip() for name in rows[room].split(",")} == ROOMS[room]
 
 
 def test_no_circle_between_modules():

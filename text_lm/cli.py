@@ -1,12 +1,13 @@
 """The command ``python -m text_lm``: a thin shell over the functions of this package."""
 
 import json
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from foundation.command import run_command
 from foundation.errors import CurationError
 
 app = typer.Typer(
@@ -31,8 +32,8 @@ Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file o
 def cut(
     source: Annotated[str, typer.Argument(help="JSONL (.gz, .zst), parquet, text files, a folder of them, Hub name.")],
     output: Output,
-    target: Annotated[int, typer.Option(help="Characters of a passage at most; 0 keeps documents whole.")] = 1000,
-    shortest: Annotated[int, typer.Option(help="Characters of a last passage that stands alone.")] = 200,
+    target: Annotated[int, typer.Option(min=0, help="Most characters of a passage; 0 keeps documents whole.")] = 1000,
+    shortest: Annotated[int, typer.Option(min=0, help="Characters of a last passage that stands alone.")] = 200,
     filter_: Annotated[
         list[str] | None,
         typer.Option("--filter", help="length:L-H, words:L-H, language:CODES, gopher_repetition, c4, ...; repeat it."),
@@ -62,7 +63,9 @@ def cut(
 def dedup(
     pool: Pool,
     output: Output,
-    near: Annotated[float, typer.Option(help="Least Jaccard similarity of near duplicates; 0: exact only.")] = 0.7,
+    near: Annotated[
+        float, typer.Option(min=0, max=1, help="Least Jaccard similarity of duplicates; 0: exact only.")
+    ] = 0.7,
     column: Column = None,
 ) -> None:
     """Leave out exact and near duplicates; of each group the first row stays."""
@@ -88,8 +91,8 @@ def dedup(
 def split(
     pool: Pool,
     output: Output,
-    share: Annotated[float, typer.Option(help="Share of each domain's rows to hold out.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="Which documents are held out.")] = 0,
+    share: Annotated[float, typer.Option(min=0, max=1, help="Share of each domain's rows to hold out.")] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, help="Which documents are held out.")] = 0,
     document_column: Annotated[str, typer.Option(help="Which document a passage is from.")] = "source",
     domain_column: Annotated[str | None, typer.Option(help="Hold out documents of every domain.")] = "domain",
 ) -> None:
@@ -112,7 +115,7 @@ def embed(
     pool: Pool,
     output: Output,
     model: Annotated[str, typer.Option(help="A sentence-transformers model: Hub name or folder.")] = "all-MiniLM-L6-v2",
-    tokens_per_batch: Annotated[int, typer.Option(help="Tokens of a forward pass.")] = 8192,
+    tokens_per_batch: Annotated[int, typer.Option(min=1, help="Tokens of a forward pass.")] = 8192,
     precision: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, ...; auto takes a GPU where there is one.")] = "auto",
     column: Column = None,
@@ -131,7 +134,7 @@ def embed(
 def tokenizer(
     pool: Pool,
     output: Output,
-    size: Annotated[int, typer.Option(help="Vocabulary, special tokens included.")] = 8192,
+    size: Annotated[int, typer.Option(min=1, help="Vocabulary, special tokens included.")] = 8192,
     column: Column = None,
 ) -> None:
     """Train a byte-level BPE on a pool."""
@@ -191,8 +194,8 @@ def perplexity(
     pool: Pool,
     raw: Annotated[str | None, typer.Option(help="Raw pool, for the raw-weighted mean; default: the pool.")] = None,
     domain_column: Annotated[str, typer.Option(help="Column of the domain.")] = "domain",
-    stride: Annotated[int | None, typer.Option(help="Tokens between windows; default: the context.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Windows per forward pass.")] = 32,
+    stride: Annotated[int | None, typer.Option(min=1, help="Tokens between windows; default: the context.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows per forward pass.")] = 32,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
 ) -> None:
     """Bits per byte and perplexity, per domain and summed up, as JSON."""
@@ -228,7 +231,7 @@ def plan(
     vocab: Annotated[int, typer.Option(help="Size of the vocabulary.")] = 259,
     device: Annotated[str, typer.Option(help="Name of the GPU, as in H100 or A100.")] = "H100",
     mfu: Annotated[float, typer.Option(help="Share of the peak that training reaches.")] = 0.4,
-    gpus: Annotated[int, typer.Option(help="How many.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, help="How many.")] = 1,
 ) -> None:
     """Parameters, FLOPs, memory and hours of a run, before it starts."""
     from text_lm.plan import plan_run
@@ -249,9 +252,5 @@ def _say(text: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command; a user's mistake is one line and exit code 1."""
-    try:
-        app(args=arguments, prog_name="python -m text_lm")
-    except CurationError as error:
-        _say(f"error: {error}")
-        sys.exit(1)
+    """The command; see `foundation.command.run_command` for how it ends."""
+    run_command("text_lm", partial(app, args=arguments, prog_name="python -m text_lm", standalone_mode=False))

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from curation.embeddings import EmbeddingWriter
 from curation.pool import pool_fingerprint
+from foundation.devices import open_device
 from foundation.errors import CurationError
 from foundation.files import load_array, save_array
 
@@ -62,8 +63,7 @@ def open_sentence_model(name: str = OFFLINE, device: str = "auto", precision: st
             place = str(get_model_path())
         except ImportError:
             place = f"sentence-transformers/{OFFLINE}"
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(open_device(device))
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     chosen = precision if precision != "auto" else "bfloat16" if device.startswith("cuda") else "float32"
     if chosen not in dtypes:

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from foundation.errors import CurationError
+from foundation.settings import Count, CountOrZero, Positive, check
 
 ATTENTION = ("sdpa", "flex_attention", "flash_attention_2")
 
@@ -35,26 +36,23 @@ class ModelSettings:
             sqrt(2 layers) (Radford et al. 2019).
     """
 
-    width: int = 128
-    layers: int = 4
-    heads: int = 4
-    kv_heads: int = 0
-    ffn: int = 0
-    context: int = 256
-    rope_theta: float = 10_000.0
+    width: Count = 128
+    layers: Count = 4
+    heads: Count = 4
+    kv_heads: CountOrZero = 0
+    ffn: CountOrZero = 0
+    context: Count = 256
+    rope_theta: Positive = 10_000.0
     tied: bool = True
-    vocab_multiple: int = 64
-    init_std: float = 0.02
+    vocab_multiple: Count = 64
+    init_std: Positive = 0.02
     residual_init: bool = True
 
     def __post_init__(self) -> None:
-        sizes = {"width": self.width, "layers": self.layers, "heads": self.heads, "context": self.context}
-        for name, value in {**sizes, "vocab_multiple": self.vocab_multiple}.items():
-            if value < 1:
-                raise CurationError(f"model.{name} is {value}; it must be at least 1")
+        check(self, "model")
         if self.width % (2 * self.heads):
             raise CurationError(f"model.width {self.width} must be a multiple of 2 x heads = {2 * self.heads}")
-        if self.kv_heads < 0 or (self.kv_heads and self.heads % self.kv_heads):
+        if self.kv_heads and self.heads % self.kv_heads:
             raise CurationError(f"model.kv_heads {self.kv_heads} must divide model.heads {self.heads}")
 
     @property

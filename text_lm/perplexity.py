@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
+from foundation.devices import open_device
 from foundation.errors import CurationError
 from text_lm.model import check_vocabulary
 from text_lm.tokenizer import Tokenizer
@@ -64,21 +65,25 @@ def score_texts(
         model: a Hugging Face causal language model.
         length: tokens per window; None takes the model's context.
         stride: tokens from one window to the next. None takes ``length``, which is fast and what the rolling
-            log-likelihood of ``lm_eval`` does (with ``add_bos_token=False``; else it scores a second bos as well). A
+            log-likelihood of ``lm_eval`` does (of another tokeniser that adds a bos, it scores that bos as well). A
             smaller one gives each token at least ``length - stride`` tokens of context, where there are any.
         batch_size: windows per forward pass.
+
+        device: "auto", or a torch device.
 
     Raises:
         CurationError: the tokeniser is not the model's, a setting is bad, or the model gives a loss that is not finite.
     """
     check_vocabulary(model, tokenizer)
     context = getattr(model.config, "max_position_embeddings", None)
-    length = length or context or 1024
-    stride = stride or length
+    length = (context or 1024) if length is None else length
+    stride = length if stride is None else stride
     if length < 1 or (context and length > context):
         raise CurationError(f"length {length} must lie in 1..{context}, the model's context")
     if not 1 <= stride <= length:
         raise CurationError(f"stride {stride} must lie in 1..{length}, the length of a window")
+    if batch_size < 1:
+        raise CurationError(f"batch_size {batch_size} must be at least 1 window")
     encoded = [np.concatenate([[tokenizer.bos], ids]) for ids in tokenizer.encode(texts)]
     windows = []  # (text, first input, first position whose target has not been scored)
     for text, ids in enumerate(encoded):
@@ -92,6 +97,7 @@ def score_texts(
 
     nats = np.zeros(len(texts))
     was_training = model.training
+    device = open_device(device)
     model.eval().to(device)
     with torch.inference_mode():
         for first in tqdm(range(0, len(windows), batch_size), unit=" batches", desc="score", disable=not progress):

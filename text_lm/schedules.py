@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 from foundation.errors import CurationError
 
+SCHEDULES = ("cosine", "wsd", "constant")
+
 
 def cosine(step: int, steps: int, warmup: int, final: float) -> float:
     """Linear from 0 over ``warmup`` steps, then half a cosine from 1 down to ``final`` at ``steps``."""

@@ -2,11 +2,24 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from foundation.errors import CurationError
 from foundation.files import digest_json
-from text_lm.model import ModelSettings
+from foundation.settings import (
+    BelowOne,
+    Choices,
+    Count,
+    CountOrZero,
+    NonNegative,
+    Positive,
+    Share,
+    check,
+    fill,
+    read_settings,
+)
+from text_lm.model import ATTENTION, ModelSettings
+from text_lm.schedules import SCHEDULES
 
 PRECISIONS = ("32-true", "bf16-mixed")  # weights stay float32, and so do the frequencies of the rotary positions
 STRATEGIES = ("auto", "ddp", "fsdp")
@@ -32,27 +45,20 @@ class SpeedSettings:
     """
 
     accelerator: str = "auto"
-    devices: int = 1
-    nodes: int = 1
-    strategy: str = "auto"
-    micro_batch_size: int = 0
-    attention: str = "sdpa"
+    devices: CountOrZero = 1
+    nodes: Count = 1
+    strategy: Annotated[str, Choices(*STRATEGIES)] = "auto"
+    micro_batch_size: CountOrZero = 0
+    attention: Annotated[str, Choices(*ATTENTION)] = "sdpa"
     compile: bool = False
     checkpoint_activations: bool = False
-    n_workers: int = 0
-    checkpoint_every: int = 1000
-    log_every: int = 10
-    peak_flops: float = 0.0
+    n_workers: CountOrZero = 0
+    checkpoint_every: Count = 1000
+    log_every: Count = 10
+    peak_flops: NonNegative = 0.0
 
     def __post_init__(self) -> None:
-        if self.strategy not in STRATEGIES:
-            raise CurationError(f"speed.strategy {self.strategy!r} is unknown; use {', '.join(STRATEGIES)}")
-        for name in ("checkpoint_every", "log_every", "nodes"):
-            if getattr(self, name) < 1:
-                raise CurationError(f"speed.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("devices", "micro_batch_size", "n_workers"):
-            if getattr(self, name) < 0:
-                raise CurationError(f"speed.{name} is {getattr(self, name)}; it must not be negative")
+        check(self, "speed")
 
 
 @dataclass
@@ -76,36 +82,25 @@ class TrainSettings:
     """
 
     model: ModelSettings = field(default_factory=ModelSettings)
-    tokens: int = 1_000_000
-    batch_size: int = 16
+    tokens: Count = 1_000_000
+    batch_size: Count = 16
     cross_documents: bool = False
-    learning_rate: float = 3e-3
-    schedule: str = "cosine"
-    warmup: float = 0.05
-    final_lr: float = 0.1
-    decay: float = 0.2
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    z_loss: float = 0.0
-    precision: str = "32-true"
-    seed: int = 0
+    learning_rate: Positive = 3e-3
+    schedule: Annotated[str, Choices(*SCHEDULES)] = "cosine"
+    warmup: NonNegative = 0.05
+    final_lr: Share = 0.1
+    decay: NonNegative = 0.2
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.1
+    clip: NonNegative = 1.0
+    z_loss: NonNegative = 0.0
+    precision: Annotated[str, Choices(*PRECISIONS)] = "32-true"
+    seed: CountOrZero = 0
     speed: SpeedSettings = field(default_factory=SpeedSettings)
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise CurationError(f"precision {self.precision!r} is unknown; use {', '.join(PRECISIONS)}")
-        for name in ("learning_rate", "eps"):
-            if getattr(self, name) <= 0:
-                raise CurationError(f"{name} is {getattr(self, name)}; it must be positive")
-        for name in ("weight_decay", "clip", "z_loss", "warmup", "decay"):
-            if getattr(self, name) < 0:
-                raise CurationError(f"{name} is {getattr(self, name)}; it must not be negative")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise CurationError(f"betas is {list(self.betas)}; AdamW needs two numbers in [0, 1)")
-        if self.batch_size < 1:
-            raise CurationError(f"batch_size {self.batch_size} must be at least 1 sequence")
+        check(self)
         if self.tokens < self.tokens_per_step:
             raise CurationError(
                 f"the budget of {self.tokens:,} tokens is less than one step of {self.batch_size} x "
@@ -149,65 +144,11 @@ def load_settings(path: str | Path | None = None, overrides: list[str] | None = 
     is an override.
 
     Raises:
-        CurationError: no such file, an unknown setting, or a value of another kind.
+        CurationError: no such file, an unknown setting, or a value of another kind or out of its range.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    given: Any = OmegaConf.create()
-    try:
-        if path is not None:
-            path = Path(path)
-            given = _read_yaml(path)
-            if isinstance(given.get("model"), str):
-                given.model = _read_yaml(path.parent / given.model)
-        changes: Any = OmegaConf.from_dotlist(overrides or [])
-        if isinstance(changes.get("model"), str):
-            changes.model = _read_yaml(Path(changes.model))
-        given = OmegaConf.merge(given, changes)
-        content: Any = OmegaConf.to_container(given, resolve=True)
-        return settings_from(content)
-    except (OmegaConfBaseException, YAMLError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CurationError(f"settings {path or 'on the command line'}: {reason}") from error
+    return settings_from(read_settings(path, overrides, files=("model",)))
 
 
 def settings_from(content: dict[str, Any]) -> TrainSettings:
-    """Settings from a plain nested dict, every key and type checked."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    for part in ("model", "speed"):
-        if not isinstance(content.get(part, {}), dict):
-            raise CurationError(f"setting {part} is {content[part]!r}; it needs key: value lines of its own")
-    budget = content.get("tokens")
-    if isinstance(budget, float) and budget.is_integer():  # 1e9 is a float in YAML
-        content = {**content, "tokens": int(budget)}
-    try:
-        typed = OmegaConf.merge(OmegaConf.structured(TrainSettings), content)
-        plain: Any = OmegaConf.to_container(typed, resolve=True)
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or getattr(error, "key", None)
-        reason = str(error).strip().splitlines()[0]
-        raise CurationError(f"setting {key}: {reason}") from error
-    return TrainSettings(
-        **{
-            **plain,
-            "betas": tuple(plain["betas"]),
-            "model": ModelSettings(**plain["model"]),
-            "speed": SpeedSettings(**plain["speed"]),
-        }
-    )
-
-
-def _read_yaml(path: Path) -> Any:
-    from omegaconf import DictConfig, OmegaConf
-
-    try:
-        content = OmegaConf.load(path)
-    except OSError as error:
-        raise CurationError(f"settings {path} cannot be read: {error.strerror}") from error
-    if not isinstance(content, DictConfig):
-        raise CurationError(f"settings {path} must hold key: value lines")
-    return content
+    """Settings from a plain nested dict; names, types and ranges are checked, see `foundation.settings.fill`."""
+    return fill(TrainSettings, content)

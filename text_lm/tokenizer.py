@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from foundation.errors import CurationError
+from foundation.files import load_json, save_json
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 N_BYTES = 256
@@ -48,6 +49,23 @@ class Tokenizer:
     def save(self, folder: str | Path) -> None:
         """Write a folder that ``AutoTokenizer.from_pretrained`` loads."""
         self.hf.save_pretrained(str(folder))
+
+    def export(self, folder: str | Path, context: int) -> None:
+        """Write it beside a model, so that ``lm_eval`` with its default arguments scores what `score_texts` scores.
+
+        The harness puts a bos before a document itself: the saved tokeniser adds none, it takes special tokens that a
+        text spells as plain text, and it knows the model's context. ``add_bos_token=True`` brings the bos back.
+
+        Args:
+            context: tokens that the model sees.
+        """
+        folder = Path(folder)
+        self.save(folder)
+        rules = load_json(folder / "tokenizer.json")
+        save_json(folder / "tokenizer.json", {**rules, "post_processor": None, "truncation": None, "padding": None})
+        config = load_json(folder / "tokenizer_config.json")
+        changed = {"model_max_length": context, "add_bos_token": False, "split_special_tokens": True}
+        save_json(folder / "tokenizer_config.json", {**config, **changed})
 
 
 def open_tokenizer(name: str | Path = "bytes") -> Tokenizer:
@@ -136,7 +154,7 @@ def _byte_characters() -> list[str]:
 
 
 def _byte_level(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Any:
-    from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as Backend
     from transformers import PreTrainedTokenizerFast
 
@@ -144,10 +162,10 @@ def _byte_level(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Any:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=bool(merges))
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (BOS, EOS, PAD)])
-    # a harness that asks for special tokens gets what the model was trained on: a document starts with bos
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", special_tokens=[(BOS, backend.token_to_id(BOS))]
-    )
+    # who asks for special tokens gets what the model was trained on: a document starts with bos
+    bos = backend.token_to_id(BOS)
+    assert bos is not None  # it was added above
+    backend.post_processor = _bos_first(bos)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=BOS,
@@ -155,6 +173,12 @@ def _byte_level(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Any:
         pad_token=PAD,
         clean_up_tokenization_spaces=False,
     )
+
+
+def _bos_first(bos: int) -> Any:
+    from tokenizers import processors
+
+    return processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, bos)])
 
 
 def _wrap(hf: Any, name: str) -> Tokenizer:
@@ -167,6 +191,8 @@ def _wrap(hf: Any, name: str) -> Tokenizer:
     rules = json.loads(backend.to_str())
     for volatile in ("truncation", "padding"):  # settings of the last call, not of the tokeniser
         rules.pop(volatile, None)
+    if (hf.bos_token, hf.eos_token, hf.pad_token) == (BOS, EOS, PAD):  # `export` changes this, but not the tokens
+        rules["post_processor"] = json.loads(_bos_first(bos).__getstate__())
     content = json.dumps([rules, bos, eos], sort_keys=True)
     fingerprint = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
     plain_bytes = _is_plain_bytes(rules)

@@ -1,7 +1,6 @@
 """Train a language model on documents of a tokenised pool; the same call after a kill goes on and ends the same."""
 
 import hashlib
-import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from foundation.errors import CurationError
-from foundation.files import save_json
+from foundation.files import save_json, whole_folder
 from text_lm.callbacks import RunLog
 from text_lm.data import step_loader
 from text_lm.model import build_model
@@ -168,14 +167,11 @@ def _export(trainer: lightning.Trainer, module: LanguageModel, tokenizer: Tokeni
 
     state = trainer.strategy.lightning_module_state_dict()  # gathers the pieces where the model is sharded
     if trainer.is_global_zero:
-        temporary = folder / f".{MODEL}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
         plain = build_model(module.settings.model, tokenizer, module.settings.seed)  # free of wrappers and compilation
         plain.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
         transformers_logging.disable_progress_bar()
-        plain.save_pretrained(temporary)
+        with whole_folder(folder / MODEL) as fresh:
+            plain.save_pretrained(fresh)
+            tokenizer.export(fresh, module.settings.model.context)
         transformers_logging.enable_progress_bar()
-        tokenizer.save(temporary)
-        shutil.rmtree(folder / MODEL, ignore_errors=True)
-        temporary.rename(folder / MODEL)
     trainer.strategy.barrier("export")

@@ -1,12 +1,11 @@
 """The folder of a training run: it belongs to one run, which it describes, and to no other."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from foundation.errors import CurationError
-from foundation.files import digest_json, load_json, save_json
+from foundation.files import digest_json, load_json, save_json, write_atomically
 
 LOG = "metrics.jsonl"
 RESULT = "result.json"
@@ -56,6 +55,4 @@ def forget_after(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError):
             continue
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, path)
+    write_atomically(path, lambda stream: stream.write("".join(kept).encode()))

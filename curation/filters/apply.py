@@ -67,13 +67,13 @@ def apply_filters(pool: Any, filters: Sequence[ImageFilter], column: str = "imag
     counts: Counter[str] = Counter()
 
     def judge(batch: dict[str, list[Any]], rows: list[int]) -> dict[str, list[Any]]:
-        from curation.embed import read_image
+        from foundation.images import read_image
 
         out: dict[str, list[Any]] = {key: [] for key in (*batch, "row_id", *(f"score_{name}" for name in names))}
         for position, row in enumerate(rows):
             try:
                 picture = read_image(batch[column][position])
-            except (OSError, ValueError):
+            except Exception:  # Pillow raises many types on broken files
                 counts["unreadable"] += 1
                 continue
             scores: dict[str, float] = {}

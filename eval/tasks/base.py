@@ -1,14 +1,14 @@
 """What tasks share: a training and a test set, and the head that is judged."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Annotated, ClassVar, Protocol
 
-from eval.bench import Bench, Scores
+from eval.bench import HEADS, Bench, Scores
 from eval.datasets import check_same_classes
 from eval.features import FeatureSet
 from eval.images import LabelledImages
 from eval.linear import LinearSettings
-from eval.settings import setting
+from foundation.settings import Choices, Count, check, setting
 
 
 class Task(Protocol):
@@ -27,6 +27,9 @@ class TrainTest:
     name: ClassVar[str]
     train: str = setting("", "training set: registered name, folder, parquet file or hub:OWNER/NAME")
     test: str = setting("", "test set; empty: the training set's test split")
+
+    def __post_init__(self) -> None:
+        check(self)
 
     def images(self, bench: Bench) -> tuple[LabelledImages, LabelledImages]:
         """Images of both.
@@ -52,10 +55,10 @@ class TrainTest:
 class Head(TrainTest):
     """A training and a test set, and the head that is judged."""
 
-    head: str = setting("linear", "knn, linear or logistic")
-    k: int = setting(20, "neighbours of the knn head")
-    steps: int = setting(12_500, "SGD steps of the linear head")
-    train_batch: int = setting(1024, "rows per step of the linear head")
+    head: Annotated[str, Choices(*HEADS)] = setting("linear", "knn, linear or logistic")
+    k: Count = setting(20, "neighbours of the knn head")
+    steps: Count = setting(12_500, "SGD steps of the linear head")
+    train_batch: Count = setting(1024, "rows per step of the linear head")
 
     def fit(self, bench: Bench, train: FeatureSet) -> Scores:
         """A head fitted on the training features."""

@@ -1,23 +1,21 @@
 """Tasks of classification: k-NN, linear probe, logistic regression, few-shot."""
 
-# ruff: noqa: RUF009 (`setting` is `dataclasses.field`)
-
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 
 from eval.bench import Bench
 from eval.features import streamed
-from eval.fewshot import few_shot
+from eval.fewshot import CLASSIFIERS, few_shot
 from eval.images import LabelledImages
-from eval.knn import knn_predictions
-from eval.linear import LEARNING_RATES, LinearProbe, LinearSettings, choose_head, fit_linear, train_heads
+from eval.knn import BACKENDS, knn_predictions
+from eval.linear import LEARNING_RATES, PRECISIONS, LinearProbe, LinearSettings, choose_head, fit_linear, train_heads
 from eval.logistic import DEFAULT_CS, logistic_regression
-from eval.settings import setting
 from eval.splits import validation_split
 from eval.tasks.base import TrainTest
 from eval.transforms import augmented
+from foundation.settings import Choices, Count, Positive, Range, setting
 
 
 @dataclass
@@ -25,10 +23,10 @@ class Knn(TrainTest):
     """Weighted k-nearest-neighbour accuracy (DINO protocol)."""
 
     name: ClassVar[str] = "knn"
-    ks: list[int] = setting((10, 20, 100, 200), "numbers of neighbours")
-    temperature: float = setting(0.07, "of the votes")
-    backend: str = setting("torch", "torch or faiss; both are exact")
-    blocks: int = setting(1, "class tokens of how many last blocks")
+    ks: list[Count] = setting((10, 20, 100, 200), "numbers of neighbours")
+    temperature: Positive = setting(0.07, "of the votes")
+    backend: Annotated[str, Choices(*BACKENDS)] = setting("torch", "torch or faiss; both are exact")
+    blocks: Count = setting(1, "class tokens of how many last blocks")
     mean_patch: bool = setting(False, "append the mean patch token")
 
     def run(self, bench: Bench) -> None:
@@ -51,13 +49,15 @@ class Linear(TrainTest):
     """Linear probe: learning rates x blocks x pooling in one pass; the best head is chosen on a part of train."""
 
     name: ClassVar[str] = "linear"
-    learning_rates: list[float] = setting(LEARNING_RATES, "swept; multiplied by train_batch / 256")
-    steps: int = setting(12_500, "SGD steps")
-    train_batch: int = setting(1024, "rows per step")
-    val_share: float = setting(0.1, "part of train that chooses the head")
+    learning_rates: list[Positive] = setting(LEARNING_RATES, "swept; multiplied by train_batch / 256")
+    steps: Count = setting(12_500, "SGD steps")
+    train_batch: Count = setting(1024, "rows per step")
+    val_share: Annotated[float, Range(gt=0, lt=1)] = setting(0.1, "part of train that chooses the head")
     refit: bool = setting(False, "train the chosen head again on all of train (cached features only)")
     augment: bool = setting(False, "random crops and flips: a forward pass per step instead of cached features")
-    head_precision: str = setting("float32", "of the heads' products: float32 or bfloat16")
+    head_precision: Annotated[str, Choices(*PRECISIONS)] = setting(
+        "float32", "of the heads' products: float32 or bfloat16"
+    )
 
     def run(self, bench: Bench) -> None:
         settings = LinearSettings(
@@ -103,10 +103,10 @@ class Logistic(TrainTest):
     """Logistic regression (L-BFGS); the regularisation is chosen on a part of train."""
 
     name: ClassVar[str] = "logistic"
-    cs: list[float] = setting(DEFAULT_CS, "inverse strengths of the regularisation, as in scikit-learn")
-    val_share: float = setting(0.1, "part of train that chooses C")
-    max_iterations: int = setting(1000, "of L-BFGS for each C")
-    blocks: int = setting(1, "class tokens of how many last blocks")
+    cs: list[Positive] = setting(DEFAULT_CS, "inverse strengths of the regularisation, as in scikit-learn")
+    val_share: Annotated[float, Range(gt=0, lt=1)] = setting(0.1, "part of train that chooses C")
+    max_iterations: Count = setting(1000, "of L-BFGS for each C")
+    blocks: Count = setting(1, "class tokens of how many last blocks")
     mean_patch: bool = setting(False, "append the mean patch token")
 
     def run(self, bench: Bench) -> None:
@@ -126,9 +126,9 @@ class FewShotTest(TrainTest):
     """Accuracy with n labelled images per class, mean over draws."""
 
     name: ClassVar[str] = "few_shot"
-    shots: list[int] = setting((1, 2, 5, 10), "labelled images per class")
-    draws: int = setting(5, "draws of the labelled images")
-    classifier: str = setting("centroid", "centroid, knn or logistic")
+    shots: list[Count] = setting((1, 2, 5, 10), "labelled images per class")
+    draws: Count = setting(5, "draws of the labelled images")
+    classifier: Annotated[str, Choices(*CLASSIFIERS)] = setting("centroid", "centroid, knn or logistic")
 
     def run(self, bench: Bench) -> None:
         train, test = self.features(bench)

@@ -14,12 +14,12 @@ from torch import Tensor
 from eval.bench import Bench
 from eval.dense import DenseSettings
 from eval.depth import linear_depth
-from eval.images import open_image
 from eval.models import FrozenModel, block_features
 from eval.pairs import ImagePairs, open_pairs, read_target
 from eval.segmentation import linear_segmentation, segmentation_result
-from eval.settings import setting
 from foundation.errors import CurationError
+from foundation.images import read_image
+from foundation.settings import Count, CountOrZero, Positive, setting
 
 KEPT_BYTES = 4 << 30  # features of a split are kept in memory up to here, and made again for every batch beyond
 
@@ -30,10 +30,10 @@ class DenseTask:
 
     train: str = setting("", "images/SPLIT and targets: a registered name or a folder")
     test: str = setting("", "empty: the training set's test split")
-    size: int = setting(0, "side of the square that images and targets are brought to; 0: the model's")
-    steps: int = setting(40_000, "optimiser steps")
-    train_batch: int = setting(16, "images per step")
-    learning_rate: float = setting(1e-3, "of AdamW")
+    size: CountOrZero = setting(0, "side of the square that images and targets are brought to; 0: the model's")
+    steps: Count = setting(40_000, "optimiser steps")
+    train_batch: Count = setting(16, "images per step")
+    learning_rate: Positive = setting(1e-3, "of AdamW")
 
     def head_settings(self, bench: Bench) -> DenseSettings:
         return DenseSettings(self.steps, self.train_batch, self.learning_rate, seed=bench.settings.seed)
@@ -49,7 +49,7 @@ class Segmentation(DenseTask):
 
     name: ClassVar[str] = "segmentation"
     train: str = setting("ade20k", "images/SPLIT and annotations/SPLIT: a registered name or a folder")
-    n_classes: int = setting(150, "classes, the unlabelled one not counted")
+    n_classes: Count = setting(150, "classes, the unlabelled one not counted")
     ignore: int = setting(255, "value of pixels that count for nothing")
     zero_is_unlabelled: bool = setting(True, "masks hold 0 for no label and classes from 1 on, as ADE20K's do")
 
@@ -73,9 +73,9 @@ class Depth(DenseTask):
 
     name: ClassVar[str] = "depth"
     train: str = setting("nyu-depth-v2", "images/SPLIT and depth/SPLIT: a registered name or a folder")
-    scale: float = setting(1000.0, "units of the depth files in one metre")
-    nearest: float = setting(0.001, "metres; nearer pixels are not judged")
-    furthest: float = setting(10.0, "metres; further pixels are not judged")
+    scale: Positive = setting(1000.0, "units of the depth files in one metre")
+    nearest: Positive = setting(0.001, "metres; nearer pixels are not judged")
+    furthest: Positive = setting(10.0, "metres; further pixels are not judged")
 
     def run(self, bench: Bench) -> None:
         def target(path: Path, size: int) -> Tensor:
@@ -125,7 +125,7 @@ def _reader(pairs: ImagePairs, model: FrozenModel, size: int, target: Target) ->
 
 def _normalised(pairs: ImagePairs, row: int, model: FrozenModel, size: int) -> Float[Tensor, "3 s s"]:
     try:
-        image = open_image(pairs.images[row]).resize((size, size), Image.Resampling.BICUBIC)
+        image = read_image(pairs.images[row]).resize((size, size), Image.Resampling.BICUBIC)
     except Exception as error:
         # a dense split is small and its targets are dear: here a bad image stops the evaluation
         raise CurationError(f"image {pairs.images[row]} cannot be read: {error}") from error

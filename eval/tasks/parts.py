@@ -1,7 +1,5 @@
 """Tasks that look at parts of a test set: head and tail classes, and groups of people."""
 
-# ruff: noqa: RUF009 (`setting` is `dataclasses.field`)
-
 import json
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,9 +13,9 @@ from eval.fairness import accuracy_by_group
 from eval.longtail import head_medium_tail
 from eval.registry import locate
 from eval.robustness import map_by_name
-from eval.settings import setting
 from eval.tasks.base import Head
 from foundation.errors import CurationError
+from foundation.settings import Count, CountOrZero, setting
 
 
 @dataclass
@@ -25,7 +23,9 @@ class LongTail(Head):
     """Accuracy on head, medium and tail classes of the training set."""
 
     name: ClassVar[str] = "long_tail"
-    edges: list[int] = setting((20, 100), "tail has fewer training images than the first, head more than the second")
+    edges: list[CountOrZero] = setting(
+        (20, 100), "tail has fewer training images than the first, head more than the second"
+    )
     thirds: bool = setting(False, "equal numbers of classes in each bin instead of edges")
     counts: str = setting("", "JSON list of training images per class; empty: counted in the training set")
 
@@ -51,8 +51,8 @@ class Fairness(Head):
     test: str = setting("", "CSV table with columns path, label and the group's; or dollar-street")
     train: str = setting("", "training set with the same class names: folder, parquet, hub:, or a CSV table")
     group: str = setting("group", "column of the group")
-    min_rows: int = setting(30, "smaller groups are not reported")
-    top: int = setting(1, "right when the label is among so many best classes")
+    min_rows: Count = setting(30, "smaller groups are not reported")
+    top: Count = setting(1, "right when the label is among so many best classes")
 
     def run(self, bench: Bench) -> None:
         root = bench.settings.root or None

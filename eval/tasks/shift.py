@@ -1,9 +1,7 @@
 """Tasks under a shift of the data: other test sets of the same classes, and corruptions."""
 
-# ruff: noqa: RUF009 (`setting` is `dataclasses.field`)
-
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 
@@ -19,10 +17,10 @@ from eval.robustness import (
     mean_corruption_error,
     read_class_map,
 )
-from eval.settings import setting
 from eval.tasks.base import Head
 from eval.transforms import denormalise
 from foundation.errors import CurationError
+from foundation.settings import Choices, Range, setting
 
 
 @dataclass
@@ -75,8 +73,8 @@ class CorruptionTest(Head):
     """Accuracy on corrupted copies of the test set, made on the fly (after ImageNet-C)."""
 
     name: ClassVar[str] = "corruptions"
-    corruptions: list[str] = setting(tuple(CORRUPTIONS), "which ones")
-    severities: list[int] = setting((1, 2, 3, 4, 5), "1 (mild) to 5")
+    corruptions: list[Annotated[str, Choices(*CORRUPTIONS)]] = setting(tuple(CORRUPTIONS), "which ones")
+    severities: list[Annotated[int, Range(ge=1, le=5)]] = setting((1, 2, 3, 4, 5), "1 (mild) to 5")
 
     def run(self, bench: Bench) -> None:
         train_images, test_images = self.images(bench)

@@ -13,9 +13,9 @@ from eval.feature_stats import alignment, effective_rank, uniformity
 from eval.images import LabelledImages
 from eval.registry import entry_of, locate
 from eval.retrieval import find_ground_truth, label_retrieval, rank, read_ground_truth, revisited
-from eval.settings import setting
 from eval.transforms import two_views
 from foundation.errors import CurationError
+from foundation.settings import setting
 
 
 @dataclass

@@ -24,6 +24,7 @@ from experiments.satellite.scenes import forest_scene, save_scene
 from experiments.stages import StageRun
 from foundation.errors import CurationError
 from foundation.files import save_array, save_json
+from foundation.settings import Count, NonNegative, Positive, check
 from satellite.data import TileReader
 from satellite.normalise import white_of
 from satellite.pretraining import png
@@ -55,19 +56,22 @@ class PoolSettings:
 
     image: str = SYNTHETIC
     heights: str = ""
-    scene: tuple[int, int] = (1024, 1024)
-    tile: int = 64
-    stride: int = 32
-    resolution: float = 0.5
+    scene: tuple[Count, Count] = (1024, 1024)
+    tile: Count = 64
+    stride: Count = 32
+    resolution: Positive = 0.5
     units: str = "m"
-    rows: int = 500
-    labelled: int = 200
-    block: float = 150.0
-    n_folds: int = 5
-    margin: float = 16.0
+    rows: Count = 500
+    labelled: Count = 200
+    block: Positive = 150.0
+    n_folds: Count = 5
+    margin: NonNegative = 16.0
     embedder: str = "efficientnet_lite0"
-    image_size: int = 64
-    dim: int = 1280
+    image_size: Count = 64
+    dim: Count = 1280
+
+    def __post_init__(self) -> None:
+        check(self, "science.pool")
 
 
 def locate(name: str) -> Path:

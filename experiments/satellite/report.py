@@ -9,9 +9,11 @@ import numpy as np
 
 from experiments.arms import BASE_ARM, METHOD_ARM
 from experiments.compare import Row, Summary, summarise
+from experiments.provenance import commits_of
 from experiments.satellite.pool import COVER_CLASSES, DATA, SYNTHETIC
 from experiments.stages import MARKER, StageRun
 from foundation.files import load_json, write_atomically
+from foundation.tables import markdown_table
 
 TITLES = {
     "r2": "R2",
@@ -49,12 +51,6 @@ def write_up(config: dict[str, Any]) -> Callable[[StageRun], None]:
             write_atomically(folder / "satellite.md", lambda stream: stream.write(page.encode()))
 
     return action
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def render(
@@ -101,7 +97,7 @@ def render(
         f"- data: {source}\n"
         f"- command: `python scripts/run_experiment.py experiment=satellite scale={scale} "
         f"seeds=[{','.join(map(str, seeds))}] arms=[{','.join(arms)}]`\n"
-        f"- commit of the code: {', '.join(sorted({item['commit'] for item in made}))}\n"
+        f"- commit of the code: {commits_of(made)}\n"
         f"- device: {', '.join(sorted({item['device'] for item in made}))}\n",
         f"Ground is cut into squares of {pool['block']:g} m in {pool['n_folds']} folds; seed s tests fold s modulo "
         f"{pool['n_folds']}, and no tile of pool or labels comes nearer than {pool['margin']:g} m. Pool: "
@@ -112,15 +108,15 @@ def render(
         "scene share its light, season and sensor: the spread over seeds says nothing about other places.\n",
         verdict(cells),
         "## Errors on the ground set apart\n",
-        table(["arm", *TITLES.values()], [[arm, *(_cell(cells, arm, m) for m in TITLES)] for arm in arms]),
+        markdown_table(["arm", *TITLES.values()], [[arm, *(_cell(cells, arm, m) for m in TITLES)] for arm in arms]),
         "Paired difference to raw:\n",
-        table(
+        markdown_table(
             ["arm", *(TITLES[m] for m in TITLES if m != "me")],
             [[arm, *(_difference(cells, arm, m) for m in TITLES if m != "me")] for arm in arms if arm != BASE_ARM],
         ),
         "## By true height\n",
         "Mean absolute error and, in parentheses, mean error (negative: too low), metres.\n",
-        table(
+        markdown_table(
             ["arm", *(_class_title(name) for name in classes)],
             [[arm, *(_by_class(cells, arm, name) for name in classes)] for arm in arms],
         ),
@@ -187,7 +183,7 @@ def _seen(balance: dict[tuple[str, int], dict[str, Any]], arms: list[str]) -> st
     lines = [["pool", *_shares([found["pool_counts"] for found in balance.values()])]]
     for arm in arms:
         lines.append([arm, *_shares([found["subset_counts"] for key, found in balance.items() if key[0] == arm])])
-    return table(header, lines)
+    return markdown_table(header, lines)
 
 
 def _shares(counts: Sequence[Sequence[int]]) -> list[str]:

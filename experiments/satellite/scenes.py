@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from scipy import ndimage
 
+from foundation.files import whole_file
+
 # share of the land, crowns per hectare, mean crown radius (m), mean height (m), colour of the ground, of the crowns
 COVERS = (
     (0.50, 0, 0.0, 0.0, (0.52, 0.50, 0.36), (0.0, 0.0, 0.0)),  # field
@@ -119,11 +121,16 @@ def save_scene(scene: Scene, folder: Path, resolution: float, crs: str = "EPSG:3
     import rasterio
     from rasterio.transform import from_origin
 
-    folder.mkdir(parents=True, exist_ok=True)
     shared = {"driver": "GTiff", "height": scene.height.shape[0], "width": scene.height.shape[1], "tiled": True}
     shared |= {"crs": crs, "transform": from_origin(500_000, 5_000_000, resolution, resolution)}
-    with rasterio.open(folder / "colour.tif", "w", count=3, dtype="uint8", **shared) as target:
+    with (
+        whole_file(folder / "colour.tif") as path,
+        rasterio.open(path, "w", count=3, dtype="uint8", **shared) as target,
+    ):
         target.write(scene.colour)
-    with rasterio.open(folder / "height.tif", "w", count=1, dtype="float32", nodata=np.nan, **shared) as target:
+    with (
+        whole_file(folder / "height.tif") as path,
+        rasterio.open(path, "w", count=1, dtype="float32", nodata=np.nan, **shared) as target,
+    ):
         target.write(scene.height, 1)
     return folder / "colour.tif", folder / "height.tif"

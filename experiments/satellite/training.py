@@ -4,7 +4,7 @@ Everything but the rows of the pretraining is the same for every arm: model, til
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from experiments.curves import append_point, read_curve
 from experiments.satellite.pool import COUNTS, POOL, TILES
 from experiments.stages import StageRun
 from foundation.files import load_json, save_json
+from foundation.settings import Count, CountOrZero, Positive, check
 from pretrain.flops import flops_per_image
 from pretrain.settings import PretrainSettings
 from pretrain.settings import settings_from as pretrain_settings
@@ -54,6 +55,12 @@ class TrainSettings:
     views: dict[str, Any]
     speed: dict[str, Any] = field(default_factory=dict)
 
+    def science(self) -> dict[str, Any]:
+        """All that decides the result: the recipe with its defaults, and not ``speed``."""
+        content = asdict(self) | {"recipe": recipe_of(self, 0).science()}
+        content.pop("speed")
+        return content
+
 
 @dataclass(frozen=True)
 class EvaluateSettings:
@@ -67,9 +74,16 @@ class EvaluateSettings:
     """
 
     head: dict[str, Any] = field(default_factory=dict)
-    blocks: list[int] = field(default_factory=list)
-    pool_pixels: int = 50
-    pool_metres: float = 16.0
+    blocks: list[CountOrZero] = field(default_factory=list)
+    pool_pixels: Count = 50
+    pool_metres: Positive = 16.0
+
+    def __post_init__(self) -> None:
+        check(self, "science.evaluate")
+
+    def science(self) -> dict[str, Any]:
+        """All that decides the result: the head with its defaults."""
+        return asdict(self) | ({"head": head_of(self, "", 0).science()} if self.head else {})
 
 
 def recipe_of(

@@ -14,26 +14,33 @@ from curation import ClusterTree, HierarchicalKMeans
 from curation.balance import kl_to_uniform
 from experiments.results import Task
 from experiments.simulated.data import NOISE, TOYS, Toy
+from foundation.settings import Count, CountOrZero, check
 
 
 @dataclass(frozen=True)
 class ToySettings:
     """One of ``science.studies.ablations.toys``: levels, r_t of each (0: half the mean cluster size), subset size."""
 
-    levels: list[int]
-    sample_sizes: list[int]
-    target: int
+    levels: list[Count]
+    sample_sizes: list[CountOrZero]
+    target: Count
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
 class AblationSettings:
     """Section ``science.studies.ablations`` of the config; names as there."""
 
-    n_resamples: int
-    max_iterations: int
+    n_resamples: CountOrZero
+    max_iterations: Count
     names: list[str]
-    n_seeds: int
+    n_seeds: Count
     toys: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)

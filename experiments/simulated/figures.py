@@ -10,11 +10,12 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from experiments.results import grouped, mean_interval
+from experiments.results import grouped
 from experiments.simulated.ablations import ToySettings, variants
 from experiments.simulated.data import THEORY_RANGE, mixture, theory_density
 from foundation.errors import CurationError
 from foundation.files import write_atomically
+from foundation.intervals import student_interval
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -131,11 +132,11 @@ def ablation_figure(
         values = grouped(records, study, "kl")
         labels = []
         for place, (row, variant) in enumerate(kinds.items()):
-            mean, half = mean_interval(values[row])
+            mean, half = student_interval(values[row])
             style = {"base": ("D", BLUE), "random_rows": ("s", GREY)}.get(row, ("o", RED))
             panel.errorbar(mean, -place, xerr=0 if np.isnan(half) else half, fmt=style[0], color=style[1], capsize=3)
             labels.append(f"{variant.switch}: {variant.title}" if variant.switch else variant.title)
-        panel.axvline(mean_interval(values["base"])[0], color=BLUE, linewidth=0.8, linestyle="--")
+        panel.axvline(student_interval(values["base"])[0], color=BLUE, linewidth=0.8, linestyle="--")
         panel.set_yticks(-np.arange(len(labels)), labels, fontsize=8)
         panel.set(title=study.removeprefix("ablation_"), xlabel="KL to uniform over the concepts, nats")
         panel.set_xlim(left=0)

@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from experiments.results import grouped, mean_interval, paired_difference
+from experiments.provenance import commits_of
+from experiments.results import grouped
 from experiments.simulated.ablations import ToySettings, variants
 from experiments.simulated.figures import ablation_figure, density_figure, theory_figure
 from experiments.simulated.study_settings import Studies
 from experiments.simulated.table import row_titles
 from foundation.files import write_atomically
+from foundation.intervals import paired_student_interval, student_interval
+from foundation.tables import markdown_table
 
 # KL of the official notebook (one run, no interval), for the rows that it has
 PUBLISHED = {
@@ -38,24 +41,19 @@ TOY_TEXT = {
 
 def with_interval(values: Sequence[float], digits: int = 3) -> str:
     """'0.123 ± 0.004', or the bare value of a single seed."""
-    mean, half = mean_interval(values)
+    mean, half = student_interval(values)
     return f"{mean:.{digits}f}" if np.isnan(half) else f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
 def verdict(values: Sequence[float], base: Sequence[float]) -> str:
     """'lower (-0.1 ± 0.02)', 'higher ...' or 'not told apart ...', by the interval of the paired differences."""
-    mean, half = paired_difference(values, base)
+    mean, half = paired_student_interval(values, base)
     if mean == 0 and (np.isnan(half) or half == 0):
         return "the same"
     word = "lower" if mean < 0 else "higher"
     if np.isnan(half):
         return f"{word} ({mean:+.3f}, one seed, no interval)"
     return f"{'not told apart' if abs(mean) <= half else word} ({mean:+.3f} ± {half:.3f})"
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def _seeds(values: Sequence[float]) -> str:
@@ -146,7 +144,7 @@ def _toy_section(records: list[dict[str, Any]], name: str, toy: ToySettings, n_r
         + markdown_table(header, rows)
         + f"\nKL of the base against random rows: {verdict(kl['base'], kl['random_rows'])}. "
     )
-    decided = {row: paired_difference(kl[row], kl["base"]) for row in kinds if row not in ("base", "random_rows")}
+    decided = {row: paired_student_interval(kl[row], kl["base"]) for row in kinds if row not in ("base", "random_rows")}
     for word, sign in (("better", -1), ("worse", 1)):
         found = [kinds[row].title for row, (mean, half) in decided.items() if sign * mean > half]
         text += f"Clearly {word} than the base: {'; '.join(found) or 'none'}. "
@@ -181,7 +179,7 @@ def write_report(
     theory_figure(records, images / "simulated_theory.png")
     ablation_figure(records, toys, ablations.n_resamples, images / "simulated_ablations.png")
     made = [record["provenance"] for record in records]
-    commits = ", ".join(sorted({item["commit"] for item in made}))
+    commits = commits_of(made)
     versions = sorted({", ".join(f"{k} {v}" for k, v in item["versions"].items()) for item in made})
     sections = [
         "# Simulated data (experiment 1 of the paper)\n",

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.provenance import provenance
-from experiments.results import Task, mean_interval, run_tasks
-from experiments.settings import from_mapping, nearest_name
+from experiments.results import Task, run_tasks
 from experiments.simulated.ablations import ToySettings, ablation_tasks
 from experiments.simulated.data import TOYS
 from experiments.simulated.report import write_report
@@ -19,6 +18,8 @@ from experiments.simulated.theory import theory_tasks
 from experiments.stages import Stage, StageRun
 from foundation.errors import CurationError
 from foundation.files import save_json, write_atomically
+from foundation.intervals import student_interval
+from foundation.settings import fill, nearest_name
 
 
 def parse_studies(config: dict[str, Any]) -> tuple[Studies, dict[str, ToySettings]]:
@@ -27,10 +28,10 @@ def parse_studies(config: dict[str, Any]) -> tuple[Studies, dict[str, ToySetting
     Raises:
         CurationError: an unknown or missing key, or an unknown toy.
     """
-    studies = from_mapping(Studies, config["science"]["studies"], "science.studies")
+    studies = fill(Studies, config["science"]["studies"], "science.studies")
     section = studies.ablations
     toys = {
-        name: from_mapping(ToySettings, values, f"science.studies.ablations.toys.{name}")
+        name: fill(ToySettings, values, f"science.studies.ablations.toys.{name}")
         for name, values in section.toys.items()
     }
     for name in [*section.names, *toys]:
@@ -58,7 +59,7 @@ def metric_rows(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 values.setdefault((record["study"], record["row"], measure), []).append(float(value))
     rows = []
     for (study, row, measure), found in values.items():
-        mean, half = mean_interval(found)
+        mean, half = student_interval(found)
         known = None if np.isnan(half) else half
         rows.append(
             {"study": study, "row": row, "measure": measure, "mean": mean, "interval_95": known, "seeds": len(found)}

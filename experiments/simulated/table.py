@@ -12,6 +12,7 @@ from curation.balance import kde_kl_to_uniform
 from curation.kmeans import kmeans
 from experiments.results import Task
 from experiments.simulated.data import mixture
+from foundation.settings import Count, CountOrZero, Positive, check
 
 DBSCAN_EPS, DBSCAN_MIN_SAMPLES = 0.1, 5
 
@@ -20,14 +21,17 @@ DBSCAN_EPS, DBSCAN_MIN_SAMPLES = 0.1, 5
 class TableSettings:
     """Section ``science.studies.table`` of the config; names as there."""
 
-    three_levels: list[int]
-    two_levels: list[int]
-    sample_size: int
-    n_resamples: int
-    max_iterations: int
-    bandwidth: float
-    grid_step: float
+    three_levels: list[Count]
+    two_levels: list[Count]
+    sample_size: CountOrZero
+    n_resamples: CountOrZero
+    max_iterations: Count
+    bandwidth: Positive
+    grid_step: Positive
     peers: bool
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 def row_titles(settings: TableSettings) -> dict[str, str]:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from experiments.results import Task
 from experiments.simulated.data import THEORY_RANGE, theory_density, theory_points
 from foundation.errors import CurationError
+from foundation.settings import Count, check
 
 COARSEST = 8
 NEWTON_STEPS = 4
@@ -23,10 +24,13 @@ BINS = 40
 class TheorySettings:
     """Section ``science.studies.theory`` of the config; names as there."""
 
-    powers: list[int]
-    n_points: int
-    n_clusters: int
-    n_seeds: int
+    powers: list[Count]
+    n_points: Count
+    n_clusters: Count
+    n_seeds: Count
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 def cell_sizes(x: Float[np.ndarray, "n"], centroids: Float[np.ndarray, "k"]) -> Int[np.ndarray, "k"]:

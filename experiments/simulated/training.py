@@ -7,6 +7,7 @@ concepts, says what a subset was worth, as bits per byte over domains does for t
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from experiments.simulated.data import NOISE, clutter, manifold
 from experiments.stages import StageRun
 from foundation.errors import CurationError
 from foundation.files import load_json, save_array, save_json, write_atomically
+from foundation.settings import Choices, Count, NonNegative, Positive, check
 
 POOLS = {"manifold": manifold, "clutter": clutter}
 SHAPES = {"manifold": (12_000, 256), "clutter": (10_000, 64)}
@@ -30,26 +32,28 @@ SHAPES = {"manifold": (12_000, 256), "clutter": (10_000, 64)}
 class PoolSettings:
     """Section ``science.pool``: which toy, and rows of each concept that are held out."""
 
-    toy: str
-    test_rows: int = 20
-    trusted_rows: int = 2
+    toy: Annotated[str, Choices(*POOLS)]
+    test_rows: Count = 20
+    trusted_rows: Count = 2
 
     def __post_init__(self) -> None:
-        if self.toy not in POOLS:
-            raise CurationError(f"science.pool.toy is {self.toy!r}; use one of {', '.join(POOLS)}")
+        check(self, "science.pool")
 
 
 @dataclass(frozen=True)
 class TrainSettings:
     """Section ``science.train``; every arm sees steps x batch_size samples."""
 
-    steps: int
-    batch_size: int
-    learning_rate: float = 1e-3
-    width: int = 128
-    bottleneck: int = 16
-    noise: float = 0.5
-    log_every: int = 50
+    steps: Count
+    batch_size: Count
+    learning_rate: Positive = 1e-3
+    width: Count = 128
+    bottleneck: Count = 16
+    noise: NonNegative = 0.5
+    log_every: Count = 50
+
+    def __post_init__(self) -> None:
+        check(self, "science.train")
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,11 @@ class EvaluateSettings:
     The noise has this standard deviation relative to that of the held-out rows; without it every arm is right.
     """
 
-    neighbours: int = 5
-    noise: float = 1.0
+    neighbours: Count = 5
+    noise: NonNegative = 1.0
+
+    def __post_init__(self) -> None:
+        check(self, "science.evaluate")
 
 
 class DenoisingAutoencoder(nn.Module):

@@ -14,6 +14,7 @@ from curation import ClusterTree, HierarchicalKMeans
 from curation.balance import kl_to_uniform
 from experiments.results import Task
 from foundation.files import checksum
+from foundation.settings import Count, CountOrZero, check
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,13 @@ class Studies:
         max_copies: of the variant whose passages may repeat.
     """
 
-    levels: list[int]
-    other_levels: list[list[int]]
-    n_resamples: int
-    max_copies: int
+    levels: list[Count]
+    other_levels: list[list[Count]]
+    n_resamples: CountOrZero
+    max_copies: Count
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)

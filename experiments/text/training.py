@@ -1,8 +1,8 @@
 """The stages train and evaluate of the text experiment: model, tokens and settings are frozen, only the rows change."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,22 +10,27 @@ from jaxtyping import Int
 from lightning.pytorch.utilities import rank_zero_only
 
 from curation import Subset
+from eval.ngram import HIGHEST, KINDS, ORDER, fit_ngrams
+from eval.rarity import parts_by_rank
 from experiments.curves import append_point, read_curve
 from experiments.stages import StageRun
-from experiments.text.pool import PASSAGES, POOL, TEST, passages_of
+from experiments.text.pool import DISTANCE, PASSAGES, POOL, TEST, passages_of
 from foundation.errors import CurationError
-from foundation.files import load_array, load_json, save_json
+from foundation.files import load_array, load_json, save_array, save_json
+from foundation.settings import Choices, Count, CountOrZero, Range, check
 from text_lm.callbacks import LOG
-from text_lm.model import flops_per_token, load_model
-from text_lm.perplexity import evaluate_perplexity
+from text_lm.model import build_model, flops_per_token, load_model
+from text_lm.perplexity import TextScores, score_domains, score_texts, summarise
 from text_lm.settings import TrainSettings as Recipe
 from text_lm.settings import settings_from
-from text_lm.tokenizer import open_tokenizer
+from text_lm.tokenizer import Tokenizer, open_tokenizer
 from text_lm.tokens import TokenStore
 from text_lm.train import MODEL
 from text_lm.train import train as train_model
 
-DATA = "data.json"
+DATA, KEPT = "data.json", "kept.npy"
+JUDGES = ("lm", "ngram", "both")
+FIGURES = ("macro", "worst", "tail", "head", "raw_weighted")
 
 
 @dataclass(frozen=True)
@@ -37,15 +42,38 @@ class TrainSettings:
         unique_tokens: tokens in the subset of every arm but `all`, to within one passage: subsets of as many rows
             differ in bytes, so each is put in a random order and cut where the next passage would not fit.
         passage_tokens: mean of a passage: the budget in passages is tokens / passage_tokens.
+        judge: what is trained and asked: "lm", the language model of ``recipe``; "ngram", a byte n-gram model of the
+            same passages (`eval.ngram`), which takes seconds and has nothing to tune; "both".
+        initialisation: added to the seed of the weights and of the order of the passages, not to that of the subset:
+            what a second training on the same rows changes.
         vocabulary: of the tokenizer; for estimates.
         speed: of the recipe: devices, checkpoints, compilation.
     """
 
     recipe: dict[str, Any]
-    unique_tokens: int
-    passage_tokens: int
-    vocabulary: int = 259
+    unique_tokens: Count
+    passage_tokens: Count
+    judge: Annotated[str, Choices(*JUDGES)] = "lm"
+    initialisation: CountOrZero = 0
+    vocabulary: Count = 259
     speed: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check(self, "science.train")
+
+    @property
+    def has_lm(self) -> bool:
+        return self.judge != "ngram"
+
+    @property
+    def has_ngram(self) -> bool:
+        return self.judge != "lm"
+
+    def science(self) -> dict[str, Any]:
+        """All that decides the result: the recipe with its defaults, and not ``speed``."""
+        content = asdict(self) | {"recipe": recipe_of(self, 0).science()}
+        content.pop("speed")
+        return content
 
 
 @dataclass(frozen=True)
@@ -55,20 +83,27 @@ class EvaluateSettings:
     Attributes:
         batch_size: windows per forward pass.
         stride: tokens from one window to the next; 0: the model's context, windows do not overlap.
+        order: bytes of the longest n-gram.
     """
 
-    batch_size: int = 32
-    stride: int = 0
+    batch_size: Count = 32
+    stride: CountOrZero = 0
+    order: Annotated[int, Range(ge=1, le=HIGHEST)] = ORDER
+
+    def __post_init__(self) -> None:
+        check(self, "science.evaluate")
 
 
 def recipe_of(train: TrainSettings, seed: int, device: str = "cpu") -> Recipe:
     """The recipe with its seed and place; keys and types checked."""
     speed = {"accelerator": "cpu" if device == "cpu" else "gpu", **train.speed}
-    return settings_from({**train.recipe, "seed": seed, "speed": speed})
+    return settings_from({**train.recipe, "seed": seed + 1000 * train.initialisation, "speed": speed})
 
 
 def budget(train: TrainSettings, _dim: int) -> tuple[float, int, float]:
     """Passages seen, optimiser steps, and floating-point operations of a training."""
+    if not train.has_lm:
+        return train.unique_tokens / train.passage_tokens, 0, 0.0
     recipe = recipe_of(train, 0)
     tokens = recipe.steps * recipe.tokens_per_step
     flops = tokens * flops_per_token(recipe.model, train.vocabulary, recipe.model.context)
@@ -102,12 +137,12 @@ def cut_to_budget(
 
 
 def fit(run: StageRun) -> dict[str, float]:
-    """Stage action: train on the subset.
+    """Stage action: the subset cut to the budget and, unless n-grams alone are the judge, a model trained on it.
 
-    Writes ``run/`` with the Hugging Face folder ``model``, ``curve.jsonl``, and ``data.json``: what the model has seen.
+    Writes ``kept.npy``, the shared passages that are trained on, and ``data.json``: what the model has seen; of a
+    language model also ``run/`` with the Hugging Face folder ``model``, and ``curve.jsonl``.
     """
     train, seed = TrainSettings(**run.settings), run.seed or 0
-    recipe = recipe_of(train, seed, str(run.speed.get("device", "cpu")))
     prepared, curated = run.upstream("prepare"), run.upstream("curate")
     tokens = passages_of(prepared) / "tokens"
     store = TokenStore.open(tokens)
@@ -115,32 +150,35 @@ def fit(run: StageRun) -> dict[str, float]:
     rows = np.asarray(load_array(prepared / "rows.npy"))[Subset.load(curated / "subset").rows()]
     whole = len(rows) == load_json(prepared / POOL)["rows"]  # the arm that takes the whole pool
     kept = rows if whole else cut_to_budget(rows, lengths[rows], train.unique_tokens, seed)
-    result = train_model(recipe, tokens, run.folder / "run", rows=kept, progress=run.progress)
-    if not result.finished:
-        raise KeyboardInterrupt  # a signal: the same command goes on
-    samples, _, flops = budget(train, 0)
-    if getattr(rank_zero_only, "rank", 0):  # one process of several: the first writes
-        return {"samples": samples, "flops": flops}
-    planned = recipe.steps * recipe.tokens_per_step
-    assert result.tokens == planned, f"{result.tokens} tokens were seen, {planned} are the budget of every arm"
+    samples, steps, flops = budget(train, 0)
+    trained: dict[str, Any] = {"judge": train.judge, "tokens": int(lengths[kept].sum()), "steps": 0}
+    if train.has_lm:
+        recipe = recipe_of(train, seed, str(run.speed.get("device", "cpu")))
+        result = train_model(recipe, tokens, run.folder / "run", rows=kept, progress=run.progress)
+        if not result.finished:
+            raise KeyboardInterrupt  # a signal: the same command goes on
+        if getattr(rank_zero_only, "rank", 0):  # one process of several: the first writes
+            return {"samples": samples, "flops": flops}
+        planned = steps * recipe.tokens_per_step
+        assert result.tokens == planned, f"{result.tokens} tokens were seen, {planned} are the budget of every arm"
+        curve = run.folder / "curve.jsonl"
+        curve.unlink(missing_ok=True)
+        for point in read_curve(run.folder / "run" / LOG):
+            values = {"samples": point["tokens"] / train.passage_tokens, "train/loss": point["loss"]}
+            append_point(curve, int(point["step"]), values)
+            run.log(values, int(point["step"]))
+        trained |= {"tokens": planned, "steps": steps, **result.coverage}
     held, longest = int(lengths[kept].sum()), int(lengths[rows].max())
     assert whole or train.unique_tokens - longest < held <= train.unique_tokens
-    curve = run.folder / "curve.jsonl"
-    curve.unlink(missing_ok=True)
-    for point in read_curve(run.folder / "run" / LOG):
-        values = {"samples": point["tokens"] / train.passage_tokens, "train/loss": point["loss"]}
-        append_point(curve, int(point["step"]), values)
-        run.log(values, int(point["step"]))
+    save_array(run.folder / KEPT, kept)
     data = {
-        "tokens": planned,
-        "steps": recipe.steps,
         "subset_passages": len(rows),
         "subset_tokens": held,
         "passages_after_cut": len(kept),
         "unique_passages": len(np.unique(kept)),
         "unique_tokens": int(lengths[np.unique(kept)].sum()),
         "documents": _documents(passages_of(prepared), kept),
-        **result.coverage,
+        **trained,
     }
     save_json(run.folder / DATA, data)
     return {"samples": samples, "flops": flops}
@@ -153,40 +191,81 @@ def _documents(passages: Path, rows: Int[np.ndarray, "n"]) -> int:
 
 
 def judge(run: StageRun) -> dict[str, float]:
-    """Stage action: bits per byte of every domain's held-out passages; writes ``metrics.json``.
+    """Stage action: bits per byte of the held-out passages, by domain and by rarity; writes ``metrics.json``.
 
-    Head and tail are the third of the domains with the most and the fewest bytes in the pool.
+    The figures "bpb_..." are the language model's where there is one, else the n-gram model's; where both judge, those
+    of the n-gram model are "ngram_...". Head and tail are the third of the domains with the most and the fewest bytes
+    in the pool; common and rare the tenths of the passages nearest to the pool and farthest off, domains unknown.
     """
     settings = EvaluateSettings(**run.settings)
     prepared, trained = run.upstream("prepare"), run.upstream("train")
     held = load_json(prepared / TEST)
     texts = pq.read_table(passages_of(prepared) / PASSAGES, columns=["text"])["text"].to_pylist()
     rows = [(row, domain) for domain, mine in held.items() for row in mine]
-    folder = trained / "run" / MODEL
-    tokenizer = open_tokenizer(folder)
-    model = load_model(folder, tokenizer)
+    asked, domains = [texts[row] for row, _ in rows], [domain for _, domain in rows]
     shares = load_json(prepared / POOL)["bytes_of"]
-    found = evaluate_perplexity(
-        model,
-        tokenizer,
-        [texts[row] for row, _ in rows],
-        [domain for _, domain in rows],
-        {domain: shares.get(domain, 0.0) for domain in held},
-        stride=settings.stride or None,
-        batch_size=settings.batch_size,
-        device=str(run.speed.get("device", "cpu")),
-        progress=run.progress,
-    )
-    bits, words = found["bits_per_byte"], found["perplexity"]
-    metrics = {f"bpb_{name}": float(bits[name]) for name in ("macro", "worst", "tail", "head", "raw_weighted")}
-    metrics |= {"perplexity_macro": float(words["macro"])}
-    save_json(
-        run.folder / "metrics.json",
-        {
-            "metrics": metrics,
-            "worst_domain": bits["worst_domain"],
-            "domains": found["domains"],
-            "data": load_json(trained / DATA),
-        },
-    )
+    weights = {domain: shares.get(domain, 0.0) for domain in held}
+    parts = None
+    if (prepared / DISTANCE).exists():
+        parts = parts_by_rank(np.asarray(load_array(prepared / DISTANCE)))
+    found: dict[str, Any] = {"metrics": {}, "data": load_json(trained / DATA)}
+    if (trained / "run" / MODEL).exists():
+        folder = trained / "run" / MODEL
+        tokenizer = open_tokenizer(folder)
+        options: dict[str, Any] = {
+            "stride": settings.stride or None,
+            "batch_size": settings.batch_size,
+            "device": str(run.speed.get("device", "cpu")),
+        }
+        model = load_model(folder, tokenizer)
+        scores = score_texts(model, tokenizer, asked, progress=run.progress, **options)
+        found = _add(found, "bpb", scores, domains, weights, parts)
+        words = summarise(score_domains(scores, domains), weights, "perplexity")
+        found["metrics"]["perplexity_macro"] = float(words["macro"])
+        # of one passage a domain: what a model knows before it has seen anything hardly differs between texts
+        first = [next(i for i, domain in enumerate(domains) if domain == name) for name in held]
+        blank = _untrained(trained / "run", tokenizer)
+        some = [score_texts(network, tokenizer, [asked[i] for i in first], **options) for network in (model, blank)]
+        mine, theirs = (float((part.nats / part.n_bytes).mean() / np.log(2)) for part in some)
+        found["untrained"] = {"before": theirs, "after": mine, "passages": len(first)}
+    if found["data"]["judge"] != "lm":
+        ngrams = fit_ngrams([texts[row] for row in load_array(trained / KEPT)], settings.order)
+        n_bytes = np.asarray([len(text.encode()) for text in asked], np.int64)
+        scores = TextScores(ngrams.bits(asked) * np.log(2), n_bytes, n_bytes)
+        found = _add(found, "ngram" if found["metrics"] else "bpb", scores, domains, weights, parts)
+        before = float(np.log2(KINDS))  # no counts: every byte alike
+        found.setdefault(
+            "untrained", {"before": before, "after": found["metrics"]["bpb_macro"], "passages": len(asked)}
+        )
+    save_json(run.folder / "metrics.json", found)
     return {"samples": float(len(rows))}
+
+
+def _add(
+    found: dict[str, Any],
+    prefix: str,
+    scores: TextScores,
+    domains: list[str],
+    weights: dict[str, float],
+    parts: Int[np.ndarray, "n"] | None,
+) -> dict[str, Any]:
+    """``found`` with the figures of one judge: metrics PREFIX_..., and details (of "bpb" at the top level)."""
+    by_domain = score_domains(scores, domains)
+    bits = summarise(by_domain, weights)
+    found["metrics"] |= {f"{prefix}_{name}": float(bits[name]) for name in FIGURES}
+    details: dict[str, Any] = {
+        "worst_domain": bits["worst_domain"],
+        "domains": {name: vars(score) for name, score in by_domain.items()},
+    }
+    if parts is not None:
+        nats, n_bytes = (np.bincount(parts, weights=column) for column in (scores.nats, scores.n_bytes))
+        by_rarity = (nats / n_bytes / np.log(2)).tolist()
+        details["by_rarity"] = by_rarity
+        found["metrics"] |= {f"{prefix}_common": by_rarity[0], f"{prefix}_rare": by_rarity[-1]}
+    return {**found, **(details if prefix == "bpb" else {prefix: details})}
+
+
+def _untrained(folder: Path, tokenizer: Tokenizer) -> Any:
+    """The model of a run with the weights that it began with."""
+    recipe = settings_from(load_json(folder / "run.json")["settings"])
+    return build_model(recipe.model, tokenizer, recipe.seed)

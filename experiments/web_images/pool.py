@@ -7,7 +7,7 @@ Files of the stage: ``pool.parquet`` (image, label, kind), ``embeddings/``, ``la
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from datasets import Image as ImageFeature
 from jaxtyping import Int
 from PIL import Image
 
-from curation.embed import embed_pool, read_image
+from curation.embed import embed_pool
 from curation.embedders import open_embedder
 from curation.embeddings import open_embeddings
 from curation.pool import open_pool
@@ -25,6 +25,9 @@ from experiments.stages import StageRun
 from experiments.web_images.faults import junk, near_duplicate
 from foundation.errors import CurationError
 from foundation.files import save_array, save_json
+from foundation.images import read_image
+from foundation.settings import CONFIGS, BelowOne, Count, CountOrZero, NonNegative, check
+from pretrain.settings import PretrainSettings, load_settings, settings_from
 
 ROOT = Path(__file__).parents[2]
 DATA = "CURATED_SSL_DATA"
@@ -61,29 +64,39 @@ class PoolSettings:
     source: str
     test: str = ""
     top_level: bool = False
-    test_rows: int = 100
-    bank_rows: int = 100
-    least: int = 10
-    largest: int = 1000
-    imbalance: float = 100.0
-    bursts: float = 0.2
-    copies: list[int] = field(default_factory=lambda: [5, 20])
-    junk: float = 0.2
-    rows: int = 0
-    classes: int = 10
+    test_rows: Count = 100
+    bank_rows: Count = 100
+    least: CountOrZero = 10
+    largest: CountOrZero = 1000
+    imbalance: NonNegative = 100.0
+    bursts: BelowOne = 0.2
+    copies: list[CountOrZero] = field(default_factory=lambda: [5, 20])
+    junk: BelowOne = 0.2
+    rows: CountOrZero = 0
+    classes: Count = 10
     embedder: str = "efficientnet_lite0"
-    image_size: int = 96
-    dim: int = 1280
+    image_size: CountOrZero = 96
+    dim: Count = 1280
     ssl: dict[str, Any] = field(default_factory=dict)
-    side: int = 32
+    side: Count = 32
 
     def __post_init__(self) -> None:
-        if not (0 <= self.bursts < 1 and 0 <= self.junk < 1 and self.bursts + self.junk < 1):
+        check(self, "science.pool")
+        if self.bursts + self.junk >= 1:
             raise CurationError("science.pool.bursts and junk are shares of the pool; together they must be below 1")
         if not self.largest and not self.rows:
             raise CurationError("science.pool.rows must say about how many rows the source has where largest is 0")
         if self.largest and self.imbalance < 1:
             raise CurationError(f"science.pool.imbalance is {self.imbalance}; it must be at least 1")
+
+    def science(self) -> dict[str, Any]:
+        """All that decides the pool: every field, and the whole recipe of an embedder that is trained on it."""
+        return asdict(self) | ({"ssl": ssl_recipe(self).science()} if self.embedder == SSL else {})
+
+
+def ssl_recipe(pool: PoolSettings) -> PretrainSettings:
+    """Recipe of the model that embeds the pool where ``embedder`` is "ssl"."""
+    return settings_from(pool.ssl) if pool.ssl else load_settings(CONFIGS / "pretrain/conv_cpu.yaml")
 
 
 def class_sizes(pool: PoolSettings, n_classes: int) -> Int[np.ndarray, "c"]:
@@ -279,11 +292,9 @@ def embed(run: StageRun, pool: PoolSettings, seed: int) -> None:
     """``embeddings/`` of the pool and ``trusted.npy`` of five bank images of each class."""
     name = pool.embedder
     if name == SSL:
-        from pretrain.settings import load_settings, settings_from
         from pretrain.train import pretrain
 
-        recipe = settings_from(pool.ssl) if pool.ssl else load_settings(ROOT / "configs/pretrain/conv_cpu.yaml")
-        recipe = replace(recipe, seed=seed)
+        recipe = replace(ssl_recipe(pool), seed=seed)
         result = pretrain(recipe, open_pool(run.folder / POOL), run.folder / SSL, progress=run.progress)
         if not result.finished:
             raise KeyboardInterrupt  # a signal: the same command goes on

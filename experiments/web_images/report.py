@@ -8,10 +8,11 @@ import numpy as np
 
 from experiments.arms import BASE_ARM, METHOD_ARM
 from experiments.compare import Row, summarise
-from experiments.markdown import difference, headline, origin, table, with_interval
+from experiments.markdown import difference, headline, origin, with_interval
 from experiments.stages import MARKER, StageRun
 from experiments.web_images.pool import COUNTS, KINDS
 from foundation.files import load_json, write_atomically
+from foundation.tables import markdown_table
 
 TITLES = {
     "linear": "linear",
@@ -95,12 +96,12 @@ def render(
         "Means over seeds.\n",
         _data(metrics, balance, arms),
         "## Frozen features\n",
-        table(
+        markdown_table(
             ["arm", *TITLES.values()],
             [[arm, *(with_interval(cells[arm, m].mean, cells[arm, m].interval) for m in TITLES)] for arm in arms],
         ),
         "Paired difference to raw:\n",
-        table(
+        markdown_table(
             ["arm", *TITLES.values()],
             [[arm, *(difference(cells[arm, m]) for m in TITLES)] for arm in arms if arm != BASE_ARM],
         ),
@@ -123,7 +124,7 @@ def _data(
         kl, kept = (_mean([balance[key]["measures"][name] for key in mine]) for name in ("kl", "rare_kept"))
         shares = [_mean([metrics[key]["data"][f"share_{kind}"] for key in mine]) for kind in KINDS[1:]]
         lines.append([arm, f"{kl:.3f}", f"{kept:.0%}", *(f"{share:.1%}" for share in shares)])
-    return table(["arm", "KL to uniform", "rare images kept", "near-duplicates", "junk"], lines)
+    return markdown_table(["arm", "KL to uniform", "rare images kept", "near-duplicates", "junk"], lines)
 
 
 def _seen(metrics: dict[tuple[str, int], dict[str, Any]], arms: list[str]) -> str:
@@ -134,4 +135,4 @@ def _seen(metrics: dict[tuple[str, int], dict[str, Any]], arms: list[str]) -> st
             f"{_mean([item[name] for item in data]):,.0f}" for name in ("rows", "samples", "unique_samples")
         ]
         lines.append([*line, f"{_mean([item['times_seen'] for item in data]):.1f}"])
-    return table(["arm", "rows of the subset", "images seen", "distinct", "times each"], lines)
+    return markdown_table(["arm", "rows of the subset", "images seen", "distinct", "times each"], lines)

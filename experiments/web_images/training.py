@@ -1,8 +1,8 @@
 """The stages train and evaluate of the image experiment: model, images seen and probes are frozen, only rows change."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from experiments.curves import append_point, read_curve
 from experiments.stages import StageRun
 from experiments.web_images.pool import BANK, COUNTS, KINDS, POOL, TEST
 from foundation.files import load_json, save_json
+from foundation.settings import Choices, Count, Positive, Range, check
 from pretrain.flops import flops_per_image
 from pretrain.settings import PretrainSettings, settings_from
 from pretrain.train import TEACHER, pretrain
@@ -41,6 +42,12 @@ class TrainSettings:
     recipe: dict[str, Any]
     speed: dict[str, Any] = field(default_factory=dict)
 
+    def science(self) -> dict[str, Any]:
+        """All that decides the result: the recipe with its defaults, and not ``speed``."""
+        content = asdict(self) | {"recipe": recipe_of(self, 0).science()}
+        content.pop("speed")
+        return content
+
 
 @dataclass(frozen=True)
 class EvaluateSettings:
@@ -55,12 +62,15 @@ class EvaluateSettings:
         corrupted_rows: test images that are corrupted.
     """
 
-    k: int = 20
-    steps: int = 2000
-    learning_rates: list[float] = field(default_factory=lambda: [0.01, 0.03, 0.1, 0.3, 1.0])
-    corruptions: list[str] = field(default_factory=lambda: sorted(CORRUPTIONS))
-    severity: int = 3
-    corrupted_rows: int = 500
+    k: Count = 20
+    steps: Count = 2000
+    learning_rates: list[Positive] = field(default_factory=lambda: [0.01, 0.03, 0.1, 0.3, 1.0])
+    corruptions: list[Annotated[str, Choices(*CORRUPTIONS)]] = field(default_factory=lambda: sorted(CORRUPTIONS))
+    severity: Annotated[int, Range(ge=1, le=5)] = 3
+    corrupted_rows: Count = 500
+
+    def __post_init__(self) -> None:
+        check(self, "science.evaluate")
 
 
 def recipe_of(train: TrainSettings, seed: int, device: str = "cpu") -> PretrainSettings:

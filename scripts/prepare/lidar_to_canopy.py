@@ -10,11 +10,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from foundation.errors import CurationError
+from foundation.command import run_command
 from satellite.lidar import LidarSettings, canopy_from_lidar, save_canopy
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clouds", type=Path, nargs="+", help="LAS or LAZ files of one survey")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the two rasters")
@@ -30,19 +30,14 @@ def main() -> int:
         "--window", type=float, default=20.0, help="metres; wider than any crown or roof (morphological)"
     )
     given = parser.parse_args()
-    try:
-        settings = LidarSettings(
-            given.resolution, given.crs, given.units, given.ground, tuple(given.leave_out), given.slope, given.window
-        )
-        canopy = canopy_from_lidar(given.clouds, settings)
-        colour, height = save_canopy(canopy, given.output)
-    except CurationError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    settings = LidarSettings(
+        given.resolution, given.crs, given.units, given.ground, tuple(given.leave_out), given.slope, given.window
+    )
+    canopy = canopy_from_lidar(given.clouds, settings)
+    colour, height = save_canopy(canopy, given.output)
     what = height if canopy.colour is None else f"{colour} and {height}"
     print(f"{what}: {canopy.grid.height} x {canopy.grid.width} pixels of {canopy.grid.resolution:g} m")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command("lidar_to_canopy", main)

@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset, Image
 from PIL import Image as PillowImage
 
-from curation.embed import embed_pool, read_image
+from curation.embed import embed_pool
 from curation.embedders import Embedder, open_embedder
 from curation.embeddings import open_embeddings
 from foundation.errors import CurationError
@@ -163,28 +163,6 @@ def test_nan_of_the_network_names_the_pool_row(tmp_path):
     bad = Embedder("bad", 2, 4, to_tensor, forward, {"embedder": "bad"})
     with pytest.raises(CurationError, match="pool row 20"):
         embed_pool(toy_pool(), bad, tmp_path, n_workers=0, progress=False)
-
-
-def test_images_of_every_mode_are_upright_rgb_on_white():
-    """A transparent background read as black, or a picture on its side, would make clusters of its own."""
-
-    def stored(image: PillowImage.Image, kind: str, **options) -> dict:
-        stream = io.BytesIO()
-        image.save(stream, kind, **options)
-        return {"bytes": stream.getvalue(), "path": None}
-
-    clear = PillowImage.new("RGBA", (8, 8), (0, 0, 0, 0))
-    assert read_image(stored(clear, "png")).getpixel((0, 0)) == (255, 255, 255)
-    deep = PillowImage.fromarray(np.full((8, 8), 0x8000, dtype=np.uint16))
-    assert read_image(stored(deep, "png")).getpixel((0, 0)) == (128, 128, 128)
-    exif = PillowImage.Exif()
-    exif[0x0112] = 6
-    assert read_image(stored(PillowImage.new("RGB", (40, 20)), "jpeg", exif=exif)).size == (20, 40)
-    large = read_image(stored(PillowImage.new("RGB", (800, 400)), "jpeg"), least_side=64)
-    assert min(large.size) >= 128
-    for mode in ("L", "LA", "P", "1", "CMYK"):
-        kind = "tiff" if mode == "CMYK" else "png"
-        assert read_image(stored(PillowImage.new(mode, (8, 8)), kind)).mode == "RGB"
 
 
 def test_efficientnet_lite0_keeps_alike_pictures_together():

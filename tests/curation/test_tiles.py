@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from curation.embed import read_image
 from curation.pool import matching_files, open_pool, pool_fingerprint
 from curation.tiles import TileCut, parse_cut
 from foundation.errors import CurationError
+from foundation.images import read_image
 
 rasterio = pytest.importorskip("rasterio")
 

@@ -77,7 +77,7 @@ def test_dense_mistakes_are_named():
         "no training pixel": lambda: linear_segmentation((x, masks * 0 + 255), (x, masks), 3, QUICK),
         "units": lambda: linear_depth((x, masks + 1.0), (x, masks + 100.0), settings=QUICK),
         "nearest": lambda: linear_depth((x, masks), (x, masks), 5.0, 1.0),
-        "positive": lambda: DenseSettings(steps=0),
+        "steps is 0; it must be at least 1": lambda: DenseSettings(steps=0),
     }.items():
         with pytest.raises(CurationError, match=message):
             call()

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from eval.features import extract
-from eval.images import LabelledImages, open_image
+from eval.images import LabelledImages
 from eval.models import FrozenModel, block_features, from_timm, open_model
 from foundation.errors import CurationError
 
@@ -46,8 +46,6 @@ def odd(tmp_path: Path) -> dict[str, Path]:
 
 
 def test_odd_images_are_read_and_broken_ones_skipped_and_named(odd: dict[str, Path], colour_model: FrozenModel):
-    assert open_image(odd["rgba"]).getpixel((3, 3)) == (255, 255, 255)
-    assert open_image(odd["sixteen"]).getpixel((3, 3)) == (100, 100, 100)
     features = extract(colour_model, table(list(odd.values())), max_bad=0.9, batch_size=3)
     assert set(features.skipped) == {f"{name}.jpg" for name in ("truncated", "text", "empty", "missing")} | {
         "strip.png"

@@ -194,7 +194,7 @@ def test_a_bad_image_is_reported_and_the_rest_is_judged(colour_model: FrozenMode
 @pytest.mark.parametrize(
     ("tasks", "shared", "message"),
     [
-        ([("knn", {"kss": "1"})], {"model": "random:resnet18"}, "unknown setting 'kss'"),
+        ([("knn", {"kss": "1"})], {"model": "random:resnet18"}, "kss is no setting; did you mean 'ks'"),
         ([("knn", {"temperature": "warm"})], {"model": "random:resnet18"}, "temperature"),
         ([("nothing", {})], {"model": "random:resnet18"}, "there are knn"),
         ([("knn", {})], {}, "no model"),
@@ -233,8 +233,8 @@ def test_the_command_runs_a_suite_and_prints_one_line_on_a_mistake(folder: Path,
     assert "accuracy k=3" in done.stdout
     assert len(json.loads((tmp_path / "out" / "metrics.json").read_text())["rows"]) == 3
     failed = call("knn", "train=nowhere", *model)
-    assert failed.returncode == 1
-    assert failed.stderr.startswith("error: dataset 'nowhere'")
+    assert failed.returncode == 2
+    assert failed.stderr.startswith("eval: error: dataset 'nowhere'")
     assert "Traceback" not in failed.stderr
 
 
@@ -252,7 +252,7 @@ def test_every_setting_has_a_comment(name: str):
 )
 def test_every_suite_names_real_tasks_settings_and_datasets(path: Path):
     from eval.registry import REGISTRY
-    from eval.settings import fill
+    from foundation.settings import fill
 
     tasks, shared = read_suite(path)
     fill(RunSettings, shared)

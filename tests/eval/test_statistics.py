@@ -7,60 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import pdist
 
-from eval.bootstrap import bootstrap, mean_interval, paired_interval, weighted_mean
 from eval.fairness import accuracy_by_group
 from eval.feature_stats import alignment, effective_rank, uniformity
 from eval.longtail import class_bins, head_medium_tail
 from foundation.errors import CurationError
-
-
-def test_interval_has_the_width_of_theory_and_covers():
-    rng = np.random.default_rng(0)
-    covered = 0
-    for trial in range(60):
-        found = mean_interval(rng.random(400) < 0.7, seed=trial, n_resamples=400)
-        covered += found.low <= 0.7 <= found.high
-        assert found.high - found.low == pytest.approx(2 * 1.96 * np.sqrt(0.7 * 0.3 / 400), rel=0.25)
-    assert 51 <= covered <= 60
-
-
-def test_pairing_narrows_the_interval_of_a_difference():
-    rng = np.random.default_rng(1)
-    base = rng.random(500)
-    better = base + 0.02 + 0.01 * rng.normal(size=500)
-    paired = paired_interval(better, base)
-    assert 0 < paired.low < paired.value < paired.high
-    assert paired.value == pytest.approx((better - base).mean())
-    alone = mean_interval(better)
-    assert paired.high - paired.low < 0.2 * (alone.high - alone.low)
-
-
-def test_rows_of_one_group_are_drawn_together():
-    values = np.repeat(np.random.default_rng(2).random(20), 50)
-    clustered, naive = mean_interval(values, groups=np.repeat(np.arange(20), 50)), mean_interval(values)
-    assert clustered.n == 20
-    assert clustered.high - clustered.low > 4 * (naive.high - naive.low)
-    assert np.isnan(mean_interval([1.0, 0.0], groups=[3, 3]).low)
-
-
-def test_blocks_of_resamples_change_nothing(monkeypatch: pytest.MonkeyPatch):
-    values = np.random.default_rng(3).random(100)
-    whole = mean_interval(values)
-    monkeypatch.setattr("eval.bootstrap.COUNTS_PER_BLOCK", 700)
-    assert mean_interval(values) == whole
-
-
-def test_bootstrap_mistakes_are_named():
-    for message, call in {
-        "no test row": lambda: bootstrap(weighted_mean([]), 0),
-        "level": lambda: mean_interval([1.0, 2.0], level=1.0),
-        "not finite": lambda: mean_interval([1.0, np.nan]),
-        "one per test row": lambda: mean_interval(np.ones((2, 2))),
-        "one per row": lambda: mean_interval([1.0, 2.0], groups=[1]),
-        "same test rows": lambda: paired_interval([1.0], [1.0, 2.0]),
-    }.items():
-        with pytest.raises(CurationError, match=message):
-            call()
 
 
 def test_head_medium_tail_by_hand():

@@ -132,7 +132,7 @@ def test_an_arm_on_the_prepared_pool_holds_no_row_that_repeats_another(tmp_path:
         ("seeds=[]", "seeds is"),
         ("seeds=[1,1]", "seeds is"),
         ("science.curation.size=999999", "arm raw wants 999,999 of the 12,000 rows"),
-        ("science.pool.toy=rings", "use one of manifold, clutter"),
+        ("science.pool.toy=rings", "it must be one of manifold, clutter"),
         ("launch.where=moon", "launch.where is 'moon'"),
         ("tracking.wandb=yes please", "tracking.wandb is"),
         ("speed.hardware=abacus", "known are"),
@@ -290,3 +290,18 @@ def test_a_sweep_runs_an_experiment_for_each_value(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     values = [(tmp_path / f"steps-{steps}" / "metrics.csv").read_text() for steps in (20, 40)]
     assert values[0] != values[1]
+
+
+@pytest.mark.parametrize(("experiment", "default"), [("text", "weight_decay=0.1"), ("web_images", "loss.koleo=0.1")])
+def test_the_key_of_a_training_knows_every_default_and_nothing_of_speed(experiment: str, default: str):
+    """A run is not repeated for another interval of checkpoints, and not reused when a default has changed."""
+
+    def key(*more: str) -> str:
+        built = build(compose([f"experiment={experiment}", "seeds=[0]", "arms=[raw]", *more]))
+        return next(stage.key for stage in in_order(built.stages) if stage.name == "train")
+
+    section = f"scale.{experiment}"
+    plain = key()
+    assert key(f"{section}.speed.checkpoint_every=7") == plain
+    assert key(f"++{section}.recipe.{default}") == plain
+    assert key(f"++{section}.recipe.{default}5") != plain

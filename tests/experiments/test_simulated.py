@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 
 from curation import CurationError
 from curation.balance import kde_kl_to_uniform
-from experiments.results import Task, mean_interval, paired_difference, run_tasks
+from experiments.results import Task, run_tasks
 from experiments.settings import compose
 from experiments.simulated import data
 from experiments.simulated.ablations import subset_measures, variants
@@ -21,6 +21,7 @@ from experiments.simulated.studies import all_tasks, metric_rows, parse_studies,
 from experiments.simulated.table import TableSettings, final_points
 from experiments.simulated.theory import cell_sizes, density_exponent, energy, power_centroids, power_kmeans
 from experiments.stages import run_stage
+from foundation.intervals import paired_student_interval, student_interval
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -212,14 +213,14 @@ def test_resume_computes_only_what_is_missing(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_intervals_and_verdicts():
-    mean, half = mean_interval([1.0, 2.0, 3.0])
+    mean, half = student_interval([1.0, 2.0, 3.0])
     assert (mean, half) == pytest.approx((2.0, 4.302652729911275 / np.sqrt(3)))  # t table: 2 degrees of freedom
-    assert np.isnan(mean_interval([1.0])[1])
-    assert paired_difference([2.0, 3.0], [1.0, 2.0]) == pytest.approx((1.0, 0.0))
+    assert np.isnan(student_interval([1.0])[1])
+    assert paired_student_interval([2.0, 3.0], [1.0, 2.0]) == pytest.approx((1.0, 0.0))
     assert verdict([1.0, 1.1, 0.9], [2.0, 2.1, 1.95]).startswith("lower")
     assert verdict([1.0, 3.0], [2.0, 2.0]).startswith("not told apart")
     with pytest.raises(ValueError, match="longer"):
-        paired_difference([1.0], [1.0, 2.0])
+        paired_student_interval([1.0], [1.0, 2.0])
 
 
 def test_the_studies_write_report_pictures_and_metrics(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -253,8 +254,8 @@ def test_the_script_ends_with_one_clear_line(tmp_path: Path):
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "error: sciense.curation.size is no setting; did you mean 'science.curation.size'?"
+        "run_experiment: error: sciense.curation.size is no setting; did you mean 'science.curation.size'?"
     ]
     assert not list(tmp_path.iterdir())  # no outputs/ folder appears

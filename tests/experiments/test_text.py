@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation import CurationError, open_embeddings
+from curation import CurationError, Subset, open_embeddings
+from experiments.claims import judge_claim, read_values
 from experiments.experiment import build, open_domain
 from experiments.launch import plan_table, run_experiment
 from experiments.run_folder import begin_stage
@@ -24,6 +25,7 @@ from experiments.text.pool import PASSAGES, passages_of, zipf_sizes
 from experiments.text.report import _domains, render
 from experiments.text.training import cut_to_budget, recipe_of
 from foundation.files import load_array, load_json
+from text_lm.lexical import embed_lexically
 from text_lm.model import count_parameters, llama_config, load_model
 from text_lm.settings import load_settings
 
@@ -118,7 +120,7 @@ def test_seeds_differ_in_pool_and_share_the_embeddings(finished: Path):
     rows = [load_array(folder / "rows.npy").tolist() for folder in prepared]
     assert len({tuple(mine) for mine in rows}) == 3
     assert len({passages_of(folder) for folder in prepared}) == 1
-    whole = open_embeddings(str(passages_of(prepared[0]) / "embeddings"))
+    whole = open_embeddings(str(next(passages_of(prepared[0]).glob("embeddings-*"))))
     for folder, mine in zip(prepared, rows, strict=True):
         own = np.load(folder / "embeddings.npy")
         assert own.shape == (110, 384)
@@ -132,6 +134,8 @@ def test_the_checkpoint_is_an_ordinary_folder_and_the_figures_are_those_of_its_d
     assert found["metrics"]["bpb_macro"] == pytest.approx(np.mean(list(bits.values())))
     assert found["metrics"]["bpb_worst"] == max(bits.values()) == bits[found["worst_domain"]]
     assert 0 < found["metrics"]["bpb_macro"] < 9
+    # a random network of 259 symbols: what a budget must beat to count
+    assert found["untrained"]["before"] == pytest.approx(np.log2(259), abs=0.3)
 
 
 def test_the_page_tells_what_happened_and_names_no_machine(finished: Path, texts: Path):
@@ -144,6 +148,135 @@ def test_the_page_tells_what_happened_and_names_no_machine(finished: Path, texts
         assert text in page, text
     assert str(texts) not in page
     assert str(finished) not in page
+
+
+NGRAM = [
+    "science.train.judge=ngram",
+    "science.pool.embedder=byte_histogram",
+    "science.pool.judge_embedder=char_svd:8",
+    "science.pool.trusted=2",
+    "science.pool.trusted_share=0.1",
+    "science.pool.sections=8",
+    "science.pool.left_out=[food]",
+    "science.pool.rows=100",
+    "scale.text.studies=null",
+    "scale.text.recipe.tokens=1024",
+]
+
+
+@pytest.fixture(scope="module")
+def by_ngrams(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same text judged by n-grams, with a domain of one file, a trusted set and an encoder of the judge's own."""
+    root = tmp_path_factory.mktemp("ngrams")
+    rows = pq.read_table(texts / "pool.parquet").to_pylist()
+    rng = random.Random(1)
+    for _ in range(40):
+        text = " ".join(f"film{rng.randrange(30)}" for _ in range(15))
+        rows.append({"text": text, "domain": "film", "source": "film/only"})
+    pq.write_table(pa.Table.from_pylist(rows), root / "more.parquet")
+    arms = "arms=[raw,raw_again,retrieval,oracle,all,hierarchical_resampled]"
+    config = small(root / "run", f"science.pool.source={root / 'more.parquet'}", arms, "seeds=[0,1,2]", *NGRAM)
+    assert run_experiment(config, "the command", lambda _line: None, False) == 0
+    return root / "run"
+
+
+def test_the_ngram_judge_trains_nothing_and_says_what_it_is(by_ngrams: Path):
+    trained = stage(by_ngrams, "raw", 0, "train")
+    assert not (trained / "run").exists()
+    found = load_json(stage(by_ngrams, "raw", 0, "evaluate") / "metrics.json")
+    assert found["untrained"]["before"] == 8 > found["metrics"]["bpb_macro"]
+    assert len(found["by_rarity"]) == 10
+    assert found["metrics"]["bpb_rare"] == found["by_rarity"][-1]
+    page = (by_ngrams / "results" / "text.md").read_text()
+    for words in ("byte n-gram model", "**Power**", "## By rarity", "Untrained, the model needs 8.00"):
+        assert words in page
+    assert (by_ngrams / "results" / "images" / "text_balance.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_ngram_figures_are_those_of_the_rows_that_were_kept(by_ngrams: Path):
+    from eval.ngram import fit_ngrams
+
+    trained, judged = (stage(by_ngrams, "oracle", 1, name) for name in ("train", "evaluate"))
+    prepared = next((by_ngrams / "shared" / "seed1").glob("prepare-*"))
+    texts = pq.read_table(passages_of(prepared) / PASSAGES)["text"].to_pylist()
+    model = fit_ngrams([texts[row] for row in load_array(trained / "kept.npy")])
+    held = [texts[row] for row in load_json(prepared / "test.json")["law"]]
+    expected = model.bits(held).sum() / sum(len(text.encode()) for text in held)
+    assert load_json(judged / "metrics.json")["domains"]["law"]["bits_per_byte"] == pytest.approx(expected)
+
+
+def test_a_file_of_many_texts_is_cut_and_nothing_is_in_two_places(by_ngrams: Path):
+    for seed in range(3):
+        prepared = next((by_ngrams / "shared" / f"seed{seed}").glob("prepare-*"))
+        table = pq.read_table(passages_of(prepared) / PASSAGES).to_pydict()
+        assert "food" not in table["domain"]
+        pairs = zip(table["source"], table["domain"], strict=True)
+        assert len({source for source, domain in pairs if domain == "film"}) == 8
+        held = [row for rows in load_json(prepared / "test.json").values() for row in rows]
+        mine = load_array(prepared / "rows.npy").tolist()
+        assert {table["domain"][row] for row in held} == {"law", "sport", "stars", "film"}
+        assert not {table["source"][row] for row in held} & {table["source"][row] for row in mine}
+        about = load_json(prepared / "pool.json")
+        assert about["counts"]["in_sections"] == {"lone": 1, "film": 1}
+        assert about["counts"]["too_few_documents"]["domains"] == ["lone"]  # four passages make four documents
+        assert about["trusted_passages"] == len(load_array(prepared / "trusted.npy")) == 8
+
+
+def test_another_draw_is_other_rows_of_the_same_pool(by_ngrams: Path):
+    rows = [Subset.load(stage(by_ngrams, arm, 0, "curate") / "subset").rows().tolist() for arm in ("raw", "raw_again")]
+    assert rows[0] != rows[1]
+    assert len(rows[0]) == len(rows[1])
+
+
+def test_both_judges_stand_side_by_side(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CURATED_SSL_DATA", str(texts))
+    own = ["science.train.judge=both", "science.pool.judge_embedder=", "science.pool.left_out=[]", "seeds=[0]"]
+    config = small(tmp_path, "science.pool.source=pool.parquet", "arms=[raw]", *NGRAM, *own)
+    assert run_experiment(config, "the command", lambda _line: None, False) == 0
+    found = load_json(stage(tmp_path, "raw", 0, "evaluate") / "metrics.json")
+    assert set(found["metrics"]) >= {"bpb_macro", "ngram_macro", "perplexity_macro"}
+    assert "bpb_rare" not in found["metrics"]
+    assert set(found["ngram"]["domains"]) == set(found["domains"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("science.pool.judge_embedder=byte_histogram", "which the curation has seen"),
+        ("science.pool.left_out=[nothing]", "has no domain 'nothing'"),
+        ("science.pool.embedder=char_svd:x", "use byte_histogram"),
+        ("science.pool.embedder=char_svd:4000", "lower the dimensions"),
+        ("science.train.judge=people", "use one of lm, ngram, both"),
+    ],
+)
+def test_a_mistake_is_one_line(setting: str, words: str, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CURATED_SSL_DATA", str(texts))
+    lines: list[str] = []
+    config = small(tmp_path, "science.pool.source=pool.parquet", "arms=[raw]", "seeds=[0]", *NGRAM, setting)
+    try:
+        run_experiment(config, "", lines.append, False)
+    except CurationError as error:
+        lines.append(str(error))
+    assert any(words in line for line in lines), lines
+
+
+def test_lexical_embeddings_have_unit_rows_and_know_languages():
+    english = [f"the {a} and the {b} went to the house" for a in ("dog", "cat", "fox") for b in ("hen", "cow", "pig")]
+    german = [f"der {a} und die {b} gingen in das haus" for a in ("hund", "kater", "fuchs") for b in ("gans", "kuh")]
+    for name in ("byte_histogram", "char_svd:3"):
+        x, y = embed_lexically(name, english + german, english, german)
+        np.testing.assert_allclose(np.linalg.norm(np.concatenate([x, y]), axis=1), 1, atol=1e-5)
+        assert (x @ x.T).min() > (x @ y.T).max(), name
+    with pytest.raises(CurationError, match="text 1 is empty"):
+        embed_lexically("byte_histogram", [], ["a", ""])
+
+
+def test_a_claim_is_read_back_from_the_page_and_from_the_run(by_ngrams: Path):
+    ours = [
+        judge_claim(read_values(path)[0], "oracle", "bpb_macro", "lower").effect.difference
+        for path in (by_ngrams / "results" / "text.json", by_ngrams / "metrics.json")
+    ]
+    assert ours[0] == pytest.approx(ours[1], abs=1e-5)
 
 
 def test_a_rerun_skips_everything(finished: Path, texts: Path, monkeypatch: pytest.MonkeyPatch):

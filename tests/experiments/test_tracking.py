@@ -1,17 +1,25 @@
 """Tracking: a dashboard that asks for what nobody logged is empty; a key in a log is a leak; W&B away is no excuse."""
 
 import json
+import os
+import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, ClassVar
 
 import pytest
+from PIL import Image
 
 from curation import CurationError
-from experiments.dashboard import build_workspace, dashboard_metrics
+from experiments.dashboard import build_workspace, dashboard_metrics, draw
 from experiments.experiment import open_domain, parse
 from experiments.launch import run_experiment
+from experiments.provenance import commit
 from experiments.settings import compose
 from experiments.stages import run_stage
 from experiments.tracking import TrackingSettings, has_key, run_mode
@@ -80,10 +88,90 @@ def read_offline(root: Path) -> list[dict[str, Any]]:
     return runs
 
 
-def test_offline_runs_hold_what_the_dashboard_asks_for(tmp_path: Path, no_key):
-    config = compose([*TINY, f"output.runs={tmp_path / 'run'}", "seeds=[0]"])
-    assert run_experiment(config, "command", lambda _line: None, False) == 0
-    runs = read_offline(tmp_path / "run")
+class StandIn(BaseHTTPRequestHandler):
+    """As much of a W&B server as `wandb sync` needs; what it is sent is kept in ``configs`` and ``history``."""
+
+    protocol_version = "HTTP/1.1"
+    configs: ClassVar[list[dict[str, Any]]] = []
+    history: ClassVar[set[str]] = set()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        asked = json.loads(body) if self.headers.get("Content-Type", "").startswith("application/json") else {}
+        query, given = asked.get("query", ""), asked.get("variables", {})
+        found: dict[str, Any] = {}
+        if "upsertBucket" in query:
+            self.configs.append(json.loads(given.get("config") or "{}"))
+            project = {"id": "p", "name": given["project"], "entity": {"id": "e", "name": "me"}}
+            bucket = {"id": "b", "name": given["name"], "displayName": "", "historyLineCount": 0, "project": project}
+            found = {"upsertBucket": {"bucket": bucket, "inserted": True}}
+        elif "CreateArtifact" in query:
+            found = {"createArtifact": {"artifact": {"id": "a", "state": "COMMITTED", "artifactSequence": {}}}}
+        elif "CreateRunFiles" in query:
+            place = f"http://{self.headers['Host']}/file"
+            files = [{"name": name, "uploadUrl": place} for name in given["files"]]
+            found = {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}
+        for line in asked.get("files", {}).get("wandb-history.jsonl", {}).get("content", []):
+            self.history.update(json.loads(line))
+        text = json.dumps({"data": found}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    do_GET = do_POST = do_PUT = answer
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of an experiment that found no key."""
+    folder = tmp_path_factory.mktemp("offline")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+            patch.delenv(name, raising=False)
+        patch.setenv("NETRC", str(folder / "netrc"))
+        config = compose([*TINY, f"output.runs={folder / 'run'}", "seeds=[0]"])
+        assert run_experiment(config, "command", lambda _line: None, False) == 0
+    return folder / "run"
+
+
+def test_wandb_sync_sends_all_that_the_dashboard_asks_for(offline: Path, tmp_path: Path):
+    """W&B's own command reads the offline folders, which no server of ours has seen."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that hangs up
+    Thread(target=server.serve_forever, daemon=True).start()
+    place = {"WANDB_BASE_URL": f"http://127.0.0.1:{server.server_address[1]}", "WANDB_API_KEY": KEY}
+    folders = []
+    for folder in sorted((offline / "wandb").glob("offline-run-*")):
+        folders.append(str(shutil.copytree(folder, tmp_path / folder.name)))
+    done = subprocess.run(
+        [sys.executable, "-m", "wandb", "sync", *folders],
+        cwd=tmp_path,
+        env={**os.environ, **place, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    server.shutdown()
+    assert done.returncode == 0, done.stdout + done.stderr
+    asked = {name for names in dashboard_metrics(open_domain("simulated")).values() for name in names}
+    assert asked <= StandIn.history, f"nothing of {asked - StandIn.history} arrived"
+    assert {"samples", "comparison", "report"} <= StandIn.history
+    commits = {config["commit"]["value"] for config in StandIn.configs if "commit" in config}
+    assert commits == {commit()}
+    assert {config["arm"]["value"] for config in StandIn.configs if "arm" in config} >= {
+        "raw",
+        "hierarchical_resampled",
+    }
+
+
+def test_offline_runs_hold_what_the_dashboard_asks_for(offline: Path, tmp_path: Path):
+    runs = read_offline(offline)
     assert sorted(run["job"] for run in runs) == sorted(["compare", "prepare", *["curate", "train", "evaluate"] * 2])
     logged = set().union(*(run["history"] for run in runs))
     asked = {name for names in dashboard_metrics(open_domain("simulated")).values() for name in names}
@@ -93,6 +181,7 @@ def test_offline_runs_hold_what_the_dashboard_asks_for(tmp_path: Path, no_key):
     for run in runs:
         assert (run["project"], run["group"]) == ("curated-ssl", "simulated")
         assert "demo" in run["tags"]
+        assert run["config"]["commit"] == commit()  # with the settings beside it, a run can be made again
     train = next(run for run in runs if run["job"] == "train" and "raw" in run["tags"])
     assert set(train["tags"]) == {"raw", "seed0", "demo"}
     assert (train["config"]["arm"], train["config"]["seed"], train["config"]["scale"]) == ("raw", 0, "demo")
@@ -103,8 +192,22 @@ def test_offline_runs_hold_what_the_dashboard_asks_for(tmp_path: Path, no_key):
     assert {"pool", "tree", "subset", "checkpoint", "metrics"} <= kinds
     used = {name.split(":")[0] for run in runs for name in run["config"].get("inputs", [])}
     assert used <= made
+    picture = tmp_path / "dashboard.png"
+    draw(offline, picture)
+    with Image.open(picture) as image:
+        image.load()
+        assert min(image.size) > 300
     # the simulated pool is a few rows; nothing is copied into W&B's folder
-    assert sum(path.stat().st_size for path in (tmp_path / "run/wandb").rglob("*")) < 20e6
+    assert sum(path.stat().st_size for path in (offline / "wandb").rglob("*")) < 20e6
+
+
+def test_a_picture_of_nothing_is_refused(tmp_path: Path):
+    with pytest.raises(CurationError, match="does not exist"):
+        draw(tmp_path, tmp_path / "picture.png")
+    (tmp_path / "run.json").write_text(json.dumps({"name": "simulated", "config": {}, "stages": []}))
+    with pytest.raises(CurationError, match="no finished evaluation"):
+        draw(tmp_path, tmp_path / "picture.png")
+    assert not (tmp_path / "picture.png").exists()
 
 
 def test_the_dashboard_groups_by_arm_and_names_the_metrics():
@@ -128,7 +231,7 @@ def test_without_a_key_runs_are_offline(no_key, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.delenv("WANDB_MODE")
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x")
     assert run_mode(TrackingSettings()) == "online"
-    with pytest.raises(CurationError, match="use one of auto, online"):
+    with pytest.raises(CurationError, match="it must be one of auto, online"):
         TrackingSettings(wandb="sometimes")
 
 

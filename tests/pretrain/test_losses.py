@@ -9,10 +9,15 @@ import pytest
 import torch
 from torch import nn
 
+from foundation.errors import CurationError
+from pretrain.backbone import build_backbone
 from pretrain.centring import Sinkhorn, SoftmaxCentre, assignment_information, sinkhorn
 from pretrain.ema import ema_update
-from pretrain.heads import Head
+from pretrain.heads import Head, Prototypes
 from pretrain.losses import dino_loss, gram_loss, ibot_loss, koleo_loss, patch_weights
+from pretrain.network import Network
+from pretrain.optimiser import parameter_kinds
+from pretrain.settings import load_settings
 
 spec = importlib.util.spec_from_file_location("reference", Path(__file__).parent / "reference.py")
 assert spec is not None
@@ -118,6 +123,28 @@ def test_teacher_is_the_moving_average_of_the_student():
     torch.testing.assert_close(teacher.weight.double(), expected, rtol=1e-6, atol=1e-7)
     ema_update(student, teacher, 0.0)
     torch.testing.assert_close(teacher.weight, student.weight)
+
+
+def test_norms_of_prototypes_are_trained_and_decay_only_where_dinov2_does():
+    layer = Prototypes(256, 4000, "weight_norm")
+    assert float(layer.weight.detach().abs().max()) == pytest.approx(
+        1 / 16, rel=1e-3
+    )  # uniform, as torch starts a layer
+    assert float(layer.weight.detach().std()) == pytest.approx(1 / 16 / math.sqrt(3), rel=0.01)
+    x = torch.randn(5, 256)
+    twin = nn.utils.parametrizations.weight_norm(nn.Linear(256, 4000, bias=False))
+    with torch.no_grad():
+        twin.parametrizations.weight.original0.copy_(layer.norms)
+        twin.parametrizations.weight.original1.copy_(layer.weight)
+    torch.testing.assert_close(layer(x), twin(x), rtol=1e-4, atol=1e-5)
+    given = ["backbone.name=test_vit", "crops.global_size=32", "crops.local_size=16"]
+    given += ["loss.dino_head={n_prototypes: 16, hidden: 16, bottleneck: 8, prototypes: weight_norm}"]
+    settings = load_settings(None, given)
+    kinds = parameter_kinds(Network(build_backbone(settings.backbone, 32), settings.loss))
+    assert kinds["dino_head.last_layer.norms"].decays
+    assert kinds["dino_head.last_layer.norms"].last_layer
+    with pytest.raises(CurationError, match="prototypes 'round' is unknown"):
+        load_settings(None, ["loss.dino_head.prototypes=round"])
 
 
 def test_logits_of_the_head_are_cosines_to_unit_prototypes():

@@ -60,6 +60,16 @@ def test_no_block_is_larger_than_half_of_the_grid_even_where_the_side_is_odd():
     assert max(counts) == 24
 
 
+def test_a_filled_mask_has_just_its_share_and_blocks_first():
+    filled = MaskSettings(fill=True)
+    for i in range(100):
+        share = np.random.default_rng(i).uniform(0.1, 0.5)
+        mask = make_mask((14, 14), share, filled, np.random.default_rng(i))
+        plain = make_mask((14, 14), share, MaskSettings(), np.random.default_rng(i))
+        assert mask.sum() == int(196 * share)
+        assert (mask | ~plain).all()
+
+
 @pytest.mark.parametrize("kind", ["block", "random"])
 def test_a_mask_never_exceeds_its_share(kind: str):
     for i in range(50):

@@ -88,7 +88,7 @@ def test_every_recipe_builds(path: Path):
 def test_settings_of_the_wrong_kind_or_name_are_refused():
     for given, words in [
         ({"steps": "many"}, "steps"),
-        ({"crops": {"n_locals": 3}}, r"crops\.n_locals is unknown"),
+        ({"crops": {"n_locals": 3}}, r"crops\.n_locals is no setting; did you mean 'n_local'"),
         ({"loss": {"centring": "none"}}, "centring"),
         ({"loss": {"dino": 0, "ibot": 0}}, "both 0"),
         ({"crops": 3}, "key: value"),

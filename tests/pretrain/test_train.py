@@ -203,10 +203,30 @@ def test_a_finished_run_is_returned_and_another_run_never_takes_its_folder(pool,
         [
             "backbone.name=eva02_tiny_patch14_224",
             "backbone.args={patch_size: 8, embed_dim: 24, depth: 2, num_heads: 2, swiglu_mlp: true, "
-            "use_rot_pos_emb: false, scale_mlp: false}",
+            "use_rot_pos_emb: false, scale_mlp: false, global_pool: token}",
         ],
+        [
+            "backbone.name=vit_large_patch16_rope_224",
+            "backbone.args={patch_size: 8, embed_dim: 24, depth: 2, num_heads: 2, rope_type: dinov3, "
+            "rope_rotate_half: true, rope_grid_indexing: ij}",
+            "backbone.init=dinov2",
+            "loss.dino_head.prototypes=linear",
+            "mask.fill=true",
+        ],
+        ["backbone.positions=dinov2", "loss.dino_head.prototypes=weight_norm"],
     ],
-    ids=["heads", "gram", "global only", "registers", "bfloat16", "ibot only", "convolutional", "swiglu"],
+    ids=[
+        "heads",
+        "gram",
+        "global only",
+        "registers",
+        "bfloat16",
+        "ibot only",
+        "convolutional",
+        "swiglu",
+        "dinov3",
+        "dinov2",
+    ],
 )
 def test_every_part_can_be_switched(overrides: list[str], pool, tmp_path: Path):
     result = pretrain(settings("steps=3", *overrides), pool, tmp_path / "run", progress=False)

@@ -108,5 +108,5 @@ def test_the_script_writes_pairs_on_one_grid(tmp_path: Path):
         assert colour.grid == height.grid
         assert height.read(0, 0, 50, 50)[0].max() > 1
     failed = subprocess.run(script, capture_output=True, text=True)
-    assert failed.returncode == 1
-    assert failed.stderr.startswith("error: ")
+    assert failed.returncode == 2
+    assert failed.stderr.startswith("lidar_to_canopy: error: ")

@@ -153,9 +153,9 @@ def test_a_killed_run_ends_as_one_that_was_not(table, tmp_path: Path, monkeypatc
 
 
 def test_bad_settings_and_data_are_named(table, scene, tmp_path: Path):
-    with pytest.raises(CurationError, match=r"head.kind 'deep'"):
+    with pytest.raises(CurationError, match=r"head.kind is 'deep'; it must be one of linear, dpt"):
         load_settings(None, ["head.kind=deep"])
-    with pytest.raises(CurationError, match="stepz"):
+    with pytest.raises(CurationError, match="stepz is no setting; did you mean 'steps'"):
         load_settings(None, ["stepz=3"])
     unlabelled = cut_tiles([scene[0]], None, TILES, progress=False)
     with pytest.raises(CurationError, match=r"none of .* tiles has heights"):

@@ -171,7 +171,7 @@ def test_checkpoint_is_an_ordinary_hugging_face_folder(finished: Path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(finished / "model")
-    tokenizer = AutoTokenizer.from_pretrained(finished / "model")
+    tokenizer = AutoTokenizer.from_pretrained(finished / "model", add_bos_token=True)
     assert type(model).__name__ == "LlamaForCausalLM"
     ids = tokenizer("The number", return_tensors="pt").input_ids
     assert ids[0, 0] == tokenizer.bos_token_id == model.config.bos_token_id

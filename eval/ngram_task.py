@@ -1,0 +1,198 @@
+"""``python -m eval ngram``: how well the texts of one file predict those of another, by domain and by rarity."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from eval.ngram import HIGHEST, ORDER, fit_ngrams
+from eval.overlap import SHARE, seen_shares
+from eval.rarity import PARTS, distance_to_pool, parts_by_rank
+from eval.results import Results, Row, row_of
+from foundation.errors import CurationError
+from foundation.intervals import Statistic, bootstrap
+from foundation.settings import Count, CountOrZero, Range, check, fill, setting
+
+TEXT, DOMAIN, SOURCE = "text", "domain", "source"
+
+
+@dataclass
+class NgramSettings:
+    """Bits per byte of held-out texts under a byte n-gram model of the training texts."""
+
+    train: str = setting("", "parquet or JSONL with a field text; domain and source where known")
+    test: str = setting("", "the same, of other documents")
+    pool: str = setting("", "what train was drawn from, the same: gives rare and frequent domains; empty: train")
+    order: Annotated[int, Range(ge=1, le=HIGHEST)] = setting(ORDER, "bytes of the longest n-gram")
+    train_bytes: CountOrZero = setting(0, "of training text, at random whole texts until it is reached; 0: all")
+    pool_features: str = setting("", ".npy of an encoder that the curation did not see, one row a text of pool")
+    test_features: str = setting("", "the same, one row a text of test: gives tenths of the test by rarity")
+    allow_seen: bool = setting(False, "measure even where test texts or their documents are in train")
+    resamples: Count = setting(1000, "bootstrap draws of every interval, over documents where they are known")
+    seed: CountOrZero = setting(0, "of train_bytes and of the bootstrap")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts of a file with the domain and document of each; None where the file does not say."""
+
+    texts: list[str]
+    domains: list[str] | None
+    sources: list[str] | None
+
+
+def read_texts(path: str) -> Texts:
+    """Columns text, domain and source of a parquet or JSONL file.
+
+    Raises:
+        CurationError: not there, not readable, or a row without text.
+    """
+    import pyarrow as pa
+    import pyarrow.json as pj
+    import pyarrow.parquet as pq
+
+    if not path or not Path(path).exists():
+        raise CurationError(f"texts {path!r} are not there; give train= and test=, parquet or JSONL with a field text")
+    try:
+        table = pq.read_table(path) if path.endswith((".parquet", ".pq")) else pj.read_json(path)
+    except (OSError, pa.ArrowException) as error:
+        raise CurationError(f"{path} cannot be read as parquet or JSONL: {' '.join(str(error).split())}") from error
+    if TEXT not in table.column_names:
+        raise CurationError(f"{path} has no field {TEXT!r}; it has {', '.join(table.column_names)}")
+    texts = table[TEXT].to_pylist()
+    bad = next((row for row, text in enumerate(texts) if not isinstance(text, str) or not text), None)
+    if bad is not None or not texts:
+        raise CurationError(f"{path} row {bad or 0} has no text; leave such rows out")
+    others = [
+        [str(value) for value in table[name].to_pylist()] if name in table.column_names else None
+        for name in (DOMAIN, SOURCE)
+    ]
+    return Texts(texts, *others)
+
+
+def refuse_seen(train: Texts, test: Texts, allow: bool) -> dict[str, int]:
+    """How many test texts are in the training texts, whole or by 0.7 of their word 8-grams, and share a document.
+
+    Raises:
+        CurationError: there are some, and ``allow`` is false.
+    """
+    shares = seen_shares(train.texts, test.texts)
+    found = {"texts": int((shares >= SHARE).sum()), "documents": 0}
+    if train.sources and test.sources:
+        found["documents"] = len(set(train.sources) & set(test.sources))
+    if any(found.values()) and not allow:
+        where = int(np.argmax(shares))
+        raise CurationError(
+            f"{found['texts']} of {len(test.texts)} test texts are in the training texts (such as row {where}) and "
+            f"{found['documents']} documents in both; leave them out of test, or measure anyway with allow_seen=true"
+        )
+    return found
+
+
+def _quotient(bits: Float[np.ndarray, "n"], n_bytes: Float[np.ndarray, "n"], rows: Int[np.ndarray, "m"]) -> Statistic:
+    """Bits per byte of some rows; NaN for a draw that has none of them, which the bootstrap leaves out."""
+
+    def statistic(counts: Int[np.ndarray, "r n"]) -> Float[np.ndarray, "r"]:
+        drawn = counts[:, rows] @ n_bytes[rows]
+        return (counts[:, rows] @ bits[rows]) / np.where(drawn > 0, drawn, np.nan)
+
+    return statistic
+
+
+def run_ngram(given: Mapping[str, Any], output: str | Path | None = None) -> Results:
+    """Measure training texts; see `NgramSettings`.
+
+    Rows: ``bits_per_byte`` of each domain (dataset "domain NAME"), of all texts, and of tenths by rarity ("tenth 1" is
+    nearest to the pool); of dataset "domains" the mean, worst, and the rare and frequent third by bytes in the pool.
+
+    Raises:
+        CurationError: bad settings or files, or a test set that the training texts hold.
+    """
+    settings = fill(NgramSettings, given)
+    started = time.perf_counter()
+    train, test = read_texts(settings.train), read_texts(settings.test)
+    pool = read_texts(settings.pool) if settings.pool else train
+    if bool(settings.pool_features) != bool(settings.test_features):
+        raise CurationError("rarity needs both pool_features= and test_features=, of the same encoder")
+    seen = refuse_seen(train, test, settings.allow_seen)
+    texts = train.texts
+    if settings.train_bytes:
+        order = np.random.default_rng(settings.seed).permutation(len(texts))
+        ends = np.cumsum([len(texts[i].encode()) for i in order])
+        if ends[-1] < settings.train_bytes:
+            raise CurationError(f"{settings.train} has {ends[-1]:,} bytes, fewer than train_bytes; lower train_bytes")
+        texts = [texts[i] for i in order[: int(np.searchsorted(ends, settings.train_bytes)) + 1]]
+    model = fit_ngrams(texts, settings.order)
+    bits, n_bytes = model.bits(test.texts), np.asarray([len(text.encode()) for text in test.texts], np.float64)
+    results = Results(settings.train)
+    results.settings = {"ngram": asdict(settings), "seen": seen, "train_bytes": model.n_bytes}
+    groups = None if test.sources is None else np.unique(test.sources, return_inverse=True)[1]
+
+    def add(dataset: str, statistic: Statistic) -> float:
+        interval = bootstrap(statistic, len(bits), groups, settings.resamples, seed=settings.seed)
+        results.rows.append(row_of("ngram", dataset, "bits_per_byte", interval))
+        return interval.value
+
+    add("all", _quotient(bits, n_bytes, np.arange(len(bits))))
+    results.per_row["ngram/all/bits_per_byte"] = bits / n_bytes
+    results.per_row_ids["ngram/all/bits_per_byte"] = _digest(test.texts)
+    if test.domains is not None:
+        _add_domains(results, add, bits, n_bytes, test.domains, pool)
+    if settings.pool_features:
+        of_test = _features(settings.test_features, len(test.texts))
+        parts = parts_by_rank(distance_to_pool(of_test, _features(settings.pool_features, len(pool.texts))))
+        for part in range(PARTS):
+            add(f"tenth {part + 1}", _quotient(bits, n_bytes, np.flatnonzero(parts == part)))
+    results.seconds = {"ngram": time.perf_counter() - started}
+    if output is not None:
+        results.save(output)
+    return results
+
+
+def _add_domains(
+    results: Results, add: Any, bits: np.ndarray, n_bytes: np.ndarray, domains: list[str], pool: Texts
+) -> None:
+    names = sorted(set(domains))
+    rows = {name: np.flatnonzero(np.asarray(domains) == name) for name in names}
+    values = {name: add(f"domain {name}", _quotient(bits, n_bytes, rows[name])) for name in names}
+    parts = [_quotient(bits, n_bytes, rows[name]) for name in names]
+    add("domains, mean", lambda counts: np.mean([part(counts) for part in parts], axis=0))
+    worst = max(names, key=lambda name: values[name])
+    results.rows.append(Row("ngram", f"domains, worst: {worst}", "bits_per_byte", values[worst], n=len(rows[worst])))
+    if pool.domains is None:
+        return
+    size = dict.fromkeys(names, 0)
+    for text, domain in zip(pool.texts, pool.domains, strict=True):
+        if domain in size:
+            size[domain] += len(text.encode())
+    ranked = sorted(names, key=lambda name: (-size[name], name))
+    third = max(round(len(names) / 3), 1)
+    for title, some in (("frequent third", ranked[:third]), ("rare third", ranked[-third:])):
+        chosen = [parts[names.index(name)] for name in some]
+        add(f"domains, {title}", lambda counts, chosen=chosen: np.mean([part(counts) for part in chosen], axis=0))
+
+
+def _features(path: str, n: int) -> np.ndarray:
+    try:
+        x = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise CurationError(f"features {path} cannot be read as .npy: {error}") from error
+    if len(x) != n:
+        raise CurationError(f"features {path} have {len(x)} rows for {n} texts; give one a text")
+    return np.asarray(x, np.float32)
+
+
+def _digest(texts: list[str]) -> str:
+    import hashlib
+
+    digest = hashlib.blake2b(digest_size=8)
+    for text in texts:
+        digest.update(text.encode() + b"\0")
+    return digest.hexdigest()

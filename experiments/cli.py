@@ -1,0 +1,42 @@
+"""The command ``python -m experiments``: arms x seeds x stages, then one comparison and its report.
+
+    python -m experiments experiment=simulated scale=demo dry_run=true    # stages, cost, what is done
+    python -m experiments experiment=simulated scale=demo seeds=[0,1,2] arms=[raw,hierarchical_resampled]
+    python -m experiments experiment=simulated scale=lab launch=slurm launch.partition=gpu
+    python -m experiments experiment=simulated --cfg job                  # print the whole config
+    python -m experiments -m hydra/launcher=submitit_slurm science.curation.size=1000,2000 \\
+        'output.runs=runs/size-${science.curation.size}'                  # a sweep, a job each
+
+Stop it at any time: the same command goes on where it was, skips what is finished and says why it runs the rest.
+In a clone, ``python scripts/run_experiment.py`` is the same.
+"""
+
+import shlex
+import sys
+from functools import partial
+
+from experiments.launch import run_experiment, sweep
+from experiments.settings import compose
+from foundation.command import run_command
+
+
+def run(arguments: list[str]) -> int:
+    """Exit code of the command with these arguments."""
+    if "-h" in arguments or "--help" in arguments:
+        print(__doc__)
+        return 0
+    if "-m" in arguments or "--multirun" in arguments:
+        return sweep()
+    overrides = [argument for argument in arguments if argument not in ("--cfg", "job")]
+    config = compose(overrides)
+    if "--cfg" in arguments:
+        import yaml
+
+        print(yaml.safe_dump(config, sort_keys=False), end="")
+        return 0
+    return run_experiment(config, shlex.join(["python", "scripts/run_experiment.py", *arguments]))
+
+
+def main() -> None:
+    """The command; see `foundation.command.run_command` for how it ends."""
+    run_command("run_experiment", partial(run, sys.argv[1:]))

@@ -1,0 +1,83 @@
+"""How every command ends: a mistake is one line on the error stream and exit code 2, an interruption one line and 130.
+
+Bugs keep their traceback: only what a user or a machine can mend is turned into a line.
+"""
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+
+from foundation.errors import CurationError
+
+MISTAKE, INTERRUPTED = 2, 130
+# what torch and its libraries say of a device that is not there; none of them has a type of its own
+NO_DEVICE = (
+    "No CUDA GPUs are available",
+    "Found no NVIDIA driver",
+    "Torch not compiled with CUDA enabled",
+    "invalid device ordinal",
+    "Cannot access accelerator device",
+    "device type at start of device string",
+)
+
+
+def run_command(name: str, body: Callable[[], object]) -> None:
+    """Run the body of a command and end the process where it did not succeed.
+
+    Args:
+        name: of the command, in front of its lines.
+        body: returns None, or an exit code. Of a typer app: ``partial(app, standalone_mode=False, ...)``.
+
+    Raises:
+        SystemExit: 2 after a mistake, 130 after Ctrl-C, or what the body returned.
+    """
+    try:
+        code = body()
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except BrokenPipeError:  # whoever read our output is gone, as in `curate plan ... | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except Exception as error:
+        line = explain(error)
+        if line is None:
+            raise
+        _say(f"{name}: error: {line}")
+        raise SystemExit(MISTAKE) from None
+    if code == INTERRUPTED:
+        _say(f"{name}: interrupted; run the same command again to go on")
+    if isinstance(code, int) and code:
+        raise SystemExit(code)
+
+
+def warn_in_one_line(category: type[Warning]) -> None:
+    """Show warnings of a category as ``warning: ...``, each time, until the filters are changed again."""
+    warnings.simplefilter("always", category)
+    warnings.showwarning = lambda message, *_rest, **_options: _say(f"warning: {message}")
+
+
+def explain(error: BaseException) -> str | None:
+    """What a user has to know of an error, on one line; None where it is a bug and its traceback is wanted."""
+    text = " ".join(str(error).split())
+    if isinstance(error, CurationError):
+        return text
+    if isinstance(error, OSError):
+        return f"{error.strerror or text}{f' ({error.filename})' if error.filename else ''}"
+    if hasattr(error, "format_message"):  # of click, which typer brings under its own name or click's
+        where = getattr(getattr(error, "ctx", None), "command_path", "")
+        said = " ".join(error.format_message().split()).rstrip(".")
+        return f"{said}; see {where} --help" if where else said
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return f"out of memory ({text or 'no more could be had'}); use smaller batches or a larger machine"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
+        return f"out of GPU memory ({text.partition('. GPU')[0]}); use smaller batches or a larger GPU"
+    if isinstance(error, RuntimeError | AssertionError) and any(part in text for part in NO_DEVICE):
+        return f"the device cannot be used here ({text[:160]}); choose another, such as cpu"
+    if isinstance(error, RuntimeError) and ("file write failed" in text or "unexpected pos" in text):
+        return f"a file cannot be written; the disk may be full ({text[-160:]})"  # torch.save names no file
+    return None
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,31 @@
+"""Devices by name: one answer to what "auto" is and to a device that is not there."""
+
+from typing import TYPE_CHECKING
+
+from foundation.errors import CurationError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def open_device(name: "str | torch.device" = "auto", mps: bool = False) -> "torch.device":
+    """The device of a name.
+
+    Args:
+        name: "auto" (a CUDA GPU where there is one, else the CPU), or what torch calls it: cpu, cuda, cuda:1, ...
+        mps: "auto" may be Apple's GPU, which lacks float64.
+
+    Raises:
+        CurationError: there is no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        fallback = "mps" if mps and torch.backends.mps.is_available() else "cpu"
+        return torch.device("cuda" if torch.cuda.is_available() else fallback)
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise CurationError(f"device {str(name)!r} cannot be used here; use auto or cpu") from error
+    return device

@@ -1,0 +1,33 @@
+"""One opener of timm models: it knows which of them are built for one size of picture."""
+
+from typing import Any
+
+from foundation.errors import CurationError
+
+
+def create_timm_model(name: str, image_size: int | None = None, **options: Any) -> Any:
+    """A timm model, for pictures of this size where its architecture is built for one (transformers, mostly).
+
+    The constructor itself is asked, for names mislead: eva02_large is a transformer, mobilevit mostly is not.
+
+    Args:
+        name: as timm knows it, with its prefixes ``hf-hub:`` and ``local-dir:``.
+        image_size: side in pixels; None takes the model's own. Convolutional models take any size.
+        options: of `timm.create_model` and of the model.
+
+    Raises:
+        CurationError: timm does not know it, cannot get its weights, or refuses an option.
+    """
+    import timm
+
+    sized = {} if image_size is None else {"img_size": image_size}
+    try:
+        try:
+            return timm.create_model(name, **{**sized, **options})
+        except TypeError as error:
+            if not sized or "img_size" in options or "'img_size'" not in str(error):
+                raise
+            return timm.create_model(name, **options)
+    except Exception as error:  # timm: RuntimeError, ValueError, TypeError, AssertionError, network errors
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise CurationError(f"timm cannot make {name!r}: {reason}") from error

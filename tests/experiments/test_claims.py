@@ -1,0 +1,74 @@
+"""The table of claims: no method is judged without power, and the page says what the files beside it say."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments.claims import (
+    CLAIMS,
+    END,
+    README,
+    START,
+    compact,
+    judge_claim,
+    power,
+    read_values,
+    save_compact,
+    with_table,
+)
+from experiments.compare import Row
+from foundation.errors import CurationError
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+
+
+def values(method: list[float], oracle: list[float]) -> list[Row]:
+    arms = {"raw": [0.0] * len(method), "ours": method, "oracle": oracle}
+    return [Row(arm, seed, "m", value) for arm, found in arms.items() for seed, value in enumerate(found)]
+
+
+GAINS = [-0.2, -0.21, -0.19, -0.2, -0.2]
+
+
+def test_claims_ask_for_power_before_they_judge():
+    told = judge_claim(values(GAINS, [-0.3, -0.31, -0.29, -0.3, -0.3]), "ours", "m", "lower")
+    assert (told.verdict, told.power > 3) == ("holds", True)
+    assert judge_claim(values([-v for v in GAINS], GAINS), "ours", "m", "lower").verdict == "does not hold"
+    assert judge_claim(values([0.1, -0.1, 0.2, -0.2, 0.0], GAINS), "ours", "m", "lower").verdict == "does not hold"
+    weak = judge_claim(values(GAINS, [0.3, -0.31, 0.2, -0.3, 0.1]), "ours", "m", "lower")
+    assert weak.verdict == "cannot be told here"
+    # labels that make it worse are no power, however sure
+    assert judge_claim(values(GAINS, [-v for v in GAINS]), "ours", "m", "lower").verdict == "cannot be told here"
+
+
+def test_an_experiment_without_labels_or_without_pairs_is_not_judged():
+    without = [row for row in values(GAINS, GAINS) if row.arm != "oracle"]
+    assert judge_claim(without, "ours", "m", "lower").verdict == "cannot be told here"
+    with pytest.raises(CurationError, match="no seed has m of both flat and raw"):
+        judge_claim(without, "flat", "m", "lower")
+
+
+def test_power_is_the_mean_in_standard_deviations():
+    assert power([1.0, 2.0, 3.0]) == pytest.approx(2.0)
+    assert power([-1.0, -1.0]) == float("inf")
+
+
+def test_the_page_says_what_the_values_beside_it_say():
+    page = (RESULTS / README).read_text()
+    assert with_table(page, RESULTS) == page, "run python -m experiments.claims"
+
+
+def test_values_survive_the_file_and_a_missing_key_is_named(tmp_path: Path):
+    rows = values(GAINS, GAINS)
+    save_compact(tmp_path / "v.json", compact(rows, {"judge": "ngram"}))
+    found, about = read_values(tmp_path / "v.json")
+    assert (found, about) == (rows, {"judge": "ngram"})
+    (tmp_path / CLAIMS).write_text("- {claim: a, test: b, link: c, values: v.json, arm: ours, metric: m}")
+    with pytest.raises(CurationError, match=r"claim 'a' lacks 'better'"):
+        with_table(f"x{START}{END}", tmp_path)
+    (tmp_path / CLAIMS).write_text(
+        "- {claim: a, test: b, link: c, values: v.json, arm: ours, metric: m, better: lower}"
+    )
+    assert "| a | [b](c) | -0.200 [" in with_table(f"x\n{START}\n{END}\ny", tmp_path)
+    with pytest.raises(CurationError, match="marks"):
+        with_table("nothing", tmp_path)

@@ -1,0 +1,188 @@
+"""How commands end: a user should read one line, and a script should be able to tell why a command failed."""
+
+import errno
+import importlib
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import typer
+
+from foundation.command import explain, run_command
+from foundation.errors import CurationError
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = {
+    "curate": ("curation.cli", ["cluster", "{none}", "-o", "{out}", "--levels", "2"]),
+    "pretrain": ("pretrain.cli", ["train", "{none}", "-o", "{out}"]),
+    "text_lm": ("text_lm.cli", ["tokenise", "{none}", "-o", "{out}"]),
+    "satellite": ("satellite.cli", ["tiles", "{none}", "-o", "{out}"]),
+    "eval": ("eval.cli", ["knn", "model={none}", "train={none}", "-o", "{out}"]),
+}
+
+
+def call(*words: object, **options: object) -> subprocess.CompletedProcess[str]:
+    given = {"capture_output": True, "text": True, "cwd": ROOT, **options}
+    return subprocess.run([sys.executable, *map(str, words)], **given)  # type: ignore[call-overload]
+
+
+def ended(name: str, error: BaseException | int | None) -> int | None:
+    """Exit code of a command whose body raises or returns this."""
+
+    def body() -> int | None:
+        if isinstance(error, BaseException):
+            raise error
+        return error
+
+    try:
+        run_command(name, body)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return None
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_ends_a_mistake_with_one_line_of_its_own_and_exit_code_2(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    module, words = COMMANDS[name]
+    places = {"none": tmp_path / "nothing here", "out": tmp_path / "out"}
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(module).main([word.format(**places) for word in words])
+    said = capsys.readouterr()
+    assert stop.value.code == 2
+    assert said.err.startswith(f"{name}: error: ")
+    assert said.err.count("\n") == 1
+    assert not said.out
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (CurationError("row 3\nis bad"), "row 3 is bad"),
+        (FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "x.npy"), "No such file or directory (x.npy)"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out"), "No space left on device (out)"),
+        (OSError(errno.EROFS, os.strerror(errno.EROFS)), "Read-only file system"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"), "Tried to allocate 2.00"),
+        (MemoryError("Unable to allocate 7 TiB"), "out of memory (Unable to allocate 7 TiB)"),
+        (RuntimeError("No CUDA GPUs are available"), "the device cannot be used here"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(error: Exception, words: str, capsys: pytest.CaptureFixture[str]):
+    assert ended("name", error) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("name: error: ")
+    assert words in said
+    assert said.count("\n") == 1
+
+
+def test_what_torch_and_numpy_really_raise_is_understood():
+    with pytest.raises(RuntimeError) as no_memory:
+        torch.empty(1 << 50)
+    assert "out of memory" in (explain(no_memory.value) or "")
+    with pytest.raises(MemoryError) as too_large:
+        np.empty(1 << 58, np.uint8)
+    assert "out of memory" in (explain(too_large.value) or "")
+    with pytest.raises(RuntimeError) as no_device:
+        torch.device("abacus")
+    assert "cannot be used" in (explain(no_device.value) or "")
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(TypeError, match="a bug"):
+        run_command("name", partial(_raise, TypeError("a bug")))
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def test_interruption_and_codes_of_the_body(capsys: pytest.CaptureFixture[str]):
+    assert ended("name", KeyboardInterrupt()) == 130
+    assert ended("name", 130) == 130  # typer's answer to Ctrl-C
+    assert capsys.readouterr().err == "name: interrupted; run the same command again to go on\n" * 2
+    assert ended("name", 143) == 143
+    assert ended("name", 0) is None
+    assert ended("name", None) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("curate", ["cluster", "{x}", "-o", "{out}", "--levels", "2", "--tolerance", "nan"]),
+        ("curate", ["cluster", "{x}", "-o", "{out}", "--levels", "2", "--seed", "-1"]),
+        ("curate", ["embed", "{x}", "-o", "{out}", "--batch-size", "0"]),
+        ("text_lm", ["perplexity", "{x}", "{x}", "--stride", "0"]),
+        ("pretrain", ["train", "{x}", "-o", "{out}", "seed=-1"]),
+        ("satellite", ["tiles", "{x}", "-o", "{out}", "--size", "0"]),
+        ("eval", ["knn", "model={x}", "train={x}", "batch_size=0", "-o", "{out}"]),
+    ],
+)
+def test_a_senseless_number_is_one_line_that_names_it(
+    name: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32))
+    places = {"x": tmp_path / "x.npy", "out": tmp_path / "out"}
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(COMMANDS[name][0]).main([word.format(**places) for word in words])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert said.count("\n") == 1
+    assert any(setting in said for setting in ("tolerance", "seed", "batch", "stride", "size")), said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_misspelt_option_is_one_line_that_names_the_help(capsys: pytest.CaptureFixture[str]):
+    app = typer.Typer()
+
+    @app.command()
+    def plain(size: int = 3) -> None: ...
+
+    for words in (["--sise", "3"], ["--size", "three"]):
+        body = partial(app, args=words, prog_name="plain", standalone_mode=False)
+        with pytest.raises(SystemExit) as stop:
+            run_command("plain", body)
+        assert stop.value.code == 2
+        said = capsys.readouterr().err
+        assert said.startswith("plain: error: ")
+        assert said.endswith("; see plain --help\n")
+        assert said.count("\n") == 1
+
+
+def test_ctrl_c_in_the_middle_of_a_command(tmp_path: Path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(200_000, 64)).astype(np.float32))
+    words = ["-m", "curation", "cluster", tmp_path / "x.npy", "-o", tmp_path / "t", "--levels", "2000,100"]
+    process = subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "t").exists():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1] == "curate: interrupted; run the same command again to go on"
+    assert "Traceback" not in said
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    body = "from foundation.command import run_command; run_command('x', lambda: print('y\\n' * 10**6))"
+    done = subprocess.run(["bash", "-c", f'{sys.executable} -c "{body}" | head -1'], cwd=ROOT, capture_output=True)
+    assert done.stdout == b"y\n"
+    assert not done.stderr
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path):
+    """A limit on the size of files stands in for the disk."""
+    import resource
+
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(5000, 16)).astype(np.float32))
+    words = ["-m", "curation", "cluster", tmp_path / "x.npy", "-o", tmp_path / "t", "--levels", "50"]
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (1000, 1000))
+    done = call(*words, preexec_fn=limit)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("curate: error: cannot write ")
+    assert "Traceback" not in done.stderr
