@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from curation.community_tree import CommunityTree
     from curation.embeddings import Embeddings, EmbeddingWriter, open_embeddings
     from curation.hierarchy import HierarchicalKMeans
     from curation.kmeans import nearest_centroid
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 # names are loaded when they are first used, so that `curate --help` need not wait for torch
 _HOMES = {
     "ClusterTree": "curation.tree",
+    "CommunityTree": "curation.community_tree",
     "CurationError": "foundation.errors",
     "EmbeddingWriter": "curation.embeddings",
     "Embeddings": "curation.embeddings",
@@ -25,6 +27,7 @@ _HOMES = {
 
 __all__ = [
     "ClusterTree",
+    "CommunityTree",
     "CurationError",
     "EmbeddingWriter",
     "Embeddings",

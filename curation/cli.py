@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 
 Metric = Enum("Metric", {"l2": "l2", "cosine": "cosine"}, type=str)
+TreeMetric = Enum("TreeMetric", {"auto": "auto", "l2": "l2", "cosine": "cosine"}, type=str)
 Seeding = Enum(
     "Seeding", {"auto": "auto", "kmeans++": "kmeans++", "kmeans||": "kmeans||", "random": "random"}, type=str
 )
@@ -46,10 +47,25 @@ Baseline = Enum(
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where the result goes.")]
 Levels = Annotated[
     str,
-    typer.Option(help="Clusters of each level, finest first: 10000,1000,100. 100000x100 splits each of 100000 in 100."),
+    typer.Option(
+        help="auto: level 1 by k-means, the others from communities. 10000,1000,100: the paper's method, clusters of "
+        "each level, finest first; 100000x100 splits each of 100000 in 100."
+    ),
 ]
-Resamples = Annotated[str, typer.Option(help="Resampled k-means runs after the first; one number or one per level.")]
-Sizes = Annotated[str, typer.Option(help="Members of each cluster in a resampled set; 0: half the mean cluster size.")]
+Resamples = Annotated[
+    str | None,
+    typer.Option(help="Paper's levels: resampled k-means runs after the first; one number or one per level. [10]"),
+]
+Sizes = Annotated[
+    str | None,
+    typer.Option(help="Paper's levels: members of each cluster in a resampled set. [half the mean cluster size]"),
+]
+Iterations = Annotated[
+    int | None, typer.Option(min=1, help="Lloyd iterations of each k-means. [20; of the paper's levels 50]")
+]
+TreeDistance = Annotated[
+    TreeMetric, typer.Option(help="Distance. auto: cosine from 16 dimensions on, else l2; paper's levels: l2.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Of all random choices: the same seed gives the same result.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished result with other settings.")]
@@ -66,7 +82,13 @@ def _numbers(text: str, option: str) -> list[int]:
         raise CurationError(f"{option} {text!r} is not a number or a list such as 0,10,10") from error
 
 
-def _one_or_each(text: str, option: str) -> int | list[int]:
+def _levels(text: str) -> str | list[str]:
+    return text if text == "auto" else text.split(",")
+
+
+def _one_or_each(text: str | None, option: str) -> Any:
+    if text is None:
+        return None
     numbers = _numbers(text, option)
     return numbers[0] if len(numbers) == 1 else numbers
 
@@ -241,14 +263,18 @@ def baseline(
 def cluster(
     embeddings: Annotated[Path, typer.Argument(help="Folder of shards, .npy, parquet or Arrow file.")],
     output: Output,
-    levels: Levels,
-    resamples: Resamples = "0",
-    sample_sizes: Sizes = "0",
-    resample_strategy: Annotated[Members, typer.Option(help="Which members are resampled.")] = Members("closest"),
-    seeding: Annotated[Seeding, typer.Option(help="How centroids start.")] = Seeding("auto"),
-    iterations: Annotated[int, typer.Option(help="Lloyd iterations of each k-means.")] = 50,
-    tolerance: Annotated[float, typer.Option(help="Stop when the inertia falls by less than this share.")] = 0.0,
-    metric: Annotated[Metric, typer.Option(help="Distance.")] = Metric("l2"),
+    levels: Levels = "auto",
+    resamples: Resamples = None,
+    sample_sizes: Sizes = None,
+    resample_strategy: Annotated[
+        Members | None, typer.Option(help="Paper's levels: which members are resampled. [closest]")
+    ] = None,
+    seeding: Annotated[Seeding | None, typer.Option(help="Paper's levels: how centroids start. [auto]")] = None,
+    iterations: Iterations = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Paper's levels: stop when the inertia falls by less than this share. [0]")
+    ] = None,
+    metric: TreeDistance = TreeMetric("auto"),
     column: Annotated[str | None, typer.Option(help="Column of a parquet or Arrow file.")] = None,
     rows: Rows = None,
     fit_rows: Annotated[int, typer.Option(help="Fit level 1 on this many random rows, then assign all; 0: all.")] = 0,
@@ -260,31 +286,33 @@ def cluster(
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Build the cluster tree: hierarchical k-means with resampling. A killed run goes on where it was.
+    """Build the cluster tree. A killed run goes on where it was.
+
+    By default communities of neighbour graphs decide what weighs the same; with --levels 10000,1000,100 it is the
+    paper's hierarchical k-means with resampling.
 
     Started by torchrun or srun, all processes share the work; the tree is the same for any number of them. They need
     to see the embeddings and the output under the same paths:  torchrun --nproc-per-node 8 -m curation cluster ...
     """
     from curation.embeddings import open_embeddings
     from curation.group import joined
-    from curation.hierarchy import HierarchicalKMeans
-    from curation.plan import calibrate
-    from curation.plan import plan as make_plan
+    from curation.pipeline import tree_fit
+    from curation.plan import calibrate, plan_tree
     from curation.prepare import kept_rows
 
     source = open_embeddings(embeddings, column)
     source = source if rows is None else kept_rows(source, rows)
     settings: dict[str, Any] = {
-        "levels": levels.split(","),
+        "levels": _levels(levels),
         "n_resamples": _one_or_each(resamples, "--resamples"),
         "sample_sizes": _one_or_each(sample_sizes, "--sample-sizes"),
         "max_iterations": iterations,
         "fit_rows": fit_rows,
     }
-    fit = HierarchicalKMeans(
+    fit = tree_fit(
         **settings,
-        resample_strategy=resample_strategy.value,
-        seeding=seeding.value,
+        resample_strategy=None if resample_strategy is None else resample_strategy.value,
+        seeding=None if seeding is None else seeding.value,
         tolerance=tolerance,
         metric=metric.value,
         seed=seed,
@@ -293,7 +321,7 @@ def cluster(
         bad_rows="drop" if drop_bad_rows else "error",
     )
     if dry_run:
-        typer.echo(make_plan(source.n_rows, source.dim, hardware=calibrate(), dtype=source.dtype, **settings).table())
+        typer.echo(plan_tree(source.n_rows, source.dim, hardware=calibrate(), dtype=source.dtype, **settings).table())
         return
     if (output / "tree.json").exists() and not overwrite:
         raise CurationError(f"{output} holds a finished tree; choose another -o, or give --overwrite")
@@ -412,10 +440,10 @@ def compare(
 def plan(
     rows: Annotated[float, typer.Option(help="Rows of the pool; 743e6 is fine.")],
     dim: Annotated[int, typer.Option(help="Dimensions of an embedding.")],
-    levels: Levels,
-    resamples: Resamples = "0",
-    sample_sizes: Sizes = "0",
-    iterations: Annotated[int, typer.Option(help="Lloyd iterations of each k-means.")] = 50,
+    levels: Levels = "auto",
+    resamples: Resamples = None,
+    sample_sizes: Sizes = None,
+    iterations: Iterations = None,
     dtype: Annotated[str, typer.Option(help="Stored: float16, bfloat16 or float32.")] = "float16",
     gpus: Annotated[int, typer.Option(help="GPUs that share the rows; 0: this machine, measured for 3 seconds.")] = 0,
     gpu: Annotated[str, typer.Option(help="h100 or a100.")] = "h100",
@@ -425,16 +453,15 @@ def plan(
     from dataclasses import replace
     from json import dumps
 
-    from curation.plan import PROFILES, calibrate
-    from curation.plan import plan as make_plan
+    from curation.plan import PROFILES, calibrate, plan_tree
 
     if gpus and gpu not in PROFILES:
         raise CurationError(f"--gpu {gpu!r} is unknown; use one of {', '.join(PROFILES)}")
     hardware = replace(PROFILES[gpu], n_devices=gpus) if gpus else calibrate()
-    found = make_plan(
+    found = plan_tree(
         rows,
         dim,
-        levels.split(","),
+        _levels(levels),
         hardware,
         _one_or_each(resamples, "--resamples"),
         _one_or_each(sample_sizes, "--sample-sizes"),
@@ -454,10 +481,10 @@ def run(
     size: Annotated[int, typer.Option(help="Rows of the subset.")],
     embedder: Annotated[str, typer.Option(help="See `curate embed --help`.")] = "timm:vit_small_patch14_dinov2",
     image_size: Annotated[int | None, typer.Option(help="Side of the input in pixels.")] = None,
-    levels: Annotated[str | None, typer.Option(help="As for `curate cluster`; default: from the pool's size.")] = None,
-    resamples: Resamples = "10",
-    sample_sizes: Sizes = "0",
-    metric: Annotated[Metric, typer.Option(help="Distance.")] = Metric("cosine"),
+    levels: Levels = "auto",
+    resamples: Resamples = None,
+    sample_sizes: Sizes = None,
+    metric: TreeDistance = TreeMetric("auto"),
     max_copies: Annotated[int, typer.Option(help="How often one row may be taken.")] = 1,
     labels: Annotated[str | None, typer.Option(help="Column of the pool with true concepts, for the report.")] = None,
     no_prepare: Annotated[
@@ -475,7 +502,7 @@ def run(
         output,
         size,
         embedder,
-        levels=None if levels is None else levels.split(","),
+        levels=_levels(levels),
         n_resamples=_one_or_each(resamples, "--resamples"),
         sample_sizes=_one_or_each(sample_sizes, "--sample-sizes"),
         image_size=image_size,

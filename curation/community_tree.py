@@ -26,6 +26,16 @@ METRICS = (AUTO, "l2", "cosine")
 SPLIT_FROM = 60_000  # clusters of level 1 from which it is made in two steps, 100 splits each
 
 
+def metric_for(metric: str, dim: int) -> str:
+    """The metric that "auto" stands for: angles tell concepts apart only where there are dimensions for them."""
+    return ("cosine" if dim >= FEW_DIMENSIONS else "l2") if metric == AUTO else metric
+
+
+def level_of(k: int) -> int | tuple[int, int]:
+    """Level 1 of k clusters as `HierarchicalKMeans` takes it: in two steps where there are many."""
+    return (round(k / 100), 100) if k >= SPLIT_FROM else k
+
+
 class CommunityTree:
     """Level 1 by k-means and upper levels from communities of neighbour graphs (`curation.levels`).
 
@@ -94,8 +104,7 @@ class CommunityTree:
     def _first(self, source: Embeddings, metric: str) -> HierarchicalKMeans:
         """The k-means of level 1."""
         k = self.clusters or min(first_level(source.n_rows), max(1, _distinct(source) // 2))
-        level: int | tuple[int, int] = (round(k / 100), 100) if k >= SPLIT_FROM else k
-        fit = HierarchicalKMeans([level], metric=metric, device=self.device, **self.options)
+        fit = HierarchicalKMeans([level_of(k)], metric=metric, device=self.device, **self.options)
         fit.work_dir = None if self.work_dir is None else self.work_dir / "fit"
         return fit
 
@@ -111,7 +120,7 @@ class CommunityTree:
         source, group = open_embeddings(x), group or Group()
         if group.size > 1 and (self.work_dir is None or save_to is None):
             raise CurationError("a fit by several processes needs work_dir and save_to, on a file system they share")
-        metric = ("cosine" if source.dim >= FEW_DIMENSIONS else "l2") if self.metric == AUTO else self.metric
+        metric = metric_for(self.metric, source.dim)
         fingerprint, dropped = source.fingerprint(), 0
         if self.bad_rows == "drop":
             bad = find_bad_rows(source, metric == "cosine", rows_per_read(source.dim), group)
@@ -140,7 +149,11 @@ class CommunityTree:
 
 
 def _finished(folder: Path, known: dict[str, Any]) -> ClusterTree | None:
-    """Level 1 of an interrupted fit with these settings; one of others is removed."""
+    """Level 1 of an interrupted fit with these settings; None where there is none.
+
+    Raises:
+        CurationError: it has other settings.
+    """
     if not (folder / "tree.json").exists():
         return None
     settings = load_json(folder / "tree.json").get("settings", {})

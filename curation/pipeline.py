@@ -1,7 +1,7 @@
 """Pool to report in one folder: what `curate run` and the demo do. Finished steps are skipped, changed ones redone."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from curation.card import write_dataset_card
+from curation.community_tree import AUTO, CommunityTree, metric_for
 from curation.embed import embed_pool
 from curation.embedders import open_embedder
 from curation.embeddings import open_embeddings
@@ -38,19 +39,49 @@ class PipelineResult:
     preparation: dict[str, Any] | None = None
 
 
-def default_levels(n_rows: int) -> list[int]:
-    """Levels for a pool: about 8 rows in a level-1 cluster, and 4 to 10 clusters in each of the level above."""
-    first = max(2, n_rows // 8)
-    levels = [first]
-    ratio = 4 if first < 10_000 else 10
-    while len(levels) < 4 and levels[-1] // ratio >= 10:
-        levels.append(levels[-1] // ratio)
-    return levels
+Fit = CommunityTree | HierarchicalKMeans
 
 
-def cluster_folder(
-    embeddings: Any, folder: Path, fit: HierarchicalKMeans, overwrite: bool = True
-) -> tuple[ClusterTree, bool]:
+def tree_fit(
+    levels: str | Sequence[Any] = AUTO,
+    n_resamples: int | Sequence[int] | None = None,
+    sample_sizes: int | Sequence[int] | None = None,
+    metric: str = AUTO,
+    max_iterations: int | None = None,
+    **options: Any,
+) -> Fit:
+    """What fits the tree: the one set of defaults of `curate run` and `curate cluster`.
+
+    Args:
+        levels: "auto": level 1 by k-means, the others from communities (`CommunityTree`). Else the clusters of each
+            level: the paper's method (`HierarchicalKMeans`).
+        n_resamples: None: 10, as in the paper; "auto" levels have none.
+        metric: "auto": of "auto" levels, from the dimensions; of the paper's levels, l2.
+        max_iterations: None: 50, as in the paper; 20 for "auto" levels.
+        options: the others of the two classes.
+
+    Raises:
+        CurationError: a setting makes no sense.
+    """
+    if levels == AUTO:
+        given = {"resamples": n_resamples, "sample sizes": sample_sizes}
+        given |= {key: options.pop(key, None) for key in ("resample_strategy", "seeding", "tolerance")}
+        for name, value in given.items():
+            if value is not None:
+                raise CurationError(f"{name} belong to the paper's levels, such as 10000,1000,100; auto has none")
+        return CommunityTree(metric=metric, max_iterations=max_iterations or 20, **options)
+    paper = {key: value for key, value in options.items() if value is not None}
+    return HierarchicalKMeans(
+        levels,
+        n_resamples=10 if n_resamples is None else n_resamples,
+        sample_sizes=sample_sizes,
+        metric="l2" if metric == AUTO else metric,
+        max_iterations=max_iterations or 50,
+        **paper,
+    )
+
+
+def cluster_folder(embeddings: Any, folder: Path, fit: Fit, overwrite: bool = True) -> tuple[ClusterTree, bool]:
     """The tree in ``folder``: loaded where it was made with these settings of these embeddings, else fitted.
 
     Args:
@@ -90,17 +121,13 @@ def check_run(
     pool: Any,
     folder: Path,
     size: int,
-    fit: HierarchicalKMeans,
+    fit: Fit,
     strategy: str,
     max_copies: int,
     labels: str | None,
     overwrite: bool,
-    default: bool,
 ) -> None:
     """Refuse, before anything is embedded, what would fail hours later.
-
-    Args:
-        fit: as it will be, or, where ``default`` says so, with the levels of a pool that loses no row.
 
     Raises:
         CurationError: a size, a number of clusters or a column that the pool does not have; a finished tree of other
@@ -112,13 +139,11 @@ def check_run(
         raise CurationError(f"strategy {strategy!r} is unknown; use one of {', '.join(STRATEGIES)}")
     if labels is not None and labels not in pool.column_names:
         raise CurationError(f"the pool has no column {labels!r} for --labels; it has {', '.join(pool.column_names)}")
-    if fit.plans[0].k > len(pool):
+    if isinstance(fit, HierarchicalKMeans) and fit.plans[0].k > len(pool):
         raise CurationError(f"level 1 wants {fit.plans[0].k} clusters of {len(pool)} rows; lower the levels")
     if (folder / "tree" / "tree.json").exists() and not overwrite:
         settings = load_json(folder / "tree" / "tree.json").get("settings", {})
-        derived = ("levels", "n_resamples", "sample_sizes") if default else ()
-        wanted = {key: value for key, value in fit.settings.items() if key not in derived}
-        _refuse_other_tree(folder / "tree", settings, wanted)
+        _refuse_other_tree(folder / "tree", settings, fit.settings)
 
 
 def sample_folder(
@@ -150,13 +175,13 @@ def run_pipeline(
     folder: str | Path,
     size: int,
     embedder: str,
-    levels: list[Any] | None = None,
-    n_resamples: int | list[int] = 10,
+    levels: str | Sequence[Any] = AUTO,
+    n_resamples: int | list[int] | None = None,
     sample_sizes: int | list[int] | None = None,
     image_size: int | None = None,
     batch_size: int = 64,
-    metric: str = "cosine",
-    max_iterations: int = 50,
+    metric: str = AUTO,
+    max_iterations: int | None = None,
     strategy: str = "random",
     max_copies: int = 1,
     seed: int = 0,
@@ -176,9 +201,9 @@ def run_pipeline(
         folder: gets ``embeddings/``, ``prepared/``, ``tree/``, ``subset/`` and ``report.html``.
         size: rows of the subset.
         embedder: see `curation.embedders.open_embedder`.
-        levels: clusters of each level; None: `default_levels`.
+        levels, n_resamples, sample_sizes, metric, max_iterations: see `tree_fit`.
         labels: pool column with the true concepts, for the report alone.
-        prepare: what is left out before clustering (its metric is ``metric``); None: nothing. Rows of tree and subset
+        prepare: what is left out before clustering ; None: nothing. Rows of tree and subset
             are rows of the pool either way.
         overwrite: replace a finished tree of other settings; else it is refused.
         say: is told what preparation left out.
@@ -190,19 +215,10 @@ def run_pipeline(
     pool = open_pool(source)
     where = str(open_device(device))
 
-    def fit_of(n_rows: int) -> HierarchicalKMeans:
-        return HierarchicalKMeans(
-            levels or default_levels(n_rows),
-            n_resamples=n_resamples,
-            sample_sizes=sample_sizes,
-            metric=metric,
-            max_iterations=max_iterations,
-            seed=seed,
-            device=where,
-            progress=progress,
-        )
-
-    check_run(pool, folder, size, fit_of(len(pool)), strategy, max_copies, labels, overwrite, levels is None)
+    fit = tree_fit(
+        levels, n_resamples, sample_sizes, metric, max_iterations, seed=seed, device=where, progress=progress
+    )
+    check_run(pool, folder, size, fit, strategy, max_copies, labels, overwrite)
     skipped = []
     done = (folder / "embeddings" / "embeddings.json").exists() and load_json(
         folder / "embeddings" / "embeddings.json"
@@ -213,7 +229,7 @@ def run_pipeline(
     x = open_embeddings(folder / "embeddings")
     preparation = None
     if prepare is not None:
-        wanted = replace(prepare, metric=metric)
+        wanted = replace(prepare, metric=metric_for(metric, x.dim))
         kept, found = prepare_folder(pool, x, folder / "prepared", wanted, commands=commands or (), progress=progress)
         x, preparation = kept_rows(x, kept), kept.report
         skipped += ["prepared"] if found else []
@@ -224,7 +240,7 @@ def run_pipeline(
                 f"size {size} is more than the {x.n_rows * max_copies} rows that preparation leaves of {len(pool)} "
                 f"({folder}/prepared/dropped.html shows the others); lower it, or give --no-prepare"
             )
-    tree, found = cluster_folder(x, folder / "tree", fit_of(x.n_rows), overwrite)
+    tree, found = cluster_folder(x, folder / "tree", fit, overwrite)
     skipped += ["tree"] if found else []
     subset, found = sample_folder(tree, folder / "subset", size, strategy, "balanced", max_copies, seed)
     skipped += ["subset"] if found else []

@@ -15,11 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from curation.community_tree import AUTO, level_of
 from curation.embeddings import open_embeddings
 from curation.hierarchy import HierarchicalKMeans
 from curation.kmeans.assignment import has_bfloat16_units
 from curation.kmeans.lloyd import fit_centroids
 from curation.kmeans.seeding import GROUPED_WORK, SUBSAMPLE, TRIAL_BUDGET, grouped_settings
+from curation.levels import MAX_POINTS, first_level
+from curation.neighbours import MAX_DIMENSIONS
 from foundation.errors import CurationError
 
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
@@ -57,6 +60,9 @@ class Hardware:
 ASSUMED = (
     "assumed: half of the {} TFLOP/s peak, and for each 2 GB/s of storage, 0.1 ms for a single row, 10 GB/s of network"
 )
+GRAPH_SEARCHES = 20  # exact searches of all pairs by `curation.communities`: covers in rounds, then one for each graph
+SECONDS_PER_POINT = 1e-3  # of communities and the rest
+
 PROFILES = {
     "h100": Hardware("h100", 495.0, 0.5, 2.0, source=ASSUMED.format(989), random_read_s=1e-4),
     "a100": Hardware("a100", 156.0, 0.5, 2.0, source=ASSUMED.format(312), random_read_s=1e-4),
@@ -282,6 +288,39 @@ def plan(
         memory += 4 * dim * first  # else a file that the processes of a machine map together
     storage = rows * dim * BYTES[dtype] + rows * 12 + sum(p.n_clusters * dim * 4 for p in plans) + first * 12
     return Plan(hardware, _merged(stages), memory, storage)
+
+
+def plan_tree(
+    rows: float,
+    dim: int,
+    levels: str | Sequence[int | str | Sequence[int]],
+    hardware: Hardware,
+    n_resamples: int | Sequence[int] | None = None,
+    sample_sizes: int | Sequence[int] | None = None,
+    max_iterations: int | None = None,
+    dtype: str = "float16",
+    fit_rows: int = 0,
+) -> Plan:
+    """Cost of the tree that `curation.pipeline.tree_fit` makes of these settings: "auto" levels, or the paper's."""
+    if levels != AUTO:
+        resamples = 10 if n_resamples is None else n_resamples
+        return plan(rows, dim, levels, hardware, resamples, sample_sizes, max_iterations or 50, dtype, fit_rows)
+    if rows < 1 or dim < 1:
+        raise CurationError(f"rows={rows:g} and dim={dim} must be at least 1")
+    first = plan(
+        rows, dim, [level_of(first_level(int(rows)))], hardware, 0, None, max_iterations or 20, dtype, fit_rows
+    )
+    points, width = min(rows, MAX_POINTS), min(dim, MAX_DIMENSIONS)
+    searches = 2.0 * points**2 * width * GRAPH_SEARCHES
+    # on the CPU of the first process, whatever the others have
+    graphs = Stage(
+        f"upper levels: graphs of {points:,.0f} rows",
+        searches,
+        points * dim * BYTES[dtype] * 2,
+        searches / (hardware.greedy_tflops * 1e12) + points * SECONDS_PER_POINT,
+    )
+    memory = max(first.memory, points * (width * 12 + 4 * dim) + dim * dim * 24)
+    return Plan(hardware, [*first.stages, graphs], memory, first.storage)
 
 
 def _merged(stages: list[Stage]) -> list[Stage]:

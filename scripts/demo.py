@@ -12,7 +12,7 @@ from foundation.command import run_command
 ROOT = Path(__file__).parents[1]
 COMMAND = (
     "curate run data/openclipart.parquet -o runs/demo --size 1000 --embedder efficientnet_lite0 "
-    "--image-size 96 --levels 1000,200,50 --labels label"
+    "--image-size 96 --labels label"
 )
 
 
@@ -27,8 +27,6 @@ def main() -> None:
         arguments.output,
         arguments.size,
         "efficientnet_lite0",
-        levels=[1000, 200, 50],
-        n_resamples=10,
         image_size=96,
         labels="label",
         title=f"Open Clip Art: {arguments.size:,} balanced pictures out of 6,900",
