@@ -21,7 +21,7 @@ SUBSET = 4  # a subset is one row in so many
 EVEN = 0.1  # KL of random rows, up to which a pool counts as even: there is no way to go
 ROOT = Path(__file__).parents[2]
 DECISIVE = ("foundation", "curation", "experiments/balance", "experiments/simulated/data.py")
-PRESENTATION = ("page.py", "figure.py")
+PRESENTATION = ("page.py", "figure.py", "benchmark.py")
 
 
 def subset_measures(pool: Pool, rows: Int[np.ndarray, "m"]) -> dict[str, float]:
@@ -54,7 +54,9 @@ def share_of_way(kl: float, random: float, labels: float) -> float:
 
 def code_digest() -> str:
     """Changes with the code that decides results, so that none is reused after a change of it."""
-    files = [file for name in DECISIVE for file in ([ROOT / name] if name.endswith(".py") else (ROOT / name).rglob("*.py"))]
+    files = [
+        file for name in DECISIVE for file in ([ROOT / name] if name.endswith(".py") else (ROOT / name).rglob("*.py"))
+    ]
     return digest_json(
         {file.relative_to(ROOT).as_posix(): checksum(file) for file in files if file.name not in PRESENTATION}
     )
@@ -77,8 +79,8 @@ def tasks_of(cells: Sequence[str], methods: Sequence[str], seeds: Sequence[int],
 
     return [
         task(name, method, seed)
-        for name in cells
         for seed in seeds
+        for name in cells
         for method in methods
         if not METHODS[method].for_bursts or CELLS[name].bursts
     ]

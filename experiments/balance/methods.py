@@ -92,7 +92,7 @@ def paper(
 
 
 def former_default(x: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """What the commands did before communities: 8 rows in a cluster of level 1, 4 (of many: 10) clusters in each above."""
+    """What the commands did before communities: 8 rows in a cluster of level 1, 4 (of many: 10) in each above."""
     levels = [max(2, len(x) // 8)]
     ratio = 4 if levels[0] < 10_000 else 10
     while len(levels) < 4 and levels[-1] // ratio >= 10:
@@ -160,7 +160,9 @@ METHODS = {
     "paper_axes": Method(
         "paper, PCA-64", "centred, unit length, 64 leading axes first", blind(partial(paper, form=centred_axes))
     ),
-    "former": Method("former default", "8 rows a cluster, up to 4 levels, cosine, 10 resamplings", blind(former_default)),
+    "former": Method(
+        "former default", "8 rows a cluster, up to 4 levels, cosine, 10 resamplings", blind(former_default)
+    ),
     "flat": Method("flat k-means", "one level of n/50 clusters", blind(flat)),
     "semdedup": Method("SemDeDup", "n/50 clusters; the least repeated quarter", blind(semdedup)),
     "d4": Method("D4", "SemDeDup to 75 %, then the least prototypical", blind(d4)),

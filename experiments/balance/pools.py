@@ -142,9 +142,7 @@ def domains(
     order = rng.permutation(len(x) + len(copies) + len(nothing))
     concept_of = np.concatenate([concept_of, np.full(len(copies), place), np.full(len(nothing), NOISE)])
     duplicate = (np.arange(len(order)) >= len(x)) & (concept_of != NOISE)
-    return Pool(
-        leading_axes(np.concatenate([x, copies, nothing])[order], WIDEST), concept_of[order], duplicate[order]
-    )
+    return Pool(leading_axes(np.concatenate([x, copies, nothing])[order], WIDEST), concept_of[order], duplicate[order])
 
 
 def shares(sources: Sources, rng: np.random.Generator, seed: int, rows: int, of: dict[str, float]) -> Pool:
@@ -241,7 +239,5 @@ CELLS = {
     "rings": _toy("toy: rings", "rings", 8000),
     "manifold": _toy("toy: manifold", "manifold", 6000),
     "clutter": _toy("toy: clutter, with bursts and junk", "clutter", 6000, True),
-    "gaussians": Cell(
-        "toy: 100 Gaussians", (), gaussians, settings={"rows": 8000, "concepts": 100, "dim": 64}
-    ),
+    "gaussians": Cell("toy: 100 Gaussians", (), gaussians, settings={"rows": 8000, "concepts": 100, "dim": 64}),
 }

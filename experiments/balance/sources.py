@@ -5,7 +5,6 @@ All but the clip art, which the repository has, lie in the folder that CURATED_S
 
 import io
 import os
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any

@@ -1,0 +1,39 @@
+"""How balanced the subsets of each method are on many pools, without training: a page, its figures as JSON, a picture.
+
+python scripts/bench_balance.py -o docs/results/balance.md [--seeds 100,101,102] [--cells a,b] [--methods a,b]
+
+The pools lie in the folder that CURATED_SSL_DATA names. A run that was killed goes on where it was.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from experiments.balance.benchmark import chosen, run_benchmark
+from experiments.balance.methods import METHODS
+from experiments.balance.pools import CELLS
+from foundation.command import run_command
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, required=True, help="markdown; JSON and images/ go beside it")
+    parser.add_argument("--seeds", default="100,101,102", help="of pools and methods")
+    parser.add_argument("--cells", default="", help=f"some of {', '.join(CELLS)}")
+    parser.add_argument("--methods", default="", help=f"some of {', '.join(METHODS)}")
+    parser.add_argument("--work", type=Path, default=Path("runs/balance"), help="embeddings and finished results")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    command = shlex.join(["python", *sys.argv])
+    cells, methods = chosen(options.cells, CELLS, "cell"), chosen(options.methods, METHODS, "method")
+    run_benchmark(options.output, options.work, cells, methods, options.seeds, command, options.threads)
+
+
+if __name__ == "__main__":
+    run_command("bench_balance", main)
