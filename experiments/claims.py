@@ -14,7 +14,7 @@ import typer
 from jaxtyping import Float
 
 from experiments.arms import BASE_ARM
-from experiments.compare import Row, Summary, summarise
+from experiments.compare import TOO_FEW, Row, Summary, summarise
 from experiments.markdown import table
 from foundation.errors import CurationError
 from foundation.files import load_json, write_atomically
@@ -73,7 +73,7 @@ def judge_claim(
     gains = np.asarray(list(paired(rows, oracle, metric, base).values()))
     strength = power(gains)
     helps = len(gains) > 0 and (gains.mean() > 0) == (better == "higher")
-    told = helps and strength >= ENOUGH
+    told = helps and strength >= ENOUGH and found[0].verdict != TOO_FEW
     verdict = (HOLDS if found[0].verdict == "better" else FAILS) if told else CANNOT
     return Claim(found[0], strength, verdict)
 
