@@ -29,14 +29,20 @@ class CommunitySettings:
     Attributes:
         resolutions: of the modularity, fine to coarse.
         radii: of the covers, in median distances to the nearest neighbour; 0: every point stands for itself.
+        weights: of the beliefs of each radius in the mean. Small radii see compact concepts beside wide ones, large
+            ones see that a crowd of near-copies is no concept.
         neighbours: of each point in the graphs.
         forms: of the points: "rows" as they are, "directions" at unit length.
+        trust: that the coarsest communities are concepts of equal right, see `even_shares`. Islands of few rows among
+            many rows that hang together are as often one odd concept of a hundred as one domain of five.
     """
 
     resolutions: tuple[float, ...] = (10.0, 1.0, 0.1)
     radii: tuple[float, ...] = (0.15, 0.7, 1.0)
+    weights: tuple[float, ...] = (2.0, 1.0, 1.0)
     neighbours: tuple[int, ...] = (15,)
     forms: tuple[str, ...] = ("directions", "rows")
+    trust: float = 0.85
 
 
 def communities(graph: csr_array, resolution: float, seed: int) -> Int[np.ndarray, "n"]:
@@ -66,10 +72,20 @@ def nested_communities(graph: csr_array, resolutions: tuple[float, ...], seed: i
     return found
 
 
-def even_shares(levels: list[Int[np.ndarray, "n"]]) -> Float[np.ndarray, "n"]:
-    """Share of every point when each node of a nested partition gives its children the same; sums to 1."""
-    share, above = np.ones(1), np.zeros(len(levels[0]), np.int64)
-    for labels in [*levels[::-1], np.arange(len(levels[0]))]:
+def even_shares(
+    levels: list[Int[np.ndarray, "n"]], rows: Int[np.ndarray, "n"] | None = None, trust: float = 1.0
+) -> Float[np.ndarray, "n"]:
+    """Share of every point when each node of a nested partition gives its children the same; sums to 1.
+
+    Args:
+        levels: cluster of every point, fine to coarse.
+        rows: that each point stands for; None: one.
+        trust: in the coarsest clusters: 1 gives each the same, 0 as many as its rows are, between r^(1 - trust).
+    """
+    n_top = int(levels[-1].max()) + 1
+    mass = np.bincount(levels[-1], weights=rows, minlength=n_top).astype(np.float64) ** (1 - trust)
+    share, above = mass / mass.sum(), levels[-1]
+    for labels in [*levels[:-1][::-1], np.arange(len(levels[0]))]:
         parent = np.zeros(int(labels.max()) + 1, np.int64)
         parent[labels] = above
         share = share[parent] / np.bincount(parent, minlength=len(share))[parent]
@@ -79,8 +95,8 @@ def even_shares(levels: list[Int[np.ndarray, "n"]]) -> Float[np.ndarray, "n"]:
 
 def _beliefs(
     x: Float[np.ndarray, "n d"], settings: CommunitySettings, seed: int
-) -> Iterator[tuple[str, list[np.ndarray], np.ndarray]]:
-    """For each belief: its name, nested communities of the points, and the points' shares."""
+) -> Iterator[tuple[float, list[np.ndarray], np.ndarray]]:
+    """For each belief: its weight, nested communities of the points, and the points' shares."""
     for form in settings.forms:
         points = x
         if form == "directions":
@@ -88,7 +104,7 @@ def _beliefs(
         distances, _found = nearest(points, 1)
         apart = distances[distances > 0]
         unit = float(np.median(apart)) if len(apart) else 0.0
-        for radius in settings.radii:
+        for radius, weight in zip(settings.radii, settings.weights, strict=True):
             if radius and unit:
                 group, leaders = cover(points, radius * unit)
             else:
@@ -102,8 +118,8 @@ def _beliefs(
             for k in sorted({min(k, most) for k in settings.neighbours}):
                 graph = shared_neighbour_graph(np.ascontiguousarray(found[:, :k]))
                 nested = nested_communities(graph, settings.resolutions, seed)
-                share = (even_shares(nested) / size)[group]
-                yield f"{form}, radius {radius:g}, {k} neighbours", [labels[group] for labels in nested], share
+                share = (even_shares(nested, size, settings.trust) / size)[group]
+                yield weight, [labels[group] for labels in nested], share
 
 
 def concept_shares(
@@ -125,14 +141,15 @@ def concept_shares(
         settings = replace(settings, forms=("rows",))
     x = np.ascontiguousarray(x, dtype=np.float32)
     n_beliefs = len(settings.forms) * len(settings.radii) * len(settings.neighbours)
-    shares, nested = [], []
-    for _name, levels, share in tqdm(
+    shares, nested, weights = [], [], []
+    for weight, levels, share in tqdm(
         _beliefs(x, settings, seed), total=n_beliefs, desc="communities", unit="graph", disable=not progress
     ):
         nested.append(levels)
+        weights.append(weight)
         shares.append(share)
     if not shares:
         return np.full(len(x), 1 / len(x)), [np.zeros(len(x), np.int64)], 0.0
-    mean = np.mean(shares, axis=0)
+    mean = np.average(shares, axis=0, weights=weights)
     apart = [float(np.abs(share - mean).sum() / 2) for share in shares]
     return mean, nested[int(np.argmin(apart))], float(np.mean(apart))

@@ -15,16 +15,20 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 
 from curation.communities import CommunitySettings, concept_shares
 from curation.embeddings import Embeddings, open_embeddings
+from curation.kmeans import KMeansResult, kmeans
 from curation.neighbours import MAX_DIMENSIONS
-from curation.sampling import take_from_clusters
+from curation.rows import SelectedRows
+from curation.sampling import cluster_starts, take_from_clusters
 from curation.tree import ClusterTree, Level
+from foundation.errors import CurationError
 
-MAX_POINTS = 50_000  # of the neighbour graphs: rows where there are no more, else members of every level-1 cluster
+MAX_POINTS = 32_768  # of the neighbour graphs: rows where there are no more, else members of every level-1 cluster
 ROWS_PER_BLOCK = 8_192
 MAX_LEAVES = 4_000  # of one linkage, which needs the square of it in memory
 ROWS_PER_CLUSTER = 8
 FANOUT = 8  # clusters of a level within one of the level above
 TOP_CLUSTERS = 32
+PIECES = TOP_CLUSTERS * FANOUT  # no level-1 cluster deserves more of the subset than one of them
 
 
 def first_level(n_rows: int) -> int:
@@ -68,10 +72,53 @@ def graph_space(
 def cluster_shares(
     labels: Int[np.ndarray, "n"], points: Int[np.ndarray, "m"], shares: Float[np.ndarray, "m"], k: int
 ) -> Float[np.ndarray, "k"]:
-    """Share of every level-1 cluster: the sum over its points, and no less than a millionth of an even one."""
+    """Share of every level-1 cluster, from those of its points; of a cluster without points, the least there is."""
     found = np.bincount(labels[points], weights=shares, minlength=k)
-    found = np.maximum(found, 1e-6 / k)
+    found[found == 0] = found[found > 0].min()
     return found / found.sum()
+
+
+def split_heavy(
+    level: Level, x: Embeddings, shares: Float[np.ndarray, "k"], metric: str, seed: int, pieces: int = PIECES
+) -> Level:
+    """Level 1 with the clusters that deserve more than one piece of the subset split, by k-means, into so many.
+
+    k-means gives a compact concept beside a wide one a single cluster, and balanced sampling gives a cluster no more
+    than its part of the node above.
+    """
+    labels, distance = np.array(level.assignment), np.array(level.distance)
+    starts = cluster_starts(labels, len(shares))
+    by_cluster = np.argsort(labels, kind="stable")
+    centroids = [np.array(level.centroids)]
+    k = len(shares)
+    for cluster in np.flatnonzero(shares > 1 / pieces):
+        rows = by_cluster[starts[cluster] : starts[cluster + 1]]
+        wanted = min(int(np.ceil(shares[cluster] * pieces)), len(rows))
+        found = _parts(x, rows, wanted, metric, np.random.SeedSequence([seed, 8, int(cluster)]))
+        if found is None:
+            continue
+        parts = len(found.centroids)
+        labels[rows] = np.where(found.labels == 0, cluster, k + found.labels - 1)
+        distance[rows] = found.distances
+        centroids[0][cluster] = found.centroids[0]
+        centroids.append(found.centroids[1:])
+        k += parts - 1
+    if len(centroids) == 1:
+        return level
+    return Level(np.concatenate(centroids), labels, distance, record=level.record)
+
+
+def _parts(
+    x: Embeddings, rows: Int[np.ndarray, "m"], k: int, metric: str, seed: np.random.SeedSequence
+) -> KMeansResult | None:
+    """k-means of some rows, of fewer clusters where they are not so many distinct ones; None: they are all alike."""
+    members = open_embeddings(x.take(rows)) if len(rows) <= ROWS_PER_BLOCK else SelectedRows(x, rows)
+    while k > 1:
+        try:
+            return kmeans(members, k, seed, max_iterations=10, metric=metric)
+        except CurationError:  # fewer distinct rows than clusters: the rows themselves were checked before
+            k //= 2
+    return None
 
 
 def _line(points: Float[np.ndarray, "m d"]) -> Int[np.ndarray, "m"]:
@@ -80,8 +127,6 @@ def _line(points: Float[np.ndarray, "m d"]) -> Int[np.ndarray, "m"]:
         return np.arange(len(points))
     if len(points) <= MAX_LEAVES:
         return leaves_list(linkage(points, "average"))
-    from curation.kmeans import kmeans
-
     parts = kmeans(points, -(-len(points) // (MAX_LEAVES // 4)), max_iterations=10)
     order = [np.flatnonzero(parts.labels == part) for part in _line(parts.centroids)]
     return np.concatenate([rows[_line(points[rows])] for rows in order])
@@ -164,12 +209,11 @@ def grow_levels(
     labels = np.asarray(first.assignment)
     rng = np.random.default_rng([seed, 7])
     rows = graph_points(labels, k, rng, limit)
-    points = torch.cat(
-        [source.take(part).float().cpu() for part in np.array_split(rows, -(-len(rows) // 8192))]
-    ).numpy()
-    shares, nested, apart = concept_shares(points, settings, seed, progress)
+    shares, nested, apart = concept_shares(graph_space(source, rows), settings, seed, progress)
+    first = split_heavy(first, source, cluster_shares(labels, rows, shares, k), tree.settings.get("metric", "l2"), seed)
+    labels, k = np.asarray(first.assignment), len(first.centroids)
     weights = cluster_shares(labels, rows, shares, k)
-    order = line_up(np.asarray(first.centroids), _vote(labels[rows], nested, k), weights)
+    order = line_up(np.asarray(first.centroids), _vote(labels, rows, nested, k), weights)
     n_levels = 1 if k < 4 * FANOUT else 2 if k < 16 * FANOUT**2 else 3
     top = max(2, min(TOP_CLUSTERS, k // 4))
     levels = [first]
@@ -184,14 +228,17 @@ def grow_levels(
         "belief_distance": round(apart, 4),
         "graph_points": len(rows),
     }
-    found["levels"] = [*tree.settings["levels"], *(len(level.centroids) for level in levels[1:])]
+    found["levels"] = [len(level.centroids) for level in levels]
     for key in ("n_resamples", "sample_sizes"):
         found[key] = [*tree.settings[key], *[0] * (len(levels) - 1)]
     return ClusterTree(levels, found, tree.row_ids)
 
 
-def _vote(labels: Int[np.ndarray, "m"], nested: Sequence[np.ndarray], k: int) -> list[Int[np.ndarray, "k"]]:
+def _vote(
+    labels: Int[np.ndarray, "n"], points: Int[np.ndarray, "m"], nested: Sequence[np.ndarray], k: int
+) -> list[Int[np.ndarray, "k"]]:
     """Communities of the clusters, from those of their points: the fine one that most have, and its parents."""
+    labels = labels[points]
     fine = nested[0]
     n_fine = int(fine.max()) + 1
     pairs, counts = np.unique(labels * n_fine + fine, return_counts=True)

@@ -19,6 +19,7 @@ from experiments.compare import Row, Summary, summarise
 from foundation.command import run_command
 from foundation.errors import CurationError
 from foundation.files import load_json, write_atomically
+from foundation.intervals import TOO_FEW
 from foundation.tables import markdown_table
 
 ENOUGH = 3.0  # standard deviations of the paired difference that true labels must gain before a method is judged
@@ -75,7 +76,7 @@ def judge_claim(
     gains = np.asarray(list(paired(rows, oracle, metric, base).values()))
     strength = power(gains)
     helps = len(gains) > 0 and (gains.mean() > 0) == (better == "higher")
-    told = helps and strength >= ENOUGH
+    told = helps and strength >= ENOUGH and found[0].verdict != TOO_FEW
     verdict = (HOLDS if found[0].verdict == "better" else FAILS) if told else CANNOT
     return Claim(found[0], strength, verdict)
 

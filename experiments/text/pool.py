@@ -306,10 +306,11 @@ def prepare(run: StageRun) -> dict[str, float]:
         CurationError: the judge's embedder is the one that the curation sees.
     """
     pool, seed = PoolSettings(**run.settings), run.seed or 0
-    if pool.judge_embedder == pool.embedder:
+    kinds = [name.partition(":")[0] if is_lexical(name) else name for name in (pool.embedder, pool.judge_embedder)]
+    if kinds[0] == kinds[1]:
         raise CurationError(
-            f"science.pool.judge_embedder is {pool.embedder!r}, which the curation has seen: rare passages must be "
-            "found by another one; name another, or none"
+            f"science.pool.judge_embedder is {pool.judge_embedder!r}, which the curation has seen: rare passages must "
+            "be found by another one; name another, or none"
         )
     passages = open_passages(pool, run)
     heads = [name.split("/")[0] for name in passages.domains]

@@ -48,6 +48,10 @@ def test_an_experiment_without_labels_or_without_pairs_is_not_judged():
         judge_claim(without, "flat", "m", "lower")
 
 
+def test_two_seeds_tell_nothing_however_sure_they_look():
+    assert judge_claim(values([-0.2, -0.201], [-0.3, -0.301]), "ours", "m", "lower").verdict == "cannot be told here"
+
+
 def test_power_is_the_mean_in_standard_deviations():
     assert power([1.0, 2.0, 3.0]) == pytest.approx(2.0)
     assert power([-1.0, -1.0]) == float("inf")

@@ -14,6 +14,7 @@ import pytest
 import torch
 import typer
 
+from curation import HierarchicalKMeans
 from foundation.command import explain, run_command
 from foundation.errors import CurationError
 
@@ -179,7 +180,9 @@ def test_a_full_disk_is_one_line(tmp_path: Path):
     """A limit on the size of files stands in for the disk."""
     import resource
 
-    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(5000, 16)).astype(np.float32))
+    x = np.random.default_rng(0).normal(size=(5000, 16)).astype(np.float32)
+    HierarchicalKMeans([50], progress=False).fit(x)  # fills numba's cache, whose files the limit would cut first
+    np.save(tmp_path / "x.npy", x)
     words = ["-m", "curation", "cluster", tmp_path / "x.npy", "-o", tmp_path / "t", "--levels", "50"]
     limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (1000, 1000))
     done = call(*words, preexec_fn=limit)

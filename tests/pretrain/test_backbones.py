@@ -204,7 +204,7 @@ def test_positions_of_the_same_grid_stay_and_others_need_learned_ones():
     assert torch.equal(resized_positions(positions, (4, 4), (2, 2), 1)[:, 0], positions[:, 0])
     with pytest.raises(CurationError, match=r"set backbone\.positions=timm"):
         build_backbone(BackboneSettings("vit_large_patch16_rope_224", {**TINY, **ROTATED}, positions="dinov2"), 16)
-    with pytest.raises(CurationError, match=r"backbone\.init 'zero' is unknown"):
+    with pytest.raises(CurationError, match=r"backbone\.init is 'zero'; it must be one of timm, dinov2"):
         BackboneSettings(init="zero")
 
 

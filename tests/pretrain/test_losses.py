@@ -143,7 +143,7 @@ def test_norms_of_prototypes_are_trained_and_decay_only_where_dinov2_does():
     kinds = parameter_kinds(Network(build_backbone(settings.backbone, 32), settings.loss))
     assert kinds["dino_head.last_layer.norms"].decays
     assert kinds["dino_head.last_layer.norms"].last_layer
-    with pytest.raises(CurationError, match="prototypes 'round' is unknown"):
+    with pytest.raises(CurationError, match=r"loss\.dino_head\.prototypes is 'round'; it must be one of cosine"):
         load_settings(None, ["loss.dino_head.prototypes=round"])
 
 

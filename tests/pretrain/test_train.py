@@ -286,10 +286,11 @@ def broken_images() -> dict[str, bytes | None]:
         "transparent": encoded(pixels, "RGBA"),
         "cmyk": encoded(pixels, "CMYK", "JPEG"),
         "one pixel": encoded(pixels[:1, :1]),
-        "thin": encoded(np.zeros((1, 3000, 3), np.uint8)),
+        "thin": encoded(np.zeros((1, 100, 3), np.uint8)),
         "truncated": png[: len(png) // 2],
         "no image": b"not an image at all",
         "nothing": None,
+        "thread": encoded(np.zeros((1, 3000, 3), np.uint8)),
     }
 
 
@@ -297,8 +298,8 @@ def test_odd_images_are_read_and_broken_ones_are_reported():
     images = broken_images()
     pool = Dataset.from_dict({"image": [{"bytes": value, "path": None} for value in images.values()]})
     canvases, sizes, bad = CanvasReader(pool, 32).read(np.arange(len(images)))
-    assert {list(images)[row] for row in bad} == {"truncated", "no image", "nothing"}
-    assert canvases.shape == (9, 3, 32, 32)
+    assert {list(images)[row] for row in bad} == {"truncated", "no image", "nothing", "thread"}
+    assert canvases.shape == (10, 3, 32, 32)
     assert sizes[5].tolist() == [1, 32]
     with pytest.raises(CurationError, match="none of the 1 images of a batch can be read; row 7"):
         CanvasReader(pool, 32).read(np.array([7]))

@@ -1,0 +1,199 @@
+"""The default tree: what it promises of balance, of repeating itself, and of odd pools."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_array
+
+from curation.balance import kl_to_uniform
+from curation.communities import CommunitySettings, concept_shares, even_shares, nested_communities
+from curation.community_tree import CommunityTree
+from curation.levels import cut_line, equal_levels, first_level, graph_points, grow_levels
+from curation.neighbours import cover, nearest, shared_neighbour_graph
+from curation.tree import ClusterTree
+from foundation.errors import CurationError
+
+
+def blobs(sizes: list[int], spreads: list[float], dim: int = 32, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Concepts of these sizes and spreads, far apart, rows shuffled."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    centres = rng.normal(size=(len(sizes), dim)) * 4
+    x = centres[labels] + rng.normal(size=(len(labels), dim)) * np.asarray(spreads)[labels, None]
+    return x.astype(np.float32), labels
+
+
+def share_of(labels: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    return np.bincount(labels[rows], minlength=labels.max() + 1) / len(rows)
+
+
+@pytest.mark.parametrize(
+    ("spreads", "least"),
+    [([0.2, 1.0, 1.0, 1.0], 0.2), ([1.0, 0.5, 0.5, 0.5], 0.14), ([1.0, 0.2, 0.2, 0.2], 0.1)],
+    ids=["compact head", "wide head", "very wide head"],
+)
+def test_rare_concepts_get_more_than_at_random_however_wide_they_are(spreads: list[float], least: float):
+    x, labels = blobs([1400, 200, 200, 200], spreads)  # 10 % each of the rare ones
+    weights = CommunityTree(progress=False).fit(x).sampling_weights()
+    assert np.bincount(labels, weights=weights)[1:].min() > least
+
+
+def test_an_even_pool_stays_even():
+    x, labels = blobs([300] * 6, [0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
+    rows = CommunityTree(progress=False).fit(x).sample(400, seed=1)
+    assert kl_to_uniform(np.bincount(labels[rows])) < 0.05
+
+
+def test_bursts_of_near_duplicates_do_not_eat_the_subset():
+    x, labels = blobs([600, 150, 150], [0.5, 0.5, 0.5])
+    rng = np.random.default_rng(3)
+    head = np.flatnonzero(labels == 0)[:10]
+    copies = np.repeat(x[head], 40, axis=0) + rng.normal(0, 0.001, (400, x.shape[1])).astype(np.float32)
+    whole = np.concatenate([x, copies])
+    rows = CommunityTree(progress=False).fit(whole).sample(300, seed=1)
+    assert (rows >= len(x)).mean() < 0.3  # they are 31 % of the pool, and belong to one concept of three
+
+
+def test_the_same_seed_gives_the_same_tree_from_memory_and_from_disk(tmp_path: Path):
+    x, _labels = blobs([300, 60, 60], [0.5, 0.5, 0.5])
+    np.save(tmp_path / "x.npy", x)
+    there = CommunityTree(seed=5, progress=False).fit(x)
+    saved = CommunityTree(seed=5, progress=False, work_dir=tmp_path / "w").fit(tmp_path / "x.npy", tmp_path / "tree")
+    assert there.checksum == saved.checksum == ClusterTree.load(tmp_path / "tree").checksum
+    assert not (tmp_path / "w").exists()
+    assert CommunityTree(seed=6, progress=False).fit(x).checksum != there.checksum
+
+
+def test_a_fit_that_was_killed_after_level_1_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    x, _labels = blobs([300, 60, 60], [0.5, 0.5, 0.5])
+    whole = CommunityTree(progress=False).fit(x)
+
+    def killed(*_args: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("curation.community_tree.grow_levels", killed)
+    with pytest.raises(KeyboardInterrupt):
+        CommunityTree(progress=False, work_dir=tmp_path / "w").fit(x, tmp_path / "tree")
+    monkeypatch.undo()
+    assert (tmp_path / "w" / "level_1" / "tree.json").exists()
+    with pytest.raises(CurationError, match="other settings"):
+        CommunityTree(progress=False, seed=1, work_dir=tmp_path / "w").fit(x, tmp_path / "tree")
+    monkeypatch.setattr("curation.hierarchy.fit_centroids", killed)  # level 1 is not fitted again
+    assert CommunityTree(progress=False, work_dir=tmp_path / "w").fit(x, tmp_path / "tree").checksum == whole.checksum
+
+
+@pytest.mark.parametrize("n", [1, 2, 9, 40])
+def test_tiny_pools_have_a_tree(n: int):
+    x, _labels = blobs([40], [1.0])
+    tree = CommunityTree(progress=False).fit(x[:n])
+    assert tree.n_rows == n
+    assert len(tree.sample(n, seed=0)) == n
+
+
+def test_rows_that_are_all_alike_are_one_cluster():
+    assert len(CommunityTree(progress=False).fit(np.ones((50, 20), np.float32)).levels[0].centroids) == 1
+
+
+def test_bad_rows_are_named_or_dropped_and_settings_are_checked():
+    x, _labels = blobs([200, 40], [0.5, 0.5])
+    x[17] = np.nan
+    with pytest.raises(CurationError, match="row 17"):
+        CommunityTree(progress=False).fit(x)
+    tree = CommunityTree(progress=False, bad_rows="drop").fit(x)
+    assert tree.settings["dropped_rows"] == 1
+    assert 17 not in tree.row_ids
+    for wrong in ({"metric": "dot"}, {"clusters": -1}, {"graph_points": 3}, {"seed": -1}, {"max_iterations": 0}):
+        with pytest.raises(CurationError):
+            CommunityTree(**wrong)
+
+
+def test_pieces_of_a_line_have_equal_shares_and_every_level_halves_on():
+    rng = np.random.default_rng(0)
+    shares = rng.random(1000)
+    shares /= shares.sum()
+    pieces = cut_line(shares, 10)
+    sums = np.bincount(pieces, weights=shares)
+    assert len(sums) == 10
+    assert np.abs(sums - 0.1).max() < shares.max()
+    assert (np.diff(pieces) >= 0).all()
+    fine, coarse = equal_levels(shares, 10, 8, 2)
+    assert len(fine) == 1000
+    assert len(coarse) == fine.max() + 1 == 80
+    assert coarse.max() == 9
+    assert np.abs(np.bincount(coarse[fine], weights=shares) - 0.1).max() < shares.max()
+
+
+def test_one_cluster_of_nearly_all_the_share_is_one_piece():
+    pieces = cut_line(np.array([0.01, 0.97, 0.01, 0.01]), 4)
+    assert pieces.tolist() == [0, 1, 2, 2]
+
+
+def test_even_shares_are_even_at_every_node():
+    fine, coarse = np.array([0, 0, 1, 2, 2, 2]), np.array([0, 0, 0, 1, 1, 1])
+    assert even_shares([fine, coarse]) == pytest.approx([1 / 8, 1 / 8, 1 / 4, 1 / 6, 1 / 6, 1 / 6])
+    assert even_shares([np.zeros(4, np.int64)]) == pytest.approx([0.25] * 4)
+
+
+def test_communities_nest_and_find_components():
+    block = np.ones((5, 5)) - np.eye(5)
+    graph = csr_array(np.kron(np.eye(4), block))
+    nested = nested_communities(graph, (10.0, 1.0, 0.1), 0)
+    assert len(np.unique(nested[-1])) == 4
+    for fine, coarse in pairwise(nested):
+        assert all(len(np.unique(coarse[fine == i])) == 1 for i in np.unique(fine))
+
+
+def test_shared_neighbours_are_counted_as_sets():
+    x = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    distances, found = nearest(x, 6)
+    full = np.linalg.norm(x[:, None] - x[None], axis=2)
+    np.fill_diagonal(full, np.inf)
+    assert np.array_equal(found, np.argsort(full, axis=1)[:, :6])
+    assert distances == pytest.approx(np.sort(full, axis=1)[:, :6], abs=1e-3)
+    graph = shared_neighbour_graph(found).toarray()
+    for i in range(60):
+        for j in found[i]:
+            assert graph[i, j] == len(set(found[i]) & set(found[j])) == graph[j, i]
+
+
+def test_a_cover_leaves_no_point_far_from_its_leader():
+    x = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32)
+    group, leaders = cover(x, 0.4)
+    assert len(leaders) < 300
+    assert np.array_equal(group[leaders], np.arange(len(leaders)))
+    # a leader that is covered in a later round takes its points along: two radii then, seldom more
+    away = np.linalg.norm(x - x[leaders[group]], axis=1)
+    assert np.quantile(away, 0.9) < 0.4
+    assert away.max() < 1.2
+
+
+def test_equal_points_have_a_graph():
+    x = np.repeat(np.eye(4, dtype=np.float32), 20, axis=0)
+    shares, _nested, apart = concept_shares(x, CommunitySettings(forms=("rows",)))
+    assert shares.sum() == pytest.approx(1)
+    assert np.bincount(np.repeat(np.arange(4), 20), weights=shares) == pytest.approx([0.25] * 4, abs=0.05)
+    assert 0 <= apart <= 1
+
+
+def test_large_pools_show_members_of_every_cluster_to_the_graph():
+    labels = np.repeat(np.arange(10), [5, 995, *[1000] * 8])
+    rows = graph_points(labels, 10, np.random.default_rng(0), limit=200)
+    assert np.bincount(labels[rows]).tolist() == [5, *[20] * 9]
+    assert first_level(80) == 10
+    assert first_level(160_000) == first_level(160_001) == 20_000
+    assert first_level(640_000) == 40_000
+
+
+def test_upper_levels_need_no_rows_in_memory(tmp_path: Path):
+    x, labels = blobs([1400, 200, 200, 200], [0.5] * 4, dim=160)
+    np.save(tmp_path / "x.npy", x.astype(np.float16))
+    first = CommunityTree(progress=False)._first
+    from curation.embeddings import open_embeddings
+
+    source = open_embeddings(str(tmp_path / "x.npy"))
+    tree = first(source, "cosine").fit(source)
+    grown = grow_levels(tree, source, limit=500, progress=False)
+    assert grown.settings["graph_points"] <= 500
+    assert share_of(labels, grown.sample(400, seed=0)).min() > 0.15
