@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ def balance_figure(table: Table, path: Path) -> None:
     cells = sorted(table.uneven, key=lambda cell: table.entries[cell][main].mean if main else 0.0)
     figure, axes = plt.subplots(figsize=(9, 0.29 * len(cells) + 1.6))
     for place, method in enumerate(shown):
-        style = {"color": COLOURS[place], "marker": MARKERS[place], "alpha": 0.75, "markersize": 5}
+        style: dict[str, Any] = {"color": COLOURS[place], "marker": MARKERS[place], "alpha": 0.75, "markersize": 5}
         if method == "communities":
             style |= {"color": "#c8553d", "marker": "o", "alpha": 1.0, "markersize": 8}
         ways = table.ways(method)

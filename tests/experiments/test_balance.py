@@ -96,10 +96,10 @@ def test_balanced_draw_gives_each_child_the_same():
     assert np.bincount(fine[rows]).tolist() == [20, 20, 40]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if "paper_" not in name and name != "former"])
 def test_every_method_gives_distinct_rows_and_repeats_itself(name: str):
     pool = pools.CELLS["clutter"]
-    pool = replace(pool, settings={"kind": "clutter", "rows": 1000}).pool(None, 0)
+    pool = replace(pool, settings={"kind": "clutter", "rows": 800}).pool(None, 0)
     rows = METHODS[name].draw(pool, 100, 0)
     assert len(np.unique(rows)) == len(rows) == 100
     assert rows.max() < len(pool.x)
@@ -111,11 +111,11 @@ def test_tiny_run_writes_page_figures_and_picture_and_goes_on(tmp_path: Path, mo
     monkeypatch.setenv("CURATED_SSL_DATA", str(tmp_path / "nowhere"))
     cells = {name: CELLS[name] for name in ("rings", "clutter", "cifar_even")}
     cells["rings"] = replace(cells["rings"], settings={"kind": "rings", "rows": 1200})
-    cells["clutter"] = replace(cells["clutter"], settings={"kind": "clutter", "rows": 1500})
+    cells["clutter"] = replace(cells["clutter"], settings={"kind": "clutter", "rows": 800})
     monkeypatch.setattr(benchmark, "CELLS", cells)
     monkeypatch.setattr(measure, "CELLS", cells)
     output = tmp_path / "docs" / "balance.md"
-    methods = ["flat", "one_graph", "communities_prepared"]
+    methods = ["flat", "one_graph", "paper_prepared"]
     run_benchmark(output, tmp_path / "work", list(cells), methods, "3,4", "the command")
     text = output.read_text()
     assert "CIFAR-10, even (train.parquet)" in text
