@@ -9,46 +9,40 @@ import numpy as np
 from experiments.balance.measure import Table
 from experiments.balance.methods import METHODS
 from experiments.balance.pools import CELLS
-from experiments.figures import COLOURS, MARKERS, plt
+from experiments.figures import COLOURS, plt
 from foundation.files import write_atomically
 
-SHOWN = ("paper", "paper_axes", "former", "halving", "one_graph", "communities")  # the last lies on top
-LEAST = -1.0  # left edge; what lies beyond is drawn there as an arrow
+# the last lies on top
+SHOWN: dict[str, dict[str, Any]] = {
+    "paper": {"color": COLOURS[0], "marker": "s"},
+    "paper_unit": {"color": COLOURS[1], "marker": "D"},
+    "former": {"color": COLOURS[6], "marker": "^"},
+    "halving": {"color": COLOURS[3], "marker": "v"},
+    "one_graph": {"color": COLOURS[4], "marker": "P"},
+    "communities": {"color": COLOURS[2], "marker": "o"},
+}
+LEAST = -1.0  # left edge: what lies beyond is drawn there, hollow
 
 
 def balance_figure(table: Table, path: Path) -> None:
-    """Write a PNG: a row for each cell that is not even, the worst of the default at the foot; bars: range of seeds."""
+    """Write a PNG: a line for each cell that is not even, the worst of the default at the foot; bar: range of seeds."""
     shown = [method for method in SHOWN if table.ways(method)]
-    main = "communities" if "communities" in shown else next(iter(shown), None)
-    cells = sorted(table.uneven, key=lambda cell: table.entries[cell][main].mean if main else 0.0)
+    main = table.ways(shown[-1]) if shown else {}
+    cells = sorted(table.uneven, key=lambda cell: main[cell].mean if cell in main else 0.0)
     figure, axes = plt.subplots(figsize=(9, 0.29 * len(cells) + 1.6))
-    for place, method in enumerate(shown):
-        style: dict[str, Any] = {"color": COLOURS[place], "marker": MARKERS[place], "alpha": 0.75, "markersize": 5}
+    for method in shown:
+        style: dict[str, Any] = {"linestyle": "none", "markersize": 5, "alpha": 0.8, "zorder": 3, **SHOWN[method]}
         if method == "communities":
-            style |= {"color": "#c8553d", "marker": "o", "alpha": 1.0, "markersize": 8}
+            style |= {"alpha": 1.0, "markersize": 8, "zorder": 4}
         ways = table.ways(method)
-        axes.plot(
-            [max(ways[cell].mean, LEAST) if cell in ways else np.nan for cell in cells],
-            range(len(cells)),
-            linestyle="none",
-            label=METHODS[method].title,
-            **style,
-        )
-        for line, cell in enumerate(cells):
-            if cell not in ways:
-                continue
-            if ways[cell].mean < LEAST:
-                axes.annotate(
-                    f"{100 * ways[cell].mean:.0f}",
-                    (LEAST, line),
-                    xytext=(-5, 0),
-                    textcoords="offset points",
-                    ha="right",
-                    va="center",
-                    fontsize=6,
-                )
-            if method == "communities":
-                axes.plot([min(ways[cell].way), max(ways[cell].way)], [line, line], color=style["color"], linewidth=2)
+        places = [(ways[cell], line) for line, cell in enumerate(cells) if cell in ways]
+        inside = [(entry.mean, line) for entry, line in places if entry.mean >= LEAST]
+        beyond = [(LEAST, line) for entry, line in places if entry.mean < LEAST]
+        axes.plot(*np.array(inside).reshape(-1, 2).T, label=METHODS[method].title, **style)
+        axes.plot(*np.array(beyond).reshape(-1, 2).T, clip_on=False, markerfacecolor="white", **style)
+        for entry, line in places if method == "communities" else ():
+            ends = np.maximum([min(entry.way), max(entry.way)], LEAST)
+            axes.plot(ends, [line, line], color=style["color"], linewidth=1.5)
     for position, name in ((0, "random rows"), (1, "true labels")):
         axes.axvline(position, color="#2f2f2f", linewidth=1)
         axes.annotate(
@@ -66,7 +60,7 @@ def balance_figure(table: Table, path: Path) -> None:
     axes.set_xticks(np.arange(LEAST, 1.01, 0.25), [f"{100 * tick:.0f} %" for tick in np.arange(LEAST, 1.01, 0.25)])
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.set_xlabel("share of the way; numbers at the left edge lie beyond it")
+    axes.set_xlabel("share of the way, mean over seeds; hollow at the left edge: beyond it")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.legend(
         frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.4, -0.5 / figure.get_figheight())

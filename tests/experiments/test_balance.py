@@ -14,7 +14,7 @@ from experiments.balance import benchmark, measure, pools
 from experiments.balance.benchmark import available, chosen, parse_seeds, run_benchmark
 from experiments.balance.measure import share_of_way, subset_measures, tabulate
 from experiments.balance.methods import METHODS, balanced_draw
-from experiments.balance.page import percent
+from experiments.balance.page import headline, percent
 from experiments.balance.pools import CELLS, Pool, leading_axes, zipf_rows
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +64,10 @@ def test_table_pairs_seeds_and_takes_even_pools_apart():
     assert entry.spread == pytest.approx(np.std([0.5, 0.0], ddof=1))
     assert entry.means["junk"] == pytest.approx(0.15)
     assert table.entries["cifar_even"]["paper"].mean == pytest.approx(0.05)
+    assert headline(table, "paper") == (
+        "paper goes 25 % of the way on average and 25 % in the worst cell (toy: rings); never below 0."
+    )
+    assert headline(table, "flat") == ""
 
 
 @pytest.mark.parametrize("exponent", [0.0, 1.0, 2.0])
