@@ -76,7 +76,7 @@ def compared(table: Table) -> list[str]:
 
 
 def summary_rows(table: Table) -> list[list[str]]:
-    """For each method: mean and worst share of the way, cells below random rows, spread, worst even pool."""
+    """For each method: mean and worst share of the way, worst seed, cells below random rows, spread, worst even pool."""
     rows = []
     for method in compared(table):
         ways = table.ways(method)
@@ -88,11 +88,12 @@ def summary_rows(table: Table) -> list[list[str]]:
             row += [
                 percent(float(np.mean([entry.mean for entry in ways.values()]))),
                 f"{percent(ways[worst].mean)} ({CELLS[worst].title})",
+                percent(min(min(entry.way) for entry in ways.values())),
                 f"{below} of {len(ways)}",
                 percent(float(np.mean([entry.spread for entry in ways.values()]))),
             ]
         else:
-            row += ["-"] * 4
+            row += ["-"] * 5
         row.append(f"{max(even.values()):+.3f}" if even else "-")
         rows.append(row)
     return rows
@@ -164,7 +165,14 @@ def page(
     blocks = [INTRODUCTION, origin(command, made) + f"- seeds: {', '.join(map(str, seeds))}\n", note]
     if missing:
         blocks.append("Left out, their data are not here: " + "; ".join(missing) + ".")
-    header = ["method", "", "mean share of the way, %", "worst cell, %", "cells below random rows"]
+    header = [
+        "method",
+        "",
+        "mean share of the way, %",
+        "worst cell, %",
+        "worst seed of a cell, %",
+        "cells below random rows",
+    ]
     header += ["spread over seeds, mean", "worst even pool, KL added"]
     told = [f"- {line}" for line in (headline(table, method) for method in methods[:2]) if line]
     blocks += [
