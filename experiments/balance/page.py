@@ -76,7 +76,7 @@ def compared(table: Table) -> list[str]:
 
 
 def summary_rows(table: Table) -> list[list[str]]:
-    """For each method: mean and worst share of the way, worst seed, cells below random rows, spread, worst even pool."""
+    """For each method: mean and worst share of the way, worst seed, cells below random, spread, worst even pool."""
     rows = []
     for method in compared(table):
         ways = table.ways(method)
