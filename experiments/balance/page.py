@@ -32,7 +32,7 @@ So a deep tree helps on the toys in the plane, and hardly on embeddings.
 ones share a cell with their neighbours, and outliers get cells of their own. That every row's nearest neighbour is of
 its own concept is not enough: concepts must also have similar scatter. Where they have not, a varied head beside
 compact tails, or rows of unequal length, resampling can end far below random rows. It works where concepts are alike in
-scatter, as the rings are, and where the head is the compact one.
+scatter, as the rings are.
 
 **Communities of a neighbour graph** know ranks, not distances: a wide concept and a compact one of as many rows have
 graphs of the same shape, so scatter does not matter. What they do not forgive is near-duplicates: a burst of copies
@@ -43,7 +43,9 @@ concepts are taken for copies.
 
 **Resolution** decides what is a group: a coarse one finds domains, a fine one the concepts within, and somebody means
 either. A varied domain has many communities, a plain one few, so an even share of communities is more for the varied:
-where that one is the head, as when clip art leads six visual domains, this is what is left of the old failure. And no
+where that one is the head, as when clip art leads six visual domains, this is what is left of the old failure. Classes
+of one domain that overlap in the embedding make no communities at all: there the default stays near random rows, while
+SemDeDup and D4, which keep what lies apart from its like, gain, and lose most elsewhere. And no
 single graph wins everywhere: of rows as they are or of directions, with or without a cover, each fails
 somewhere. The mean of several shares is never worse than they are on average, since the KL divergence is convex, and
 mostly far better, since they fail in different places. The default is such a mean.
