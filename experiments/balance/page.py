@@ -45,10 +45,10 @@ concepts are taken for copies.
 either. A varied domain has many communities, a plain one few, so an even share of communities is more for the varied:
 where that one is the head, as when clip art leads six visual domains, this is what is left of the old failure. Classes
 of one domain that overlap in the embedding make no communities at all: there the default stays near random rows, while
-SemDeDup and D4, which keep what lies apart from its like, gain, and lose most elsewhere. And no
-single graph wins everywhere: of rows as they are or of directions, with or without a cover, each fails
-somewhere. The mean of several shares is never worse than they are on average, since the KL divergence is convex, and
-mostly far better, since they fail in different places. The default is such a mean.
+SemDeDup and D4, which keep what lies apart from its like, gain, and lose most elsewhere. And no single graph wins
+everywhere: of rows as they are or of directions, with or without a cover, each fails somewhere. The mean of several
+shares is never worse than they are on average, since the KL divergence is convex, and mostly far better, since they
+fail in different places. The default is such a mean.
 """
 
 
