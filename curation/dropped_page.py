@@ -1,16 +1,14 @@
 """The page that shows what preparation left out: samples of every reason, next to what they repeat."""
 
-import base64
 import html
-import io
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from curation.gallery import thumbnail
+from curation.examples import Examples, data_uri, jpeg
 
-SHOWN, CHARACTERS, SIZE = 24, 160, 88  # of each reason: samples; of a text; pixels of a picture
+SHOWN, SIZE = 24, 88  # samples of each reason; pixels of a picture
 STYLE = """body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#222}
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin:1.6rem 0 .4rem}.pairs{display:flex;flex-wrap:wrap;gap:.6rem}
 figure{margin:0;border:1px solid #ddd;border-radius:6px;padding:.35rem}figcaption{font-size:.75rem;color:#555}
@@ -37,6 +35,7 @@ def dropped_page(
     pool: Any = None,
 ) -> str:
     """A self-contained HTML page, some hundred kilobytes; pictures and texts are shown where the pool is given."""
+    examples = Examples(pool)
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><title>What preparation left out</title>",
         f"<style>{STYLE}</style><h1>What preparation left out</h1><p>{html.escape(headline)}.</p>",
@@ -50,7 +49,7 @@ def dropped_page(
         parts.append("<div class=pairs>")
         for position in chosen:
             other = int(repeats[position])
-            shown = _shown(pool, int(dropped[position])) + (_shown(pool, other) if other >= 0 else "")
+            shown = _shown(examples, int(dropped[position])) + (_shown(examples, other) if other >= 0 else "")
             caption = f"row {dropped[position]}" + (f" repeats {other}" if other >= 0 else "")
             if np.isfinite(similarity[position]):
                 caption += f", cosine {similarity[position]:.3f}"
@@ -59,18 +58,8 @@ def dropped_page(
     return "\n".join(parts) + "</html>\n"
 
 
-def _shown(pool: Any, row: int) -> str:
+def _shown(examples: Examples, row: int) -> str:
     """A picture or a text as HTML; "" where the pool has neither."""
-    if pool is None:
-        return ""
-    if "image" in pool.column_names:
-        try:
-            picture = thumbnail(pool[row]["image"], SIZE)
-        except (OSError, ValueError, AttributeError):
-            return f'<span style="display:inline-block;width:{SIZE}px;height:{SIZE}px;background:#ddd"></span>'
-        stream = io.BytesIO()
-        picture.save(stream, "JPEG", quality=80)
-        return f'<img alt="row {row}" src="data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}">'
-    if "text" in pool.column_names:
-        return f"<p class=text>{html.escape((pool[row]['text'] or '')[:CHARACTERS])}</p>"
-    return ""
+    if examples.kind == "image":
+        return f'<img alt="row {row}" src="{data_uri(jpeg(examples.picture(row, SIZE)))}">'
+    return f"<p class=text>{html.escape(examples.snippet(row))}</p>" if examples.kind == "text" else ""
