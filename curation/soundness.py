@@ -34,7 +34,8 @@ COPY = 0.5  # of the distance to the last neighbour: the first one is a near-cop
 AGAIN_RESAMPLES = 2  # of the tree that is grown again
 LEAST = 32  # rows, below which samples tell nothing
 # beyond these a finding is a warning, or bad
-ISOLATED, COPIES, FLATNESS, AGREEMENT = (3.0, 5.0), (2.0, 100.0), (1.05, 1.15), (0.35, 0.6)
+ISOLATED, COPIES, FLATNESS, AGREEMENT = (3.0, 5.0), (3.0, np.inf), (1.05, 1.15), (0.35, 0.6)
+LARGEST, ALONE, USED_UP, BELIEFS, LEFT = (0.5, 0.8), (0.15, 0.25), (0.65, 0.9), (0.42, 0.6), (0.5, np.inf)
 AUTO = "Cluster again with --levels auto."
 
 
@@ -92,7 +93,9 @@ def rows_of_tree(tree: ClusterTree, embeddings: Any) -> Embeddings:
     # rows that were left out for being infinite changed the fingerprint
     same = wanted in (None, whole, x.fingerprint()) or tree.settings.get("dropped_rows", 0) > 0
     if x.dim != dim or not same:
-        raise CurationError(f"the tree was made of other embeddings (fingerprint {wanted}); give those it was fitted on")
+        raise CurationError(
+            f"the tree was made of other embeddings (fingerprint {wanted}); give those it was fitted on"
+        )
     return x
 
 
@@ -111,8 +114,7 @@ def check_sizes(tree: ClusterTree) -> Finding:
         share = float(tree.row_counts(0).max() / n)
         return _finding(
             share,
-            0.5,
-            0.8,
+            *LARGEST,
             f"The largest of the {len(tree.levels[0].centroids):,} clusters holds {share:.0%} of the rows.",
             "Take more clusters, or bring the rows to unit length with --metric cosine.",
         )
@@ -121,8 +123,8 @@ def check_sizes(tree: ClusterTree) -> Finding:
         return _finding(
             share, 0.95, 1.0, f"{sentence}, which are one concept to the neighbour graphs.", "Look at them in the map."
         )
-    reason = ": the levels above the first set outliers apart, not concepts" if share > 0.5 else ""
-    return _finding(share, 0.5, 0.8, f"{sentence}{reason}.", f"{AUTO[:-1]}, or with fewer levels and fewer resamples.")
+    reason = ": the levels above the first set outliers apart, not concepts" if share > LARGEST[0] else ""
+    return _finding(share, *LARGEST, f"{sentence}{reason}.", f"{AUTO[:-1]}, or with fewer levels and fewer resamples.")
 
 
 def check_singletons(tree: ClusterTree, size: int) -> Finding:
@@ -137,8 +139,7 @@ def check_singletons(tree: ClusterTree, size: int) -> Finding:
     upper = f" ({', '.join(f'{share:.0%}' for share in shares[1:])} higher up)" if len(shares) > 1 else ""
     return _finding(
         taken if alone.mean() * 1.5 < taken else 0.0,
-        0.15,
-        0.25,
+        *ALONE,
         f"Clusters of a single row, {shares[0]:.0%} of those of level 1{upper}, give {taken:.0%} of a subset of {size:,} "
         f"but {alone.mean():.0%} of the pool.",
         f"Take fewer clusters at level 1, and leave out junk first (curate filter, curate dedup). {_auto(tree, '')}".strip(),
@@ -155,8 +156,7 @@ def check_used_up(tree: ClusterTree, rows: Int[np.ndarray, "m"]) -> Finding:
     value = share if pool < 0.5 else 0.0
     return _finding(
         value,
-        0.65,
-        0.9,
+        *USED_UP,
         f"{used.sum():,} of {len(counts):,} clusters of level 1 are used up by the subset and make {share:.0%} of it: more "
         "balance among them is not to be had.",
         "Draw a smaller subset, or let rows repeat (--max-copies).",
@@ -170,10 +170,9 @@ def check_beliefs(tree: ClusterTree) -> Finding | None:
         return None
     return _finding(
         float(apart),
-        0.35,
-        0.5,
+        *BELIEFS,
         f"The neighbour graphs give {float(apart):.0%} of the subset to different rows: they "
-        + ("do not agree on what the concepts are." if apart > 0.35 else "agree on what the concepts are."),
+        + ("do not agree on what the concepts are." if apart > BELIEFS[0] else "agree on what the concepts are."),
         "Look at the map and the galleries before you trust the shares; another embedding may tell more.",
     )
 
@@ -260,8 +259,7 @@ def check_dimension(sample: _Sample) -> Finding | None:
     levels = f"{tree.n_levels} level{'s' * (tree.n_levels > 1)} of k-means"
     return _finding(
         left,
-        0.45,
-        1.0,
+        *LEFT,
         f"{about}, where {levels} leave the density to the power of {left:.2f} (1: as it was, 0: flat).",
         AUTO,
     )
