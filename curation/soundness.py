@@ -1,24 +1,26 @@
 """Is a tree sound? Checks that need no labels: what each finds, in one plain sentence with its remedy.
 
-No single sign is enough. Rare concepts lie apart, and so do outliers; a pool with one huge concept has one huge cluster.
+No single sign is enough. Rare concepts lie apart, and so do outliers; a pool of one huge concept has one huge cluster.
 So each check says what it saw, and thresholds are those that told known good trees from known bad ones
-(`python -m experiments.soundness`). Everything is measured on samples: seconds for any number of rows.
+(`python scripts/calibrate_checks.py`). Everything is measured on samples: seconds for any number of rows.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from curation.balance import effective_number
 from curation.bad_rows import KeptRows
+from curation.balance import effective_number
 from curation.communities import communities
 from curation.dimension import likely_dimension, two_nearest_dimension
 from curation.embeddings import Embeddings, open_embeddings
 from curation.neighbours import nearest, principal_axes, shared_neighbour_graph
+from curation.subset import Subset
 from curation.tree import ClusterTree
 from foundation.errors import CurationError
 
@@ -31,7 +33,7 @@ TAIL = 0.02  # share of the pool's rows that count as isolated, or as crowded
 CELLS = 64  # on which two trees are compared
 RESOLUTIONS = (0.1, 1.0)  # of the communities on which a subset is judged, coarse and fine
 COPY = 0.5  # of the distance to the last neighbour: the first one is a near-copy below it
-AGAIN_RESAMPLES = 2  # of the tree that is grown again
+AGAIN_ROWS, AGAIN_RESAMPLES = 2_500, 2  # of the tree that is grown again
 LEAST = 32  # rows, below which samples tell nothing
 # beyond these a finding is a warning, or bad
 ISOLATED, COPIES, FLATNESS, AGREEMENT = (3.0, 5.0), (3.0, np.inf), (1.05, 1.15), (0.35, 0.6)
@@ -140,9 +142,9 @@ def check_singletons(tree: ClusterTree, size: int) -> Finding:
     return _finding(
         taken if alone.mean() * 1.5 < taken else 0.0,
         *ALONE,
-        f"Clusters of a single row, {shares[0]:.0%} of those of level 1{upper}, give {taken:.0%} of a subset of {size:,} "
-        f"but {alone.mean():.0%} of the pool.",
-        f"Take fewer clusters at level 1, and leave out junk first (curate filter, curate dedup). {_auto(tree, '')}".strip(),
+        f"Clusters of a single row, {shares[0]:.0%} of those of level 1{upper}, give {taken:.0%} of a subset of "
+        f"{size:,} but {alone.mean():.0%} of the pool.",
+        f"Take fewer clusters at level 1, and leave out junk first (curate filter). {_auto(tree, '')}".strip(),
     )
 
 
@@ -157,8 +159,8 @@ def check_used_up(tree: ClusterTree, rows: Int[np.ndarray, "m"]) -> Finding:
     return _finding(
         value,
         *USED_UP,
-        f"{used.sum():,} of {len(counts):,} clusters of level 1 are used up by the subset and make {share:.0%} of it: more "
-        "balance among them is not to be had.",
+        f"{used.sum():,} of {len(counts):,} clusters of level 1 are used up by the subset and make {share:.0%} of it"
+        + (": more balance among them is not to be had." if value > USED_UP[0] else "."),
         "Draw a smaller subset, or let rows repeat (--max-copies).",
     )
 
@@ -192,12 +194,15 @@ class _Sample:
         self.tree, self.x = tree, x
         self.rng = np.random.default_rng([seed, 11])
         n = tree.n_rows
-        self.pool = np.sort(self.rng.choice(n, min(n, SAMPLE), replace=False))
+        self.pool = self.rng.permutation(self.rng.choice(n, min(n, SAMPLE), replace=False))
         self.subset = np.sort(self.rng.choice(subset, min(len(subset), SAMPLE), replace=False))
         self.random = np.sort(self.rng.choice(n, min(n, len(self.subset)), replace=False))
         rows, place = np.unique(np.concatenate([self.pool, self.subset, self.random]), return_inverse=True)
         self.raw = _read(x, rows)
         self._place = place
+        if not np.isfinite(self.raw).all():
+            bad = int(rows[~np.isfinite(self.raw).all(axis=1)][0])
+            raise CurationError(f"{x.locate(bad)} holds NaN or infinity; give the rows of the tree alone")
         points = self.raw
         if tree.settings.get("metric") == "cosine" or x.dim >= 16:
             points = points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
@@ -324,9 +329,9 @@ def check_flatness(sample: _Sample) -> Finding:
     return _finding(
         1 / gain,
         *FLATNESS,
-        "Over the communities of a neighbour graph that the tree did not see, coarse and fine, the subset is as diverse "
-        f"as {' and '.join(told)}: {how} even than random rows.",
-        f"Do not train on this subset. {_auto(sample.tree, 'Try another embedding, or random rows.')}",
+        "Over communities of a neighbour graph that the tree did not see, coarse and fine, the subset is as diverse as "
+        f"{' and '.join(told)}: {how} even than random rows.",
+        f"Look closely before you train on this. {_auto(sample.tree, 'Try another embedding, or random rows.')}",
     )
 
 
@@ -335,7 +340,7 @@ def _again(sample: _Sample, seed: int, **changed: Any) -> ClusterTree:
     from curation.hierarchy import HierarchicalKMeans
     from curation.levels import grow_levels
 
-    tree, points = sample.tree, sample.pool_rows
+    tree, points = sample.tree, sample.pool_rows[:AGAIN_ROWS]
     n, share = len(points), len(points) / tree.n_rows
     counts = [len(level.centroids) for level in tree.levels]
     levels: list[int] = []
@@ -364,21 +369,41 @@ def check_agreement(sample: _Sample, seed: int) -> Finding | None:
 
     if len(sample.pool) < 64:
         return None
-    cells = kmeans(sample.points, min(CELLS, len(sample.pool) // 16), max_iterations=10, seed=1).labels
+    rows = sample.pool[:AGAIN_ROWS]
+    cells = kmeans(sample.points[: len(rows)], min(CELLS, len(rows) // 16), max_iterations=10, seed=1).labels
     try:
         other = _again(sample, seed + 1_000)
     except CurationError:  # too few distinct rows for as many clusters
         return None
     part = []
-    for weights in (sample.tree.sampling_weights()[sample.pool], other.sampling_weights()):
+    for weights in (sample.tree.sampling_weights()[rows], other.sampling_weights()):
         part.append(np.bincount(cells, weights=weights / weights.sum()))
     moved = float(np.abs(part[0] - part[1]).sum() / 2)
     return _finding(
         moved,
         *AGREEMENT,
-        f"Another seed (on {len(sample.pool):,} rows) gives {moved:.0%} of the subset to other places.",
+        f"Another seed (on {len(rows):,} rows) gives {moved:.0%} of the subset to other places.",
         _auto(sample.tree, "Take the mean of several seeds' sampling weights, or a pool of more rows."),
     )
+
+
+def find_embeddings(tree: ClusterTree, folder: Path) -> Embeddings | None:
+    """The embeddings of a tree in ``folder``, where they lie beside it as ``embeddings/``; else None."""
+    beside = folder.resolve().parent / "embeddings"
+    if not beside.exists():
+        return None
+    try:
+        return rows_of_tree(tree, beside)
+    except CurationError:
+        return None
+
+
+def check_subset(tree: ClusterTree, subset: Subset, x: Any = None, seed: int = 0) -> list[Finding]:
+    """`check_tree` of a subset by its pool rows; those that the tree does not know are left to others to refuse."""
+    ids = subset.rows()
+    rows = ids if tree.row_ids is None else np.searchsorted(np.asarray(tree.row_ids), ids)
+    rows = rows[rows < tree.n_rows]
+    return check_tree(tree, x, rows if len(rows) else None, seed)
 
 
 def check_tree(
