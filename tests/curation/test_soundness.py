@@ -1,9 +1,12 @@
 """Soundness without labels: a silent check lets a user train on a subset that is worse than random rows."""
 
+import sys
+
 import numpy as np
 import pytest
 
 from curation import CurationError, HierarchicalKMeans
+from curation.cli import main
 from curation.dimension import likely_dimension, two_nearest_dimension
 from curation.levels import grow_levels
 from curation.neighbours import nearest
@@ -157,3 +160,29 @@ def test_other_rows_are_refused_and_left_out_ones_are_found_again(tmp_path):
     (tmp_path / "embeddings").mkdir()
     np.save(tmp_path / "embeddings" / "x.npy", clean)
     assert find_embeddings(whole, tmp_path / "tree").n_rows == 119
+
+
+def test_commands_tell_the_user_unless_asked_not_to(tmp_path, capsys, monkeypatch):
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(size=(580, 6)), rng.normal(size=(20, 6)) * 40]).astype(np.float32)
+    (tmp_path / "embeddings").mkdir()
+    np.save(tmp_path / "embeddings" / "x.npy", x)
+
+    def curate(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["curate", *map(str, arguments)])
+        with pytest.raises(SystemExit, match="0"):
+            main()
+        return capsys.readouterr().err
+
+    tree, subset, page = tmp_path / "tree", tmp_path / "subset", tmp_path / "report.html"
+    cluster = ["cluster", tmp_path / "embeddings", "-o", tree, "--levels", "60,12", "--metric", "l2"]
+    told = curate(*cluster)
+    assert "BAD: The largest of the 12 clusters of level 2 holds 9" in told
+    assert "BAD" not in curate(*cluster, "--overwrite", "--no-check")
+    told = curate("sample", tree, "-o", subset, "--size", 100)
+    assert "BAD: The largest" in told
+    assert "isolated" in told  # which takes the embeddings beside the tree
+    curate("report", tree, subset, "-o", page)
+    assert "The largest of the 12 clusters of level 2 holds" in page.read_text()
+    curate("report", tree, subset, "-o", page, "--no-check")
+    assert "The largest of the 12 clusters of level 2 holds" not in page.read_text()
