@@ -54,10 +54,14 @@ class Advice:
     commands: list[str]
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As JSON takes it: what is not known is None."""
+        found = asdict(self)
+        for item in found["evidence"]:
+            item["value"] = item["value"] if np.isfinite(item["value"]) else None
+        return found
 
     def table(self) -> str:
-        """For people."""
+        """For people: evidence, reasons, commands."""
         wide = max(len(item.name) for item in self.evidence)
         lines = [f"{item.name:{wide}}  {_short(item.value):>9}  {item.meaning}".rstrip() for item in self.evidence]
         return "\n".join([*lines, "", *self.reasons, "", *self.commands])
@@ -67,7 +71,7 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:.3g}"
 
 
-def advise(x: Any, size: int, name: str = "embeddings/", seed: int = 0) -> Advice:
+def advise(x: Any, size: int, name: str = "embeddings/", seed: int = 0, kept: str | None = None) -> Advice:
     """Look at a sample of rows and choose.
 
     The choice is `--levels auto`, which was best or near it on all pools of many dimensions; the paper's levels are
@@ -76,7 +80,8 @@ def advise(x: Any, size: int, name: str = "embeddings/", seed: int = 0) -> Advic
     Args:
         x: (n, d), anything `open_embeddings` takes.
         size: rows of the subset that is wanted.
-        name: of the embeddings in the commands.
+        name: of the embeddings in the commands, and
+        kept: of the folder of ``x``'s kept rows there.
 
     Raises:
         CurationError: ``size`` is not between 1 and the rows, or no row of the sample can be used.
@@ -126,7 +131,7 @@ def advise(x: Any, size: int, name: str = "embeddings/", seed: int = 0) -> Advic
         repeated > REPEATED,
         _reasons(n, dim, size, metric, flat, spread, cosine, repeated, bad, intrinsic),
         evidence,
-        _commands(name, size, metric, levels, repeated > REPEATED, bad),
+        _commands(name, size, metric, levels, repeated > REPEATED, bad, kept),
     )
 
 
@@ -173,11 +178,14 @@ def _reasons(
     return found
 
 
-def _commands(name: str, size: int, metric: str, levels: str | list[int], dedup: bool, bad: float) -> list[str]:
-    where = shlex.quote(name)
-    lines = [f"curate dedup {where} -o kept/ --metric {metric}"] if dedup else []
+def _commands(
+    name: str, size: int, metric: str, levels: str | list[int], dedup: bool, bad: float, kept: str | None
+) -> list[str]:
+    where, rows, lines = shlex.quote(name), "" if kept is None else f" --rows {shlex.quote(kept)}", []
+    if dedup:
+        lines.append(f"curate dedup {where} -o distinct/ --metric {metric}{rows}")
+        rows = " --rows distinct/"
     cluster = f"curate cluster {where} -o tree/ --metric {metric} --levels "
     cluster += levels if isinstance(levels, str) else ",".join(map(str, levels)) + " --resamples 10"
-    cluster += " --rows kept/" if dedup else ""
-    cluster += " --drop-bad-rows" if bad else ""
+    cluster += rows + (" --drop-bad-rows" if bad else "")
     return [*lines, cluster, f"curate sample tree/ -o subset/ --size {size}"]

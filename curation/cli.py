@@ -379,7 +379,7 @@ def give_advice(
 
     source = open_embeddings(embeddings, column)
     source = source if rows is None else kept_rows(source, rows)
-    found = advise(source, size, str(embeddings), seed)
+    found = advise(source, size, str(embeddings), seed, None if rows is None else str(rows))
     typer.echo(dumps(found.as_dict(), indent=2) if json else found.table())
 
 

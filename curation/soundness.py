@@ -370,8 +370,8 @@ def check_agreement(sample: _Sample, seed: int) -> Finding | None:
     if len(sample.pool) < 64:
         return None
     rows = sample.pool[:AGAIN_ROWS]
-    cells = kmeans(sample.points[: len(rows)], min(CELLS, len(rows) // 16), max_iterations=10, seed=1).labels
     try:
+        cells = kmeans(sample.points[: len(rows)], min(CELLS, len(rows) // 16), max_iterations=10, seed=1).labels
         other = _again(sample, seed + 1_000)
     except CurationError:  # too few distinct rows for as many clusters
         return None
