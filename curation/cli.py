@@ -72,6 +72,10 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished
 Rows = Annotated[
     Path | None, typer.Option("--rows", help="Only the rows that curate dedup, filter or run kept: that folder.")
 ]
+NoCheck = Annotated[bool, typer.Option("--no-check", help="Do not say whether the tree is sound; saves seconds.")]
+Beside = Annotated[
+    Path | None, typer.Option("--embeddings", help="Of the tree, for its check; default: embeddings/ beside it.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and stop.")]
 
 
@@ -95,6 +99,19 @@ def _one_or_each(text: str | None, option: str) -> Any:
 
 def _say(text: str) -> None:
     typer.echo(text, err=True)
+
+
+def _warn(findings: list[Any]) -> None:
+    """One line for each thing that speaks against a tree or subset."""
+    for finding in findings:
+        if finding.severity != "ok":
+            _say(f"{'BAD' if finding.severity == 'bad' else 'warning'}: {finding.sentence} {finding.remedy}")
+
+
+def _embeddings_of(tree: Any, folder: Path, given: Path | None) -> Any:
+    from curation.soundness import find_embeddings, rows_of_tree
+
+    return find_embeddings(tree, folder) if given is None else rows_of_tree(tree, given)
 
 
 @app.command(epilog="Example:  curate embed images/ -o embeddings/ --embedder timm:vit_small_patch14_dinov2")
@@ -285,6 +302,7 @@ def cluster(
     device: Device = "auto",
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
+    no_check: NoCheck = False,
 ) -> None:
     """Build the cluster tree. A killed run goes on where it was.
 
@@ -336,7 +354,33 @@ def cluster(
             f"level {row['level']}: {row['k']:,} clusters of {row['points']:,} points, "
             f"{row['min_size']} to {row['max_size']} in one"
         )
+    if not no_check:
+        from curation.soundness import check_tree, rows_of_tree
+
+        _warn(check_tree(tree, rows_of_tree(tree, source)))
     _say(f"tree {tree.checksum} in {output}")
+
+
+@app.command("advise", epilog="Example:  curate advise embeddings/ --size 100000")
+def give_advice(
+    embeddings: Annotated[Path, typer.Argument(help="Folder of shards, .npy, parquet or Arrow file.")],
+    size: Annotated[int, typer.Option(help="Rows of the subset that is wanted.")],
+    column: Annotated[str | None, typer.Option(help="Column of a parquet or Arrow file.")] = None,
+    rows: Rows = None,
+    seed: Seed = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say which preparation, metric and levels to take, why, and what to type. Looks at a sample; no labels needed."""
+    from json import dumps
+
+    from curation.advise import advise
+    from curation.embeddings import open_embeddings
+    from curation.prepare import kept_rows
+
+    source = open_embeddings(embeddings, column)
+    source = source if rows is None else kept_rows(source, rows)
+    found = advise(source, size, str(embeddings), seed, None if rows is None else str(rows))
+    typer.echo(dumps(found.as_dict(), indent=2) if json else found.table())
 
 
 @app.command(epilog="Example:  curate sample tree/ -o subset/ --size 100000")
@@ -352,6 +396,8 @@ def sample(
     weights: Annotated[
         bool, typer.Option("--weights", help="Also write weights.npy, one probability per row.")
     ] = False,
+    embeddings: Beside = None,
+    no_check: NoCheck = False,
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
@@ -366,6 +412,10 @@ def sample(
     subset, _there = sample_folder(found, output, size, strategy.value, method.value, max_copies, seed)
     if weights:
         save_array(output / "weights.npy", found.sampling_weights(size))
+    if not no_check and method is Method("balanced"):
+        from curation.soundness import check_subset
+
+        _warn(check_subset(found, subset, _embeddings_of(found, tree, embeddings)))
     _say(f"{len(subset):,} rows ({len(subset.ids):,} distinct) in {output}/subset.parquet")
 
 
@@ -399,6 +449,8 @@ def report(
     pool: Annotated[str | None, typer.Option(help="The pool, for galleries of pictures or texts.")] = None,
     labels: Annotated[str | None, typer.Option(help="Column of the pool with true concepts.")] = None,
     title: Annotated[str, typer.Option(help="Headline of the page.")] = "Curation report",
+    embeddings: Beside = None,
+    no_check: NoCheck = False,
 ) -> None:
     """Write the report: a verdict, balance before and after, a map, galleries of clusters, one HTML file."""
     from curation.pool import open_pool
@@ -406,14 +458,21 @@ def report(
     from curation.subset import Subset
     from curation.tree import ClusterTree
 
+    found, drawn = ClusterTree.load(tree), Subset.load(subset)
+    findings = None
+    if not no_check:
+        from curation.soundness import check_subset
+
+        findings = check_subset(found, drawn, _embeddings_of(found, tree, embeddings))
     write_report(
-        ClusterTree.load(tree),
-        Subset.load(subset),
+        found,
+        drawn,
         output,
         pool=None if pool is None else open_pool(pool),
         labels=labels,
         title=title,
         commands=["curate " + " ".join(sys.argv[1:])],
+        findings=findings,
     )
     _say(f"open {output} in a browser")
 
@@ -493,6 +552,7 @@ def run(
     seed: Seed = 0,
     device: Device = "auto",
     overwrite: Overwrite = False,
+    no_check: NoCheck = False,
 ) -> None:
     """All steps, pool to report, in one folder. Steps already done with the same settings are skipped."""
     from curation.pipeline import DEFAULT_PREPARATION, run_pipeline
@@ -515,7 +575,9 @@ def run(
         prepare=None if no_prepare else DEFAULT_PREPARATION,
         overwrite=overwrite,
         say=_say,
+        check=not no_check,
     )
+    _warn(result.findings)
     if result.skipped:
         _say(f"already there, not done again: {', '.join(result.skipped)}")
     _say(f"subset in {output}/subset/subset.parquet; open {result.report} in a browser")

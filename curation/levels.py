@@ -16,7 +16,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from curation.communities import CommunitySettings, concept_shares
 from curation.embeddings import Embeddings, open_embeddings
 from curation.kmeans import KMeansResult, kmeans
-from curation.neighbours import MAX_DIMENSIONS
+from curation.neighbours import MAX_DIMENSIONS, leading_axes
 from curation.rows import SelectedRows
 from curation.sampling import cluster_starts, take_from_clusters
 from curation.tree import ClusterTree, Level
@@ -64,8 +64,7 @@ def graph_space(
     for block in blocks:
         part = x.take(block).float().cpu()
         moments += (part.T @ part).double()
-    _values, axes = torch.linalg.eigh(moments / len(rows))
-    kept = axes.flip(1)[:, :dimensions].float().contiguous()
+    kept = torch.from_numpy(leading_axes(moments.numpy(), dimensions))
     return torch.cat([x.take(block).float().cpu() @ kept for block in blocks]).numpy()
 
 

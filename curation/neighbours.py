@@ -13,6 +13,19 @@ MAX_DIMENSIONS = 128  # of the space in which neighbours are searched
 ROUNDS = 5  # of thinning: each sees 30 neighbours of a point
 
 
+def leading_axes(moments: Float[np.ndarray, "d d"], dimensions: int = MAX_DIMENSIONS) -> Float[np.ndarray, "d e"]:
+    """Axes about the origin (no centring: lengths and angles are kept as far as they fit), the strongest first."""
+    _values, axes = np.linalg.eigh(moments)
+    return np.ascontiguousarray(axes[:, ::-1][:, :dimensions], dtype=np.float32)
+
+
+def principal_axes(x: Float[np.ndarray, "n d"], dimensions: int = MAX_DIMENSIONS) -> Float[np.ndarray, "n e"]:
+    """Rows in their leading axes; as they are where they have no more dimensions."""
+    if x.shape[1] <= dimensions:
+        return np.ascontiguousarray(x, dtype=np.float32)
+    return np.ascontiguousarray(x @ leading_axes((x.T @ x).astype(np.float64), dimensions), dtype=np.float32)
+
+
 def nearest(x: Float[np.ndarray, "n d"], k: int) -> tuple[Float[np.ndarray, "n k"], Int[np.ndarray, "n k"]]:
     """Distances to the k nearest other points, and which they are; exact."""
     import faiss

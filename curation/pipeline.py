@@ -18,6 +18,7 @@ from curation.pool import open_pool
 from curation.prepare import Preparation, kept_rows, prepare_folder
 from curation.report import write_report
 from curation.sampling import STRATEGIES
+from curation.soundness import Finding, check_subset
 from curation.subset import Subset
 from curation.tree import ClusterTree
 from foundation.devices import open_device
@@ -37,6 +38,7 @@ class PipelineResult:
     report: Path
     skipped: list[str] = field(default_factory=list)
     preparation: dict[str, Any] | None = None
+    findings: list[Finding] = field(default_factory=list)
 
 
 Fit = CommunityTree | HierarchicalKMeans
@@ -193,6 +195,7 @@ def run_pipeline(
     prepare: Preparation | None = DEFAULT_PREPARATION,
     overwrite: bool = False,
     say: Callable[[str], None] = lambda _line: None,
+    check: bool = True,
 ) -> PipelineResult:
     """Embed a pool, leave out duplicates and junk, cluster the rest, draw a balanced subset, and write the report.
 
@@ -207,6 +210,7 @@ def run_pipeline(
             are rows of the pool either way.
         overwrite: replace a finished tree of other settings; else it is refused.
         say: is told what preparation left out.
+        check: ask whether the tree and the subset are sound, for the report and ``findings`` of the result.
 
     Raises:
         CurationError: bad settings or input; settings are checked before anything is embedded.
@@ -244,6 +248,10 @@ def run_pipeline(
     skipped += ["tree"] if found else []
     subset, found = sample_folder(tree, folder / "subset", size, strategy, "balanced", max_copies, seed)
     skipped += ["subset"] if found else []
+    findings = check_subset(tree, subset, x, seed) if check else []
+    left_out = None
+    if preparation is not None:
+        left_out = {**preparation["dropped"], "see": "prepared/dropped.html"} if preparation["dropped"] else None
     report = folder / "report.html"
     write_report(
         tree,
@@ -254,8 +262,10 @@ def run_pipeline(
         title=title or f"Curation of {len(pool):,} rows to {len(subset):,}",
         commands=commands,
         progress=progress,
+        findings=findings,
+        preparation=left_out,
     )
-    return PipelineResult(folder, tree, subset, report, skipped, preparation)
+    return PipelineResult(folder, tree, subset, report, skipped, preparation, findings)
 
 
 def place_rows(tree: ClusterTree, embeddings: Any, device: str = "cpu") -> dict[str, np.ndarray]:

@@ -91,9 +91,19 @@ class Drawn:
             tree.sample(len(rows), method="random", seed=seed + i, max_copies=copies) for i in range(N_RANDOM)
         ]
         self.labels = None if labels is None else labels.take(self.row_ids, all_names)
+        self.whole = None if labels is None else labels
+        self.seed, self.all_names = seed, all_names
 
     def by_label(self) -> Comparison | None:
-        return None if self.labels is None else compare_labels(self.labels, self.rows, self.randoms)
+        """Over the labels. Rows that were left out before clustering count as pool: a random subset would have them."""
+        if self.labels is None or self.whole is None:
+            return None
+        n_pool = len(self.whole.codes)
+        if n_pool == self.tree.n_rows or self.subset.copies.max() > 1:
+            return compare_labels(self.labels, self.rows, self.randoms)
+        rngs = [np.random.default_rng([self.seed, 9, i]) for i in range(N_RANDOM)]
+        randoms = [rng.choice(n_pool, len(self.rows), replace=False) for rng in rngs]
+        return compare_labels(self.whole.take(np.arange(n_pool), self.all_names), self.subset.rows(), randoms)
 
     def by_level(self) -> list[Comparison]:
         return [compare_clusters(self.tree, level, self.rows, self.randoms) for level in range(self.tree.n_levels)]

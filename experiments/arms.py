@@ -1,7 +1,7 @@
 """Arms: what is trained on. Two arms differ by one line of configuration, the subset."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +17,10 @@ from curation.baselines import (
     retrieval_subset,
     semdedup_subset,
 )
+from curation.communities import CommunitySettings
+from curation.community_tree import CommunityTree
 from curation.gallery import cluster_examples, contact_sheet, gallery_clusters
+from curation.levels import PIECES, ROWS_PER_CLUSTER
 from curation.pipeline import cluster_folder
 from curation.prepare import Preparation, kept_rows, prepare_folder
 from curation.tree import ClusterTree
@@ -26,7 +29,7 @@ from foundation.errors import CurationError
 from foundation.files import save_json, write_atomically
 from foundation.settings import Choices, Count, CountOrZero, check, fill, nearest_name
 
-METHODS = ("random", "all", "flat", "tree", "semdedup", "retrieval", "oracle")
+METHODS = ("random", "all", "flat", "tree", "communities", "semdedup", "retrieval", "oracle")
 BASE_ARM, METHOD_ARM = "raw", "hierarchical_resampled"
 LINES, PER_LINE = 12, 10  # of a gallery: clusters, and rows of each
 
@@ -105,6 +108,9 @@ def subset_settings(
             spec |= {"k": curation.flat_clusters or curation.levels[0], "metric": curation.metric}
         elif line.method == "semdedup":
             spec |= {"k": curation.semdedup_clusters}
+        elif line.method == "communities":
+            # what decides them: a change of the default is another arm
+            spec |= {"communities": asdict(CommunitySettings()), "pieces": PIECES, "rows_per_cluster": ROWS_PER_CLUSTER}
         elif line.method == "tree":
             n = line.n_levels or len(curation.levels)
             if n > len(curation.levels):
@@ -133,6 +139,9 @@ def _prepared(spec: dict[str, Any], x: Embeddings, run: StageRun, pool: Any) -> 
 
 
 def _tree(spec: dict[str, Any], x: Any, folder: Path, run: StageRun) -> ClusterTree:
+    if spec["method"] == "communities":
+        default = CommunityTree(seed=run.seed or 0, device=run.speed.get("device", "cpu"), progress=run.progress)
+        return cluster_folder(x, folder, default)[0]
     fit = HierarchicalKMeans(
         spec["levels"],
         n_resamples=spec.get("n_resamples", 0),
@@ -195,7 +204,7 @@ def curate(run: StageRun, pictures: Callable[[Path], Any] | None = None) -> dict
         subset = retrieval_subset(x, str(prepared / "trusted.npy"), size, progress=run.progress)
     else:
         tree = _tree(spec, x, run.folder / "tree", run)
-        subset = Subset.from_rows(tree.sample(size, strategy="random", seed=seed), tree, method="tree", seed=seed)
+        subset = Subset.from_rows(tree.sample(size, strategy="random", seed=seed), tree, method=method, seed=seed)
     if tree is not None and shown is not None:
         for level in range(tree.n_levels):
             lines = [

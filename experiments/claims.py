@@ -29,9 +29,9 @@ README, CLAIMS, START, END = "README.md", "claims.yaml", "<!-- claims -->", "<!-
 
 
 def power(differences: Float[np.ndarray, "n"]) -> float:
-    """Size of the mean paired difference in standard deviations of one pair; NaN for fewer than two pairs."""
+    """Size of the mean paired difference in standard deviations of one pair; NaN for fewer than three pairs."""
     x = np.asarray(differences, np.float64)
-    if len(x) < 2:
+    if len(x) < 3:
         return float("nan")
     spread = float(x.std(ddof=1))
     return abs(float(x.mean())) / spread if spread else float("inf")
@@ -138,7 +138,8 @@ def claim_cells(line: dict[str, Any], folder: Path) -> list[str]:
     rows, _ = read_values(folder / line["values"])
     found = judge_claim(rows, line["arm"], line["metric"], line["better"], line.get("base", BASE_ARM))
     item = found.effect
-    effect = f"{item.difference:+.3f} [{item.low:+.3f}, {item.high:+.3f}]"
+    effect = f"{item.difference:+.3f}"
+    effect += f" [{item.low:+.3f}, {item.high:+.3f}]" if item.verdict != TOO_FEW else ", no interval"
     strength = "-" if np.isnan(found.power) else f"{found.power:.1f}"
     return [*head, effect, str(item.pairs), strength, f"**{found.verdict}**"]
 

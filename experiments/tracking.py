@@ -174,7 +174,7 @@ def open_tracker(
         "key": stage.key,
         "settings": stage.settings,
         "inputs": inputs,
-        "commit": commit(),
+        "commit": commit()[0],
     }
     run = start_run(
         settings,
@@ -199,7 +199,7 @@ def track_comparison(
         return
     import wandb
 
-    about = {"experiment": experiment, "scale": scale, "stage": "compare", "commit": commit()}
+    about = {"experiment": experiment, "scale": scale, "stage": "compare", "commit": commit()[0]}
     run = start_run(
         settings,
         root,

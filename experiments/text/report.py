@@ -142,7 +142,7 @@ def power_sentence(rows: Sequence[Row], oracle: str = "oracle") -> str:
     gains = np.asarray(list(paired(rows, oracle, "bpb_macro").values()))
     strength = power(gains)
     if np.isnan(strength):
-        return "**Power** is not known: it takes the arm oracle, and two seeds.\n"
+        return "**Power** is not known: it takes the arm oracle, and three seeds.\n"
     word = "so it can tell" if gains.mean() < 0 and strength >= ENOUGH else "so **no method can be judged here**"
     return (
         f"**Power**: true domains change the mean over domains by {gains.mean():+.3f}, {strength:.1f} standard "

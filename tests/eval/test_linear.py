@@ -93,7 +93,7 @@ def test_refit_sees_every_row(data):
     ("settings", "message"),
     [
         ({"learning_rates": ()}, "at least one"),
-        ({"learning_rates": (-1.0,)}, "positive"),
+        ({"learning_rates": (-1.0,)}, "above 0"),
         ({"steps": 0}, "steps"),
         ({"momentum": 1.0}, "momentum"),
         ({"precision": "fp8"}, "float32, bfloat16"),

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments.claims import (
@@ -54,7 +55,8 @@ def test_two_seeds_tell_nothing_however_sure_they_look():
 
 def test_power_is_the_mean_in_standard_deviations():
     assert power([1.0, 2.0, 3.0]) == pytest.approx(2.0)
-    assert power([-1.0, -1.0]) == float("inf")
+    assert power([-1.0, -1.0, -1.0]) == float("inf")
+    assert np.isnan(power([-1.0, -1.1]))
 
 
 def test_the_page_says_what_the_values_beside_it_say():

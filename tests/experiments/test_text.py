@@ -244,9 +244,10 @@ def test_both_judges_stand_side_by_side(texts: Path, tmp_path: Path, monkeypatch
     [
         ("science.pool.judge_embedder=byte_histogram", "which the curation has seen"),
         ("science.pool.left_out=[nothing]", "has no domain 'nothing'"),
-        ("science.pool.embedder=char_svd:x", "use byte_histogram"),
-        ("science.pool.embedder=char_svd:4000", "lower the dimensions"),
-        ("science.train.judge=people", "use one of lm, ngram, both"),
+        ("science.pool.embedder=char_svd:4", "which the curation has seen"),
+        ("science.pool.judge_embedder=char_svd:x", "use byte_histogram"),
+        ("science.pool.judge_embedder=char_svd:4000", "lower the dimensions"),
+        ("science.train.judge=people", "one of lm, ngram, both"),
     ],
 )
 def test_a_mistake_is_one_line(setting: str, words: str, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

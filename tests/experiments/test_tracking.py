@@ -163,7 +163,7 @@ def test_wandb_sync_sends_all_that_the_dashboard_asks_for(offline: Path, tmp_pat
     assert asked <= StandIn.history, f"nothing of {asked - StandIn.history} arrived"
     assert {"samples", "comparison", "report"} <= StandIn.history
     commits = {config["commit"]["value"] for config in StandIn.configs if "commit" in config}
-    assert commits == {commit()}
+    assert commits == {commit()[0]}
     assert {config["arm"]["value"] for config in StandIn.configs if "arm" in config} >= {
         "raw",
         "hierarchical_resampled",
@@ -181,7 +181,7 @@ def test_offline_runs_hold_what_the_dashboard_asks_for(offline: Path, tmp_path: 
     for run in runs:
         assert (run["project"], run["group"]) == ("curated-ssl", "simulated")
         assert "demo" in run["tags"]
-        assert run["config"]["commit"] == commit()  # with the settings beside it, a run can be made again
+        assert run["config"]["commit"] == commit()[0]  # with the settings beside it, a run can be made again
     train = next(run for run in runs if run["job"] == "train" and "raw" in run["tags"])
     assert set(train["tags"]) == {"raw", "seed0", "demo"}
     assert (train["config"]["arm"], train["config"]["seed"], train["config"]["scale"]) == ("raw", 0, "demo")

@@ -157,8 +157,8 @@ def test_a_misspelt_option_is_one_line_that_names_the_help(capsys: pytest.Captur
 
 
 def test_ctrl_c_in_the_middle_of_a_command(tmp_path: Path):
-    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(200_000, 64)).astype(np.float32))
-    words = ["-m", "curation", "cluster", tmp_path / "x.npy", "-o", tmp_path / "t", "--levels", "2000,100"]
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(50_000, 64)).astype(np.float32))
+    words = ["-m", "curation", "cluster", tmp_path / "x.npy", "-o", tmp_path / "t", "--levels", "500,100"]
     process = subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "t").exists():
         assert process.poll() is None
