@@ -3,6 +3,7 @@
 All parameters of the toys were set before any result was seen.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -124,7 +125,7 @@ def clutter(seed: int, n_rows: int = 10_000, n_concepts: int = 100, held_out: in
     return Toy(x, concept_of, n_concepts, duplicate & (concept_of != NOISE), new.astype(np.float32))
 
 
-TOYS = {"rings": rings, "manifold": manifold, "clutter": clutter}
+TOYS: dict[str, Callable[..., Toy]] = {"rings": rings, "manifold": manifold, "clutter": clutter}
 
 
 def theory_density(x: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
