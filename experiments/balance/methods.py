@@ -13,9 +13,9 @@ from curation.community_tree import CommunityTree
 from curation.hierarchy import HierarchicalKMeans
 from curation.kmeans import kmeans
 from curation.near_duplicates import near_duplicates
-from curation.neighbours import nearest, shared_neighbour_graph
+from curation.neighbours import nearest, principal_axes, shared_neighbour_graph
 from curation.sampling import balanced_targets, take_from_clusters
-from experiments.balance.pools import Pool, leading_axes
+from experiments.balance.pools import Pool
 from experiments.simulated.data import NOISE
 
 MAX_ITERATIONS = 30
@@ -75,7 +75,7 @@ def unit(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
 
 def centred_axes(x: Float[np.ndarray, "n d"], dimensions: int = 64) -> Float[np.ndarray, "n e"]:
     """Rows without their mean, at unit length, in their leading axes."""
-    return leading_axes(unit(x - x.mean(axis=0)), dimensions)
+    return principal_axes(unit(x - x.mean(axis=0)), dimensions)
 
 
 def community_tree(x: np.ndarray, size: int, seed: int) -> np.ndarray:
@@ -145,7 +145,7 @@ def halving(x: np.ndarray, size: int, seed: int) -> np.ndarray:
 
 def one_graph(x: np.ndarray, size: int, seed: int) -> np.ndarray:
     """Communities of the rows' shared-neighbour graph at resolution 1, the same number of rows of each."""
-    points = leading_axes(unit(x) if x.shape[1] >= FEW_DIMENSIONS else x, 128)
+    points = principal_axes(unit(x) if x.shape[1] >= FEW_DIMENSIONS else x, 128)
     _distances, found = nearest(points, NEIGHBOURS)
     return balanced_draw([communities(shared_neighbour_graph(found), 1.0, seed)], size, seed)
 

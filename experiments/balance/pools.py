@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from curation.neighbours import principal_axes
 from experiments.balance.sources import NETWORK, VISUAL, Sources, locate
 from experiments.simulated.data import NOISE, TOYS, zipf_sizes
 
@@ -60,17 +61,8 @@ class Cell:
         return {name: locate(name).stat().st_size for name in self.needs}
 
 
-def leading_axes(x: Float[np.ndarray, "n d"], dimensions: int) -> Float[np.ndarray, "n e"]:
-    """Rows in their leading axes about the origin: lengths and angles are kept as far as they fit."""
-    x = np.ascontiguousarray(x, dtype=np.float32)
-    if x.shape[1] <= dimensions:
-        return x
-    _values, axes = np.linalg.eigh((x.T @ x).astype(np.float64))
-    return np.ascontiguousarray(x @ axes[:, : -dimensions - 1 : -1].astype(np.float32))
-
-
 def _plain(x: np.ndarray, concept_of: np.ndarray) -> Pool:
-    x = leading_axes(x, WIDEST if x.shape[1] > 512 else x.shape[1])
+    x = principal_axes(x, WIDEST if x.shape[1] > 512 else x.shape[1])
     return Pool(x, np.unique(concept_of, return_inverse=True)[1], np.zeros(len(x), bool))
 
 
@@ -142,7 +134,9 @@ def domains(
     order = rng.permutation(len(x) + len(copies) + len(nothing))
     concept_of = np.concatenate([concept_of, np.full(len(copies), place), np.full(len(nothing), NOISE)])
     duplicate = (np.arange(len(order)) >= len(x)) & (concept_of != NOISE)
-    return Pool(leading_axes(np.concatenate([x, copies, nothing])[order], WIDEST), concept_of[order], duplicate[order])
+    return Pool(
+        principal_axes(np.concatenate([x, copies, nothing])[order], WIDEST), concept_of[order], duplicate[order]
+    )
 
 
 def shares(sources: Sources, rng: np.random.Generator, seed: int, rows: int, of: dict[str, float]) -> Pool:
@@ -171,7 +165,8 @@ def passages(
 
 def toy(sources: Sources, rng: np.random.Generator, seed: int, kind: str, rows: int) -> Pool:
     """A toy of `experiments.simulated.data`, or so many of its rows."""
-    found = TOYS[kind](seed) if kind == "rings" else TOYS[kind](seed, n_rows=rows)
+    sized: dict[str, Any] = {} if kind == "rings" else {"n_rows": rows}
+    found = TOYS[kind](seed, **sized)
     mine = np.sort(rng.permutation(len(found.x))[:rows])
     return Pool(found.x[mine], found.concept_of[mine], found.duplicate[mine])
 

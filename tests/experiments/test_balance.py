@@ -15,7 +15,7 @@ from experiments.balance.benchmark import available, chosen, parse_seeds, run_be
 from experiments.balance.measure import share_of_way, subset_measures, tabulate
 from experiments.balance.methods import METHODS, balanced_draw
 from experiments.balance.page import headline, percent
-from experiments.balance.pools import CELLS, Pool, leading_axes, zipf_rows
+from experiments.balance.pools import CELLS, Pool, zipf_rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,12 +85,6 @@ def test_a_concept_with_too_few_rows_does_not_lead():
     concept = np.repeat(np.arange(3), (30, 500, 200))
     sizes = np.bincount(concept[zipf_rows(concept, 600, 1.0, np.random.default_rng(0), head=0)])
     assert sizes.tolist() == [30, 327, 164]
-
-
-def test_leading_axes_keep_lengths_and_angles_of_flat_rows():
-    rng = np.random.default_rng(1)
-    x = (rng.normal(size=(200, 5)) @ rng.normal(size=(5, 40)) + 0).astype(np.float32)
-    np.testing.assert_allclose(leading_axes(x, 5) @ leading_axes(x, 5).T, x @ x.T, rtol=1e-3, atol=1e-3)
 
 
 def test_balanced_draw_gives_each_child_the_same():
