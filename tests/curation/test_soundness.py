@@ -184,5 +184,3 @@ def test_commands_tell_the_user_unless_asked_not_to(tmp_path, capsys, monkeypatc
     assert "isolated" in told  # which takes the embeddings beside the tree
     curate("report", tree, subset, "-o", page)
     assert "The largest of the 12 clusters of level 2 holds" in page.read_text()
-    curate("report", tree, subset, "-o", page, "--no-check")
-    assert "The largest of the 12 clusters of level 2 holds" not in page.read_text()
