@@ -140,7 +140,8 @@ def check_singletons(tree: ClusterTree, size: int) -> Finding:
     taken = float(tree.sampling_weights(size)[alone].sum())
     upper = f" ({', '.join(f'{share:.0%}' for share in shares[1:])} higher up)" if len(shares) > 1 else ""
     return _finding(
-        taken if alone.mean() * 1.5 < taken else 0.0,
+        # there, level 1 is split to single rows where rows deserve it: `isolated` tells whether they are outliers
+        taken if alone.mean() * 1.5 < taken and not _by_communities(tree) else 0.0,
         *ALONE,
         f"Clusters of a single row, {shares[0]:.0%} of those of level 1{upper}, give {taken:.0%} of a subset of "
         f"{size:,} but {alone.mean():.0%} of the pool.",

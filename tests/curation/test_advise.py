@@ -58,8 +58,7 @@ def test_the_command_prints_a_table_or_json_without_nan(tmp_path, capsys: pytest
     np.save(path, np.ones((50, 20), np.float32))
     for extra in ([], ["--json"]):
         monkeypatch.setattr(sys, "argv", ["curate", "advise", str(path), "--size", "9", *extra])
-        with pytest.raises(SystemExit, match="0"):
-            main()
+        main()
     table, parsed = capsys.readouterr().out.split("\n{", 1)
     assert shlex.quote(str(path)) in table
     # all rows alike: the dimension is not known, which JSON calls null

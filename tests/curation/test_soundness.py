@@ -170,8 +170,7 @@ def test_commands_tell_the_user_unless_asked_not_to(tmp_path, capsys, monkeypatc
 
     def curate(*arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", ["curate", *map(str, arguments)])
-        with pytest.raises(SystemExit, match="0"):
-            main()
+        main()
         return capsys.readouterr().err
 
     tree, subset, page = tmp_path / "tree", tmp_path / "subset", tmp_path / "report.html"
