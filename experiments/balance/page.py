@@ -39,7 +39,7 @@ graphs of the same shape, so scatter does not matter. What they do not forgive i
 knows only itself and becomes an island with the weight of a concept. Covers of the pool at several radii, which let
 near-duplicates stand as one point, are the answer to that within the method; where copies can be told from compact
 concepts, removing them first is another. By embedding alone they cannot always be: see the clutter toy, whose compact
-concepts are taken for copies.
+concepts may be taken for copies (not looked into).
 
 **Resolution** decides what is a group: a coarse one finds domains, a fine one the concepts within, and somebody means
 either. A varied domain has many communities, a plain one few, so an even share of communities is more for the varied:
