@@ -19,7 +19,7 @@ from curation.balance import effective_number
 from curation.communities import communities
 from curation.dimension import likely_dimension, two_nearest_dimension
 from curation.embeddings import Embeddings, open_embeddings
-from curation.neighbours import nearest, principal_axes, shared_neighbour_graph
+from curation.neighbours import cover, nearest, principal_axes, shared_neighbour_graph
 from curation.subset import Subset
 from curation.tree import ClusterTree
 from foundation.errors import CurationError
@@ -311,13 +311,20 @@ def check_copies(sample: _Sample) -> Finding:
     )
 
 
-def check_flatness(sample: _Sample) -> Finding:
+def check_flatness(sample: _Sample) -> Finding | None:
     """Is the subset more even than random rows over communities of a graph that the tree did not see?"""
-    k = min(GRAPH, len(sample.points) - 1)
-    graph = shared_neighbour_graph(np.ascontiguousarray(sample.neighbours[1][:, :k]))
+    first = sample.neighbours[0][:, 0]
+    apart = float(np.median(first[first > 0])) if (first > 0).any() else 0.0
+    # a burst of near-copies is one place, and no community
+    place, leaders = cover(sample.points, COPY * apart)
+    k = min(GRAPH, len(leaders) - 1)
+    if k < 1:
+        return None
+    _distances, near = nearest(np.ascontiguousarray(sample.points[leaders]), k)
+    graph = shared_neighbour_graph(near)
     logs, told = [], []
     for resolution in RESOLUTIONS:
-        labels = communities(graph, resolution, 5)
+        labels = communities(graph, resolution, 5)[place]
         effective = []
         for rows, points in ((sample.random, sample.random_points), (sample.subset, sample.subset_points)):
             _distances, found = sample.to_pool(rows, points, 1)
