@@ -343,32 +343,32 @@ def check_flatness(sample: _Sample) -> Finding | None:
     )
 
 
-def _again(sample: _Sample, seed: int, **changed: Any) -> ClusterTree:
-    """A tree as the one that is checked, grown on the pool's sample with another seed or other settings."""
+def _again(sample: _Sample, seed: int) -> ClusterTree:
+    """A tree as the one that is checked, grown on the pool's sample with another seed."""
+    from curation.community_tree import CommunityTree
     from curation.hierarchy import HierarchicalKMeans
-    from curation.levels import grow_levels
 
     tree, points = sample.tree, sample.pool_rows[:AGAIN_ROWS]
+    metric = tree.settings.get("metric", "l2")
+    if _by_communities(tree):
+        return CommunityTree(metric=metric, seed=seed, progress=False).fit(points)
     n, share = len(points), len(points) / tree.n_rows
-    counts = [len(level.centroids) for level in tree.levels]
     levels: list[int] = []
-    for count in counts[:1] if _by_communities(tree) else counts:
-        # the first as fine as there: clusters of as many rows; those above in their old ratio
-        k = max(1, min(round(count * share), n - 1))
+    for level in tree.levels:
+        # clusters of as many rows as there
+        k = max(1, min(round(len(level.centroids) * share), n - 1))
         k = min(k, levels[-1] - 1) if levels else k
         if k >= 1:
             levels.append(k)
-    made = tree.settings
-    resamples = [min(int(number), AGAIN_RESAMPLES) for number in np.atleast_1d(made.get("n_resamples", 0))]
-    found = HierarchicalKMeans(
+    resamples = [min(int(number), AGAIN_RESAMPLES) for number in np.atleast_1d(tree.settings.get("n_resamples", 0))]
+    return HierarchicalKMeans(
         levels,
         n_resamples=(resamples + [0] * len(levels))[: len(levels)],
-        metric=changed.get("metric", made.get("metric", "l2")),
+        metric=metric,
         max_iterations=20,
         seed=seed,
         progress=False,
     ).fit(points)
-    return grow_levels(found, points, seed, progress=False) if _by_communities(tree) else found
 
 
 def check_agreement(sample: _Sample, seed: int) -> Finding | None:

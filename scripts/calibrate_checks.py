@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from curation.balance import kl_to_uniform
+from curation.community_tree import CommunityTree
 from curation.embed import embed_pool
 from curation.embedders import open_embedder
 from curation.embeddings import open_embeddings
 from curation.hierarchy import HierarchicalKMeans
-from curation.levels import first_level, grow_levels
-from curation.pipeline import default_levels
 from curation.pool import open_pool
 from curation.soundness import check_tree
 from curation.tree import ClusterTree
+from experiments.balance.methods import former_levels
 from experiments.simulated.data import clutter, manifold
 
 CHECKS = {
@@ -39,11 +39,9 @@ CHECKS = {
 def grown(method: str, x: np.ndarray, seed: int) -> ClusterTree:
     n = len(x)
     if method == "auto":
-        metric = "l2" if x.shape[1] < 16 else "cosine"
-        first = HierarchicalKMeans([first_level(n)], metric=metric, seed=seed, progress=False).fit(x)
-        return grow_levels(first, x, seed, progress=False)
+        return CommunityTree(seed=seed, progress=False).fit(x)
     if method == "former default":
-        return HierarchicalKMeans(default_levels(n), 10, metric="cosine", seed=seed, progress=False).fit(x)
+        return HierarchicalKMeans(former_levels(n), 10, metric="cosine", seed=seed, progress=False).fit(x)
     levels = [n // 8, n // 32, n // 128] if method == "fine, l2" else [n // 25, n // 80, n // 250]
     return HierarchicalKMeans(levels, 10, seed=seed, progress=False).fit(x)
 

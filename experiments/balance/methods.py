@@ -91,13 +91,18 @@ def paper(
     return _hierarchy(x if form is None else form(x), size, seed, levels, "l2", n_resamples)
 
 
-def former_default(x: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """What the commands did before communities: 8 rows in a cluster of level 1, 4 (of many: 10) in each above."""
-    levels = [max(2, len(x) // 8)]
+def former_levels(n_rows: int) -> list[int]:
+    """8 rows in a cluster of level 1, 4 (of many: 10) in each above."""
+    levels = [max(2, n_rows // 8)]
     ratio = 4 if levels[0] < 10_000 else 10
     while len(levels) < 4 and levels[-1] // ratio >= 10:
         levels.append(levels[-1] // ratio)
-    return _hierarchy(x, size, seed, levels, "cosine", 10)
+    return levels
+
+
+def former_default(x: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """What the commands did before communities."""
+    return _hierarchy(x, size, seed, former_levels(len(x)), "cosine", 10)
 
 
 def _hierarchy(x: np.ndarray, size: int, seed: int, levels: list[int], metric: str, n_resamples: int) -> np.ndarray:
