@@ -140,16 +140,16 @@ def _points(x: Float[np.ndarray, "n d"], form: str) -> tuple[Float[np.ndarray, "
 
 def _with_isolation(
     x: Float[np.ndarray, "n d"], mean: Float[np.ndarray, "n"], settings: CommunitySettings
-) -> Float[np.ndarray, "n"]:
-    """The shares of the communities, mixed with those of isolation as far as density is even."""
+) -> tuple[Float[np.ndarray, "n"], float]:
+    """The shares of the communities, mixed with those of isolation as far as density is even, and its weight."""
     points, unit = _points(x, settings.forms[0])
     radius, neighbours = settings.isolation_radius * unit, max(settings.neighbours)
     if not unit or len(x) <= neighbours:
-        return mean
+        return mean, 0.0
     share, scatter = isolation_shares(points, radius, neighbours, mean)
     alike, unlike = settings.scatter
     weight = settings.isolation * float(np.clip((unlike - scatter) / (unlike - alike), 0, 1))
-    return (1 - weight) * mean + weight * share
+    return (1 - weight) * mean + weight * share, weight
 
 
 def _beliefs(
@@ -176,19 +176,32 @@ def _beliefs(
                 yield weight, [labels[group] for labels in nested], share
 
 
+@dataclass(frozen=True)
+class ConceptShares:
+    """What each point of a balanced subset deserves.
+
+    Attributes:
+        of_points: (n,) sum to 1.
+        nested: communities of the points, fine to coarse, of the belief nearest to the mean.
+        apart: how far the beliefs are apart: mean total variation to their mean, 0 (all alike) to 1.
+        isolation: weight that isolation had.
+    """
+
+    of_points: Float[np.ndarray, "n"]
+    nested: list[Int[np.ndarray, "n"]]
+    apart: float
+    isolation: float
+
+
 def concept_shares(
     x: Float[np.ndarray, "n d"], settings: CommunitySettings | None = None, seed: int = 0, progress: bool = False
-) -> tuple[Float[np.ndarray, "n"], list[Int[np.ndarray, "n"]], float]:
+) -> ConceptShares:
     """The share of a balanced subset that each point should get, and communities to order the points by.
 
     Args:
         x: (n, d) float32 points, n up to about a hundred thousand, d as of `curation.levels.graph_space`.
         settings: the beliefs to take the mean of.
         seed: of the communities.
-
-    Returns:
-        (n,) shares that sum to 1; communities of the points, fine to coarse, of the belief nearest to the mean; and how
-        far the beliefs are apart: mean total variation between each and their mean, 0 (all alike) to 1.
     """
     settings = settings or CommunitySettings()
     if x.shape[1] < FEW_DIMENSIONS:  # directions of points in the plane say little of the points
@@ -203,8 +216,9 @@ def concept_shares(
         weights.append(weight)
         shares.append(share)
     if not shares:
-        return np.full(len(x), 1 / len(x)), [np.zeros(len(x), np.int64)], 0.0
+        return ConceptShares(np.full(len(x), 1 / len(x)), [np.zeros(len(x), np.int64)], 0.0, 0.0)
     mean = np.average(shares, axis=0, weights=weights)
     mean /= mean.sum()
     apart = [float(np.abs(share - mean).sum() / 2) for share in shares]
-    return _with_isolation(x, mean, settings), nested[int(np.argmin(apart))], float(np.mean(apart))
+    of_points, isolation = _with_isolation(x, mean, settings)
+    return ConceptShares(of_points, nested[int(np.argmin(apart))], float(np.mean(apart)), isolation)

@@ -171,10 +171,10 @@ def test_a_cover_leaves_no_point_far_from_its_leader():
 
 def test_equal_points_have_a_graph():
     x = np.repeat(np.eye(4, dtype=np.float32), 20, axis=0)
-    shares, _nested, apart = concept_shares(x, CommunitySettings(forms=("rows",)))
-    assert shares.sum() == pytest.approx(1)
-    assert np.bincount(np.repeat(np.arange(4), 20), weights=shares) == pytest.approx([0.25] * 4, abs=0.05)
-    assert 0 <= apart <= 1
+    shares = concept_shares(x, CommunitySettings(forms=("rows",)))
+    assert shares.of_points.sum() == pytest.approx(1)
+    assert np.bincount(np.repeat(np.arange(4), 20), weights=shares.of_points) == pytest.approx([0.25] * 4, abs=0.05)
+    assert 0 <= shares.apart <= 1
 
 
 def overlapping(scatters: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
@@ -188,7 +188,7 @@ def overlapping(scatters: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
 
 def rare_share(x: np.ndarray, labels: np.ndarray, isolation: float) -> float:
     settings = CommunitySettings(forms=("rows",), isolation=isolation)
-    return float(concept_shares(x, settings)[0][labels == 1].sum())
+    return float(concept_shares(x, settings).of_points[labels == 1].sum())
 
 
 def test_where_concepts_overlap_isolation_finds_the_rare_one():
