@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-SOURCES := foundation curation training pretrain eval experiments text_lm satellite scripts tests
+SOURCES := foundation curation training pretrain eval experiments benchmarks text_lm satellite scripts tests
 
 .PHONY: help install demo test test-all lint format clean
 

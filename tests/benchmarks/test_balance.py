@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.balance import benchmark, measure, pools
+from benchmarks.balance.benchmark import available, chosen, parse_seeds, run_benchmark
+from benchmarks.balance.measure import share_of_way, subset_measures, tabulate
+from benchmarks.balance.methods import METHODS, balanced_draw
+from benchmarks.balance.page import headline, percent
+from benchmarks.balance.pools import CELLS, Pool, zipf_rows
 from curation import CurationError
-from experiments.balance import benchmark, measure, pools
-from experiments.balance.benchmark import available, chosen, parse_seeds, run_benchmark
-from experiments.balance.measure import share_of_way, subset_measures, tabulate
-from experiments.balance.methods import METHODS, balanced_draw
-from experiments.balance.page import headline, percent
-from experiments.balance.pools import CELLS, Pool, zipf_rows
 
 ROOT = Path(__file__).parents[2]
 

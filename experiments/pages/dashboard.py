@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from experiments.arms import BASE_ARM, METHOD_ARM
-from experiments.compare import load_runs
-from experiments.curves import read_curve
-from experiments.experiment import Domain, Settings, open_domain
-from experiments.figures import dashboard_figure
-from experiments.tracking import has_key
+from experiments.engine.arms import BASE_ARM, METHOD_ARM
+from experiments.engine.compare import load_runs
+from experiments.engine.curves import read_curve
+from experiments.engine.experiment import Domain, Settings, open_domain
+from experiments.engine.tracking import has_key
+from experiments.pages.figures import dashboard_figure
 from foundation.errors import CurationError
 from foundation.files import load_json, write_atomically
 
@@ -16,7 +16,7 @@ BALANCE = ("effective", "kl", "gini", "rare_covered")
 
 
 def dashboard_metrics(domain: Domain) -> dict[str, list[str]]:
-    """Section of the dashboard -> metrics that it asks for; each is logged by `experiments.tracking`."""
+    """Section of the dashboard -> metrics that it asks for; each is logged by `experiments.engine.tracking`."""
     return {
         "Verdict": [f"eval/{domain.headline.name}"],
         "Evaluation": [f"eval/{metric.name}" for metric in domain.metrics],

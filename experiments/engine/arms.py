@@ -24,7 +24,7 @@ from curation.levels import PIECES, ROWS_PER_CLUSTER
 from curation.pipeline import cluster_folder
 from curation.prepare import Preparation, kept_rows, prepare_folder
 from curation.tree import ClusterTree
-from experiments.stages import StageRun
+from experiments.engine.stages import StageRun
 from foundation.errors import CurationError
 from foundation.files import save_json, write_atomically
 from foundation.settings import Choices, Count, CountOrZero, check, fill, nearest_name

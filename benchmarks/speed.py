@@ -13,7 +13,7 @@ from curation.kmeans import kmeans
 from curation.kmeans.frame import Frame
 from curation.kmeans.lloyd import fit_centroids
 from curation.kmeans.seeding import seed_centroids
-from experiments.provenance import commits_of
+from experiments.engine.provenance import commits_of
 from foundation.tables import markdown_table
 
 

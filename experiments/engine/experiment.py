@@ -9,9 +9,9 @@ from typing import Any
 
 from curation.plan import Hardware
 from curation.plan import plan as curation_plan
-from experiments.arms import BASE_ARM, METHOD_ARM, CurationSettings, curate, subset_settings
-from experiments.stages import Action, Cost, Stage
-from experiments.tracking import TrackingSettings
+from experiments.engine.arms import BASE_ARM, METHOD_ARM, CurationSettings, curate, subset_settings
+from experiments.engine.stages import Action, Cost, Stage
+from experiments.engine.tracking import TrackingSettings
 from foundation.errors import CurationError
 from foundation.settings import Count, CountOrZero, check, fill
 
@@ -244,7 +244,7 @@ def build(config: dict[str, Any], hardware: Hardware | None = None) -> Experimen
     """The experiment of a resolved config; reads input files for their hashes, writes nothing.
 
     Args:
-        config: see `experiments.settings.compose`.
+        config: see `experiments.engine.settings.compose`.
         hardware: for estimates; None: none are made.
 
     Raises:

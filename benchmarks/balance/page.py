@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.balance.measure import EVEN, SUBSET, Entry, Table
-from experiments.balance.methods import METHODS
-from experiments.balance.pools import CELLS, WIDEST
-from experiments.markdown import origin
+from benchmarks.balance.measure import EVEN, SUBSET, Entry, Table
+from benchmarks.balance.methods import METHODS
+from benchmarks.balance.pools import CELLS, WIDEST
+from experiments.pages.markdown import origin
 from foundation.tables import markdown_table
 
 DEVELOPMENT_SEEDS = (0, 1)

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.arms import BASE_ARM
-from experiments.stages import MARKER
+from experiments.engine.arms import BASE_ARM
+from experiments.engine.stages import MARKER
 from foundation.errors import CurationError
 from foundation.files import load_json, save_json, write_atomically
 from foundation.intervals import judge_difference, student_interval

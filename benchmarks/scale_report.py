@@ -5,13 +5,13 @@ from typing import Any
 
 import matplotlib
 
-from experiments.scale import in_own_process, in_processes
+from benchmarks.scale import in_own_process, in_processes
 from foundation.files import write_atomically
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from experiments.provenance import commits_of
+from experiments.engine.provenance import commits_of
 from foundation.tables import markdown_table
 
 GROWTH = {
@@ -23,7 +23,7 @@ PROCESSES, PROCESS_SHAPE = (1, 2), (200_000, 2000)
 
 
 def job_arguments(rows: int, threads: int) -> dict[str, list[str]]:
-    """Title -> arguments of `experiments.scale`; ``rows`` of the memory map."""
+    """Title -> arguments of `benchmarks.scale`; ``rows`` of the memory map."""
     common = ["--threads", str(threads)]
     memmap = ["memmap", "--rows", str(rows), "--dim", "384", "--levels", "10000", "1000", "100"]
     return {

@@ -11,12 +11,12 @@ import yaml
 
 from curation.gallery import cluster_examples, contact_sheet, gallery_clusters
 from curation.tree import ClusterTree
-from experiments.arms import BASE_ARM, METHOD_ARM
-from experiments.compare import StageRecord, Summary
-from experiments.curves import read_curve
-from experiments.experiment import Domain, Metric
-from experiments.figures import balance_figure, curves_figure, forest_figure
-from experiments.provenance import commits_of
+from experiments.engine.arms import BASE_ARM, METHOD_ARM
+from experiments.engine.compare import StageRecord, Summary
+from experiments.engine.curves import read_curve
+from experiments.engine.experiment import Domain, Metric
+from experiments.engine.provenance import commits_of
+from experiments.pages.figures import balance_figure, curves_figure, forest_figure
 from foundation.files import load_json, write_atomically
 from foundation.intervals import NO_DIFFERENCE, TOO_FEW
 

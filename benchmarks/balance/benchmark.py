@@ -4,13 +4,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from experiments.balance.figure import balance_figure
-from experiments.balance.measure import tabulate, tasks_of
-from experiments.balance.page import page
-from experiments.balance.pools import CELLS
-from experiments.balance.sources import DATA, Sources
-from experiments.provenance import provenance
-from experiments.results import run_tasks
+from benchmarks.balance.figure import balance_figure
+from benchmarks.balance.measure import tabulate, tasks_of
+from benchmarks.balance.page import page
+from benchmarks.balance.pools import CELLS
+from benchmarks.balance.sources import DATA, Sources
+from experiments.engine.provenance import provenance
+from experiments.engine.results import run_tasks
 from foundation.errors import CurationError
 from foundation.files import save_json, write_atomically
 from foundation.settings import nearest_name

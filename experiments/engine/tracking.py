@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from experiments.provenance import commit
-from experiments.stages import Stage
+from experiments.engine.provenance import commit
+from experiments.engine.stages import Stage
 from foundation.files import load_json
 from foundation.settings import Choices, check
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.balance.measure import Table
-from experiments.balance.methods import METHODS
-from experiments.balance.pools import CELLS
-from experiments.figures import COLOURS, plt
+from benchmarks.balance.measure import Table
+from benchmarks.balance.methods import METHODS
+from benchmarks.balance.pools import CELLS
+from experiments.pages.figures import COLOURS, plt
 from foundation.files import write_atomically
 
 # the last lies on top

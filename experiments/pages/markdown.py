@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.compare import Summary
-from experiments.provenance import commits_of
+from experiments.engine.compare import Summary
+from experiments.engine.provenance import commits_of
 
 
 def with_interval(mean: float, half: float, digits: int = 3) -> str:

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from benchmarks.balance.methods import METHODS
+from benchmarks.balance.pools import CELLS, Pool
+from benchmarks.balance.sources import Sources
 from curation.balance import kl_to_uniform, rarest_decile_coverage
-from experiments.balance.methods import METHODS
-from experiments.balance.pools import CELLS, Pool
-from experiments.balance.sources import Sources
-from experiments.results import Task
+from experiments.engine.results import Task
 from experiments.simulated.data import NOISE
 from foundation.files import checksum, digest_json
 
 SUBSET = 4  # a subset is one row in so many
 EVEN = 0.1  # KL of random rows, up to which a pool counts as even: there is no way to go
 ROOT = Path(__file__).parents[2]
-DECISIVE = ("foundation", "curation", "experiments/balance", "experiments/simulated/data.py")
+DECISIVE = ("foundation", "curation", "benchmarks/balance", "experiments/simulated/data.py")
 PRESENTATION = ("page.py", "figure.py", "benchmark.py")
 
 

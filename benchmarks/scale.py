@@ -1,8 +1,8 @@
 """Whole jobs of curation, each in a process of its own, with time and peak memory: what a user waits for.
 
-python -m experiments.scale rings
-python -m experiments.scale memmap --rows 1000000 --dim 384 --levels 10000 1000 100 --resamples 0 10 10
-python -m experiments.scale sampling --rows 10000000 --clusters 100000
+python -m benchmarks.scale rings
+python -m benchmarks.scale memmap --rows 1000000 --dim 384 --levels 10000 1000 100 --resamples 0 10 10
+python -m benchmarks.scale sampling --rows 10000000 --clusters 100000
 """
 
 import argparse
@@ -97,8 +97,8 @@ def run_sampling(rows: int, clusters: int, size: int) -> dict[str, Any]:
 
 
 def in_own_process(arguments: list[str]) -> dict[str, Any]:
-    """What ``python -m experiments.scale <arguments>`` found, with its peak resident memory in bytes."""
-    done = subprocess.run([sys.executable, "-m", "experiments.scale", *arguments], stdout=subprocess.PIPE, text=True)
+    """What ``python -m benchmarks.scale <arguments>`` found, with its peak resident memory in bytes."""
+    done = subprocess.run([sys.executable, "-m", "benchmarks.scale", *arguments], stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise RuntimeError(f"the job {' '.join(arguments)} failed with exit code {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -116,7 +116,7 @@ def in_processes(n: int, rows: int, dim: int, arguments: list[str]) -> dict[str,
         command = [
             sys.executable,
             "-m",
-            "experiments.scale",
+            "benchmarks.scale",
             "memmap",
             *arguments,
             "--threads",
@@ -142,7 +142,7 @@ def in_processes(n: int, rows: int, dim: int, arguments: list[str]) -> dict[str,
 
 def make_mixture(path: Path, rows: int, dim: int) -> None:
     """`write_mixture` in a process of its own: its memory is not the job's."""
-    code = "import sys; from pathlib import Path; from experiments.scale import write_mixture; "
+    code = "import sys; from pathlib import Path; from benchmarks.scale import write_mixture; "
     code += "write_mixture(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))"
     subprocess.run([sys.executable, "-c", code, str(path), str(rows), str(dim)], check=True)
 

@@ -254,7 +254,7 @@ def run_stage(
         speed: settings that never change the result.
         provenance: commit, versions, device; written into the marker.
         progress: show progress bars.
-        track: gives a tracker (see `experiments.tracking`) for the stage and its folder.
+        track: gives a tracker (see `experiments.engine.tracking`) for the stage and its folder.
         leader: False for the other processes of a distributed stage: they work but write no records.
 
     Returns:

@@ -7,7 +7,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from experiments.compare import Summary
+from experiments.engine.compare import Summary
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

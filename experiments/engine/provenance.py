@@ -7,9 +7,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # every room that can change a number: a change elsewhere (docs, tests, scripts) does not make a result dirty
-WATCHED = ["foundation", "curation", "training", "pretrain", "text_lm", "satellite", "eval", "experiments", "configs"]
+WATCHED = [
+    "foundation",
+    "curation",
+    "training",
+    "pretrain",
+    "text_lm",
+    "satellite",
+    "eval",
+    "experiments",
+    "benchmarks",
+    "configs",
+]
 PACKAGES = ("torch", "numpy", "numba", "scipy", "scikit-learn")
 
 
