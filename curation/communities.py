@@ -49,7 +49,7 @@ class CommunitySettings:
     neighbours: tuple[int, ...] = (15,)
     forms: tuple[str, ...] = ("directions", "rows")
     trust: float = 0.85
-    isolation: float = 0.6
+    isolation: float = 0.5
     isolation_radius: float = 0.5
     scatter: tuple[float, float] = (1.5, 1.8)
 

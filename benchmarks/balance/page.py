@@ -52,7 +52,7 @@ they fail in different places. The default is such a mean.
 all, but they are alike in scatter, and then density is frequency: rows that lie apart from their like are of the rare
 classes. SemDeDup and D4 live on that, and lose most where scatter differs, since there they take the widest concept. How
 unequal density is says which case it is, without labels: where the standard deviation of its logarithm, each community
-weighing what it deserves, is below 1.5, the default mixes 60 % of shares in inverse proportion to density into its mean;
+weighing what it deserves, is below 1.5, the default mixes 50 % of shares in inverse proportion to density into its mean;
 above 1.8, none.
 """
 
