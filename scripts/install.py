@@ -38,7 +38,11 @@ def main() -> None:
         _pip("install", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
     if missing := unmet():
         print(f"the lock does not fit this Python or platform ({missing[0]}, {len(missing)} in all); resolving", flush=True)
-        if _pip("install", "-c", str(CONSTRAINTS), "-e", f"{ROOT}[dev]"):
+        # at the versions that were tested if there are such, else at any that pyproject.toml allows
+        for pinned in (["-c", str(CONSTRAINTS)], []):
+            if not _pip("install", *pinned, "-e", f"{ROOT}[dev]"):
+                break
+        else:
             raise SystemExit("error: the packages could not be installed; the lines above say why")
         _pip("install", "--no-deps", ROWS)
     print(f"installed in {time.monotonic() - started:.0f} s", flush=True)
