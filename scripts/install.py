@@ -37,7 +37,10 @@ def main() -> None:
         _pip("install", "--no-deps", "--no-compile", "-r", str(LOCK), ROWS)
         _pip("install", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
     if missing := unmet():
-        print(f"the lock does not fit this Python or platform ({missing[0]}, {len(missing)} in all); resolving", flush=True)
+        print(
+            f"the lock does not fit this Python or platform ({missing[0]}, {len(missing)} in all); resolving",
+            flush=True,
+        )
         # at the versions that were tested if there are such, else at any that pyproject.toml allows
         for pinned in (["-c", str(CONSTRAINTS)], []):
             if not _pip("install", *pinned, "-e", f"{ROOT}[dev]"):

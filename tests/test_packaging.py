@@ -19,7 +19,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy: a build leaves folders behind."""
     pytest.importorskip("setuptools", minversion="77")
     copy, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in {package.split(".")[0] for package in SETUP["packages"]} | {"configs"}:
+    for name in {package.split(".")[0] for package in SETUP["packages"]} | {"configs", "data"}:
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
@@ -38,6 +38,7 @@ def test_every_package_is_listed():
 def test_the_wheel_holds_modules_recipes_suites_and_templates_and_nothing_else(wheel: Path):
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     wanted = {f"foundation/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
+    wanted.add("curation/data/openclipart.parquet")  # what `curate demo` curates
     for room in {package.split(".")[0] for package in SETUP["packages"]}:
         files = (path for path in (ROOT / room).rglob("*") if path.suffix in (".py", ".yaml", ".j2"))
         wanted |= {str(path.relative_to(ROOT)) for path in files}

@@ -94,6 +94,7 @@ def embed_passages(
     device: str = "auto",
     precision: str = "auto",
     progress: bool = True,
+    name: str = "given",
 ) -> EmbedResult:
     """Embed every passage of a pool into a folder of shards, as `curation` reads them.
 
@@ -107,6 +108,7 @@ def embed_passages(
         tokens_per_batch: tokens of a forward pass, padding included.
         dtype: stored dtype.
         rows_per_shard: embeddings per file.
+        name: of an open model, for ``embeddings.json``.
 
     Raises:
         CurationError: no such column, no text at all, or the folder holds something else.
@@ -116,7 +118,7 @@ def embed_passages(
     if tokens_per_batch < 1 or rows_per_shard < 1:
         raise CurationError(f"tokens per batch {tokens_per_batch} and rows per shard {rows_per_shard} must be positive")
     folder = Path(folder)
-    name = model if isinstance(model, str) else "given"
+    name = model if isinstance(model, str) else name
     network = open_sentence_model(model, device, precision) if isinstance(model, str) else model
     identity = {
         "embedder": f"sentence-transformers:{name}",
