@@ -25,11 +25,13 @@ install: $(STAMP)  ## make the environment in .venv, at the versions of requirem
 demo: $(STAMP)  ## curate 6,900 real pictures on this machine and write a report (a few minutes)
 	$(BIN)/python scripts/demo.py
 
-# one thread for each of the two processes: OpenMP threads that share a core spin for each other, 30 times slower
+# one thread for each of the two processes: OpenMP threads that share a core spin for each other, 30 times slower;
+# kernels are compiled once, while mypy works, and the slowest files come first (tests/conftest.py)
 test: $(STAMP)  ## lint, types, and all quick tests
 	@sh scripts/install_test_tools.sh chromium
-	@$(MAKE) --no-print-directory lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/compile_kernels.py & compiling=$$!; \
+		$(MAKE) --no-print-directory lint; found=$$?; wait $$compiling && exit $$found
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 test-all: $(STAMP)  ## the slow tests too
 	@sh scripts/install_test_tools.sh chromium slurm

@@ -78,7 +78,7 @@ def export_subset(
         raise CurationError(f"{output} is there already; choose another -o, or remove it")
     made_for = subset.metadata.get("pool_fingerprint")
     if (made_for is not None and made_for != pool_fingerprint(pool)) or subset.ids.max(initial=-1) >= len(pool):
-        raise CurationError("the subset was drawn from another pool; give the pool that it was made of")
+        raise CurationError("the subset was drawn from another pool; give its own, with the same --column")
     rows = subset.rows()
     bar = tqdm(total=len(rows), unit=" rows", desc=f"export {kind}", disable=not progress)
     with bar:

@@ -29,7 +29,7 @@ from foundation.errors import CurationError
 from foundation.files import load_json
 
 DEFAULT_PREPARATION = Preparation()
-TEXT_PREPARATION = Preparation(by=("exact", "embedding", "text"), junk=None, text_junk=TextJunk())
+TEXT_PREPARATION = Preparation(by=("exact", "text"), junk=None, text_junk=TextJunk())
 
 
 @dataclass

@@ -15,7 +15,7 @@ BLOCK = re.compile(r"^```bash\n(.*?)^```", re.M | re.S)
 
 
 def run_all(page: Path, where: Path) -> str:
-    """Everything that the page shows, in its order, as typed by one who has just installed the project; what is said."""
+    """Everything that the page shows, in its order, as typed by one who has just installed the project."""
     place = where / "bin"
     place.mkdir()
     for name, words in {"python": "", "curate": "-m curation"}.items():
@@ -30,6 +30,7 @@ def run_all(page: Path, where: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_folder_of_images(tmp_path: Path):
     said = run_all(TUTORIALS / "images.md", tmp_path)
     work = tmp_path / "work"
@@ -42,6 +43,7 @@ def test_a_folder_of_images(tmp_path: Path):
     assert (work / "compare.html").exists()
 
 
+@pytest.mark.slow
 def test_a_pile_of_text(tmp_path: Path):
     said = run_all(TUTORIALS / "text.md", tmp_path)
     counts = Counter({name: int(number) for name, number in re.findall(r"'(\w+)': (\d+)", said)})

@@ -130,7 +130,7 @@ def test_pictures_within_a_file_have_no_path_and_cannot_be_listed(tmp_path: Path
 @pytest.mark.parametrize("kind", ["parquet", "webdataset", "folder"])
 def test_another_pool_and_an_output_that_is_there_are_refused(kind: str, folder: Path, tmp_path: Path):
     pool = open_pool(folder)
-    with pytest.raises(CurationError, match="another pool"):
+    with pytest.raises(CurationError, match="another pool; give its own"):
         export_subset(pool.select(range(11)), drawn(pool, ROWS), tmp_path / "out", kind, progress=False)
     (tmp_path / "out").mkdir()
     with pytest.raises(CurationError, match="is there already"):

@@ -1,7 +1,6 @@
 """The summary of a run and the number of threads: a user reads the one, and waits for the other."""
 
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import pytest
@@ -38,17 +37,22 @@ def test_steps_add_up_and_short_ones_are_left_out(monkeypatch: pytest.MonkeyPatc
     assert steps.seconds["sample"] == pytest.approx(0.1)
 
 
-def test_a_busy_machine_gets_fewer_threads_and_what_the_user_set_stays(tmp_path: Path):
+@pytest.mark.parametrize(("idle", "given", "wanted"), [(0.5, None, 4), (0.0, None, 1), (0.97, None, 8), (1.0, "3", 3)])
+def test_a_busy_machine_gets_fewer_threads_and_what_the_user_set_stays(
+    idle: float, given: str | None, wanted: int, monkeypatch: pytest.MonkeyPatch
+):
+    environment = {} if given is None else {"OMP_NUM_THREADS": given}
+    monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: range(8))
+    monkeypatch.setattr(threads, "idle_share", lambda: idle)
+    assert threads.use_free_cores() == wanted
+    assert environment["OMP_NUM_THREADS"] == str(wanted)
+    assert environment["OMP_WAIT_POLICY"] == "passive"
+
+
+def test_the_idle_share_is_that_of_the_time_between_two_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     stat = tmp_path / "stat"
     stat.write_text("cpu  100 0 50 800 50 0 0 0 0 0\n")
-    assert threads.idle_share(0.0, stat) == 1.0  # nothing has passed
-    assert threads.idle_share(0.0, tmp_path / "none") == 1.0  # not Linux
-    code = (
-        "import os, sys; from foundation import threads; threads.idle_share = lambda: float(sys.argv[1]); "
-        "os.sched_getaffinity = lambda pid: range(8); n = threads.use_free_cores(); import torch; "
-        "print(n, torch.get_num_threads(), os.environ['OMP_NUM_THREADS'])"
-    )
-    for idle, given, wanted in (("0.5", {}, "4 4 4"), ("0.0", {}, "1 1 1"), ("1.0", {"OMP_NUM_THREADS": "3"}, "3 3 3")):
-        environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(threads.__file__).parents[1]), **given}
-        done = subprocess.run([sys.executable, "-c", code, idle], env=environment, capture_output=True, text=True)
-        assert done.stdout.split() == wanted.split(), done.stderr
+    monkeypatch.setattr(threads.time, "sleep", lambda _s: stat.write_text("cpu  130 0 80 830 60 0 0 0 0 0\n"))
+    assert threads.idle_share(stat=stat) == 0.4  # 40 of 100 ticks
+    assert threads.idle_share(stat=tmp_path / "none") == 1.0  # not Linux
