@@ -116,7 +116,7 @@ def _no_weights(name: str, error: BaseException) -> CurationError:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     return CurationError(
         f"cannot get the weights of {name} ({reason}); check the network, or use efficientnet_lite0, "
-        f"checkpoint:PATH, or random weights with ?pretrained=false"
+        f"checkpoint:PATH, timm:NAME with --weights FILE, or random weights with ?pretrained=false"
     )
 
 

@@ -12,6 +12,7 @@ from foundation.threads import use_free_cores
 ROOT = Path(__file__).parents[1]
 # every third picture: less than scale=demo takes, for it shows what is compared, not who is better
 SMALL = ["pool.test_rows=8", "pool.bank_rows=8", "pool.rows=2000", "size=300", "levels=[300,80,20]"]
+SMALL += ["recipe.steps=60", "recipe.probe.every=30"]
 
 
 def main() -> None:
