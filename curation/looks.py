@@ -93,7 +93,7 @@ def look_at(
                 found.append(np.array(load_array(path, mmap=False)))
                 bar.update(len(mine))
                 continue
-            count = worker_count(workers)
+            count = worker_count(workers, free=True)
             loader = DataLoader(
                 _Pictures(pool, column, mine, hashes),
                 batch_size=32,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from curation.tiles import TileCut, are_rasters, open_rasters, parse_cut
 from foundation.errors import CurationError
@@ -93,6 +94,7 @@ def _walk(root: Path) -> list[Path]:
         raise CurationError(f"cannot read {error.filename}: {error.strerror}")
 
     found, seen = [], {os.path.realpath(root)}
+    bar = tqdm(desc="list files", unit=" files", delay=2, leave=False)
     for folder, folders, names in os.walk(root, followlinks=True, onerror=refuse):
         folders.sort()
         for name in list(folders):
@@ -101,6 +103,8 @@ def _walk(root: Path) -> list[Path]:
                 folders.remove(name)
             seen.add(real)
         found += [Path(folder, name) for name in names if not name.startswith(".")]
+        bar.update(len(names))
+    bar.close()
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 
 

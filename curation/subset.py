@@ -13,6 +13,7 @@ from foundation.errors import CurationError
 from foundation.files import checksum, load_json, save_json, write_atomically
 
 FORMAT_VERSION = 1
+NAMES = ("path", "key")
 
 
 @dataclass
@@ -23,6 +24,7 @@ class Subset:
         ids: (m,) int64 distinct pool rows, ascending.
         copies: (m,) int32 how often each is taken, at least 1.
         clusters: name ("level_1", ...) -> (m,) int64 cluster of each row.
+        names: ``path`` (files of the pool) or ``key`` (samples of WebDataset shards) of each row, where it has some.
         metadata: method, target, seed, tree checksum, pool fingerprint, ...
     """
 
@@ -30,11 +32,12 @@ class Subset:
     copies: Int[np.ndarray, "m"]
     clusters: dict[str, Int[np.ndarray, "m"]] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
+    names: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.ids = np.asarray(self.ids, np.int64)
         self.copies = np.asarray(self.copies, np.int32)
-        columns = {"copies": self.copies, **self.clusters}
+        columns = {"copies": self.copies, **self.clusters, **self.names}
         for name, column in columns.items():
             if len(column) != len(self.ids):
                 raise CurationError(f"subset column {name} has {len(column)} rows but there are {len(self.ids)} ids")
@@ -66,7 +69,7 @@ class Subset:
         """Write ``subset.parquet``, then ``subset.json``, which makes it whole."""
         folder = Path(folder)
         (folder / "subset.json").unlink(missing_ok=True)
-        table = pa.table({"id": self.ids, "copies": self.copies, **self.clusters})
+        table = pa.table({"id": self.ids, **self.names, "copies": self.copies, **self.clusters})
         path = folder / "subset.parquet"
         write_atomically(path, lambda stream: pq.write_table(table, stream))
         info = {**self.metadata, "format_version": FORMAT_VERSION, "rows": len(self.ids), "size": len(self)}
@@ -87,9 +90,10 @@ class Subset:
         if checksum(path) != info.get("checksum"):
             raise CurationError(f"{path} is not the file that subset.json describes; sample the subset again")
         columns = {name: column.to_numpy() for name, column in zip(*_columns(pq.read_table(path)), strict=True)}
+        names = {name: columns.pop(name).tolist() for name in NAMES if name in columns}
         known = ("format_version", "rows", "size", "checksum")
         metadata = {key: value for key, value in info.items() if key not in known}
-        return cls(columns.pop("id"), columns.pop("copies"), columns, metadata)
+        return cls(columns.pop("id"), columns.pop("copies"), columns, metadata, names)
 
 
 def _columns(table: pa.Table) -> tuple[list[str], list[Any]]:

@@ -129,3 +129,21 @@ def test_no_circle_between_modules():
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_file_says_what_it_is_about(path: Path):
     assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_the_lock_is_of_the_versions_that_constraints_pin_and_holds_what_the_extra_dev_asks_for():
+    def pins(name: str) -> dict[str, str]:
+        lines = [line.partition(";")[0].strip() for line in (ROOT / name).read_text().splitlines()]
+        parts = [line.split("==") for line in lines if "==" in line and not line.startswith("#")]
+        return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in parts}
+
+    lock, constraints = pins("requirements.lock"), pins("constraints.txt")
+    assert lock.items() <= constraints.items()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    named = re.match(r"curated-ssl\[(.+)\]", extras["dev"][0])
+    assert named, "the extra dev begins with the extras that it takes in"
+    wanted = [*project["dependencies"], *extras["dev"][1:]]
+    wanted += [line for extra in named[1].split(",") for line in extras[extra] if not line.startswith("curated-ssl")]
+    names = {re.sub(r"[-_.]+", "-", re.split(r"[\[><=; ]", line)[0]).lower() for line in wanted}
+    assert names <= set(lock), f"renew requirements.lock: {sorted(names - set(lock))} are not in it"

