@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 STARTED := $(shell date +%s)
-SOURCES := foundation curation training pretrain eval experiments text_lm satellite scripts tests
+SOURCES := foundation curation training pretrain eval experiments benchmarks text_lm satellite scripts tests
 
 .PHONY: help install demo test test-all gpu lint format clean
 

@@ -8,8 +8,8 @@ import json
 import sys
 from pathlib import Path
 
-from experiments.provenance import provenance
-from experiments.speed import markdown, run_benchmark
+from benchmarks.speed import markdown, run_benchmark
+from experiments.engine.provenance import provenance
 
 
 def main() -> None:

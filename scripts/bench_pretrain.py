@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from experiments.gpu.pictures import noise_pool
+from benchmarks.gpu.pictures import noise_pool
 from pretrain.flops import flops_per_image
 from pretrain.settings import load_settings
 from pretrain.train import pretrain

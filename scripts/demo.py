@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 
 from curation.pipeline import run_pipeline
+from experiments.engine.settings import compose
 from experiments.launch import run_experiment
-from experiments.settings import compose
 from foundation.command import run_command
 
 ROOT = Path(__file__).parents[1]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from experiments.gpu.check import Options, check
+from benchmarks.gpu.check import Options, check
 from foundation.command import run_command
 
 ROOT = Path(__file__).parents[1]

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
+DOMAINS = ("satellite", "simulated", "text", "web_images")
 ROOMS = {
     "foundation": set(),
     "curation": {"foundation"},
@@ -18,7 +19,10 @@ ROOMS = {
     "satellite": {"foundation", "curation", "training", "pretrain"},
     "eval": {"foundation"},
     "experiments": {"foundation", "curation", "training", "pretrain", "text_lm", "satellite", "eval"},
+    "benchmarks": {"foundation", "curation", "training", "pretrain", "text_lm", "experiments"},
 }
+# within experiments: the engine knows no page, pages know no domain, domains know nothing of each other
+SUITES = {"engine": set(), "pages": {"engine"}} | {domain: {"engine", "pages"} for domain in DOMAINS}
 MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 
 
@@ -56,7 +60,18 @@ def test_conda_environment_agrees_with_pyproject():
 
 @pytest.mark.parametrize(
     "name",
-    ["curation", "experiments", "configs", "scripts", "tests", "docs", "README.md", "LICENSE", "CONTRIBUTING.md"],
+    [
+        "curation",
+        "experiments",
+        "benchmarks",
+        "configs",
+        "scripts",
+        "tests",
+        "docs",
+        "README.md",
+        "LICENSE",
+        "CONTRIBUTING.md",
+    ],
 )
 def test_what_the_readme_promises_is_there(name: str):
     assert (ROOT / name).exists()
@@ -85,6 +100,13 @@ def test_rooms_import_only_whom_they_may_know(path: Path):
     names |= {node.module for node in whole if isinstance(node, ast.ImportFrom) and node.module}
     strangers = {name.split(".")[0] for name in names} & (set(ROOMS) | {"scripts", "tests"}) - ROOMS[room] - {room}
     assert not strangers
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_engine_pages_and_domains_of_the_experiments_stay_apart(suite: str):
+    names = {name for path in (ROOT / "experiments" / suite).rglob("*.py") for name in imported(path)}
+    inside = {name.split(".")[1] for name in names if name.startswith("experiments.")}
+    assert inside <= SUITES[suite] | {suite}
 
 
 def test_the_drawing_of_the_house_names_every_room_and_whom_it_imports():

@@ -13,7 +13,7 @@ from curation.embeddings import open_embeddings
 from curation.text_duplicates import exact_duplicates, near_duplicates
 from eval.overlap import seen
 from eval.rarity import NEIGHBOURS, distance_to_pool
-from experiments.stages import StageRun, fingerprint
+from experiments.engine.stages import StageRun, fingerprint
 from experiments.text.brown import SHA512, fetch_brown, read_brown
 from foundation.errors import CurationError
 from foundation.files import digest_json, load_json, save_array, save_json, write_atomically

@@ -1,6 +1,6 @@
 """The image experiment: does a vision model pretrained on a curated subset have better features?"""
 
-from experiments.experiment import Domain, Metric
+from experiments.engine.experiment import Domain, Metric
 from experiments.web_images.pool import PoolPictures, PoolSettings, input_files, pool_rows, prepare
 from experiments.web_images.report import write_up
 from experiments.web_images.training import EvaluateSettings, TrainSettings, budget, fit, judge

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.gpu.pictures import noise_pool
 from curation.embed import embed_pool
 from curation.embedders import open_embedder
 from curation.embeddings import EmbeddingWriter, open_embeddings
 from eval.knn import knn_scores
 from eval.linear import LinearSettings, fit_linear
-from experiments.gpu.pictures import noise_pool
 
 pytestmark = pytest.mark.gpu
 NETWORK = "timm:vit_tiny_patch16_224?pretrained=false"

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.gpu.pictures import noise_pool
 from curation import ClusterTree, HierarchicalKMeans
-from experiments.gpu.pictures import noise_pool
 from pretrain.settings import load_settings
 from pretrain.train import pretrain
 from training.checkpoints import Checkpoints

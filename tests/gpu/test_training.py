@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from experiments.gpu.pictures import noise_pool
+from benchmarks.gpu.pictures import noise_pool
 from pretrain.centring import SoftmaxCentre, assignment_information, sinkhorn
 from pretrain.losses import dino_loss, gram_loss, ibot_loss, koleo_loss
 from pretrain.multicrop import CropSettings, multi_crop, step_draws
