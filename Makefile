@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+STARTED := $(shell date +%s)
 SOURCES := foundation curation training pretrain eval experiments benchmarks text_lm satellite scripts tests
 
-.PHONY: help install demo test test-all lint format clean
+.PHONY: help install demo test test-all gpu lint format clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -37,6 +38,10 @@ test-all: $(STAMP)  ## the slow tests too
 	@sh scripts/install_test_tools.sh chromium slurm
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest
+
+# the minutes count from here, the installation included
+gpu: $(STAMP)  ## prove all claims on an NVIDIA GPU within 40 minutes; STEPS=kmeans,pretrain and MINUTES=20 choose
+	$(BIN)/python scripts/gpu_check.py --since=$(STARTED) $(if $(STEPS),--steps=$(STEPS)) $(if $(MINUTES),--minutes=$(MINUTES))
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check $(SOURCES)

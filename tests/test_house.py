@@ -19,7 +19,7 @@ ROOMS = {
     "satellite": {"foundation", "curation", "training", "pretrain"},
     "eval": {"foundation"},
     "experiments": {"foundation", "curation", "training", "pretrain", "text_lm", "satellite", "eval"},
-    "benchmarks": {"foundation", "curation", "text_lm", "experiments"},
+    "benchmarks": {"foundation", "curation", "training", "pretrain", "text_lm", "experiments"},
 }
 # within experiments: the engine knows no page, pages know no domain, domains know nothing of each other
 SUITES = {"engine": set(), "pages": {"engine"}} | {domain: {"engine", "pages"} for domain in DOMAINS}

@@ -17,6 +17,7 @@ DOMAIN = Domain(
         Metric("linear_head", "linear accuracy, frequent classes", "higher", ours=False),
         Metric("knn_tail", "k-NN accuracy, rare classes", "higher"),
         Metric("knn_head", "k-NN accuracy, frequent classes", "higher", ours=False),
+        Metric("linear_worst", "linear accuracy, worst class", "higher"),
         Metric("linear_corrupted", "linear accuracy, corrupted images", "higher"),
         Metric("effective_rank", "effective rank of the features", "higher"),
     ),

@@ -165,6 +165,7 @@ def judge(run: StageRun) -> dict[str, float]:
         name: float((by_linear == test.labels)[test.labels == i].double().mean())
         for i, name in enumerate(counts["classes"])
     }
+    metrics["linear_worst"] = min(per_class.values())
     save_json(
         run.folder / "metrics.json",
         {
