@@ -44,9 +44,9 @@ concepts may be taken for copies (not looked into).
 **Resolution** decides what is a group: a coarse one finds domains, a fine one the concepts within, and somebody means
 either. A varied domain has many communities, a plain one few, so an even share of communities is more for the varied:
 where that one is the head, as when clip art leads six visual domains, this is what is left of the old failure. No
-single graph wins everywhere: of rows as they are or of directions, with or without a cover, each fails somewhere. The mean of
-several shares is never worse than they are on average, since the KL divergence is convex, and mostly far better: they
-fail in different places. The default is such a mean.
+single graph wins everywhere: of rows as they are or of directions, with or without a cover, each fails somewhere. The
+mean of several shares is never worse than they are on average, since the KL divergence is convex, and mostly far better:
+they fail in different places. The default is such a mean.
 
 **Isolation** finds what communities cannot. Classes of one domain that overlap in the embedding make no communities at
 all, but they are alike in scatter, and then density is frequency: rows that lie apart from their like are of the rare
