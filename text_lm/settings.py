@@ -21,7 +21,11 @@ from foundation.settings import (
 from text_lm.model import ATTENTION, ModelSettings
 from text_lm.schedules import SCHEDULES
 
-PRECISIONS = ("auto", "32-true", "bf16-mixed")  # weights stay float32, and so do the frequencies of the rotary positions
+PRECISIONS = (
+    "auto",
+    "32-true",
+    "bf16-mixed",
+)  # weights stay float32, and so do the frequencies of the rotary positions
 STRATEGIES = ("auto", "ddp", "fsdp")
 
 
