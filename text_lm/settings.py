@@ -80,7 +80,7 @@ class TrainSettings:
         betas, eps, weight_decay: AdamW's; norms are not decayed.
         clip: greatest gradient norm; 0 switches clipping off.
         z_loss: weight of the z-loss; 0 switches it off.
-        precision: "32-true", "bf16-mixed" (float32 weights, bfloat16 products), or "auto": what is faster on this device
+        precision: "32-true", "bf16-mixed" (float32 weights, bfloat16 products), or "auto": what is faster here
             (`training.devices.fast_precision`); the run keeps what it began with.
         seed: of the initial weights and of the order of the data.
         speed: devices, compilation, workers, ...
