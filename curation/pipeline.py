@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from curation import kmeans
 from curation.card import write_dataset_card
 from curation.community_tree import AUTO, CommunityTree, metric_for
 from curation.embeddings import open_embeddings
@@ -263,7 +264,8 @@ def run_pipeline(
                 f"size {size} is more than the {x.n_rows * max_copies} rows that preparation leaves of {len(pool)} "
                 f"({folder}/prepared/dropped.html shows the others); lower it, or give --no-prepare"
             )
-    clock.begin("cluster", f"{x.n_rows:,} rows of {x.dim} dimensions")
+    first = "" if any(Path(kmeans.__file__).parent.glob("__pycache__/*.nbi")) else "; kernels are compiled first, once"
+    clock.begin("cluster", f"{x.n_rows:,} rows of {x.dim} dimensions{first}")
     tree, found = cluster_folder(x, folder / "tree", fit, overwrite)
     skipped += ["tree"] if found else []
     clock.begin("sample")
