@@ -17,6 +17,7 @@ import numpy as np
 from curation.tiles import TileCut, are_rasters, open_rasters, parse_cut
 from foundation.errors import CurationError
 from foundation.files import digest_json, write_atomically
+from foundation.hub import hub_within_reach
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 SUFFIXES = {  # the order decides where a folder holds several kinds: side files (captions, metadata) come last
@@ -69,7 +70,9 @@ def open_pool(source: Any, split: str = "train", column: str | None = None) -> A
         # a path that has a home (./a, /a/b, a.jpg, a/b/c) is a mistyped path, not a Hub name
         if not HUB_NAME.fullmatch(str(source)) or str(source).startswith(".") or _kind(path.name):
             raise CurationError(f"{source} does not exist; give a folder, a file, or a Hub name such as owner/name")
-        pool = _load(str(source), {}, split, f"{source} is no local path, and the Hub gave no such dataset")
+        with hub_within_reach() as there:
+            why = "the Hub gave no such dataset" if there else "the Hub cannot be reached"
+            pool = _load(str(source), {}, split, f"{source} is no local path, and {why}")
         return _name_columns(pool, column, Path("."))
     if path.is_dir() and any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
         pool = _open_saved(path, split)

@@ -9,6 +9,7 @@ import torch
 
 from eval.images import LabelledImages
 from foundation.errors import CurationError
+from foundation.hub import hub_within_reach
 
 
 class _Encoded(Sequence[Any]):
@@ -84,7 +85,8 @@ def open_hub(name: str, split: str) -> LabelledImages:
     reason = ""
     for wanted in tried:
         try:
-            data = load_dataset(name, split=wanted)
+            with hub_within_reach():
+                data = load_dataset(name, split=wanted)
         except ValueError as error:  # no such split: try the next name
             reason = reason or str(error)
             continue
