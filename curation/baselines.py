@@ -7,8 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
+from curation.bad_rows import check_rows
 from curation.embeddings import Embeddings, open_embeddings
 from curation.kmeans import KMeansResult, kmeans
+from curation.kmeans.assignment import rows_per_read
 from curation.sampling import balanced_targets, cluster_starts, take_from_clusters
 from curation.subset import Subset
 from foundation.errors import CurationError
@@ -137,6 +139,8 @@ def d4_subset(x: Any, k: int, size: int, dedup_share: float = 0.75, seed: int = 
     """
     source = open_embeddings(x)
     _check_size(size, source.n_rows)
+    if not 0 < dedup_share <= 1:
+        raise CurationError(f"dedup_share {dedup_share} is the share of the rows to keep, above 0 and at most 1")
     left = max(size, round(dedup_share * source.n_rows))
     scores, _found = semdedup_scores(source, k, seed, progress=progress)
     survivors = np.sort(np.argsort(scores, kind="stable")[:left])
@@ -163,6 +167,8 @@ def retrieval_subset(x: Any, trusted: Any, size: int, n_neighbours: int = 4, pro
     _check_size(size, source.n_rows)
     if source.dim != reference.dim:
         raise CurationError(f"the pool has {source.dim} dimensions but the trusted set {reference.dim}")
+    for rows in (source, reference):
+        check_rows(rows, True, rows_per_read(rows.dim), remedy="leave them out")
     index = faiss.IndexScalarQuantizer(source.dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
     for _start, block in source.blocks(16_384):
         index.add(torch.nn.functional.normalize(block.float().cpu(), dim=1).numpy())

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from foundation.errors import CurationError
+from foundation.errors import CurationError, PassingError
 from foundation.files import load_array, require_free_space
 
 Result = TypeVar("Result")
@@ -236,7 +236,7 @@ class Group:
             ) from error
 
 
-class LostProcess(CurationError):
+class LostProcess(PassingError):
     """Another process of the group is gone."""
 
 

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from foundation.errors import CurationError
+from foundation.errors import CurationError, PassingError
 from foundation.locks import NAME as LOCK
 from foundation.paths import regular_file
 from foundation.schema import check_content
@@ -228,11 +228,11 @@ def require_free_space(folder: Path, n_bytes: int) -> None:
     """Refuse to start a write that the disk cannot hold.
 
     Raises:
-        CurationError: fewer than ``n_bytes`` are free where ``folder`` lies.
+        PassingError: fewer than ``n_bytes`` are free where ``folder`` lies.
     """
     existing = Path(folder).absolute()
     while not existing.exists():
         existing = existing.parent
     free = shutil.disk_usage(existing).free
     if free < n_bytes:
-        raise CurationError(f"{folder} needs {n_bytes / 1e9:.2f} GB but only {free / 1e9:.2f} GB are free there")
+        raise PassingError(f"{folder} needs {n_bytes / 1e9:.2f} GB but only {free / 1e9:.2f} GB are free there")

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from foundation.errors import CurationError
-from foundation.settings import LARGEST_SEED, Range, short, wrong_number
+from foundation.settings import LARGEST_SEED, Range, require_number, short, wrong_number
 
 
 def number(help: str, *names: str, **rule: Any) -> Any:
@@ -35,17 +35,6 @@ def number(help: str, *names: str, **rule: Any) -> Any:
 def seed_option(help: str = "Of all random choices: the same seed gives the same result.") -> Any:
     """The option ``--seed``: 0 to 2**32 - 1, what every generator of random numbers takes."""
     return number(help, ge=0, le=LARGEST_SEED)
-
-
-def require_number(value: Any, allowed: Range, name: str) -> None:
-    """Refuse a number out of its range; None is no number and allowed.
-
-    Raises:
-        CurationError: names it, its value, and what is allowed.
-    """
-    wrong = None if value is None else wrong_number(value, allowed)
-    if wrong:
-        raise CurationError(f"{name} is {short(value)}; it must be {wrong}")
 
 
 def whole_numbers(text: str, name: str, allowed: Range) -> list[int]:

@@ -19,14 +19,7 @@ from typing import Annotated, Any
 from foundation.errors import CurationError
 from foundation.settings import NAMES, Choices, Range, short, wrong_number
 
-KINDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    dict: "an object",
-    list: "a list",
-}
+KINDS = {**NAMES, dict: "an object", list: "a list"}
 
 
 def check_content(hint: Any, content: Any, where: str, remedy: str = "make it again") -> None:

@@ -88,6 +88,17 @@ def wrong_number(value: int | float, allowed: Range) -> str | None:
     return _beyond(value)
 
 
+def require_number(value: Any, allowed: Range, name: str) -> None:
+    """Refuse a number out of its range; None is no number and allowed.
+
+    Raises:
+        CurationError: names it, its value, and what is allowed.
+    """
+    wrong = None if value is None else wrong_number(value, allowed)
+    if wrong:
+        raise CurationError(f"{name} is {short(value)}; it must be {wrong}")
+
+
 def _beyond(value: int | float) -> str | None:
     """What a number must be that no array or float32 can hold."""
     if isinstance(value, int):
