@@ -16,7 +16,7 @@ from tqdm import tqdm
 from curation.embedders import Embedder
 from curation.embeddings import EmbeddingWriter, check_row_ids
 from curation.pool import pool_fingerprint
-from foundation.errors import CurationError
+from foundation.errors import CurationError, is_final
 from foundation.files import load_array, save_array, write_atomically
 from foundation.images import read_image, reason_of
 from foundation.locks import locked_folder
@@ -88,9 +88,10 @@ def embed_pool(
             )
         try:
             return _embed_into(writer, pool, embedder, batch_size, n_workers, image_column, progress)
-        finally:
-            if not (folder / "embeddings.json").exists():  # nothing is embedded: nothing is claimed
+        except CurationError as error:
+            if is_final(error) and not writer.n_written:  # nothing is embedded, and never will be: nothing is claimed
                 (folder / SKIPPED_LOG).unlink(missing_ok=True)
+            raise
 
 
 def _embed_into(

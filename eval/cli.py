@@ -10,6 +10,7 @@ import typer
 
 from eval.settings import RunSettings
 from foundation.command import run_command
+from foundation.options import number
 from foundation.settings import describe, read_settings
 
 app = typer.Typer(
@@ -114,7 +115,7 @@ def ngram(settings: Settings = None, output: Output = Path("results")) -> None:
 def canopy(
     predicted: Annotated[Path, typer.Argument(help="Raster of predicted heights, metres.")],
     truth: Annotated[Path, typer.Argument(help="Raster of lidar heights on the same grid, metres.")],
-    block: Annotated[float, typer.Option(min=0, help="Metres, side of the blocks that are resampled.")] = 100.0,
+    block: Annotated[float, number("Metres, side of the blocks that are resampled.", gt=0)] = 100.0,
     output: Output = Path("results"),
 ) -> None:
     """Canopy height against lidar: errors, by height class, cover, edges; intervals over blocks (extra satellite)."""
