@@ -10,6 +10,7 @@ import typer
 
 from eval.settings import RunSettings
 from foundation.command import run_command
+from foundation.locks import locked_folder
 from foundation.options import number
 from foundation.settings import describe, read_settings
 
@@ -90,7 +91,8 @@ def language(settings: Settings = None, output: Output = Path("results")) -> Non
     if not settings:
         typer.echo(f"Settings of language:\n{describe(LanguageSettings)}")
         return
-    results = run_language(read_settings(None, settings), output)
+    with locked_folder(output):
+        results = run_language(read_settings(None, settings), output)
     typer.echo(table(results.rows))
     shown = {row.dataset: BENCHMARKS[row.dataset].chance for row in results.rows if row.dataset in BENCHMARKS}
     typer.echo("chance: " + ", ".join(f"{name} {value:.2f}" for name, value in shown.items() if value), err=True)
@@ -106,7 +108,8 @@ def ngram(settings: Settings = None, output: Output = Path("results")) -> None:
     if not settings:
         typer.echo(f"Settings of ngram:\n{describe(NgramSettings)}")
         return
-    results = run_ngram(read_settings(None, settings), output)
+    with locked_folder(output):
+        results = run_ngram(read_settings(None, settings), output)
     typer.echo(table(results.rows))
     typer.echo(f"{results.seconds['ngram']:.1f} s; results in {output / 'metrics.json'}", err=True)
 
@@ -121,7 +124,9 @@ def canopy(
     """Canopy height against lidar: errors, by height class, cover, edges; intervals over blocks (extra satellite)."""
     from eval.canopy_rasters import measure_maps
 
-    for name, interval in measure_maps(predicted, truth, block, output).items():
+    with locked_folder(output):
+        found = measure_maps(predicted, truth, block, output)
+    for name, interval in found.items():
         typer.echo(f"{name:16} {interval.value:8.3f}   {interval.low:.3f} ... {interval.high:.3f}   n {interval.n}")
 
 

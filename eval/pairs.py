@@ -8,7 +8,9 @@ from PIL import Image
 
 from eval.registry import ENDINGS, LAYOUTS, locate, split_folder
 from foundation.errors import CurationError
+from foundation.files import load_array
 from foundation.images import FORMATS
+from foundation.paths import regular_file
 
 
 @dataclass

@@ -14,6 +14,7 @@ from eval.results import Results
 from eval.settings import RunSettings
 from eval.tasks import TASKS, Task
 from foundation.errors import CurationError
+from foundation.locks import locked_folder
 from foundation.settings import fill
 from foundation.yaml_files import read_yaml_text
 
@@ -73,11 +74,12 @@ def run(given: list[tuple[str, dict[str, Any]]], shared: Mapping[str, Any], outp
             "no model is given: model=FOLDER, model=timm:NAME, model=random:NAME or model=package.mod:func"
         )
     tasks = [make_task(name, part) for name, part in given]
-    torch.manual_seed(settings.seed)  # the weights of random:NAME
-    model = open_model(
-        settings.model, settings.weights or None, settings.image_size or None, settings.device, settings.precision
-    )
-    return evaluate(model, tasks, settings, output)
+    with locked_folder(output):
+        torch.manual_seed(settings.seed)  # the weights of random:NAME
+        model = open_model(
+            settings.model, settings.weights or None, settings.image_size or None, settings.device, settings.precision
+        )
+        return evaluate(model, tasks, settings, output)
 
 
 def read_suite(path: str | Path) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any]]:
