@@ -79,9 +79,12 @@ def open_embedder(name: str, image_size: int | None = None, device: str = "auto"
     number = precision if precision != "auto" else "bfloat16" if place.type == "cuda" else "float32"
     if number not in PRECISIONS:
         raise CurationError(f"precision {precision!r} is unknown; use auto, {', '.join(PRECISIONS)}")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)  # random weights, where asked for, are the same in every run: a killed run can resume
-        model, transform, size = openers[kind](rest, image_size, pretrained == "true")
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # random weights, where asked for, are the same in every run: a killed run can resume
+            model, transform, size = openers[kind](rest, image_size, pretrained == "true")
+    except ArithmeticError as error:  # a side that vanishes
+        raise CurationError(f"{name} cannot take pictures of {image_size} pixels ({error})") from error
     identity = {"embedder": name, "weights": _digest(model), "image_size": size, "precision": number}
     forward = _forward(model, place, PRECISIONS[number])
     try:

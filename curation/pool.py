@@ -9,7 +9,7 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from curation.tiles import TileCut, are_rasters, open_rasters, parse_cut
 from foundation.errors import CurationError
 from foundation.files import digest_json, write_atomically
 from foundation.hub import hub_within_reach
+from foundation.images import MOST_BYTES
 from foundation.jsonl import bad_line
 from foundation.paths import regular_file
 
@@ -33,7 +34,7 @@ SUFFIXES = {  # the order decides where a folder holds several kinds: side files
 }
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 PATTERN = re.compile(r"[*?\[{]")
-BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
+BRACES = re.compile(r"\{(?:(\d{1,12})\.\.(\d{1,12})|([^{}]*,[^{}]*))\}")
 MOST_NUMBERS = 1_000_000  # of names that braces stand for
 SPLIT_FILE = re.compile(r"(.+?)-\d{5}-of-\d{5}")
 
@@ -127,20 +128,20 @@ def _split_cut(source: str) -> tuple[str, TileCut | None]:
     return path, parse_cut(text)
 
 
-def _braced(pattern: str) -> list[str]:
+def _braced(pattern: str) -> Iterator[str]:
     """``a-{0..2}.tar`` and ``{a,b}.tar`` as the patterns that they stand for, as a shell writes them out."""
     found = BRACES.search(pattern)
     if found is None:
-        return [pattern]
+        yield pattern
+        return
     low, high, choices = found[1], found[2], found[3]
     if choices is not None:
-        parts = choices.split(",")
+        parts: Iterable[str] = choices.split(",")
     else:
         digits = max(len(low), len(high)) if low.startswith("0") or high.startswith("0") else 0
-        if int(high) - int(low) >= MOST_NUMBERS:
-            raise CurationError(f"{pattern} stands for more than {MOST_NUMBERS:,} names; use * for so many files")
-        parts = [f"{i:0{digits}}" for i in range(int(low), int(high) + 1)]
-    return [whole for part in parts for whole in _braced(pattern[: found.start()] + part + pattern[found.end() :])]
+        parts = (f"{i:0{digits}}" for i in range(int(low), int(high) + 1))
+    for part in parts:
+        yield from _braced(pattern[: found.start()] + part + pattern[found.end() :])
 
 
 def matching_files(pattern: str) -> list[Path]:
@@ -150,7 +151,9 @@ def matching_files(pattern: str) -> list[Path]:
         CurationError: one of the patterns that the braces stand for matches nothing.
     """
     found: dict[Path, None] = {}
-    for part in _braced(pattern):
+    for number, part in enumerate(_braced(pattern)):
+        if number >= MOST_NUMBERS:
+            raise CurationError(f"{pattern} stands for more than {MOST_NUMBERS:,} names; use * for so many files")
         matches = sorted(glob.glob(part, recursive=True))
         if not matches:
             raise CurationError(f"no file is called {part}" + (f" (of {pattern})" if part != pattern else ""))
@@ -269,12 +272,20 @@ def _samples(shards: list[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:
     for name, _, _ in shards:
         try:
             with tarfile.open(name, "r|*") as shard:
-                members = ((m, shard.extractfile(m)) for m in shard if m.isfile())
+                members = ((m, shard.extractfile(_sized(m))) for m in shard if m.isfile())
                 parts = ((m.name, stream.read()) for m, stream in members if stream is not None)
                 for key, sample in itertools.groupby(parts, key=lambda part: _split_key(part[0])[0]):
                     yield _sample(key, sample)
-        except (tarfile.TarError, OSError, EOFError) as error:
+        except CurationError as error:
+            raise CurationError(f"{name}: {error}") from error
+        except Exception as error:  # of tarfile, and of gzip and its like below it
             raise CurationError(f"{name} is not a whole tar shard ({error}); get it again") from error
+
+
+def _sized(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    if member.size > MOST_BYTES:
+        raise CurationError(f"member {member.name} has {member.size / 1e9:.1f} GB, more than a picture or text needs")
+    return member
 
 
 def _split_key(name: str) -> tuple[str, str]:

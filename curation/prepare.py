@@ -284,6 +284,9 @@ def _texts(pool: Any, wanted: Preparation, ledger: _Ledger, progress: bool) -> N
     from curation.text_duplicates import exact_duplicates as equal_texts
     from curation.text_duplicates import near_duplicates as overlapping_texts
 
+    kind = getattr(pool.features["text"], "dtype", None)
+    if kind not in ("string", "large_string", "null"):
+        raise CurationError(f"the column text holds {pool.features['text']}, not text; name another with --column")
     plain = pool.with_format(None)["text"]
     if wanted.text_junk is not None:
         for position in ledger.left:

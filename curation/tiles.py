@@ -28,6 +28,7 @@ PROTOCOL = "tile"
 GEOGRAPHIC = (33550, 34264, 34735)  # TIFF tags: scale of a pixel, transformation, keys of the reference system
 WIDTH, HEIGHT = 256, 257
 LOOK_AT = 32  # files, evenly spaced, that tell whether a folder of TIFFs is one of rasters
+MOST_TILES = 5_000_000  # of a raster
 OVERVIEW = 1024  # pixels along the longer side of the look that sets the stretch of a raster
 
 
@@ -86,6 +87,10 @@ def parse_cut(text: str) -> TileCut:
 def tile_starts(height: int, width: int, size: int, stride: int = 0) -> list[tuple[int, int]]:
     """Upper left pixels (row, column) of all whole tiles."""
     step = stride or size
+    if ((height - size) // step + 1) * ((width - size) // step + 1) > MOST_TILES:
+        raise CurationError(
+            f"a raster of {height} x {width} pixels has more than {MOST_TILES:,} tiles; raise the stride"
+        )
     return [(row, col) for row in range(0, height - size + 1, step) for col in range(0, width - size + 1, step)]
 
 
