@@ -21,7 +21,7 @@ from foundation.settings import (
 from text_lm.model import ATTENTION, ModelSettings
 from text_lm.schedules import SCHEDULES
 
-PRECISIONS = ("32-true", "bf16-mixed")  # weights stay float32, and so do the frequencies of the rotary positions
+PRECISIONS = ("auto", "32-true", "bf16-mixed")  # weights stay float32, and so do the frequencies of the rotary positions
 STRATEGIES = ("auto", "ddp", "fsdp")
 
 
@@ -76,7 +76,8 @@ class TrainSettings:
         betas, eps, weight_decay: AdamW's; norms are not decayed.
         clip: greatest gradient norm; 0 switches clipping off.
         z_loss: weight of the z-loss; 0 switches it off.
-        precision: "32-true", or "bf16-mixed" (float32 weights, bfloat16 products).
+        precision: "32-true", "bf16-mixed" (float32 weights, bfloat16 products), or "auto": what is faster on this device
+            (`training.devices.fast_precision`); the run keeps what it began with.
         seed: of the initial weights and of the order of the data.
         speed: devices, compilation, workers, ...
     """

@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lightning
@@ -23,7 +23,7 @@ from text_lm.tokenizer import Tokenizer, open_tokenizer
 from text_lm.tokens import TokenStore
 from training.batches import BatchPlan
 from training.checkpoints import CHECKPOINT, Checkpoints, resume_step, signals_restored
-from training.devices import make_trainer
+from training.devices import fast_precision, make_trainer
 from training.run_folder import RESULT, claim
 
 MODEL = "model"
@@ -75,6 +75,8 @@ def train(
         CurationError: bad settings or data, the folder holds another run, or the loss is not finite.
     """
     folder = Path(folder)
+    if settings.precision == "auto":
+        settings = replace(settings, precision=fast_precision(settings.speed.accelerator))
     if isinstance(tokens, (str, Path)):
         tokenizer = tokenizer or open_tokenizer(Path(tokens) / "tokenizer")
         store = TokenStore.open(tokens, tokenizer)

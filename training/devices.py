@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import lightning
 import torch
 
+from curation.kmeans.assignment import has_bfloat16_units
 from foundation.errors import CurationError
 
 PEAK_FLOPS = {
@@ -36,6 +37,17 @@ def peak_of(device: torch.device, given: float = 0.0) -> float | None:
     """`peak_flops` of the device on which a model lies; ``given`` overrides the table where it is above 0."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return given or peak_flops(name)
+
+
+def fast_precision(accelerator: str = "auto") -> str:
+    """What precision "auto" stands for: "bf16-mixed" where the device multiplies bfloat16 in units of its own, else
+    "32-true" (a CPU without them emulates it, seven times slower than float32).
+
+    Args:
+        accelerator: "auto", "cpu" or "gpu", as Lightning has them.
+    """
+    gpu = accelerator != "cpu" and torch.cuda.is_available()
+    return "bf16-mixed" if has_bfloat16_units(torch.device("cuda" if gpu else "cpu")) else "32-true"
 
 
 class Devices(Protocol):
