@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation import CurationError, Subset, open_embeddings
-from curation.lexical import embed_lexically
 from experiments.engine.experiment import build, open_domain
 from experiments.engine.settings import CONFIGS, compose
 from experiments.engine.stages import in_order, run_stage
@@ -26,6 +25,7 @@ from experiments.text.pool import PASSAGES, passages_of, zipf_sizes
 from experiments.text.report import _domains, render
 from experiments.text.training import cut_to_budget, recipe_of
 from foundation.files import load_array, load_json
+from curation.lexical import embed_lexically
 from text_lm.model import count_parameters, llama_config, load_model
 from text_lm.settings import load_settings
 
