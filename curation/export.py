@@ -22,6 +22,7 @@ from curation.pool import IMAGE_SUFFIXES, pool_fingerprint
 from curation.subset import Subset
 from foundation.errors import CurationError
 from foundation.files import whole_file, whole_folder
+from foundation.paths import inside, regular_file
 
 FORMATS = ("parquet", "jsonl", "files", "webdataset", "datasets", "folder")
 ROWS_PER_BLOCK = 1000
@@ -168,7 +169,7 @@ def _picture(stored: dict[str, Any]) -> tuple[bytes, str]:
     content = stored["bytes"]
     if content is None:
         try:
-            content = Path(stored["path"]).read_bytes()
+            content = regular_file(stored["path"]).read_bytes()
         except (OSError, TypeError) as error:
             raise CurationError(f"the picture {stored['path']} cannot be read: {error}") from error
     suffix = Path(stored["path"] or "").suffix.lower()
@@ -223,7 +224,8 @@ def _write_folder(pool: Any, subset: Subset, output: Path, copies: bool, bar: An
         for block in _blocks(subset.ids):
             for row, sample in zip(block.tolist(), _taken(pool, block, *columns).to_pylist(), strict=True):
                 label = sample.get("label")
-                folder = fresh / names[label] if names and label is not None and label >= 0 else fresh
+                named = names and label is not None and label >= 0
+                folder = inside(fresh, names[label], "the label column") if named else fresh
                 folder.mkdir(parents=True, exist_ok=True)
                 stored = sample["image"]
                 for copy in range(counts[row]):
@@ -238,6 +240,7 @@ def _write_folder(pool: Any, subset: Subset, output: Path, copies: bool, bar: An
 
 def _link(source: Path, target: Path, copy: bool) -> None:
     """A hard link where the disk allows one, else a copy."""
+    regular_file(source)
     try:
         if not copy:
             try:

@@ -6,22 +6,25 @@ The paper's model is all-mpnet-base-v2. The default here, all-MiniLM-L6-v2, come
 import hashlib
 import os
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
 from curation.embeddings import EmbeddingWriter
 from curation.kmeans.assignment import has_bfloat16_units
-from curation.pool import pool_fingerprint
+from curation.pool import check_text, pool_fingerprint
 from foundation.devices import open_device
 from foundation.errors import CurationError
 from foundation.files import load_array, save_array
+from foundation.hub import hub_within_reach
+from foundation.locks import locked_folder
 
 OFFLINE = "all-MiniLM-L6-v2"
 
@@ -73,7 +76,8 @@ def open_sentence_model(name: str = OFFLINE, device: str = "auto", precision: st
         raise CurationError(f"precision {precision!r} is unknown; use auto, {', '.join(dtypes)}")
     try:
         # a folder on disk needs no network: nothing is asked of the Hub about it
-        model = SentenceTransformer(place, device=device, local_files_only=os.path.isdir(place))
+        with nullcontext() if os.path.isdir(place) else hub_within_reach():
+            model = SentenceTransformer(place, device=device, local_files_only=os.path.isdir(place))
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CurationError(
@@ -95,6 +99,7 @@ def embed_passages(
     precision: str = "auto",
     progress: bool = True,
     name: str = "given",
+    overwrite: bool = False,
 ) -> EmbedResult:
     """Embed every passage of a pool into a folder of shards, as `curation` reads them.
 
@@ -109,6 +114,7 @@ def embed_passages(
         dtype: stored dtype.
         rows_per_shard: embeddings per file.
         name: of an open model, for ``embeddings.json``.
+        overwrite: replace embeddings of another model, pool or dtype, which are refused else.
 
     Raises:
         CurationError: no such column, no text at all, or the folder holds something else.
@@ -117,7 +123,7 @@ def embed_passages(
         raise CurationError(f"the pool has no column {text_column!r}; it has {', '.join(pool.column_names)}")
     if tokens_per_batch < 1 or rows_per_shard < 1:
         raise CurationError(f"tokens per batch {tokens_per_batch} and rows per shard {rows_per_shard} must be positive")
-    folder = Path(folder)
+    check_text(pool, text_column)
     name = model if isinstance(model, str) else name
     network = open_sentence_model(model, device, precision) if isinstance(model, str) else model
     identity = {
@@ -134,7 +140,22 @@ def embed_passages(
     if not len(rows):
         raise CurationError(f"none of the {len(pool)} rows has text in column {text_column!r}")
     empty = np.setdiff1d(np.arange(len(pool)), rows).tolist()
-    writer = EmbeddingWriter(folder, _dimension(network), dtype, rows_per_shard, identity)
+    with locked_folder(folder) as place:
+        writer = EmbeddingWriter(place, _dimension(network), dtype, rows_per_shard, identity, overwrite)
+        return _embed_into(writer, texts, rows, empty, network, tokens_per_batch, progress)
+
+
+def _embed_into(
+    writer: EmbeddingWriter,
+    texts: Any,
+    rows: Int[np.ndarray, "m"],
+    empty: list[int],
+    network: Any,
+    tokens_per_batch: int,
+    progress: bool,
+) -> EmbedResult:
+    """Embed what is not embedded yet, and finish the folder."""
+    folder, rows_per_shard = writer.folder, writer.rows_per_shard
     if writer.complete:
         return EmbedResult(len(load_array(folder / "row_ids.npy")), empty, None, None)
 

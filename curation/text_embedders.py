@@ -17,10 +17,11 @@ from curation.embed import EmbedResult, embed_pool
 from curation.embedders import open_embedder
 from curation.embeddings import EmbeddingWriter
 from curation.lexical import BYTES, CHARACTERS, DIMENSIONS, byte_histograms, fit_characters, is_lexical
-from curation.pool import pool_fingerprint
+from curation.pool import check_text, pool_fingerprint
 from curation.sentences import OFFLINE, embed_passages, open_sentence_model
 from foundation.errors import CurationError
 from foundation.files import load_array, save_array
+from foundation.locks import locked_folder
 
 AUTO, SENTENCE = "auto", "sentence"
 IMAGES = "timm:vit_small_patch14_dinov2"
@@ -72,7 +73,7 @@ def embed_any(
         name: of `curation.embedders.open_embedder`, or of this module; "auto" chooses.
         image_size, batch_size: for images.
         seed: of the axes of ``char_svd``.
-        options: of `curation.embed.embed_pool`, for images; ``dtype`` for text too.
+        options: of `curation.embed.embed_pool`, for images; ``dtype`` and ``overwrite`` for text too.
 
     Raises:
         CurationError: see `resolve_embedder` and the embedders.
@@ -85,15 +86,22 @@ def embed_any(
         raise CurationError("an image size means nothing for text; leave --image-size out")
     dtype = options.get("dtype", "float16")
     if is_lexical(name):
-        return embed_lexical_pool(pool, name, folder, dtype, seed, progress)
+        return embed_lexical_pool(pool, name, folder, dtype, seed, progress, options.get("overwrite", False))
     model = name.partition(":")[2] or OFFLINE
     network = open_sentence_model(model, device)
-    result = embed_passages(pool, folder, network, dtype=dtype, progress=progress, name=model)
+    overwrite = options.get("overwrite", False)
+    result = embed_passages(pool, folder, network, dtype=dtype, progress=progress, name=model, overwrite=overwrite)
     return EmbedResult(result.n_rows, dict.fromkeys(result.empty_rows, "no text"))
 
 
 def embed_lexical_pool(
-    pool: Any, name: str, folder: str | Path, dtype: str = "float16", seed: int = 0, progress: bool = True
+    pool: Any,
+    name: str,
+    folder: str | Path,
+    dtype: str = "float16",
+    seed: int = 0,
+    progress: bool = True,
+    overwrite: bool = False,
 ) -> EmbedResult:
     """Embed the texts of a pool by bytes or character n-grams; a text without characters has no embedding.
 
@@ -101,13 +109,19 @@ def embed_lexical_pool(
         CurationError: an unknown name, no text at all, or the folder holds something else.
     """
     kind, _, rest = name.partition(":")
-    if rest and (kind == BYTES or not rest.isdigit() or int(rest) < 1):
+    if rest and (kind == BYTES or not rest.isdecimal() or not 1 <= len(rest) <= 5 or int(rest) < 1):
         raise CurationError(f"embedder {name!r} is unknown; use {BYTES}, {CHARACTERS} or {CHARACTERS}:DIMENSIONS")
     dim = 256 if kind == BYTES else int(rest or DIMENSIONS)
-    folder = Path(folder)
     metadata = {"embedder": name, "seed": seed, "pool_fingerprint": pool_fingerprint(pool), "pool_rows": len(pool)}
-    writer = EmbeddingWriter(folder, dim, dtype, 65_536, metadata)
-    texts = pool.with_format(None)["text"]
+    check_text(pool, "text")
+    with locked_folder(folder) as place:
+        writer = EmbeddingWriter(place, dim, dtype, 65_536, metadata, overwrite)
+        return _embed_lexical(writer, pool, kind, dim, seed, progress)
+
+
+def _embed_lexical(writer: EmbeddingWriter, pool: Any, kind: str, dim: int, seed: int, progress: bool) -> EmbedResult:
+    """Embed what is not embedded yet, and finish the folder."""
+    folder, texts = writer.folder, pool.with_format(None)["text"]
     blank = np.array([not (text and text.strip()) for text in texts], bool)
     rows, empty = np.flatnonzero(~blank), np.flatnonzero(blank).tolist()
     skipped = dict.fromkeys(empty, "no text")

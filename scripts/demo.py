@@ -7,6 +7,7 @@ from pathlib import Path
 from foundation.clock import spoken
 from foundation.command import run_command
 from foundation.files import write_atomically
+from foundation.options import number_type
 from foundation.threads import use_free_cores
 
 ROOT = Path(__file__).parents[1]
@@ -18,7 +19,7 @@ SMALL += ["recipe.steps=60", "recipe.probe.every=30"]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "demo")
-    parser.add_argument("--size", type=int, default=1000, help="rows of the subset")
+    parser.add_argument("--size", type=number_type(int, ge=1), default=1000, help="rows of the subset")
     arguments = parser.parse_args()
     started = time.monotonic()
     use_free_cores()
