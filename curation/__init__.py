@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import foundation  # noqa: F401 - before torch is loaded: it sets how threads wait
+
 if TYPE_CHECKING:
     from curation.community_tree import CommunityTree
     from curation.embeddings import Embeddings, EmbeddingWriter, open_embeddings

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from curation.bad_rows import LARGEST
 from curation.dimension import likely_dimension, two_nearest_dimension
 from curation.embeddings import open_embeddings
 from curation.levels import first_level
@@ -92,7 +93,8 @@ def advise(x: Any, size: int, name: str = "embeddings/", seed: int = 0, kept: st
         raise CurationError(f"--size {size} must lie between 1 and {n}, the rows of the embeddings")
     rng = np.random.default_rng([seed, 13])
     rows = source.take(np.sort(rng.choice(n, min(n, SAMPLE), replace=False))).float().cpu().numpy()
-    good = np.isfinite(rows).all(axis=1) & (np.abs(rows).max(axis=1) > 0)
+    largest = np.abs(rows).max(axis=1)
+    good = (largest > 0) & (largest <= LARGEST)  # NaN is neither
     bad = 1 - float(good.mean())
     rows = rows[good]
     if len(rows) < 3:

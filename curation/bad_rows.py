@@ -11,17 +11,20 @@ from curation.embeddings import Embeddings
 from curation.group import Group
 from foundation.errors import CurationError
 
+DROP_THEM = "leave them out with bad_rows='drop' (--drop-bad-rows)"
+LARGEST = 1e18  # squared distances are kept as float32
+
 
 def find_bad_rows(x: Embeddings, unit: bool, rows_per_block: int, group: Group | None = None) -> Int[np.ndarray, "b"]:
-    """(b,) int64 rows that are NaN or infinite, or zero where ``unit`` is set (cosine); one pass in blocks."""
+    """(b,) int64 rows that are NaN, infinite or beyond `LARGEST`, or zero where ``unit`` is set; one pass in blocks."""
     group = group or Group()
     found = [np.empty(0, np.int64)]
     for start, block in x.blocks(rows_per_block, group.span(x.n_rows, rows_per_block)):
         sums = block.float().square().sum(dim=1) if block.dtype != torch.float64 else block.square().sum(dim=1)
-        doubtful = ~torch.isfinite(sums)
-        if doubtful.any():  # a finite row may overflow its sum
+        doubtful = ~(sums < LARGEST**2)  # NaN too
+        if doubtful.any():  # many values that are not too large may have a sum that is
             rows = doubtful.nonzero().flatten()
-            doubtful[rows] = ~torch.isfinite(block[rows]).all(dim=1)
+            doubtful[rows] = ~(block[rows].double().abs().amax(dim=1) <= LARGEST)
         if unit:
             doubtful |= sums == 0
         if doubtful.any():
@@ -91,22 +94,28 @@ class KeptRows(Embeddings):
         return self.source.locate(int(self._original(np.array([row]))[0]))
 
 
-def check_rows(x: Embeddings, unit: bool, rows_per_block: int, group: Group | None = None) -> None:
+def check_rows(
+    x: Embeddings, unit: bool, rows_per_block: int, group: Group | None = None, remedy: str = DROP_THEM
+) -> None:
     """Refuse rows which no distance can be taken to.
 
+    Args:
+        remedy: what else can be done with them.
+
     Raises:
-        CurationError: a row is NaN or infinite, or zero with cosine distance; the first is named by shard and row.
+        CurationError: a row is NaN, infinite or beyond `LARGEST`, or zero with cosine distance; the first is named by
+            shard and row.
     """
     bad = find_bad_rows(x, unit, rows_per_block, group)
     if not len(bad):
         return
     where, more = x.locate(int(bad[0])), f" ({len(bad)} bad rows in all)" if len(bad) > 1 else ""
-    if not torch.isfinite(x.take(bad[:1])).all():
+    row = x.take(bad[:1]).double()
+    if not torch.isfinite(row).all():
+        raise CurationError(f"{where} holds NaN or infinity{more}; embed these rows again, or {remedy}")
+    if row.abs().max() > LARGEST:
         raise CurationError(
-            f"{where} holds NaN or infinity{more}; embed these rows again, or leave them out with bad_rows='drop' "
-            "(--drop-bad-rows)"
+            f"{where} holds {float(row.abs().max()):.3g}, beyond {LARGEST:g}{more}; scale the rows, or {remedy}"
         )
-    raise CurationError(
-        f"{where} is all zeros, which has no cosine distance{more}; use metric l2, or leave such rows out with "
-        "bad_rows='drop' (--drop-bad-rows)"
-    )
+    what = "is all zeros" if not row.any() else "is as good as zero"
+    raise CurationError(f"{where} {what}, which has no cosine distance{more}; use metric l2, or {remedy}")

@@ -7,8 +7,11 @@ import torch
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
+from curation.bad_rows import check_rows
 from curation.embeddings import Embeddings, open_embeddings
 from curation.kmeans import KMeansResult, kmeans
+from curation.kmeans.assignment import rows_per_read
+from curation.labels import read_labels
 from curation.sampling import balanced_targets, cluster_starts, take_from_clusters
 from curation.subset import Subset
 from foundation.errors import CurationError
@@ -137,6 +140,8 @@ def d4_subset(x: Any, k: int, size: int, dedup_share: float = 0.75, seed: int = 
     """
     source = open_embeddings(x)
     _check_size(size, source.n_rows)
+    if not 0 < dedup_share <= 1:
+        raise CurationError(f"dedup_share {dedup_share} is the share of the rows to keep, above 0 and at most 1")
     left = max(size, round(dedup_share * source.n_rows))
     scores, _found = semdedup_scores(source, k, seed, progress=progress)
     survivors = np.sort(np.argsort(scores, kind="stable")[:left])
@@ -163,6 +168,8 @@ def retrieval_subset(x: Any, trusted: Any, size: int, n_neighbours: int = 4, pro
     _check_size(size, source.n_rows)
     if source.dim != reference.dim:
         raise CurationError(f"the pool has {source.dim} dimensions but the trusted set {reference.dim}")
+    for rows in (source, reference):
+        check_rows(rows, True, rows_per_read(rows.dim), remedy="leave them out")
     index = faiss.IndexScalarQuantizer(source.dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
     for _start, block in source.blocks(16_384):
         index.add(torch.nn.functional.normalize(block.float().cpu(), dim=1).numpy())
@@ -236,16 +243,13 @@ def draw(
     if method == "oracle":
         if pool is None:
             raise CurationError("oracle needs the true labels; give --pool, and --labels for their column")
-        if labels not in pool.column_names:
-            raise CurationError(f"the pool has no column {labels!r}; it has {', '.join(pool.column_names)}")
-        values = pool.with_format(None)[labels]
         ids = np.arange(x.n_rows) if x.row_ids is None else np.asarray(x.row_ids)
         if len(ids) and ids[-1] >= len(pool):
             raise CurationError(f"the embeddings have row {ids[-1]} but the pool only {len(pool)} rows")
-        known = [position for position, row in enumerate(ids) if values[int(row)] is not None]
-        concepts = np.unique([str(values[int(ids[position])]) for position in known], return_inverse=True)[1]
-        subset = oracle_subset(concepts, size, seed)
-        return _of_pool(Subset.from_rows(np.array(known)[subset.ids], **subset.metadata), x)
+        codes = read_labels(labels, pool).take(ids).codes
+        known = np.flatnonzero(codes >= 0)
+        subset = oracle_subset(codes[known], size, seed)
+        return _of_pool(Subset.from_rows(known[subset.ids], **subset.metadata), x)
     if method == "retrieval":
         if trusted is None:
             raise CurationError("retrieval needs the embeddings of a trusted set; give --trusted")

@@ -12,6 +12,8 @@ from curation.group import Group
 from curation.kmeans.lloyd import LloydState
 from foundation.errors import CurationError
 from foundation.files import load_json, require_free_space, save_json, write_atomically
+from foundation.paths import regular_file
+from foundation.settings import short
 
 FORMAT_VERSION = 1
 
@@ -26,33 +28,43 @@ class FitCheckpoint:
         identity: settings and fingerprint of the embeddings. A checkpoint of another fit is refused.
         seconds: at least this long between two saves of a running Lloyd loop.
         group: the processes of the fit.
+        restart: throw the checkpoint of another fit away, in place of refusing it.
 
     Raises:
         CurationError: the folder belongs to another fit.
     """
 
     def __init__(
-        self, folder: Path | None, identity: dict[str, Any], seconds: float = 20.0, group: Group | None = None
+        self,
+        folder: Path | None,
+        identity: dict[str, Any],
+        seconds: float = 20.0,
+        group: Group | None = None,
+        restart: bool = False,
     ):
         self.folder, self.seconds, self.group = folder, seconds, group or Group()
+        self.identity = json.loads(json.dumps({"format_version": FORMAT_VERSION, **identity}, default=str))
         self._saved_at = time.monotonic()
         self._unsaved: tuple[LloydState, dict[str, Any]] | None = None
         with self.group.all_or_none():
             if folder is not None and self.group.first:
-                self._open(folder, identity)
+                self._open(folder, restart)
 
-    def _open(self, folder: Path, identity: dict[str, Any]) -> None:
+    def _open(self, folder: Path, restart: bool) -> None:
+        """Refuse the checkpoint of another fit. The folder is claimed with the first save, not before."""
         path = folder / "fit.json"
-        if path.exists():
-            found = load_json(path)
-            for key in sorted(set(identity) | (set(found) - {"format_version"})):
-                if found.get(key) != identity.get(key):
-                    raise CurationError(
-                        f"{folder} holds an unfinished fit with {key}={found.get(key)!r}, not {identity.get(key)!r}; "
-                        "repeat those settings to resume it, or delete the folder to start anew"
-                    )
-        else:
-            save_json(path, {"format_version": FORMAT_VERSION, **identity})
+        if not path.exists():
+            return
+        found = load_json(path, remedy=f"delete {folder} to start the fit anew")
+        different = [key for key in sorted({*self.identity, *found}) if found.get(key) != self.identity.get(key)]
+        if different and restart:
+            shutil.rmtree(folder)
+        elif different:
+            raise CurationError(
+                f"{folder} holds an unfinished fit with {different[0]}={short(found.get(different[0]))}, not "
+                f"{short(self.identity.get(different[0]))}; repeat those settings to resume it, or delete the folder "
+                "(--overwrite) to start anew"
+            )
 
     def load(self, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
         """Arrays and numbers saved as ``name``, or None.
@@ -81,10 +93,10 @@ class FitCheckpoint:
         if not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(regular_file(path), allow_pickle=False) as file:
                 arrays = {key: file[key] for key in file.files}
             numbers = json.loads(str(arrays.pop("numbers")))
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except Exception as error:  # of numpy and zipfile, whose sums over the bytes notice a change
             raise CurationError(f"{path} is damaged ({error}); delete {folder} to start the fit anew") from error
         return arrays, numbers
 
@@ -98,6 +110,8 @@ class FitCheckpoint:
 
     def _write(self, folder: Path, name: str, arrays: dict[str, np.ndarray], numbers: dict[str, Any]) -> None:
         require_free_space(folder, sum(array.nbytes for array in arrays.values()))
+        if not (folder / "fit.json").exists():
+            save_json(folder / "fit.json", self.identity)
         content: dict[str, Any] = {**arrays, "numbers": np.array(json.dumps(numbers))}
         write_atomically(folder / f"{name}.npz", lambda stream: np.savez(stream, **content))
         self._saved_at, self._unsaved = time.monotonic(), None

@@ -12,6 +12,9 @@ import typer
 from foundation.command import run_command
 from foundation.devices import open_device
 from foundation.errors import CurationError
+from foundation.locks import locked_folder
+from foundation.options import number, seed_option, whole_numbers
+from foundation.settings import Range
 
 app = typer.Typer(
     help="Curate a huge uncurated pool: embed it, cluster it, draw a balanced subset, see that it is balanced.\n\n"
@@ -61,13 +64,15 @@ Sizes = Annotated[
     typer.Option(help="Paper's levels: members of each cluster in a resampled set. [half the mean cluster size]"),
 ]
 Iterations = Annotated[
-    int | None, typer.Option(min=1, help="Lloyd iterations of each k-means. [20; of the paper's levels 50]")
+    int | None, number("Lloyd iterations of each k-means. [20; of the paper's levels 50]", ge=1, le=1_000_000)
 ]
 TreeDistance = Annotated[
     TreeMetric, typer.Option(help="Distance. auto: cosine from 16 dimensions on, else l2; paper's levels: l2.")
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of all random choices: the same seed gives the same result.")]
+Seed = Annotated[int, seed_option()]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")]
+PIXELS = number("Side of the input in pixels; default: the network's.", ge=1, le=16_384)
+WORKERS = number("Decoding processes; default: from the cores.", ge=0, le=1024)
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished result with other settings.")]
 Rows = Annotated[
     Path | None, typer.Option("--rows", help="Only the rows that curate dedup, filter or run kept: that folder.")
@@ -76,14 +81,21 @@ NoCheck = Annotated[bool, typer.Option("--no-check", help="Do not say whether th
 Beside = Annotated[
     Path | None, typer.Option("--embeddings", help="Of the tree, for its check; default: embeddings/ beside it.")
 ]
+
+
+def _verify(skip: bool) -> None:
+    from foundation.files import verify_checksums
+
+    verify_checksums(not skip)
+
+
+NoVerify = Annotated[
+    bool,
+    typer.Option(
+        "--no-verify", callback=_verify, help="Do not compare checksums of what is read: saves a read of huge inputs."
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and stop.")]
-
-
-def _numbers(text: str, option: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise CurationError(f"{option} {text!r} is not a number or a list such as 0,10,10") from error
 
 
 def _levels(text: str) -> str | list[str]:
@@ -93,7 +105,7 @@ def _levels(text: str) -> str | list[str]:
 def _one_or_each(text: str | None, option: str) -> Any:
     if text is None:
         return None
-    numbers = _numbers(text, option)
+    numbers = whole_numbers(text, option, Range(ge=0))
     return numbers[0] if len(numbers) == 1 else numbers
 
 
@@ -124,11 +136,12 @@ def embed(
     embedder: Annotated[
         str, typer.Option(help="timm:NAME, torchvision:NAME, efficientnet_lite0, checkpoint:PATH.")
     ] = "timm:vit_small_patch14_dinov2",
-    image_size: Annotated[int | None, typer.Option(help="Side of the input in pixels; default: the network's.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 64,
-    workers: Annotated[int | None, typer.Option(help="Decoding processes; default: from the cores.")] = None,
+    image_size: Annotated[int | None, PIXELS] = None,
+    batch_size: Annotated[int, number("Images per forward pass.", ge=1, le=100_000)] = 64,
+    workers: Annotated[int | None, WORKERS] = None,
     dtype: Annotated[str, typer.Option(help="Stored: float16, bfloat16 or float32.")] = "float16",
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Embed the images of a pool into shards. Resumes after a kill; unreadable images are skipped and listed."""
     from curation.embed import embed_pool
@@ -136,9 +149,8 @@ def embed(
     from curation.pool import open_pool
 
     found = open_pool(pool)
-    result = embed_pool(
-        found, open_embedder(embedder, image_size, device), output, batch_size, n_workers=workers, dtype=dtype
-    )
+    network = open_embedder(embedder, image_size, device)
+    result = embed_pool(found, network, output, batch_size, n_workers=workers, dtype=dtype, overwrite=overwrite)
     _say(f"{result.n_rows:,} embeddings in {output}")
     for row, reason in list(result.skipped.items())[:5]:
         _say(f"skipped row {row}: {reason}")
@@ -154,17 +166,18 @@ def dedup(
     by: Annotated[
         str, typer.Option(help="exact, perceptual, embedding, text, separated by commas; default: all that apply.")
     ] = "",
-    threshold: Annotated[float, typer.Option(help="Least cosine, after the mean of the pool is taken off.")] = 0.95,
-    ratio: Annotated[float, typer.Option(help="Greatest share of the distance to the 64th neighbour.")] = 0.5,
-    max_bits: Annotated[int, typer.Option(help="Bits of 64 in which perceptual hashes may differ.")] = 2,
-    overlap: Annotated[float, typer.Option(help="Least Jaccard similarity of the word n-grams of texts.")] = 0.7,
+    threshold: Annotated[float, number("Least cosine, after the mean of the pool is taken off.", gt=0, le=1)] = 0.95,
+    ratio: Annotated[float, number("Greatest share of the distance to the 64th neighbour.", gt=0, le=1)] = 0.5,
+    max_bits: Annotated[int, number("Bits of 64 in which perceptual hashes may differ.", ge=0, le=16)] = 2,
+    overlap: Annotated[float, number("Least Jaccard similarity of the word n-grams of texts.", gt=0, le=1)] = 0.7,
     held_out: Annotated[Path | None, typer.Option(help="Embeddings that no kept row may repeat: a test set.")] = None,
     metric: Annotated[Metric, typer.Option(help="cosine: rows are brought to unit length first.")] = Metric("cosine"),
     rows: Rows = None,
     column: Annotated[str | None, typer.Option(help="Column of images or text, or of a parquet's embeddings.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Decoding processes; default: from the cores.")] = None,
+    workers: Annotated[int | None, WORKERS] = None,
     overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and write nothing.")] = False,
+    no_verify: NoVerify = False,
 ) -> None:
     """Leave out near-duplicates: which pool rows to keep, and a page that shows the others next to what they repeat."""
     from curation.near_duplicates import NearRule
@@ -192,18 +205,18 @@ def dedup(
 def filter_rows(
     pool: Annotated[str, typer.Argument(help="A pool of images or text.")],
     output: Output,
-    min_side: Annotated[int, typer.Option(help="Images: shorter side, pixels.")] = 16,
-    max_aspect: Annotated[float, typer.Option(help="Images: longer side by shorter; 0: any.")] = 10.0,
-    min_spread: Annotated[float, typer.Option(help="Images: standard deviation of a channel, 0 to 255.")] = 4.0,
-    min_detail: Annotated[float, typer.Option(help="Images: share of the variance that is no bare gradient.")] = 0.01,
-    max_grain: Annotated[float, typer.Option(help="Images: difference of neighbouring pixels; 1 is noise.")] = 0.8,
-    nsfw: Annotated[float, typer.Option(help="Images: greatest NSFW probability (extra filters); 0: not asked.")] = 0.0,
-    min_characters: Annotated[int, typer.Option(help="Text: characters.")] = 20,
-    min_letters: Annotated[float, typer.Option(help="Text: share of letters.")] = 0.4,
-    max_repeat: Annotated[float, typer.Option(help="Text: share of the most frequent character; 0: any.")] = 0.4,
+    min_side: Annotated[int, number("Images: shorter side, pixels.", ge=0)] = 16,
+    max_aspect: Annotated[float, number("Images: longer side by shorter; 0: any.", ge=0)] = 10.0,
+    min_spread: Annotated[float, number("Images: standard deviation of a channel, 0 to 255.", ge=0, le=255)] = 4.0,
+    min_detail: Annotated[float, number("Images: share of the variance that is no bare gradient.", ge=0, le=1)] = 0.01,
+    max_grain: Annotated[float, number("Images: difference of neighbouring pixels; 1 is noise.", ge=0, le=2)] = 0.8,
+    nsfw: Annotated[float, number("Images: greatest NSFW probability (extra filters); 0: any.", ge=0, le=1)] = 0.0,
+    min_characters: Annotated[int, number("Text: characters.", ge=0)] = 20,
+    min_letters: Annotated[float, number("Text: share of letters.", ge=0, le=1)] = 0.4,
+    max_repeat: Annotated[float, number("Text: share of the most frequent character; 0: any.", ge=0, le=1)] = 0.4,
     rows: Rows = None,
     column: Annotated[str | None, typer.Option(help="Column of images or text.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Decoding processes; default: from the cores.")] = None,
+    workers: Annotated[int | None, WORKERS] = None,
     overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and write nothing.")] = False,
 ) -> None:
@@ -242,18 +255,19 @@ def baseline(
     method: Annotated[Baseline, typer.Argument(help="random, oracle, flat, semdedup, d4 or retrieval.")],
     embeddings: Annotated[Path, typer.Argument(help="Folder of shards, .npy, parquet or Arrow file.")],
     output: Output,
-    size: Annotated[int, typer.Option(help="Rows of the subset.")],
-    clusters: Annotated[int, typer.Option(help="k of flat, semdedup and d4; 0: a row in 50, at most 50,000.")] = 0,
+    size: Annotated[int, number("Rows of the subset.", ge=1)],
+    clusters: Annotated[int, number("k of flat, semdedup and d4; 0: a row in 50, at most 50,000.", ge=0)] = 0,
     trusted: Annotated[Path | None, typer.Option(help="retrieval: embeddings of the trusted set.")] = None,
     pool: Annotated[str | None, typer.Option(help="oracle: the pool with the labels.")] = None,
     labels: Annotated[str, typer.Option(help="oracle: column with the true concepts.")] = "label",
-    dedup_share: Annotated[float, typer.Option(help="d4: share of the rows that its first step keeps.")] = 0.75,
+    dedup_share: Annotated[float, number("d4: share of the rows that its first step keeps.", gt=0, le=1)] = 0.75,
     metric: Annotated[Metric, typer.Option(help="flat: distance.")] = Metric("cosine"),
     rows: Rows = None,
     column: Annotated[str | None, typer.Option(help="Column of a parquet or Arrow file.")] = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
+    no_verify: NoVerify = False,
 ) -> None:
     """Draw a subset by a method that hierarchical k-means is compared with."""
     from curation.baselines import clusters_of, draw, plan_of
@@ -270,9 +284,10 @@ def baseline(
     if dry_run:
         typer.echo(plan_of(method.value, source, size, k))
         return
-    subset = draw(method.value, source, size, k, found, labels, trusted, dedup_share, metric.value, seed)
-    subset.metadata["commands"] = [_typed()]
-    subset.save(output)
+    with locked_folder(output):
+        subset = draw(method.value, source, size, k, found, labels, trusted, dedup_share, metric.value, seed)
+        subset.metadata["commands"] = [_typed()]
+        subset.save(output)
     _say(f"{len(subset):,} rows by {method.value} in {output}/subset.parquet")
 
 
@@ -289,12 +304,12 @@ def cluster(
     seeding: Annotated[Seeding | None, typer.Option(help="Paper's levels: how centroids start. [auto]")] = None,
     iterations: Iterations = None,
     tolerance: Annotated[
-        float | None, typer.Option(help="Paper's levels: stop when the inertia falls by less than this share. [0]")
+        float | None, number("Paper's levels: stop when the inertia falls by less than this share. [0]", ge=0, lt=1)
     ] = None,
     metric: TreeDistance = TreeMetric("auto"),
     column: Annotated[str | None, typer.Option(help="Column of a parquet or Arrow file.")] = None,
     rows: Rows = None,
-    fit_rows: Annotated[int, typer.Option(help="Fit level 1 on this many random rows, then assign all; 0: all.")] = 0,
+    fit_rows: Annotated[int, number("Fit level 1 on this many random rows, then assign all; 0: all.", ge=0)] = 0,
     drop_bad_rows: Annotated[
         bool, typer.Option("--drop-bad-rows", help="Leave out and count rows that are NaN, infinite, or zero (cosine).")
     ] = False,
@@ -303,6 +318,7 @@ def cluster(
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     no_check: NoCheck = False,
+    no_verify: NoVerify = False,
 ) -> None:
     """Build the cluster tree. A killed run goes on where it was.
 
@@ -312,9 +328,11 @@ def cluster(
     Started by torchrun or srun, all processes share the work; the tree is the same for any number of them. They need
     to see the embeddings and the output under the same paths:  torchrun --nproc-per-node 8 -m curation cluster ...
     """
+    from contextlib import ExitStack
+
     from curation.embeddings import open_embeddings
     from curation.group import joined
-    from curation.pipeline import tree_fit
+    from curation.pipeline import finished_tree, tree_fit
     from curation.plan import calibrate, plan_tree
     from curation.prepare import kept_rows
 
@@ -341,14 +359,20 @@ def cluster(
     if dry_run:
         typer.echo(plan_tree(source.n_rows, source.dim, hardware=calibrate(), dtype=source.dtype, **settings).table())
         return
-    if (output / "tree.json").exists() and not overwrite:
-        raise CurationError(f"{output} holds a finished tree; choose another -o, or give --overwrite")
-    with joined(str(fit.device)) as (group, fit.device):
-        tree = fit.fit(source, output, group)
-    if not group.first:
+    fit.restart = overwrite
+    with joined(str(fit.device)) as (group, fit.device), ExitStack() as held:
+        there = None
+        with group.all_or_none():
+            if group.first:
+                held.enter_context(locked_folder(output))
+                there = finished_tree(source, output, fit, overwrite)
+        tree = there if group.share(there is not None) else fit.fit(source, output, group)
+    if not group.first or tree is None:
         return
-    if tree.settings["dropped_rows"]:
-        _say(f"left out {tree.settings['dropped_rows']:,} rows that are NaN, infinite or zero")
+    if there is not None:
+        _say(f"{output} holds this tree already, with these settings of these embeddings")
+    if dropped := tree.settings.get("dropped_rows"):
+        _say(f"left out {dropped:,} rows that are NaN, infinite, too large or zero")
     for row in tree.statistics():
         _say(
             f"level {row['level']}: {row['k']:,} clusters of {row['points']:,} points, "
@@ -364,11 +388,12 @@ def cluster(
 @app.command("advise", epilog="Example:  curate advise embeddings/ --size 100000")
 def give_advice(
     embeddings: Annotated[Path, typer.Argument(help="Folder of shards, .npy, parquet or Arrow file.")],
-    size: Annotated[int, typer.Option(help="Rows of the subset that is wanted.")],
+    size: Annotated[int, number("Rows of the subset that is wanted.", ge=1)],
     column: Annotated[str | None, typer.Option(help="Column of a parquet or Arrow file.")] = None,
     rows: Rows = None,
     seed: Seed = 0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    no_verify: NoVerify = False,
 ) -> None:
     """Say which preparation, metric and levels to take, why, and what to type. Looks at a sample; no labels needed."""
     from json import dumps
@@ -387,12 +412,12 @@ def give_advice(
 def sample(
     tree: Annotated[Path, typer.Argument(help="Folder of the tree.")],
     output: Output,
-    size: Annotated[int, typer.Option(help="Rows to draw, copies counted.")],
+    size: Annotated[int, number("Rows to draw, copies counted.", ge=1)],
     strategy: Annotated[Strategy, typer.Option(help="Which rows of a cluster go first.")] = Strategy("random"),
     method: Annotated[Method, typer.Option(help="Balanced top-down, flat over level 1, or random.")] = Method(
         "balanced"
     ),
-    max_copies: Annotated[int, typer.Option(help="How often one row may be taken.")] = 1,
+    max_copies: Annotated[int, number("How often one row may be taken.", ge=1, le=1_000_000)] = 1,
     weights: Annotated[
         bool, typer.Option("--weights", help="Also write weights.npy, one probability per row.")
     ] = False,
@@ -400,6 +425,7 @@ def sample(
     no_check: NoCheck = False,
     seed: Seed = 0,
     overwrite: Overwrite = False,
+    no_verify: NoVerify = False,
 ) -> None:
     """Draw a subset from a tree."""
     from curation.pipeline import sample_folder
@@ -409,9 +435,10 @@ def sample(
     if (output / "subset.json").exists() and not overwrite:
         raise CurationError(f"{output} holds a finished subset; choose another -o, or give --overwrite")
     found = ClusterTree.load(tree)
-    subset, _there = sample_folder(found, output, size, strategy.value, method.value, max_copies, seed)
-    if weights:
-        save_array(output / "weights.npy", found.sampling_weights(size))
+    with locked_folder(output):
+        subset, _there = sample_folder(found, output, size, strategy.value, method.value, max_copies, seed)
+        if weights:
+            save_array(output / "weights.npy", found.sampling_weights(size))
     if not no_check and method is Method("balanced"):
         from curation.soundness import check_subset
 
@@ -426,6 +453,8 @@ def assign(
     output: Output,
     column: Annotated[str | None, typer.Option(help="Column of a parquet or Arrow file.")] = None,
     device: Device = "auto",
+    overwrite: Overwrite = False,
+    no_verify: NoVerify = False,
 ) -> None:
     """Place new rows in an old tree, without fitting again: a parquet file with one cluster column per level."""
     import pyarrow as pa
@@ -436,6 +465,8 @@ def assign(
     from curation.tree import ClusterTree
     from foundation.files import write_atomically
 
+    if output.exists() and not overwrite:
+        raise CurationError(f"{output} is there already; choose another -o, or give --overwrite")
     table = pa.table(place_rows(ClusterTree.load(tree), open_embeddings(embeddings, column), str(open_device(device))))
     write_atomically(output, lambda stream: pq.write_table(table, stream))
     _say(f"{table.num_rows:,} rows placed in {output}")
@@ -451,6 +482,7 @@ def report(
     title: Annotated[str, typer.Option(help="Headline of the page.")] = "Curation report",
     embeddings: Beside = None,
     no_check: NoCheck = False,
+    no_verify: NoVerify = False,
 ) -> None:
     """Write the report: a verdict, balance before and after, a map, galleries of clusters, one HTML file."""
     from curation.pool import open_pool
@@ -484,6 +516,7 @@ def compare(
     pool: Annotated[str | None, typer.Option(help="The pool, for pictures or texts.")] = None,
     labels: Annotated[str | None, typer.Option(help="Column of the pool with true concepts.")] = None,
     title: Annotated[str, typer.Option(help="Headline of the page.")] = "Subsets side by side",
+    no_verify: NoVerify = False,
 ) -> None:
     """Subsets of one pool side by side, of one tree or of several: balance, overlap, maps, in one HTML file."""
     from curation.comparison import open_candidates, write_comparison
@@ -497,14 +530,16 @@ def compare(
 
 @app.command(epilog="Example:  curate plan --rows 743e6 --dim 1024 --levels 100000x100,500000,50000,10000 --gpus 8")
 def plan(
-    rows: Annotated[float, typer.Option(help="Rows of the pool; 743e6 is fine.")],
-    dim: Annotated[int, typer.Option(help="Dimensions of an embedding.")],
+    rows: Annotated[float, number("Rows of the pool; 743e6 is fine.", ge=1, le=1e15)],
+    dim: Annotated[int, number("Dimensions of an embedding.", ge=1, le=1_000_000)],
     levels: Levels = "auto",
     resamples: Resamples = None,
     sample_sizes: Sizes = None,
     iterations: Iterations = None,
     dtype: Annotated[str, typer.Option(help="Stored: float16, bfloat16 or float32.")] = "float16",
-    gpus: Annotated[int, typer.Option(help="GPUs that share the rows; 0: this machine, measured for 3 seconds.")] = 0,
+    gpus: Annotated[
+        int, number("GPUs that share the rows; 0: this machine, measured for 3 seconds.", ge=0, le=1_000_000)
+    ] = 0,
     gpu: Annotated[str, typer.Option(help="h100 or a100.")] = "h100",
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -537,14 +572,14 @@ def run(
         typer.Argument(help="Folder or pattern of images, parquet, JSONL, WebDataset .tar or GeoTIFF; or Hub name."),
     ],
     output: Output,
-    size: Annotated[int, typer.Option(help="Rows of the subset.")],
+    size: Annotated[int, number("Rows of the subset.", ge=1)],
     embedder: Annotated[str, typer.Option(help="See `curate embed --help`.")] = "timm:vit_small_patch14_dinov2",
-    image_size: Annotated[int | None, typer.Option(help="Side of the input in pixels.")] = None,
+    image_size: Annotated[int | None, PIXELS] = None,
     levels: Levels = "auto",
     resamples: Resamples = None,
     sample_sizes: Sizes = None,
     metric: TreeDistance = TreeMetric("auto"),
-    max_copies: Annotated[int, typer.Option(help="How often one row may be taken.")] = 1,
+    max_copies: Annotated[int, number("How often one row may be taken.", ge=1, le=1_000_000)] = 1,
     labels: Annotated[str | None, typer.Option(help="Column of the pool with true concepts, for the report.")] = None,
     no_prepare: Annotated[
         bool, typer.Option("--no-prepare", help="Keep near-duplicates and junk; else they are left out and counted.")
@@ -553,6 +588,7 @@ def run(
     device: Device = "auto",
     overwrite: Overwrite = False,
     no_check: NoCheck = False,
+    no_verify: NoVerify = False,
 ) -> None:
     """All steps, pool to report, in one folder. Steps already done with the same settings are skipped."""
     from curation.pipeline import DEFAULT_PREPARATION, run_pipeline

@@ -17,9 +17,8 @@ from curation.group import Group
 from curation.hierarchy import HierarchicalKMeans
 from curation.kmeans.assignment import rows_per_read
 from curation.levels import MAX_POINTS, first_level, grow_levels
-from curation.tree import ClusterTree
-from foundation.errors import CurationError
-from foundation.files import load_json
+from curation.tree import ClusterTree, read_tree_settings
+from foundation.errors import CurationError, is_final
 
 AUTO = "auto"
 METRICS = (AUTO, "l2", "cosine")
@@ -85,6 +84,7 @@ class CommunityTree:
             "progress": progress,
             "checkpoint_seconds": checkpoint_seconds,
         }
+        self.restart = False  # see HierarchicalKMeans
         HierarchicalKMeans([clusters or max(fit_rows, 1)], bad_rows=bad_rows, device=device, **self.options)  # checks
 
     @property
@@ -106,6 +106,7 @@ class CommunityTree:
         k = self.clusters or min(first_level(source.n_rows), max(1, _distinct(source) // 2))
         fit = HierarchicalKMeans([level_of(k)], metric=metric, device=self.device, **self.options)
         fit.work_dir = None if self.work_dir is None else self.work_dir / "fit"
+        fit.restart = self.restart
         return fit
 
     def fit(self, x: Any, save_to: str | Path | None = None, group: Group | None = None) -> ClusterTree:
@@ -129,11 +130,11 @@ class CommunityTree:
         first = self._first(source, metric)
         known = {**first.settings, "embeddings_fingerprint": source.fingerprint()}
         folder = None if self.work_dir is None else self.work_dir / "level_1"
-        tree = None if folder is None else _finished(folder, known)
+        tree = None if folder is None else _finished(folder, known, self.restart)
         if tree is None:
             tree = first.fit(source, save_to=folder, group=group)
         if group.first:
-            tree = grow_levels(tree, source, self.seed, progress=self.progress, limit=self.graph_points)
+            tree = self._grown(tree, source)
             tree.settings |= {**self.settings, "embeddings_fingerprint": fingerprint, "dropped_rows": dropped}
         if save_to is None:
             return tree
@@ -147,8 +148,17 @@ class CommunityTree:
             shutil.rmtree(self.work_dir, ignore_errors=True)
         return tree
 
+    def _grown(self, tree: ClusterTree, source: Embeddings) -> ClusterTree:
+        """The levels above the first; a mistake that shows only here leaves no level 1 to block a better fit."""
+        try:
+            return grow_levels(tree, source, self.seed, progress=self.progress, limit=self.graph_points)
+        except CurationError as error:
+            if is_final(error) and self.work_dir is not None:
+                shutil.rmtree(self.work_dir, ignore_errors=True)
+            raise
 
-def _finished(folder: Path, known: dict[str, Any]) -> ClusterTree | None:
+
+def _finished(folder: Path, known: dict[str, Any], restart: bool) -> ClusterTree | None:
     """Level 1 of an interrupted fit with these settings; None where there is none.
 
     Raises:
@@ -156,12 +166,14 @@ def _finished(folder: Path, known: dict[str, Any]) -> ClusterTree | None:
     """
     if not (folder / "tree.json").exists():
         return None
-    settings = load_json(folder / "tree.json").get("settings", {})
+    settings = read_tree_settings(folder)
     if all(settings.get(key) == value for key, value in known.items()):
         return ClusterTree.load(folder)
+    if restart:
+        return None
     raise CurationError(
         f"{folder.parent} holds level 1 of an unfinished fit with other settings or embeddings; "
-        "repeat those to resume it, or delete the folder to start anew"
+        "repeat those to resume it, or delete the folder (--overwrite) to start anew"
     )
 
 

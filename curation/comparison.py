@@ -11,7 +11,7 @@ from curation.examples import Examples
 from curation.figures import concept_counts_figure
 from curation.labels import read_labels
 from curation.map import MOST_DOTS, PoolMap, draw_maps
-from curation.report import Drawn, level_rows, render, some_rows
+from curation.report import Drawn, check_page, level_rows, render, some_rows
 from curation.subset import Subset
 from curation.tree import ClusterTree
 from curation.verdict import MEASURES, Comparison, Verdict, decimals_apart
@@ -79,6 +79,7 @@ def write_comparison(
     Raises:
         CurationError: a name twice, trees of different pools, and what `write_report` refuses.
     """
+    check_page(Path(path))
     pools = {item.tree.settings["pool_fingerprint"] for item in candidates if "pool_fingerprint" in item.tree.settings}
     if len({item.name for item in candidates}) < len(candidates):
         raise CurationError("two subsets have one name; give each once, under a name of its own")

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from curation.embeddings import Embeddings, open_embeddings
 from foundation.errors import CurationError
+from foundation.paths import regular_file
 
 ROWS_PER_BLOCK = 16_384
 
@@ -66,8 +67,7 @@ def picture_bytes(picture: Any) -> bytes:
             return picture["bytes"]
         if "://" in picture["path"]:
             return repr(picture["path"]).encode()
-        with open(picture["path"], "rb") as stream:
-            return stream.read()
+        return regular_file(picture["path"]).read_bytes()
     return repr(picture.size).encode() + picture.convert("RGBA").tobytes()
 
 

@@ -14,11 +14,13 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from curation.embedders import Embedder
-from curation.embeddings import EmbeddingWriter
+from curation.embeddings import EmbeddingWriter, check_row_ids
 from curation.pool import pool_fingerprint
-from foundation.errors import CurationError
+from foundation.errors import CurationError, is_final
 from foundation.files import load_array, save_array, write_atomically
 from foundation.images import read_image, reason_of
+from foundation.locks import locked_folder
+from foundation.settings import Range, require_number
 
 SKIPPED_LOG = "skipped.jsonl"
 
@@ -46,6 +48,7 @@ def embed_pool(
     image_column: str = "image",
     rows_per_shard: int = 65_536,
     progress: bool = True,
+    overwrite: bool = False,
 ) -> EmbedResult:
     """Embed every readable image of a pool into a folder of shards.
 
@@ -62,6 +65,7 @@ def embed_pool(
         dtype: stored dtype.
         image_column: the column of images.
         rows_per_shard: embeddings per file, and held in memory: what a kill can lose.
+        overwrite: replace embeddings of another embedder, pool or dtype, which are refused else.
 
     Raises:
         CurationError: no such column, no readable image at all, or the folder holds something else.
@@ -73,19 +77,39 @@ def embed_pool(
         raise CurationError(f"the pool has no image column {image_column!r}; it has {', '.join(pool.column_names)}")
     if batch_size < 1 or rows_per_shard < 1:
         raise CurationError(f"batch size {batch_size} and rows per shard {rows_per_shard} must be at least 1")
+    n_workers = worker_count(n_workers)
     metadata = {**embedder.identity, "pool_fingerprint": pool_fingerprint(pool), "pool_rows": len(pool)}
-    writer = EmbeddingWriter(folder, embedder.dim, dtype, rows_per_shard, metadata)
-    if writer.complete and (folder / "row_ids.npy").exists():
-        skipped = {int(row): reason for row, reason in writer.info["skipped"].items()}
-        return EmbedResult(len(load_array(folder / "row_ids.npy")), skipped)
+    with locked_folder(folder):
+        writer = EmbeddingWriter(folder, embedder.dim, dtype, rows_per_shard, metadata, overwrite)
+        if writer.complete and (folder / "row_ids.npy").exists():
+            row_ids = check_row_ids(load_array(folder / "row_ids.npy"), writer.n_written, str(folder / "row_ids.npy"))
+            return EmbedResult(
+                len(row_ids), {int(row): reason for row, reason in writer.info.get("skipped", {}).items()}
+            )
+        try:
+            return _embed_into(writer, pool, embedder, batch_size, n_workers, image_column, progress)
+        except CurationError as error:
+            if is_final(error) and not writer.n_written:  # nothing is embedded, and never will be: nothing is claimed
+                (folder / SKIPPED_LOG).unlink(missing_ok=True)
+            raise
 
+
+def _embed_into(
+    writer: EmbeddingWriter,
+    pool: Any,
+    embedder: Embedder,
+    batch_size: int,
+    n_workers: int,
+    image_column: str,
+    progress: bool,
+) -> EmbedResult:
+    """Embed what is not embedded yet, and finish the folder."""
+    folder = writer.folder
     for stray in folder.glob(".*.tmp"):  # what a kill in the middle of a write left behind
         stray.unlink(missing_ok=True)
     first_row, skipped = _where_to_resume(folder, writer.n_written, len(pool))
     with writer:
-        _embed_rows(
-            pool, embedder, writer, first_row, skipped, batch_size, worker_count(n_workers), image_column, progress
-        )
+        _embed_rows(pool, embedder, writer, first_row, skipped, batch_size, n_workers, image_column, progress)
         row_ids = _readable(len(pool), skipped)
         if not len(row_ids):
             row, reason = next(iter(skipped.items()))
@@ -145,14 +169,15 @@ def _append(writer: EmbeddingWriter, embeddings: Tensor, rows: np.ndarray) -> No
     finite = torch.isfinite(embeddings).all(dim=1)
     if not bool(finite.all()):
         row = int(rows[int((~finite).nonzero()[0])])
-        raise CurationError(f"pool row {row}: the network gave NaN or infinity; try --precision float32")
+        raise CurationError(
+            f"pool row {row}: the network gave NaN or infinity; the weights may be broken, or try another device"
+        )
     writer.append(embeddings)
 
 
 def worker_count(n_workers: int | None) -> int:
     """Processes that decode: as asked, or one less than the cores and at most 8."""
-    if n_workers is not None and n_workers < 0:
-        raise CurationError(f"{n_workers} workers make no sense; use 0 or more")
+    require_number(n_workers, Range(ge=0, le=1024), "workers")
     return min(8, max(1, (os.cpu_count() or 2) - 1)) if n_workers is None else n_workers
 
 
@@ -175,11 +200,13 @@ def _where_to_resume(folder: Path, n_written: int, n_rows: int) -> tuple[int, di
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             row, reason = json.loads(line)
-        except ValueError:  # the kill cut the last line; its rows come again
+            logged[int(row)] = str(reason)
+        except (ValueError, TypeError):  # the kill cut the last line; its rows come again
             break
-        logged[int(row)] = str(reason)
     logged = {row: reason for row, reason in logged.items() if 0 <= row < n_rows}
     readable = _readable(n_rows, logged)
+    if n_written > len(readable):
+        raise CurationError(f"{folder} has {n_written} embeddings of {len(readable)} rows; delete it, or --overwrite")
     first_row = int(readable[n_written - 1]) + 1 if n_written else 0
     skipped = {row: reason for row, reason in logged.items() if row < first_row}
     lines = "".join(json.dumps([row, reason]) + "\n" for row, reason in skipped.items())

@@ -12,9 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from foundation.command import explain
 from foundation.devices import open_device
 from foundation.errors import CurationError
 from foundation.files import load_json
+from foundation.paths import regular_file
+from foundation.settings import CountOrZero, Range, require_number
 from foundation.timm_models import create_timm_model
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -71,18 +74,27 @@ def open_embedder(name: str, image_size: int | None = None, device: str = "auto"
         raise CurationError(
             f"embedder {name!r} is unknown; use timm:NAME, torchvision:NAME, efficientnet_lite0 or checkpoint:PATH"
         )
-    if image_size is not None and image_size < 1:
-        raise CurationError(f"image size {image_size} must be a positive number of pixels")
+    require_number(image_size, Range(ge=1, le=16_384), "image size")
     place = open_device(device, mps=True)
     number = precision if precision != "auto" else "bfloat16" if place.type == "cuda" else "float32"
     if number not in PRECISIONS:
         raise CurationError(f"precision {precision!r} is unknown; use auto, {', '.join(PRECISIONS)}")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)  # random weights, where asked for, are the same in every run: a killed run can resume
-        model, transform, size = openers[kind](rest, image_size, pretrained == "true")
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # random weights, where asked for, are the same in every run: a killed run can resume
+            model, transform, size = openers[kind](rest, image_size, pretrained == "true")
+    except ArithmeticError as error:  # a side that vanishes
+        raise CurationError(f"{name} cannot take pictures of {image_size} pixels ({error})") from error
     identity = {"embedder": name, "weights": _digest(model), "image_size": size, "precision": number}
     forward = _forward(model, place, PRECISIONS[number])
-    return Embedder(name, forward(torch.zeros(1, 3, size, size)).shape[1], size, transform, forward, identity)
+    try:
+        dim = forward(torch.zeros(1, 3, size, size)).shape[1]
+    except Exception as error:  # timm asserts, torch raises RuntimeError, norms ValueError
+        if explain(error):
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CurationError(f"{name} cannot take pictures of {size} pixels ({reason}); set --image-size") from error
+    return Embedder(name, dim, size, transform, forward, identity)
 
 
 def _digest(model: nn.Module) -> str:
@@ -141,17 +153,25 @@ def _timm_model(name: str, image_size: int | None, **options: Any) -> tuple[nn.M
     return model, create_transform(**config, is_training=False), size
 
 
+@dataclass
+class _Config:
+    """What ``config.json`` beside a checkpoint holds at least."""
+
+    architecture: str
+    num_classes: CountOrZero = 0
+    pretrained_cfg: dict[str, Any] = field(default_factory=dict)
+    model_args: dict[str, Any] = field(default_factory=dict)
+
+
 def _checkpoint(name: str, image_size: int | None, pretrained: bool) -> tuple[nn.Module, Any, int]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = Path(name)
     weights = path / "model.safetensors" if path.is_dir() else path
     if weights.suffix != ".safetensors" or not weights.exists():
         raise CurationError(f"{weights} is no .safetensors file; give one, or the folder of model.safetensors")
-    config = load_json(weights.parent / "config.json")
-    if "architecture" not in config:
-        raise CurationError(f"{weights.parent / 'config.json'} does not name the timm model as 'architecture'")
+    regular_file(weights, "give a .safetensors file, or the folder of model.safetensors")
+    config = load_json(weights.parent / "config.json", _Config, "give the one that timm's save_for_hf writes")
     overlay = {key: value for key, value in config.get("pretrained_cfg", {}).items() if key != "tag"}
     options = {"num_classes": config.get("num_classes", 0), **config.get("model_args", {})}
     try:
@@ -164,7 +184,7 @@ def _checkpoint(name: str, image_size: int | None, pretrained: bool) -> tuple[nn
 
             state = checkpoint_filter_fn(state, model)  # type: ignore[arg-type]
         model.load_state_dict(state, strict=True)
-    except (RuntimeError, TypeError, CurationError, SafetensorError) as error:
+    except Exception as error:  # whatever an architecture says of arguments that others wrote
         reason = " ".join(str(error).split())[:200]
         raise CurationError(
             f"{weights} does not fit {config['architecture']!r} of its config.json: {reason}"

@@ -7,19 +7,33 @@ import hashlib
 import mmap
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from foundation.errors import CurationError
-from foundation.files import checksum, load_array, load_json, require_free_space, save_array, save_json
+from foundation.files import (
+    check_files,
+    checksum,
+    clear_folder,
+    load_array,
+    load_json,
+    require_free_space,
+    save_array,
+    save_json,
+)
+from foundation.paths import inside, regular_file
+from foundation.settings import Choices, Count, CountOrZero, short
 
 FORMAT_VERSION = 1
+SUFFIXES = (".npy", ".parquet", ".pq", ".arrow", ".feather", ".ipc")
+EMBED_AGAIN = "embed again into another folder"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
 
@@ -51,7 +65,9 @@ class ArrayShard(_Shard):
             raise CurationError(f"{name} has shape {array.shape}; embeddings need two dimensions (rows, features)")
         stored_as_bits = bfloat16 and array.dtype == np.uint16
         if not stored_as_bits and str(array.dtype) not in DTYPES:
-            raise CurationError(f"{name} holds {array.dtype}; embeddings must be one of {', '.join(DTYPES)}")
+            swapped = str(array.dtype.newbyteorder("=")) in DTYPES  # of another byte order
+            remedy = "; save them as x.astype(x.dtype.newbyteorder('='))" if swapped else ""
+            raise CurationError(f"{name} holds {array.dtype}; embeddings must be one of {', '.join(DTYPES)}{remedy}")
         self.array, self.name, self.bfloat16 = array, name, stored_as_bits
         self.rows, self.dim = array.shape
         self.dtype = "bfloat16" if stored_as_bits else str(array.dtype)
@@ -114,24 +130,42 @@ class ArrowShard(_Shard):
         self.column, self.name, self.rows = column, name, len(column)
         self.dtype = {"halffloat": "float16", "float": "float32", "double": "float64"}[str(kind.value_type)]
         fixed = pa.types.is_fixed_size_list(kind)
-        self.dim = kind.list_size if fixed else (len(column[0].as_py() or []) if self.rows else 0)
+        # the first row that there is says how long all are
+        self.dim = kind.list_size if fixed else (len(column.drop_null()[0]) if self.rows > column.null_count else 0)
+        if self.rows and not self.dim:
+            raise CurationError(f"{name} holds no values; embeddings need lists of floats, all of one length")
 
-    def _tensor(self, piece: Any) -> Tensor:
+    def _tensor(self, piece: Any, rows: np.ndarray) -> Tensor:
+        """A piece of the column; ``rows`` are the numbers of its rows, for messages."""
+        import pyarrow.compute as pc
+
         if piece.null_count:
-            raise CurationError(f"{self.name} has empty rows; drop the rows without an embedding")
-        pieces = [
-            chunk.flatten().to_numpy(zero_copy_only=False) for chunk in getattr(piece, "chunks", [piece]) if len(chunk)
-        ]
+            row = rows[int(np.argmax(piece.is_null().to_numpy(zero_copy_only=False)))]
+            raise CurationError(f"row {row} of {self.name} has no embedding (null); leave such rows out")
+        # row by row: rows that are too long and too short may have the right total
+        lengths = pc.list_value_length(piece).to_numpy(zero_copy_only=False)
+        if (lengths != self.dim).any():
+            at = int(np.argmax(lengths != self.dim))
+            raise CurationError(
+                f"row {rows[at]} of {self.name} has {lengths[at]} values where others have {self.dim}; all embeddings "
+                "need one length"
+            )
+        pieces = []
+        for chunk in (chunk for chunk in getattr(piece, "chunks", [piece]) if len(chunk)):
+            flat = chunk.flatten()
+            if flat.null_count:
+                at = int(np.argmax(flat.is_null().to_numpy(zero_copy_only=False))) // max(self.dim, 1)
+                before = sum(part.size for part in pieces) // max(self.dim, 1)
+                raise CurationError(f"row {rows[before + at]} of {self.name} has a null among its values; leave it out")
+            pieces.append(flat.to_numpy(zero_copy_only=False))
         flat = np.concatenate(pieces) if pieces else np.empty(0, self.dtype)
-        if flat.size != len(piece) * self.dim:
-            raise CurationError(f"{self.name} has rows that are not {self.dim} long; all embeddings need one length")
         return torch.from_numpy(np.array(flat).reshape(len(piece), self.dim))
 
     def block(self, start: int, stop: int) -> Tensor:
-        return self._tensor(self.column.slice(start, stop - start))
+        return self._tensor(self.column.slice(start, stop - start), np.arange(start, stop))
 
     def take(self, rows: np.ndarray) -> Tensor:
-        return self._tensor(self.column.take(rows))
+        return self._tensor(self.column.take(rows), rows)
 
 
 class ParquetShard(_Shard):
@@ -142,9 +176,9 @@ class ParquetShard(_Shard):
         import pyarrow.parquet as pq
 
         try:
-            self.file = pq.ParquetFile(path)
+            self.file = pq.ParquetFile(regular_file(path))
         except (OSError, pa.ArrowException) as error:
-            raise CurationError(f"{path} cannot be read as parquet ({error}); make it again") from error
+            raise CurationError(f"{path} cannot be read as parquet ({_line(error)}); make it again") from error
         self.name, self.rows = str(path), self.file.metadata.num_rows
         self.column = column or _only_list_column(self.file.schema_arrow, self.name)
         if self.column not in self.file.schema_arrow.names:
@@ -159,7 +193,11 @@ class ParquetShard(_Shard):
 
     def _row_group(self, group: int) -> ArrowShard:
         if group != self._group:
-            self._held = ArrowShard(self.file.read_row_group(group, [self.column])[self.column], self.name)
+            try:
+                column = self.file.read_row_group(group, [self.column])[self.column]
+            except Exception as error:  # pyarrow: OSError, ArrowInvalid, ArrowNotImplementedError, ...
+                raise CurationError(f"{self.name} cannot be read as parquet ({_line(error)}); make it again") from error
+            self._held = ArrowShard(column, self.name)
             self._group = group
         return self._held
 
@@ -168,7 +206,10 @@ class ParquetShard(_Shard):
         while start < stop:
             group = bisect_right(self.offsets, start) - 1
             low, high = int(self.offsets[group]), int(min(stop, self.offsets[group + 1]))
-            pieces.append(self._row_group(group).block(start - low, high - low))
+            try:
+                pieces.append(self._row_group(group).block(start - low, high - low))
+            except CurationError as error:
+                raise _in_row_group(error, group, low) from error
             start = high
         return torch.cat(pieces) if pieces else torch.empty((0, self.dim), dtype=DTYPES[self.dtype])
 
@@ -177,8 +218,20 @@ class ParquetShard(_Shard):
         groups = np.searchsorted(self.offsets, rows, side="right") - 1
         for group in np.unique(groups):
             mine = np.flatnonzero(groups == group)
-            out[torch.from_numpy(mine)] = self._row_group(int(group)).take(rows[mine] - self.offsets[group])
+            try:
+                out[torch.from_numpy(mine)] = self._row_group(int(group)).take(rows[mine] - self.offsets[group])
+            except CurationError as error:
+                raise _in_row_group(error, int(group), int(self.offsets[group])) from error
         return out
+
+
+def _in_row_group(error: CurationError, group: int, first: int) -> CurationError:
+    """The same, where rows are counted from the first of a row group and the file has several."""
+    return CurationError(f"{error} (counted in row group {group}, from row {first} on)") if first else error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _only_list_column(schema: Any, name: str) -> str:
@@ -194,6 +247,28 @@ def _only_list_column(schema: Any, name: str) -> str:
         found = ", ".join(names) or "none"
         raise CurationError(f"{name} needs one column of float lists, found {found}; name it with column=")
     return names[0]
+
+
+def check_row_ids(row_ids: np.ndarray, n_rows: int, name: str) -> Int[np.ndarray, "n"]:
+    """Pool rows of embeddings, as they are.
+
+    Raises:
+        CurationError: not one whole number for each embedding, negative, or not ascending.
+    """
+    if row_ids.ndim != 1 or row_ids.dtype.kind not in "iu":
+        raise CurationError(f"{name} holds {row_ids.dtype} of shape {row_ids.shape}; it must be one int64 for each row")
+    if len(row_ids) != n_rows:
+        raise CurationError(f"{name} has {len(row_ids)} rows but the embeddings have {n_rows}; make it again")
+    if len(row_ids) and int(row_ids[0]) < 0:
+        raise CurationError(f"{name}: row 0 is {row_ids[0]}, which is no row of a pool; make it again")
+    for start in range(0, len(row_ids) - 1, 1 << 22):
+        part = np.asarray(row_ids[start : start + (1 << 22) + 1])
+        if (part[1:] <= part[:-1]).any():
+            at = start + int(np.argmax(part[1:] <= part[:-1])) + 1
+            raise CurationError(
+                f"{name}: row {at} is {row_ids[at]} after {row_ids[at - 1]}; pool rows must ascend, each once"
+            )
+    return row_ids if row_ids.dtype == np.int64 else row_ids.astype(np.int64)
 
 
 class Embeddings:
@@ -223,9 +298,7 @@ class Embeddings:
         self.n_rows, self.dim, self.dtype = int(self.offsets[-1]), int(shards[0].dim), shards[0].dtype
         self.shape = (self.n_rows, self.dim)
         self.metadata = metadata or {}
-        self.row_ids = row_ids
-        if row_ids is not None and len(row_ids) != self.n_rows:
-            raise CurationError(f"row_ids.npy has {len(row_ids)} rows but the embeddings have {self.n_rows}")
+        self.row_ids = None if row_ids is None else check_row_ids(row_ids, self.n_rows, "row_ids.npy")
 
     def __len__(self) -> int:
         return self.n_rows
@@ -317,6 +390,8 @@ def open_embeddings(source: Any, column: str | None = None) -> Embeddings:
         return source
     if isinstance(source, (str, Path)):
         return _open_path(Path(source), column)
+    if isinstance(source, np.lib.npyio.NpzFile):
+        raise CurationError(f"an .npz archive holds several arrays; give one of {', '.join(source.files)}")
     if isinstance(source, (list, tuple)):
         return Embeddings([shard for item in source for shard in open_embeddings(item, column).shards])
     if isinstance(source, Tensor):
@@ -337,8 +412,7 @@ def open_embeddings(source: Any, column: str | None = None) -> Embeddings:
 def _open_path(path: Path, column: str | None) -> Embeddings:
     if path.is_dir():
         return _open_folder(path, column)
-    if not path.exists():
-        raise CurationError(f"{path} does not exist; give an .npy, parquet or Arrow file, or a folder of them")
+    regular_file(path, "give an .npy, parquet or Arrow file, or a folder of them")
     if path.suffix == ".npy":
         return Embeddings([ArrayShard(load_array(path), path.name)])
     if path.suffix in (".parquet", ".pq"):
@@ -346,37 +420,89 @@ def _open_path(path: Path, column: str | None) -> Embeddings:
     if path.suffix in (".arrow", ".feather", ".ipc"):
         import pyarrow as pa
 
-        source = pa.memory_map(str(path))
         try:
-            table = pa.ipc.open_file(source).read_all()
-        except pa.ArrowInvalid:
-            table = pa.ipc.open_stream(source).read_all()
-        return Embeddings([ArrowShard(table[column or _only_list_column(table.schema, path.name)], path.name)])
+            source = pa.memory_map(str(path))
+            try:
+                table = pa.ipc.open_file(source).read_all()
+            except pa.ArrowInvalid:
+                table = pa.ipc.open_stream(source).read_all()
+            name = column or _only_list_column(table.schema, path.name)
+            if name not in table.column_names:
+                raise CurationError(f"{path} has no column {name!r}; it has {', '.join(table.column_names)}")
+            table[name].validate(full=True)  # offsets that leave the file would be followed
+        except (OSError, pa.ArrowException) as error:
+            raise CurationError(f"{path} cannot be read as Arrow ({_line(error)}); make it again") from error
+        return Embeddings([ArrowShard(table[name], path.name)])
     raise CurationError(f"{path} is not an .npy, .parquet or .arrow file")
 
 
 def _open_folder(folder: Path, column: str | None) -> Embeddings:
     if not (folder / "embeddings.json").exists():
-        files = sorted(path for path in folder.iterdir() if path.suffix in (".npy", ".parquet", ".pq", ".arrow"))
+        files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and not path.name.startswith("."))
         files = [path for path in files if path.name != "row_ids.npy"]
         if not files:
             raise CurationError(f"{folder} holds no .npy, .parquet or .arrow files; is it the embeddings folder?")
         return Embeddings([shard for path in files for shard in _open_path(path, column).shards])
-    info = load_json(folder / "embeddings.json")
-    if info.get("format_version") != FORMAT_VERSION:
-        raise CurationError(f"{folder}/embeddings.json has format {info.get('format_version')}, not {FORMAT_VERSION}")
-    if not info.get("complete"):
+    info = read_info(folder)
+    if not info["complete"]:
         raise CurationError(f"{folder} is not finished; run the same `curate embed` again to resume it")
+    files = [inside(folder, entry["file"], str(folder / "embeddings.json")) for entry in info["shards"]]
     shards = []
-    for entry in info["shards"]:
-        shard = ArrayShard(load_array(folder / entry["file"]), entry["file"], info["dtype"] == "bfloat16")
-        if shard.rows != entry["rows"] or shard.dim != info["dim"]:
+    for path, entry in zip(files, info["shards"], strict=True):
+        shard = ArrayShard(load_array(path), path.name, info["dtype"] == "bfloat16")
+        if (shard.rows, shard.dim, shard.dtype) != (entry["rows"], info["dim"], info["dtype"]):
             raise CurationError(
-                f"{folder / entry['file']} is {shard.array.shape}, not ({entry['rows']}, {info['dim']})"
+                f"{path} is {shard.array.shape} of {shard.dtype}, not ({entry['rows']}, {info['dim']}) of "
+                f"{info['dtype']} as embeddings.json says; {EMBED_AGAIN}"
             )
         shards.append(shard)
-    row_ids = load_array(folder / "row_ids.npy") if (folder / "row_ids.npy").exists() else None
-    return Embeddings(shards, info, row_ids)
+    ids = folder / "row_ids.npy"
+    if not ids.exists() and info.get("row_ids_checksum"):
+        raise CurationError(f"{ids} is missing; {EMBED_AGAIN}")
+    checksums = [entry["checksum"] for entry in info["shards"]]
+    check_files(zip([*files, ids], [*checksums, info.get("row_ids_checksum")], strict=True), EMBED_AGAIN)
+    return Embeddings(shards, info, load_array(ids) if ids.exists() else None)
+
+
+@dataclass
+class _ShardEntry:
+    file: str
+    rows: Count
+    checksum: str | None = None
+
+
+@dataclass
+class _Info:
+    """What ``embeddings.json`` holds, besides what an embedder adds."""
+
+    format_version: int
+    dim: Count
+    dtype: Annotated[str, Choices(*DTYPES)]
+    complete: bool
+    shards: list[_ShardEntry]
+    rows: CountOrZero = 0
+    row_ids_checksum: str | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """The checked content of ``embeddings.json``.
+
+    Raises:
+        CurationError: another format, or not what it must hold.
+    """
+    path = folder / "embeddings.json"
+    version = load_json(path, remedy=EMBED_AGAIN).get("format_version")
+    if version != FORMAT_VERSION:
+        raise CurationError(f"{path} has format {short(version)}, not {FORMAT_VERSION}; {EMBED_AGAIN}")
+    info = load_json(path, _Info, EMBED_AGAIN)
+    total = sum(entry["rows"] for entry in info["shards"])
+    if info.get("rows", total) != total:
+        raise CurationError(f"{path} says {info['rows']} rows, but its shards have {total}; {EMBED_AGAIN}")
+    for row in info.get("skipped", {}):
+        if not row.isdecimal():
+            raise CurationError(f"{path} skips {short(row)}, which is no row; {EMBED_AGAIN}")
+    return info
 
 
 class EmbeddingWriter:
@@ -387,7 +513,8 @@ class EmbeddingWriter:
         dim: width of a row.
         dtype: stored dtype; bfloat16 is stored as uint16 bit patterns.
         rows_per_shard: a shard is held in memory until it is full.
-        metadata: goes into ``embeddings.json``; a folder with other metadata is refused.
+        metadata: goes into ``embeddings.json``; a folder with other metadata is refused,
+        overwrite: or emptied.
 
     Attributes:
         n_written: rows in whole shards on disk: where to go on after a kill.
@@ -400,6 +527,7 @@ class EmbeddingWriter:
         dtype: str = "float16",
         rows_per_shard: int = 65_536,
         metadata: dict[str, Any] | None = None,
+        overwrite: bool = False,
     ):
         if dtype not in DTYPES:
             raise CurationError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
@@ -417,20 +545,27 @@ class EmbeddingWriter:
         self._held: list[Tensor] = []
         self._held_rows = 0
         if (self.folder / "embeddings.json").exists():
-            self._resume()
+            self._resume(overwrite)
 
-    def _resume(self) -> None:
-        found = load_json(self.folder / "embeddings.json")
-        for key, value in self.info.items():
-            if key not in ("rows", "complete", "shards") and found.get(key) != value:
-                raise CurationError(
-                    f"{self.folder} holds embeddings of {key}={found.get(key)!r}, not {value!r}; use another folder"
-                )
-        for entry in found["shards"]:
-            path = self.folder / entry["file"]
-            if not path.exists() or checksum(path) != entry["checksum"]:
-                raise CurationError(f"{path} is missing or damaged; delete {self.folder} and embed again")
-        self.info = found
+    def _resume(self, overwrite: bool) -> None:
+        """Go on after the shards that are there; of another embedder or damaged, they are refused or replaced."""
+        try:
+            found = read_info(self.folder)
+            for key, value in self.info.items():
+                if key not in ("rows", "complete", "shards") and found.get(key) != value:
+                    raise CurationError(
+                        f"{self.folder} holds embeddings of {key}={short(found.get(key))}, not {short(value)}; choose "
+                        "another folder, or --overwrite"
+                    )
+            said = str(self.folder / "embeddings.json")
+            shards = [(inside(self.folder, entry["file"], said), entry["checksum"]) for entry in found["shards"]]
+            check_files(shards, f"delete {self.folder} and embed again, or --overwrite")
+        except CurationError:
+            if not overwrite:
+                raise
+            clear_folder(self.folder)
+        else:
+            self.info = found
 
     @property
     def n_written(self) -> int:
@@ -468,7 +603,7 @@ class EmbeddingWriter:
         save_array(path, array)
         self.info["shards"].append({"file": path.name, "rows": len(shard), "checksum": checksum(path)})
         self.info["rows"] += len(shard)
-        save_json(self.folder / "embeddings.json", self.info)
+        save_json(self.folder / "embeddings.json", self.info, seal=True)
         self._held, self._held_rows = ([rest] if len(rest) else []), len(rest)
 
     def finish(self, **metadata: Any) -> None:
@@ -477,7 +612,9 @@ class EmbeddingWriter:
             self._write_shard(self._held_rows)
         self.info.update(metadata)
         self.info["complete"] = True
-        save_json(self.folder / "embeddings.json", self.info)
+        if (self.folder / "row_ids.npy").exists():
+            self.info["row_ids_checksum"] = checksum(self.folder / "row_ids.npy")
+        save_json(self.folder / "embeddings.json", self.info, seal=True)
 
     def __enter__(self) -> "EmbeddingWriter":
         return self

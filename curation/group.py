@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from foundation.errors import CurationError
+from foundation.errors import CurationError, PassingError
 from foundation.files import load_array, require_free_space
 
 Result = TypeVar("Result")
@@ -236,7 +236,7 @@ class Group:
             ) from error
 
 
-class LostProcess(CurationError):
+class LostProcess(PassingError):
     """Another process of the group is gone."""
 
 
@@ -283,6 +283,15 @@ def joined(device: str = "cpu") -> Iterator[tuple[Group, str]]:
 
 def _place(environment: Any) -> tuple[int, int, int, int, str, int] | None:
     """Rank, size, local rank, local size, address and port of the first process; None for one alone."""
+    try:
+        return _started_by(environment)
+    except ValueError as error:
+        if isinstance(error, CurationError):
+            raise
+        raise CurationError(f"the variables of torchrun or srun (WORLD_SIZE, RANK, ...) are odd: {error}") from error
+
+
+def _started_by(environment: Any) -> tuple[int, int, int, int, str, int] | None:
     if int(environment.get("WORLD_SIZE", 1)) > 1 and "RANK" in environment:
         rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
         local = int(environment.get("LOCAL_RANK", 0)), int(environment.get("LOCAL_WORLD_SIZE", 1))

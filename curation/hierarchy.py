@@ -22,9 +22,11 @@ from curation.kmeans.two_step import Centroids, split_clusters
 from curation.rows import SelectedRows
 from curation.sampling import members_to_resample
 from curation.tree import ClusterTree, Level
-from foundation.errors import CurationError
+from foundation.errors import CurationError, is_final
+from foundation.settings import LARGEST_INT, LARGEST_SEED, Range, require_number
 
 RESAMPLE_STRATEGIES = ("closest", "random")
+MOST_RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -59,20 +61,20 @@ def parse_level(level: int | str | Sequence[int]) -> tuple[int, int]:
         if any(float(part) != int(float(part)) for part in parts):
             raise ValueError
         numbers = [int(float(part)) for part in parts]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = []
-    if len(numbers) not in (1, 2) or min(numbers) < 1:
+    if len(numbers) not in (1, 2) or min(numbers) < 1 or math.prod(numbers) > LARGEST_INT:
         raise CurationError(f"level {level!r} is not a number of clusters such as 10000, or 100000x100 for a split one")
     return numbers[0], numbers[1] if len(numbers) == 2 else 1
 
 
-def _per_level(value: Any, n_levels: int, name: str) -> list[int]:
+def _per_level(value: Any, n_levels: int, name: str, most: int = LARGEST_INT) -> list[int]:
     values: list[Any] = [value] * n_levels if np.isscalar(value) or value is None else list(value)
     if len(values) != n_levels:
         raise CurationError(f"{name} has {len(values)} values for {n_levels} levels; give one, or one for each level")
     numbers = [int(item or 0) for item in values]
-    if min(numbers) < 0:
-        raise CurationError(f"{name} must not be negative: {values}")
+    for number in numbers:
+        require_number(number, Range(ge=0, le=most), name)
     return numbers
 
 
@@ -142,10 +144,9 @@ class HierarchicalKMeans:
             raise CurationError(f"max_iterations={max_iterations} must be at least 1")
         if not 0 <= tolerance < 1:  # NaN neither
             raise CurationError(f"tolerance={tolerance} is a share of the inertia, from 0 to below 1")
-        if seed < 0:
-            raise CurationError(f"seed={seed} must not be negative")
+        require_number(seed, Range(ge=0, le=LARGEST_SEED), "seed")
         parsed = [parse_level(level) for level in levels]
-        resamples = _per_level(n_resamples, len(parsed), "n_resamples")
+        resamples = _per_level(n_resamples, len(parsed), "n_resamples", MOST_RESAMPLES)
         members = _per_level(sample_sizes, len(parsed), "sample_sizes")
         self.plans = [LevelPlan(*spec, m, r) for spec, m, r in zip(parsed, resamples, members, strict=True)]
         for below, above in zip(self.plans, self.plans[1:], strict=False):
@@ -165,6 +166,7 @@ class HierarchicalKMeans:
                 f"fit_rows={fit_rows} is too few for {self.plans[0].k} clusters; 16 for each are enough"
             )
         self.group = Group()
+        self.restart = False  # throw the checkpoint of another fit in work_dir away, in place of refusing it
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -208,7 +210,7 @@ class HierarchicalKMeans:
             bad = find_bad_rows(source, self.metric == "cosine", rows_per_read(source.dim), group)
             dropped = len(bad)
             source = KeptRows(source, bad) if dropped else source
-        smallest = self.plans[0].k
+        smallest = self.plans[0].n_clusters
         if smallest > source.n_rows:
             raise CurationError(f"level 1 wants {smallest} clusters of {source.n_rows} rows; lower the levels")
         if smallest == source.n_rows and len(self.plans) > 1:
@@ -217,7 +219,7 @@ class HierarchicalKMeans:
             check_rows(source, self.metric == "cosine", rows_per_read(source.dim), group)
         settings = {**self.settings, "rows": source.n_rows, "dim": source.dim}
         settings |= {"embeddings_fingerprint": fingerprint, "dropped_rows": dropped}
-        checkpoint = FitCheckpoint(self.work_dir, settings, self.checkpoint_seconds, group)
+        checkpoint = FitCheckpoint(self.work_dir, settings, self.checkpoint_seconds, group, self.restart)
         levels: list[Level] = []
         points = source
         for number in range(len(self.plans)):
@@ -225,6 +227,10 @@ class HierarchicalKMeans:
                 levels.append(self._fit_level(points, number, checkpoint))
             except LostProcess:
                 checkpoint.rescue()
+                raise
+            except CurationError as error:
+                if is_final(error) and group.size == 1:  # what can never be finished must not block a better fit
+                    checkpoint.remove()
                 raise
             centroids = levels[-1].centroids
             mapped = isinstance(centroids, np.memmap)  # one copy for all processes of a machine

@@ -89,8 +89,9 @@ def look_at(
     with tqdm(total=len(rows), desc=title, unit="image", disable=not title) as bar:
         for number, start in enumerate(range(0, len(rows), ROWS_PER_FILE)):
             mine, path = rows[start : start + ROWS_PER_FILE], work / f"looks-{number:05d}.npy"
-            if path.exists():
-                found.append(np.array(load_array(path, mmap=False)))
+            before = load_array(path, mmap=False) if path.exists() else np.empty(0)
+            if before.dtype == LOOK and len(before) == len(mine):
+                found.append(before)
                 bar.update(len(mine))
                 continue
             count = worker_count(workers)

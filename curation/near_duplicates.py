@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
+from curation.bad_rows import check_rows
 from curation.duplicates import DuplicateReport
 from curation.embeddings import Embeddings, open_embeddings
 from curation.rows import SelectedRows
@@ -369,6 +370,7 @@ def near_held_out(
     source, reference = open_embeddings(x), open_embeddings(held_out)
     if source.dim != reference.dim:
         raise CurationError(f"the pool has {source.dim} dimensions but the held-out set {reference.dim}")
+    check_rows(reference, metric == "cosine", rows_per_read(reference.dim), remedy="leave them out")
     pool = _Centred(source, metric == "cosine")
     other = _Centred(reference, metric == "cosine", pool.mean)
     lengths, theirs = pool.lengths(), other.lengths()

@@ -1,6 +1,5 @@
 """Pool to report in one folder: what `curate run` and the demo do. Finished steps are skipped, changed ones redone."""
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,18 +11,21 @@ from curation.card import write_dataset_card
 from curation.community_tree import AUTO, CommunityTree, metric_for
 from curation.embed import embed_pool
 from curation.embedders import open_embedder
-from curation.embeddings import open_embeddings
+from curation.embeddings import Embeddings, open_embeddings
 from curation.hierarchy import HierarchicalKMeans
+from curation.labels import read_labels
 from curation.pool import open_pool
 from curation.prepare import Preparation, kept_rows, prepare_folder
 from curation.report import write_report
 from curation.sampling import STRATEGIES
 from curation.soundness import Finding, check_subset
-from curation.subset import Subset
-from curation.tree import ClusterTree
+from curation.subset import Subset, read_info
+from curation.tree import MOST_COPIES, ClusterTree, read_tree_settings
 from foundation.devices import open_device
 from foundation.errors import CurationError
 from foundation.files import load_json
+from foundation.locks import locked_folder
+from foundation.settings import LARGEST_SEED, Range, require_number
 
 DEFAULT_PREPARATION = Preparation()
 
@@ -96,16 +98,35 @@ def cluster_folder(embeddings: Any, folder: Path, fit: Fit, overwrite: bool = Tr
         CurationError: a finished tree of other settings is there, and is not to be overwritten.
     """
     source = open_embeddings(embeddings)
-    if (folder / "tree.json").exists():
-        settings = load_json(folder / "tree.json").get("settings", {})
+    found = finished_tree(source, folder, fit, overwrite)
+    if found is not None:
+        return found, True
+    fit.work_dir, fit.restart = folder / "unfinished", overwrite
+    with locked_folder(folder):
+        return fit.fit(source, save_to=folder), False
+
+
+def finished_tree(source: Embeddings, folder: Path, fit: Fit, overwrite: bool) -> ClusterTree | None:
+    """The tree in ``folder``, where it was made with these settings of these embeddings; None: a fit is wanted.
+
+    One of other settings stays until the new one takes its place.
+
+    Raises:
+        CurationError: a finished tree of other settings is there, and is not to be overwritten; or a damaged one.
+    """
+    if not (folder / "tree.json").exists():
+        return None
+    try:
+        settings = read_tree_settings(folder)
         wanted = {**fit.settings, "embeddings_fingerprint": source.fingerprint()}
         if all(settings.get(key) == value for key, value in wanted.items()):
-            return ClusterTree.load(folder), True
+            return ClusterTree.load(folder)
         if not overwrite:
             _refuse_other_tree(folder, settings, wanted)
-        shutil.rmtree(folder)
-    fit.work_dir = folder / "unfinished"
-    return fit.fit(source, save_to=folder), False
+    except CurationError:
+        if not overwrite:
+            raise
+    return None
 
 
 def _refuse_other_tree(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -135,16 +156,18 @@ def check_run(
         CurationError: a size, a number of clusters or a column that the pool does not have; a finished tree of other
             settings that is not to be overwritten.
     """
+    require_number(max_copies, Range(ge=1, le=MOST_COPIES), "max_copies")
+    require_number(fit.seed, Range(ge=0, le=LARGEST_SEED), "seed")
     if not 0 < size <= len(pool) * max_copies:
         raise CurationError(f"size {size} must lie between 1 and {len(pool) * max_copies}, the rows of the pool")
     if strategy not in STRATEGIES:
         raise CurationError(f"strategy {strategy!r} is unknown; use one of {', '.join(STRATEGIES)}")
-    if labels is not None and labels not in pool.column_names:
-        raise CurationError(f"the pool has no column {labels!r} for --labels; it has {', '.join(pool.column_names)}")
-    if isinstance(fit, HierarchicalKMeans) and fit.plans[0].k > len(pool):
-        raise CurationError(f"level 1 wants {fit.plans[0].k} clusters of {len(pool)} rows; lower the levels")
+    if labels is not None:
+        read_labels(labels, pool).take(np.arange(len(pool)))
+    if isinstance(fit, HierarchicalKMeans) and fit.plans[0].n_clusters > len(pool):
+        raise CurationError(f"level 1 wants {fit.plans[0].n_clusters} clusters of {len(pool)} rows; lower the levels")
     if (folder / "tree" / "tree.json").exists() and not overwrite:
-        settings = load_json(folder / "tree" / "tree.json").get("settings", {})
+        settings = read_tree_settings(folder / "tree")
         _refuse_other_tree(folder / "tree", settings, fit.settings)
 
 
@@ -161,14 +184,15 @@ def sample_folder(
         "seed": seed,
     }
     if (folder / "subset.json").exists():
-        found = load_json(folder / "subset.json")
+        found = read_info(folder)
         if all(found.get(key) == value for key, value in wanted.items()):
             return Subset.load(folder), True
     rows = tree.sample(size, strategy=strategy, max_copies=max_copies, seed=seed, method=method)
     del wanted["tree_checksum"]
     subset = Subset.from_rows(rows, tree, **wanted)
-    subset.save(folder)
-    write_dataset_card(subset, folder)
+    with locked_folder(folder):
+        subset.save(folder)
+        write_dataset_card(subset, folder)
     return subset, False
 
 
@@ -218,54 +242,55 @@ def run_pipeline(
     folder = Path(folder)
     pool = open_pool(source)
     where = str(open_device(device))
-
     fit = tree_fit(
         levels, n_resamples, sample_sizes, metric, max_iterations, seed=seed, device=where, progress=progress
     )
     check_run(pool, folder, size, fit, strategy, max_copies, labels, overwrite)
-    skipped = []
-    done = (folder / "embeddings" / "embeddings.json").exists() and load_json(
-        folder / "embeddings" / "embeddings.json"
-    ).get("complete", False)
-    network = open_embedder(embedder, image_size, device)
-    embed_pool(pool, network, folder / "embeddings", batch_size=batch_size, progress=progress)
-    skipped += ["embeddings"] if done else []
-    x = open_embeddings(folder / "embeddings")
-    preparation = None
-    if prepare is not None:
-        wanted = replace(prepare, metric=metric_for(metric, x.dim))
-        kept, found = prepare_folder(pool, x, folder / "prepared", wanted, commands=commands or (), progress=progress)
-        x, preparation = kept_rows(x, kept), kept.report
-        skipped += ["prepared"] if found else []
-        for line in (kept.line(), *kept.report["notes"]):
-            say(f"prepared: {line}")
-        if size > x.n_rows * max_copies:
-            raise CurationError(
-                f"size {size} is more than the {x.n_rows * max_copies} rows that preparation leaves of {len(pool)} "
-                f"({folder}/prepared/dropped.html shows the others); lower it, or give --no-prepare"
+    with locked_folder(folder):
+        skipped = []
+        there = folder / "embeddings"
+        done = (there / "embeddings.json").exists() and load_json(there / "embeddings.json").get("complete", False)
+        network = open_embedder(embedder, image_size, device)
+        embed_pool(pool, network, there, batch_size=batch_size, progress=progress, overwrite=overwrite)
+        skipped += ["embeddings"] if done else []
+        x = open_embeddings(folder / "embeddings")
+        preparation = None
+        if prepare is not None:
+            wanted = replace(prepare, metric=metric_for(metric, x.dim))
+            kept, found = prepare_folder(
+                pool, x, folder / "prepared", wanted, commands=commands or (), progress=progress
             )
-    tree, found = cluster_folder(x, folder / "tree", fit, overwrite)
-    skipped += ["tree"] if found else []
-    subset, found = sample_folder(tree, folder / "subset", size, strategy, "balanced", max_copies, seed)
-    skipped += ["subset"] if found else []
-    findings = check_subset(tree, subset, x, seed) if check else []
-    left_out = None
-    if preparation is not None:
-        left_out = {**preparation["dropped"], "see": "prepared/dropped.html"} if preparation["dropped"] else None
-    report = folder / "report.html"
-    write_report(
-        tree,
-        subset,
-        report,
-        pool=pool,
-        labels=labels,
-        title=title or f"Curation of {len(pool):,} rows to {len(subset):,}",
-        commands=commands,
-        progress=progress,
-        findings=findings,
-        preparation=left_out,
-    )
-    return PipelineResult(folder, tree, subset, report, skipped, preparation, findings)
+            x, preparation = kept_rows(x, kept), kept.report
+            skipped += ["prepared"] if found else []
+            for line in (kept.line(), *kept.report["notes"]):
+                say(f"prepared: {line}")
+            if size > x.n_rows * max_copies:
+                raise CurationError(
+                    f"size {size} is more than the {x.n_rows * max_copies} rows that preparation leaves of {len(pool)} "
+                    f"({folder}/prepared/dropped.html shows the others); lower it, or give --no-prepare"
+                )
+        tree, found = cluster_folder(x, folder / "tree", fit, overwrite)
+        skipped += ["tree"] if found else []
+        subset, found = sample_folder(tree, folder / "subset", size, strategy, "balanced", max_copies, seed)
+        skipped += ["subset"] if found else []
+        findings = check_subset(tree, subset, x, seed) if check else []
+        left_out = None
+        if preparation is not None:
+            left_out = {**preparation["dropped"], "see": "prepared/dropped.html"} if preparation["dropped"] else None
+        report = folder / "report.html"
+        write_report(
+            tree,
+            subset,
+            report,
+            pool=pool,
+            labels=labels,
+            title=title or f"Curation of {len(pool):,} rows to {len(subset):,}",
+            commands=commands,
+            progress=progress,
+            findings=findings,
+            preparation=left_out,
+        )
+        return PipelineResult(folder, tree, subset, report, skipped, preparation, findings)
 
 
 def place_rows(tree: ClusterTree, embeddings: Any, device: str = "cpu") -> dict[str, np.ndarray]:

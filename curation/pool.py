@@ -1,6 +1,7 @@
 """A pool is a `datasets.Dataset` whose row id is its index: opened lazily from whatever lies on disk or on the Hub."""
 
 import glob
+import gzip
 import hashlib
 import itertools
 import json
@@ -8,15 +9,20 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from curation.tiles import TileCut, are_rasters, open_rasters, parse_cut
 from foundation.errors import CurationError
 from foundation.files import digest_json, write_atomically
+from foundation.hub import hub_within_reach
+from foundation.images import MOST_BYTES
+from foundation.jsonl import bad_line
+from foundation.paths import regular_file
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 SUFFIXES = {  # the order decides where a folder holds several kinds: side files (captions, metadata) come last
@@ -28,7 +34,8 @@ SUFFIXES = {  # the order decides where a folder holds several kinds: side files
 }
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 PATTERN = re.compile(r"[*?\[{]")
-BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
+BRACES = re.compile(r"\{(?:(\d{1,12})\.\.(\d{1,12})|([^{}]*,[^{}]*))\}")
+MOST_NUMBERS = 1_000_000  # of names that braces stand for
 SPLIT_FILE = re.compile(r"(.+?)-\d{5}-of-\d{5}")
 
 
@@ -65,12 +72,16 @@ def open_pool(source: Any, split: str = "train", column: str | None = None) -> A
         if not len(pool):
             raise CurationError(f"{source} has no rows; a pool needs at least one")
         return _name_columns(pool, column, folder)
-    if not path.exists():
+    if not os.path.lexists(path):
         # a path that has a home (./a, /a/b, a.jpg, a/b/c) is a mistyped path, not a Hub name
         if not HUB_NAME.fullmatch(str(source)) or str(source).startswith(".") or _kind(path.name):
             raise CurationError(f"{source} does not exist; give a folder, a file, or a Hub name such as owner/name")
-        pool = _load(str(source), {}, split, f"{source} is no local path, and the Hub gave no such dataset")
+        with hub_within_reach() as there:
+            why = "the Hub gave no such dataset" if there else "the Hub cannot be reached"
+            pool = _load(str(source), {}, split, f"{source} is no local path, and {why}")
         return _name_columns(pool, column, Path("."))
+    if not path.is_dir():
+        regular_file(path, "give a folder, a file, or a Hub name such as owner/name")
     if path.is_dir() and any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
         pool = _open_saved(path, split)
     else:
@@ -92,16 +103,21 @@ def _walk(root: Path) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise CurationError(f"cannot read {error.filename}: {error.strerror}")
 
-    found, seen = [], {os.path.realpath(root)}
-    for folder, folders, names in os.walk(root, followlinks=True, onerror=refuse):
-        folders.sort()
-        for name in list(folders):
-            real = os.path.realpath(os.path.join(folder, name))
-            if name.startswith(".") or real in seen:  # a link to a folder above would never end
-                folders.remove(name)
-            seen.add(real)
-        found += [Path(folder, name) for name in names if not name.startswith(".")]
-    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+    top = os.path.join(root, "")
+    found: list[str] = []  # relative to the root: a Path for each comparison would take most of the time
+    seen = {os.path.realpath(root)}
+    with tqdm(desc=f"list {root}", unit=" files", delay=3, leave=False) as bar:
+        for folder, folders, names in os.walk(top, followlinks=True, onerror=refuse):
+            folders.sort()
+            for name in list(folders):
+                real = os.path.realpath(os.path.join(folder, name))
+                if name.startswith(".") or real in seen:  # a link to a folder above would never end
+                    folders.remove(name)
+                seen.add(real)
+            beneath = os.path.join(folder[len(top) :], "").replace(os.sep, "/")
+            found += [beneath + name for name in names if not name.startswith(".")]
+            bar.update(len(names))
+    return [Path(top + name) for name in sorted(found)]
 
 
 def _split_cut(source: str) -> tuple[str, TileCut | None]:
@@ -112,18 +128,20 @@ def _split_cut(source: str) -> tuple[str, TileCut | None]:
     return path, parse_cut(text)
 
 
-def _braced(pattern: str) -> list[str]:
+def _braced(pattern: str) -> Iterator[str]:
     """``a-{0..2}.tar`` and ``{a,b}.tar`` as the patterns that they stand for, as a shell writes them out."""
     found = BRACES.search(pattern)
     if found is None:
-        return [pattern]
+        yield pattern
+        return
     low, high, choices = found[1], found[2], found[3]
     if choices is not None:
-        parts = choices.split(",")
+        parts: Iterable[str] = choices.split(",")
     else:
         digits = max(len(low), len(high)) if low.startswith("0") or high.startswith("0") else 0
-        parts = [f"{i:0{digits}}" for i in range(int(low), int(high) + 1)]
-    return [whole for part in parts for whole in _braced(pattern[: found.start()] + part + pattern[found.end() :])]
+        parts = (f"{i:0{digits}}" for i in range(int(low), int(high) + 1))
+    for part in parts:
+        yield from _braced(pattern[: found.start()] + part + pattern[found.end() :])
 
 
 def matching_files(pattern: str) -> list[Path]:
@@ -133,7 +151,9 @@ def matching_files(pattern: str) -> list[Path]:
         CurationError: one of the patterns that the braces stand for matches nothing.
     """
     found: dict[Path, None] = {}
-    for part in _braced(pattern):
+    for number, part in enumerate(_braced(pattern)):
+        if number >= MOST_NUMBERS:
+            raise CurationError(f"{pattern} stands for more than {MOST_NUMBERS:,} names; use * for so many files")
         matches = sorted(glob.glob(part, recursive=True))
         if not matches:
             raise CurationError(f"no file is called {part}" + (f" (of {pattern})" if part != pattern else ""))
@@ -165,10 +185,23 @@ def _open_files(path: Path, split: str | None, files: list[Path], cut: TileCut |
     if kind == "images":
         return _open_images(path, files)
     files = files if split is None else _of_split(path, files, split)
+    for file in files:
+        regular_file(file, "leave it out of the pool")
     if kind == "webdataset":
         return _open_shards(files)
     names = [str(_expanded(file)) for file in files]
-    return _load(kind, {"data_files": {"train": names}}, "train", f"{path} cannot be read as {kind}")
+    try:
+        return _load(kind, {"data_files": {"train": names}}, "train", f"{path} cannot be read as {kind}")
+    except CurationError as error:
+        if kind == "json" and (line := bad_line(files, _lines)):
+            raise CurationError(line) from error
+        raise
+
+
+def _lines(file: Path) -> Any:
+    if file.suffix.lower() == ".gz":
+        return gzip.open(file, "rb")
+    return open(_expanded(file), "rb")
 
 
 def _of_split(path: Path, files: list[Path], split: str) -> list[Path]:
@@ -216,15 +249,19 @@ def _open_images(root: Path, files: list[Path]) -> Any:
     from datasets import ClassLabel, Dataset, Image
 
     root = root if root.is_dir() else root.parent
-    columns: dict[str, list[str]] = {"image": [str(file.absolute()) for file in files]}
-    labels = [file.parent.relative_to(root).as_posix() for file in files]
-    if set(labels) != {"."}:
-        columns["label"] = labels
+    cut = len(os.path.join(root.absolute(), ""))
+    places = [os.path.join(os.getcwd(), file) for file in files]
+    columns: dict[str, Any] = {"image": places}
+    folders = [place[cut:].rpartition("/")[0] or "." for place in places]
+    names = sorted(set(folders))
+    if names != ["."]:
+        number = {name: i for i, name in enumerate(names)}
+        columns["label"] = [number[folder] for folder in folders]
     try:
         pool = Dataset.from_dict(columns).cast_column("image", Image())
     except UnicodeEncodeError as error:
         raise CurationError(f"{root} holds a file name that is not UTF-8 ({error.object!r}); rename it") from error
-    return pool.cast_column("label", ClassLabel(names=sorted(set(labels)))) if "label" in columns else pool
+    return pool.cast_column("label", ClassLabel(names=names)) if "label" in columns else pool
 
 
 def _samples(shards: list[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:
@@ -235,12 +272,20 @@ def _samples(shards: list[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:
     for name, _, _ in shards:
         try:
             with tarfile.open(name, "r|*") as shard:
-                members = ((m, shard.extractfile(m)) for m in shard if m.isfile())
+                members = ((m, shard.extractfile(_sized(m))) for m in shard if m.isfile())
                 parts = ((m.name, stream.read()) for m, stream in members if stream is not None)
                 for key, sample in itertools.groupby(parts, key=lambda part: _split_key(part[0])[0]):
                     yield _sample(key, sample)
-        except (tarfile.TarError, OSError, EOFError) as error:
+        except CurationError as error:
+            raise CurationError(f"{name}: {error}") from error
+        except Exception as error:  # of tarfile, and of gzip and its like below it
             raise CurationError(f"{name} is not a whole tar shard ({error}); get it again") from error
+
+
+def _sized(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    if member.size > MOST_BYTES:
+        raise CurationError(f"member {member.name} has {member.size / 1e9:.1f} GB, more than a picture or text needs")
+    return member
 
 
 def _split_key(name: str) -> tuple[str, str]:
@@ -363,8 +408,8 @@ def _content(value: Any) -> bytes:
         content = value["bytes"]
         if content is None and value["path"]:
             try:
-                content = Path(value["path"]).read_bytes()
-            except OSError:
+                content = regular_file(value["path"]).read_bytes()
+            except (OSError, CurationError):
                 content = Path(value["path"]).name.encode()
         value = hashlib.blake2b(content or b"", digest_size=16).hexdigest()
     return json.dumps(value, sort_keys=True, default=repr).encode() + b"\0"

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from jaxtyping import Int
 from curation.bad_rows import KeptRows, find_bad_rows
 from curation.dropped_page import dropped_page
 from curation.duplicates import can_hash, similar_hashes
-from curation.embeddings import Embeddings, open_embeddings
+from curation.embeddings import Embeddings, check_row_ids, open_embeddings
 from curation.filters.junk import JunkFilter
 from curation.filters.text import TextJunk
 from curation.kmeans.assignment import rows_per_read
@@ -31,10 +32,23 @@ from curation.near_duplicates import NearDuplicates, NearRule, near_duplicates, 
 from curation.pool import open_pool, pool_fingerprint
 from curation.rows import SelectedRows
 from foundation.errors import CurationError
-from foundation.files import checksum, digest_json, load_array, load_json, save_array, save_json, write_atomically
+from foundation.files import (
+    check_files,
+    checksum,
+    digest_json,
+    load_array,
+    load_json,
+    save_array,
+    save_json,
+    write_atomically,
+)
 from foundation.images import read_image
+from foundation.locks import locked_folder
+from foundation.paths import regular_file
+from foundation.settings import CountOrZero, short
 
 FORMAT_VERSION = 1
+AGAIN = "prepare the pool again"
 BY = ("exact", "perceptual", "embedding", "text")
 GROUPS_SHOWN = 20
 
@@ -270,6 +284,9 @@ def _texts(pool: Any, wanted: Preparation, ledger: _Ledger, progress: bool) -> N
     from curation.text_duplicates import exact_duplicates as equal_texts
     from curation.text_duplicates import near_duplicates as overlapping_texts
 
+    kind = getattr(pool.features["text"], "dtype", None)
+    if kind not in ("string", "large_string", "null"):
+        raise CurationError(f"the column text holds {pool.features['text']}, not text; name another with --column")
     plain = pool.with_format(None)["text"]
     if wanted.text_junk is not None:
         for position in ledger.left:
@@ -357,7 +374,8 @@ def save_kept(kept: Kept, folder: Path, pool: Any = None, commands: Sequence[str
     page = dropped_page(kept.dropped, kept.reasons, kept.repeats, kept.similarity, kept.line(), kept.report, pool)
     write_atomically(folder / "dropped.html", lambda stream: stream.write(page.encode()))
     report = {**kept.report, "checksum": checksum(folder / "row_ids.npy"), "commands": list(commands)}
-    save_json(folder / "report.json", report)
+    report["dropped_checksum"] = checksum(folder / "dropped.parquet")
+    save_json(folder / "report.json", report, seal=True)
 
 
 def load_kept(folder: str | Path) -> Kept:
@@ -369,14 +387,43 @@ def load_kept(folder: str | Path) -> Kept:
     folder = Path(folder)
     if not (folder / "report.json").exists():
         raise CurationError(f"{folder} holds no finished preparation; make it with curate dedup or curate filter")
-    report = load_json(folder / "report.json")
-    if report.get("format_version") != FORMAT_VERSION:
-        raise CurationError(f"{folder}/report.json has format {report.get('format_version')}, not {FORMAT_VERSION}")
-    if checksum(folder / "row_ids.npy") != report.get("checksum"):
-        raise CurationError(f"{folder}/row_ids.npy is not the file that report.json describes; prepare the pool again")
-    table = pq.read_table(folder / "dropped.parquet")
-    row, reason, repeats, similarity = (table[name].to_numpy() for name in table.column_names)
-    return Kept(np.array(load_array(folder / "row_ids.npy")), row, reason, repeats, similarity, report)
+    report = _read_report(folder)
+    places = [
+        (folder / "row_ids.npy", report["checksum"]),
+        (folder / "dropped.parquet", report.get("dropped_checksum")),
+    ]
+    check_files(places, f"it is not what report.json describes: {AGAIN}")
+    rows = check_row_ids(load_array(folder / "row_ids.npy"), report["kept"], str(folder / "row_ids.npy"))
+    path = regular_file(folder / "dropped.parquet", AGAIN)
+    try:
+        table = pq.read_table(path, columns=["row", "reason", "repeats", "similarity"])
+        row, reason, repeats, similarity = (table[name].to_numpy() for name in table.column_names)
+    except (OSError, ValueError, KeyError) as error:
+        raise CurationError(f"{path} cannot be read ({' '.join(str(error).split())[:200]}); {AGAIN}") from error
+    return Kept(np.array(rows), row, reason, repeats, similarity, report)
+
+
+@dataclass
+class _Report:
+    """What ``report.json`` holds at least."""
+
+    format_version: int
+    kept: CountOrZero
+    checksum: str
+    notes: list[str]
+    dropped: dict[str, CountOrZero]
+    embeddings_fingerprint: str | None = None
+    pool_fingerprint: str | None = None
+    dropped_checksum: str | None = None
+    inputs: str | None = None
+
+
+def _read_report(folder: Path) -> dict[str, Any]:
+    path = folder / "report.json"
+    version = load_json(path, remedy=AGAIN).get("format_version")
+    if version != FORMAT_VERSION:
+        raise CurationError(f"{path} has format {short(version)}, not {FORMAT_VERSION}; {AGAIN}")
+    return load_json(path, _Report, AGAIN)
 
 
 def kept_rows(embeddings: Any, kept: Kept | str | Path) -> Embeddings:
@@ -416,7 +463,7 @@ def prepare_folder(
     inputs["pool_fingerprint"] = None if pool is None else pool_fingerprint(pool)
     inputs["embeddings_fingerprint"] = None if x is None else x.fingerprint()
     key = digest_json(inputs)
-    if (folder / "report.json").exists() and load_json(folder / "report.json").get("inputs") == key:
+    if (folder / "report.json").exists() and _read_report(folder).get("inputs") == key:
         return load_kept(folder), True
     work = folder / "unfinished"
     if work.exists() and (not (work / "inputs.json").exists() or load_json(work / "inputs.json").get("key") != key):
@@ -470,7 +517,8 @@ def keep_in_folder(
     if (folder / "report.json").exists() and not overwrite and not dry_run:
         raise CurationError(f"{folder} holds a finished preparation; choose another -o, or give --overwrite")
     before = None if rows is None else load_kept(rows).rows
-    kept = find_kept(pool, embeddings, wanted, before, held_out, workers=workers, progress=progress)
-    if not dry_run:
-        save_kept(kept, folder, pool, commands)
+    with nullcontext() if dry_run else locked_folder(folder):
+        kept = find_kept(pool, embeddings, wanted, before, held_out, workers=workers, progress=progress)
+        if not dry_run:
+            save_kept(kept, folder, pool, commands)
     return kept

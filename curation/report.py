@@ -1,5 +1,6 @@
 """The report: one HTML file, without a network: is a subset more even than random rows, and what is in it?"""
 
+import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +34,7 @@ from curation.verdict import (
 )
 from foundation.errors import CurationError
 from foundation.files import write_atomically
+from foundation.paths import regular_file
 
 GALLERY_BYTES = 1_300_000  # of all galleries together
 CLUSTERS, PICTURES, TEXTS = 12, 12, 4  # of a gallery
@@ -47,6 +49,20 @@ def render(template: str, **content: Any) -> bytes:
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["as_script"] = as_script
     return environment.get_template(template).render(**content).encode()
+
+
+def check_page(path: Path) -> None:
+    """Refuse to write a page over something else.
+
+    Raises:
+        CurationError: what lies there is no HTML file.
+    """
+    if not os.path.lexists(path):
+        return
+    with open(regular_file(path, "choose another -o"), "rb") as stream:
+        head = stream.read(200).lstrip().lower()
+    if head and not head.startswith((b"<!doctype html", b"<html")):
+        raise CurationError(f"{path} is there already and no page; choose another -o, or remove it")
 
 
 class Drawn:
@@ -152,8 +168,10 @@ def write_report(
         preparation: what was left out of the pool before clustering, as name -> count (or path of its report).
 
     Raises:
-        CurationError: the subset was drawn from another tree, the pool is too short, or labels do not fit.
+        CurationError: the subset was drawn from another tree, the pool is too short, labels do not fit, or the file is
+            there and no page.
     """
+    check_page(Path(path))
     drawn = Drawn(tree, subset, pool, None if labels is None else read_labels(labels, pool), seed)
     examples = Examples(pool)
     by_label = drawn.by_label()

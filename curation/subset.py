@@ -10,9 +10,12 @@ import pyarrow.parquet as pq
 from jaxtyping import Int
 
 from foundation.errors import CurationError
-from foundation.files import checksum, load_json, save_json, write_atomically
+from foundation.files import check_files, checksum, load_json, save_json, write_atomically
+from foundation.paths import regular_file
+from foundation.settings import CountOrZero, short
 
 FORMAT_VERSION = 1
+AGAIN = "sample the subset again"
 
 
 @dataclass
@@ -33,6 +36,8 @@ class Subset:
 
     def __post_init__(self) -> None:
         self.ids = np.asarray(self.ids, np.int64)
+        if len(self.copies) and int(np.max(self.copies)) > np.iinfo(np.int32).max:
+            raise CurationError(f"a row is taken {np.max(self.copies)} times, more than 32 bits hold; lower the copies")
         self.copies = np.asarray(self.copies, np.int32)
         columns = {"copies": self.copies, **self.clusters}
         for name, column in columns.items():
@@ -70,7 +75,7 @@ class Subset:
         path = folder / "subset.parquet"
         write_atomically(path, lambda stream: pq.write_table(table, stream))
         info = {**self.metadata, "format_version": FORMAT_VERSION, "rows": len(self.ids), "size": len(self)}
-        save_json(folder / "subset.json", {**info, "checksum": checksum(path)})
+        save_json(folder / "subset.json", {**info, "checksum": checksum(path)}, seal=True)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Subset":
@@ -80,17 +85,62 @@ class Subset:
             CurationError: a file is missing, of another format version, truncated or changed.
         """
         folder = Path(folder)
-        info = load_json(folder / "subset.json")
-        if info.get("format_version") != FORMAT_VERSION:
-            raise CurationError(f"{folder}/subset.json has format {info.get('format_version')}, not {FORMAT_VERSION}")
+        info = read_info(folder)
         path = folder / "subset.parquet"
-        if checksum(path) != info.get("checksum"):
-            raise CurationError(f"{path} is not the file that subset.json describes; sample the subset again")
-        columns = {name: column.to_numpy() for name, column in zip(*_columns(pq.read_table(path)), strict=True)}
+        check_files([(regular_file(path, AGAIN), info["checksum"])], f"it is not what subset.json describes: {AGAIN}")
+        columns = _read_columns(path)
+        if (len(columns["id"]), int(columns["copies"].sum())) != (info["rows"], info["size"]):
+            raise CurationError(
+                f"{path} has {len(columns['id'])} rows, not {info['rows']} as subset.json says; {AGAIN}"
+            )
         known = ("format_version", "rows", "size", "checksum")
         metadata = {key: value for key, value in info.items() if key not in known}
         return cls(columns.pop("id"), columns.pop("copies"), columns, metadata)
 
 
-def _columns(table: pa.Table) -> tuple[list[str], list[Any]]:
-    return table.column_names, table.columns
+@dataclass
+class _Info:
+    """What ``subset.json`` holds at least."""
+
+    format_version: int
+    rows: CountOrZero
+    size: CountOrZero
+    checksum: str
+    tree_checksum: str | None = None
+    pool_fingerprint: str | None = None
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """The checked content of ``subset.json``.
+
+    Raises:
+        CurationError: another format, or not what it must hold.
+    """
+    path = folder / "subset.json"
+    if not path.exists():
+        raise CurationError(f"{folder} holds no finished subset (no subset.json); run `curate sample` (again)")
+    version = load_json(path, remedy=AGAIN).get("format_version")
+    if version != FORMAT_VERSION:
+        raise CurationError(f"{path} has format {short(version)}, not {FORMAT_VERSION}; {AGAIN}")
+    return load_json(path, _Info, AGAIN)
+
+
+def _read_columns(path: Path) -> dict[str, Any]:
+    """Columns of ``subset.parquet``, each whole numbers without holes; rows ascend and are taken at least once."""
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise CurationError(f"{path} cannot be read as parquet ({' '.join(str(error).split())}); {AGAIN}") from error
+    for name in ("id", "copies"):
+        if name not in table.column_names:
+            raise CurationError(f"{path} has no column {name!r}; it has {', '.join(table.column_names)}; {AGAIN}")
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if not pa.types.is_integer(column.type) or column.null_count:
+            raise CurationError(f"{path}: column {name!r} holds {column.type} or nulls, not whole numbers; {AGAIN}")
+    columns = {name: column.to_numpy() for name, column in zip(table.column_names, table.columns, strict=True)}
+    ids, copies = columns["id"], columns["copies"]
+    if len(ids) and (int(ids[0]) < 0 or (np.diff(ids.astype(np.int64)) <= 0).any()):
+        raise CurationError(f"{path}: ids must ascend from 0 or more, each once; {AGAIN}")
+    if len(copies) and int(copies.min()) < 1:
+        raise CurationError(f"{path}: row {int(ids[int(np.argmin(copies))])} is taken {copies.min()} times; {AGAIN}")
+    return columns

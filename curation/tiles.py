@@ -21,11 +21,14 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from foundation.errors import CurationError
 from foundation.images import OPENERS
+from foundation.paths import is_regular, regular_file
+from foundation.settings import Range, require_number
 
 PROTOCOL = "tile"
 GEOGRAPHIC = (33550, 34264, 34735)  # TIFF tags: scale of a pixel, transformation, keys of the reference system
 WIDTH, HEIGHT = 256, 257
 LOOK_AT = 32  # files, evenly spaced, that tell whether a folder of TIFFs is one of rasters
+MOST_TILES = 5_000_000  # of a raster
 OVERVIEW = 1024  # pixels along the longer side of the look that sets the stretch of a raster
 
 
@@ -46,6 +49,8 @@ class TileCut:
     min_valid: float = 0.5
 
     def __post_init__(self) -> None:
+        for name in ("tile", "stride", "min_valid"):
+            require_number(getattr(self, name), Range(ge=0, le=1 << 20), name)
         if self.tile < 8 or self.stride < 0 or len(self.bands) not in (0, 1, 3) or not 0 <= self.min_valid <= 1:
             raise CurationError(
                 f"tile={self.tile} stride={self.stride} bands={','.join(map(str, self.bands))} "
@@ -82,11 +87,17 @@ def parse_cut(text: str) -> TileCut:
 def tile_starts(height: int, width: int, size: int, stride: int = 0) -> list[tuple[int, int]]:
     """Upper left pixels (row, column) of all whole tiles."""
     step = stride or size
+    if ((height - size) // step + 1) * ((width - size) // step + 1) > MOST_TILES:
+        raise CurationError(
+            f"a raster of {height} x {width} pixels has more than {MOST_TILES:,} tiles; raise the stride"
+        )
     return [(row, col) for row in range(0, height - size + 1, step) for col in range(0, width - size + 1, step)]
 
 
 def tiff_tags(path: Path) -> ImageFileDirectory_v2 | None:
     """The first directory of a TIFF, whatever its bands and types; None where it is no TIFF."""
+    if not is_regular(path):
+        return None
     try:
         with open(path, "rb") as stream:
             header = stream.read(8)
@@ -124,6 +135,7 @@ def _short(error: BaseException) -> str:
 
 def _open(path: Path) -> Any:
     rasterio = _rasterio()
+    regular_file(path, "leave it out of the pool")
     try:
         return rasterio.open(path)
     except (rasterio.errors.RasterioError, OSError) as error:
@@ -167,6 +179,8 @@ def raster_tiles(path: Path, cut: TileCut) -> tuple[list[dict[str, Any]], int]:
         for band in bands:
             if band not in source.indexes:
                 raise CurationError(f"raster {path} has no band {band}; it has 1 to {source.count}")
+            if "complex" in source.dtypes[band - 1]:
+                raise CurationError(f"band {band} of raster {path} holds complex numbers, which are no picture")
         try:
             values, valid = _look(source, bands, cut.tile)
         except (rasterio.errors.RasterioError, OSError) as error:
@@ -227,6 +241,8 @@ def read_tile(address: str) -> UInt8[np.ndarray, "h w c"]:
         raise CurationError(f"{address} is no address of a tile") from error
     path = unquote(parts.path)
     window = rasterio.windows.Window(col, row, width, height)
+    if not is_regular(path):
+        raise OSError(f"{path} is no regular file")
     try:
         with rasterio.open(path) as source:
             values = source.read(indexes=bands, window=window)

@@ -4,21 +4,27 @@ import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from curation.bad_rows import check_rows
 from curation.balance import effective_number, gini, normalised_entropy
-from curation.embeddings import open_embeddings
+from curation.embeddings import check_row_ids, open_embeddings
+from curation.kmeans.assignment import rows_per_read
 from curation.kmeans.two_step import Centroids
 from curation.sampling import balanced_targets, fractional_targets, take_from_clusters
 from foundation.errors import CurationError
-from foundation.files import digest_json, load_array, load_json, require_free_space, save_array, save_json
+from foundation.files import check_files, digest_json, load_array, load_json, require_free_space, save_array, save_json
+from foundation.paths import inside
+from foundation.settings import LARGEST_SEED, Choices, Range, require_number, short
 
 FORMAT_VERSION = 1
 METHODS = ("balanced", "flat", "random")
+AGAIN = "cluster again"
+MOST_COPIES = 1_000_000  # of one row; a subset counts them in 32 bits
 
 
 @dataclass
@@ -129,15 +135,16 @@ class ClusterTree:
             (m, n_levels) int64 clusters, level 1 first.
 
         Raises:
-            CurationError: the width is not that of the tree.
+            CurationError: the width is not that of the tree, or a row that no distance can be taken to.
         """
         source = open_embeddings(x)
         dim = self.levels[0].centroids.shape[1]
         if source.dim != dim:
             raise CurationError(f"the rows have {source.dim} dimensions but the tree was made of {dim}")
-        first = self.levels[0]
+        first, metric = self.levels[0], self.settings.get("metric", "l2")
+        check_rows(source, metric == "cosine", rows_per_read(source.dim), remedy="leave them out")
         centroids = Centroids(first.centroids, first.coarse, first.coarse_of)
-        labels, _distances = centroids.assign(source, self.settings.get("metric", "l2"), device, precision)
+        labels, _distances = centroids.assign(source, metric, device, precision)
         found = [labels]
         for above in self.levels[1:]:
             found.append(np.asarray(above.assignment)[found[-1]])
@@ -177,8 +184,9 @@ class ClusterTree:
         """
         if method not in METHODS:
             raise CurationError(f"method {method!r} is unknown; use one of {', '.join(METHODS)}")
-        if max_copies < 1:
-            raise CurationError(f"max_copies={max_copies} must be at least 1")
+        if not 1 <= max_copies <= MOST_COPIES:
+            raise CurationError(f"max_copies={max_copies} must be at least 1 and at most {MOST_COPIES}")
+        require_number(seed, Range(ge=0, le=LARGEST_SEED), "seed")
         if not 0 < size <= self.n_rows * max_copies:
             raise CurationError(
                 f"size {size} must lie between 1 and {self.n_rows * max_copies} "
@@ -278,6 +286,12 @@ class ClusterTree:
         (folder / "tree.json").unlink(missing_ok=True)
         for name, array in files.items():
             save_array(folder / name, np.asarray(array))
+        for old in [*folder.glob("level_*/*.npy"), *folder.glob("row_ids.npy")]:  # of the tree that was here before
+            if old.relative_to(folder).as_posix() not in files:
+                old.unlink()
+        for empty in folder.glob("level_*"):
+            if not any(empty.iterdir()):
+                empty.rmdir()
         save_json(
             folder / "tree.json",
             {
@@ -288,6 +302,7 @@ class ClusterTree:
                 "levels": self.statistics(),
                 "files": self.file_checksums,
             },
+            seal=True,
         )
 
     @classmethod
@@ -303,15 +318,16 @@ class ClusterTree:
         folder = Path(folder)
         if not (folder / "tree.json").exists():
             raise CurationError(f"{folder} holds no finished tree (no tree.json); run `curate cluster` on it (again)")
-        info = load_json(folder / "tree.json")
-        if info.get("format_version") != FORMAT_VERSION:
-            raise CurationError(f"{folder}/tree.json has format {info.get('format_version')}, not {FORMAT_VERSION}")
-        arrays = {}
-        for name, expected in info["files"].items():
-            arrays[name] = load_array(folder / name)
-            if verify and array_checksum(arrays[name]) != expected:
-                raise CurationError(f"{folder / name} is not the file that tree.json describes; cluster again")
-        levels = []
+        info = _read_info(folder)
+        said = str(folder / "tree.json")
+        paths = {name: inside(folder, name, said) for name in info["files"]}
+        arrays = {name: load_array(path) for name, path in paths.items()}
+        if verify:
+            check_files(
+                ((path, info["files"][name]) for name, path in paths.items()),
+                "it is not what tree.json describes: cluster again",
+            )
+        levels: list[Level] = []
         known = set(cls._statistics_keys())
         for number, statistics in enumerate(info["levels"]):
             part = {
@@ -321,6 +337,8 @@ class ClusterTree:
             if part["centroids"] is None or part["assignment"] is None or part["distance"] is None:
                 raise CurationError(f"{folder}/tree.json names no files for level {number + 1}; cluster again")
             record = {key: value for key, value in statistics.items() if key not in known}
+            below = len(levels[-1].centroids) if levels else None
+            _check_level(part, below, f"{folder}: level {number + 1}")
             levels.append(
                 Level(
                     part["centroids"],
@@ -331,7 +349,14 @@ class ClusterTree:
                     record,
                 )
             )
-        tree = cls(levels, info["settings"], arrays.get("row_ids.npy"))
+        if info.get("rows", len(levels[0].assignment)) != len(levels[0].assignment):
+            raise CurationError(
+                f"{said} says {info['rows']} rows, but level 1 has {len(levels[0].assignment)}; {AGAIN}"
+            )
+        row_ids = arrays.get("row_ids.npy")
+        if row_ids is not None:
+            row_ids = check_row_ids(row_ids, len(levels[0].assignment), str(folder / "row_ids.npy"))
+        tree = cls(levels, info["settings"], row_ids)
         tree.__dict__["file_checksums"] = info["files"]
         return tree
 
@@ -339,3 +364,73 @@ class ClusterTree:
     def _statistics_keys() -> tuple[str, ...]:
         sizes = ("min_size", "median_size", "max_size", "min_rows", "max_rows")
         return ("level", "k", "points", "inertia", "empty", *sizes, "entropy", "gini", "effective_clusters")
+
+
+@dataclass
+class _Settings:
+    metric: Annotated[str, Choices("l2", "cosine")] = "l2"
+    embeddings_fingerprint: str | None = None
+    pool_fingerprint: str | None = None
+
+
+@dataclass
+class _Info:
+    """What ``tree.json`` holds at least."""
+
+    format_version: int
+    settings: _Settings
+    levels: list[dict[str, Any]]
+    files: dict[str, str]
+    rows: Annotated[int, Range(ge=1)] = 1
+
+
+def _read_info(folder: Path) -> dict[str, Any]:
+    path = folder / "tree.json"
+    version = load_json(path, remedy=AGAIN).get("format_version")
+    if version != FORMAT_VERSION:
+        raise CurationError(f"{path} has format {short(version)}, not {FORMAT_VERSION}; {AGAIN}")
+    info = load_json(path, _Info, AGAIN)
+    if not info["levels"]:
+        raise CurationError(f"{path} has no levels; {AGAIN}")
+    return info
+
+
+def read_tree_settings(folder: Path) -> dict[str, Any]:
+    """How the tree in a folder was made.
+
+    Raises:
+        CurationError: ``tree.json`` is not what it must be.
+    """
+    settings: dict[str, Any] = _read_info(folder)["settings"]
+    return settings
+
+
+def _check_level(part: dict[str, np.ndarray | None], below: int | None, where: str) -> None:
+    """Refuse arrays of a level that do not fit together.
+
+    Args:
+        below: clusters of the level below; None for level 1.
+    """
+    centroids, assignment, distance = part["centroids"], part["assignment"], part["distance"]
+    coarse, coarse_of = part["coarse_centroids"], part["coarse_of"]
+    assert centroids is not None
+    assert assignment is not None
+    assert distance is not None
+
+    def need(right: bool, what: str) -> None:
+        if not right:
+            raise CurationError(f"{where}: {what}; {AGAIN}")
+
+    need(centroids.ndim == 2 and centroids.dtype == np.float32 and 0 not in centroids.shape, "centroids are no float32")
+    need(bool(np.isfinite(centroids).all()), "centroids hold NaN or infinity")
+    need(assignment.ndim == 1 and assignment.dtype == np.int64 and len(assignment) > 0, "assignment is no int64 list")
+    need(distance.shape == assignment.shape and distance.dtype == np.float32, "distances do not fit the assignment")
+    need(below is None or len(assignment) == below, f"it places {len(assignment)} points, not the {below} below it")
+    inside = int(assignment.min()) >= 0 and int(assignment.max()) < len(centroids)
+    need(inside, f"a point is in cluster {assignment.min()} or {assignment.max()} of {len(centroids)}")
+    need((coarse is None) == (coarse_of is None), "a split level needs coarse_centroids.npy and coarse_of.npy")
+    if coarse is not None and coarse_of is not None:
+        need(coarse.ndim == 2 and coarse.shape[1] == centroids.shape[1], "coarse centroids have another width")
+        need(coarse_of.shape == centroids.shape[:1] and coarse_of.dtype == np.int64, "coarse_of does not fit")
+        ascending = bool((np.diff(coarse_of) >= 0).all())
+        need(ascending and coarse_of[0] >= 0 and coarse_of[-1] < len(coarse), "coarse_of is out of range")

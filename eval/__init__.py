@@ -11,3 +11,5 @@ This room imports no other room: a model comes in as a feature function (models.
 
 Read first: knn.py (the shape of every plain function), linear.py (the sweep), tasks/classification.py, bench.py.
 """
+
+import foundation  # noqa: F401 - before torch is loaded: it sets how threads wait

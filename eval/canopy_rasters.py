@@ -10,6 +10,10 @@ from eval.canopy import CanopySettings, canopy_metrics
 from foundation.errors import CurationError
 from foundation.files import save_json
 from foundation.intervals import Interval
+from foundation.paths import regular_file
+from foundation.settings import Range, require_number
+
+LEAST_SIDE = 4  # pixels of a block
 
 
 class _Blocks:
@@ -47,6 +51,8 @@ def measure_maps(
     import rasterio
     from rasterio.windows import Window
 
+    for path in (predicted, truth):
+        regular_file(path, "give a raster of heights")
     try:
         first, second = rasterio.open(predicted), rasterio.open(truth)
     except Exception as error:
@@ -54,6 +60,9 @@ def measure_maps(
     with first, second:
         if first.crs is None or not first.crs.is_projected:
             raise CurationError(f"{predicted} has no projected reference system: its pixels have no size in metres")
+        for name, source in ((predicted, first), (truth, second)):
+            if "complex" in source.dtypes[0]:
+                raise CurationError(f"{name} holds complex numbers; heights are plain ones, in metres")
         for name, a, b in (
             ("reference systems", first.crs, second.crs),
             ("sizes", first.shape, second.shape),
@@ -64,7 +73,13 @@ def measure_maps(
                     f"{predicted} and {truth} have different {name}: {a} and {b}; warp one to the other"
                 )
         settings = CanopySettings(abs(first.transform.a) * first.crs.linear_units_factor[1])
-        side = max(1, round(block / settings.resolution))
+        require_number(block, Range(gt=0), "block")
+        side = round(min(block / settings.resolution, max(first.shape)))
+        if side < LEAST_SIDE:
+            raise CurationError(
+                f"a block of {block:g} m has {side} pixels of {settings.resolution:g} m on a side; give one of "
+                f"{LEAST_SIDE} pixels or more"
+            )
         rows, cols = range(0, first.height, side), range(0, first.width, side)
         windows = [Window(c, r, min(side, first.width - c), min(side, first.height - r)) for r in rows for c in cols]
         found = canopy_metrics(_Blocks(first, windows), _Blocks(second, windows), settings)

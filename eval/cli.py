@@ -10,6 +10,8 @@ import typer
 
 from eval.settings import RunSettings
 from foundation.command import run_command
+from foundation.locks import locked_folder
+from foundation.options import number
 from foundation.settings import describe, read_settings
 
 app = typer.Typer(
@@ -89,7 +91,8 @@ def language(settings: Settings = None, output: Output = Path("results")) -> Non
     if not settings:
         typer.echo(f"Settings of language:\n{describe(LanguageSettings)}")
         return
-    results = run_language(read_settings(None, settings), output)
+    with locked_folder(output):
+        results = run_language(read_settings(None, settings), output)
     typer.echo(table(results.rows))
     shown = {row.dataset: BENCHMARKS[row.dataset].chance for row in results.rows if row.dataset in BENCHMARKS}
     typer.echo("chance: " + ", ".join(f"{name} {value:.2f}" for name, value in shown.items() if value), err=True)
@@ -105,7 +108,8 @@ def ngram(settings: Settings = None, output: Output = Path("results")) -> None:
     if not settings:
         typer.echo(f"Settings of ngram:\n{describe(NgramSettings)}")
         return
-    results = run_ngram(read_settings(None, settings), output)
+    with locked_folder(output):
+        results = run_ngram(read_settings(None, settings), output)
     typer.echo(table(results.rows))
     typer.echo(f"{results.seconds['ngram']:.1f} s; results in {output / 'metrics.json'}", err=True)
 
@@ -114,13 +118,15 @@ def ngram(settings: Settings = None, output: Output = Path("results")) -> None:
 def canopy(
     predicted: Annotated[Path, typer.Argument(help="Raster of predicted heights, metres.")],
     truth: Annotated[Path, typer.Argument(help="Raster of lidar heights on the same grid, metres.")],
-    block: Annotated[float, typer.Option(min=0, help="Metres, side of the blocks that are resampled.")] = 100.0,
+    block: Annotated[float, number("Metres, side of the blocks that are resampled.", gt=0)] = 100.0,
     output: Output = Path("results"),
 ) -> None:
     """Canopy height against lidar: errors, by height class, cover, edges; intervals over blocks (extra satellite)."""
     from eval.canopy_rasters import measure_maps
 
-    for name, interval in measure_maps(predicted, truth, block, output).items():
+    with locked_folder(output):
+        found = measure_maps(predicted, truth, block, output)
+    for name, interval in found.items():
         typer.echo(f"{name:16} {interval.value:8.3f}   {interval.low:.3f} ... {interval.high:.3f}   n {interval.n}")
 
 

@@ -10,6 +10,7 @@ from eval.hub import open_hub, open_parquet
 from eval.images import LabelledImages, subfolders
 from eval.registry import ENDINGS, LAYOUTS, entry_of, locate, split_folder
 from foundation.errors import CurationError
+from foundation.paths import regular_file
 
 
 def open_labelled(name: str, split: str, root: str | Path | None = None) -> LabelledImages:
@@ -26,6 +27,8 @@ def open_labelled(name: str, split: str, root: str | Path | None = None) -> Labe
     entry, path = entry_of(name), locate(name, root)
     if path.suffix == ".parquet":
         return open_parquet(path)
+    if not path.is_dir():
+        raise CurationError(f"dataset {name!r} is neither a folder nor a parquet file")
     if any(path.glob(f"{split}*.parquet")):
         return open_parquet(*sorted(path.glob(f"{split}*.parquet")))
     return open_class_folders(split_folder(path, name, split) or path, name, entry.crop_border)
@@ -88,16 +91,20 @@ def open_table(
     """
     path = Path(path)
     try:
-        with open(path, newline="", encoding="utf-8-sig") as stream:
+        with open(regular_file(path, "give a CSV table"), newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
             rows = list(reader)
             columns = reader.fieldnames or []
+    except CurationError:
+        raise
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CurationError(f"table {path} cannot be read: {error}") from error
     for column in (path_column, label_column, group_column):
         if column not in columns:
             raise CurationError(f"table {path} has no column {column!r}; it has {', '.join(columns) or 'none'}")
     for number, row in enumerate(rows, start=2):
+        if None in row:
+            raise CurationError(f"table {path}: line {number} has more cells than the head")
         if not row[path_column] or not row[label_column]:
             raise CurationError(f"table {path}: line {number} has no path or no label")
     names = sorted({row[label_column] for row in rows})

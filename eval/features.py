@@ -15,6 +15,7 @@ from eval.images import BadImages, LabelledImages, Transform, read_batches
 from eval.models import FrozenModel, block_features
 from foundation.errors import CurationError
 from foundation.files import whole_file
+from foundation.paths import regular_file
 
 FORMAT = 1
 
@@ -100,7 +101,7 @@ def extract(
     ).hexdigest()
     path = Path(cache) / f"{key}.safetensors" if cache is not None and how is not None else None
     if path is not None and path.exists():
-        return _load(path)
+        return _load(path, images)
     start = time.perf_counter()
     bad = BadImages(max_bad)
     kept: list[Tensor] = []
@@ -176,14 +177,17 @@ def _save(path: Path, features: FeatureSet) -> None:
         save_file(tensors, temporary, metadata={"skipped": json.dumps(features.skipped)})
 
 
-def _load(path: Path) -> FeatureSet:
+def _load(path: Path, images: LabelledImages) -> FeatureSet:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as stored:
+        with safe_open(regular_file(path), framework="pt") as stored:
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
             skipped = json.loads(stored.metadata()["skipped"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        rows, labels = tensors["rows"], tensors["labels"]
+        if not torch.equal(labels, images.labels[rows]) or any(len(x) != len(rows) for x in tensors.values()):
+            raise ValueError("its rows and labels are not those of the images")
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise CurationError(f"cached features {path} cannot be read ({error}); delete the file") from error
     n_blocks = sum(name.startswith("cls_") for name in tensors)
     cls = [tensors[f"cls_{i}"] for i in range(n_blocks)]

@@ -9,6 +9,8 @@ import torch
 
 from eval.images import LabelledImages
 from foundation.errors import CurationError
+from foundation.hub import hub_within_reach
+from foundation.paths import regular_file
 
 
 class _Encoded(Sequence[Any]):
@@ -71,7 +73,9 @@ def open_parquet(*paths: Path) -> LabelledImages:
     from datasets import Dataset
 
     try:
-        data = Dataset.from_parquet([str(path) for path in paths])
+        data = Dataset.from_parquet([str(regular_file(path)) for path in paths])
+    except CurationError:
+        raise
     except Exception as error:  # pyarrow and datasets raise many types
         raise CurationError(f"{paths[0]} cannot be read as parquet: {' '.join(str(error).split())[:200]}") from error
     return from_hugging_face(data, str(paths[0]))
@@ -84,7 +88,8 @@ def open_hub(name: str, split: str) -> LabelledImages:
     reason = ""
     for wanted in tried:
         try:
-            data = load_dataset(name, split=wanted)
+            with hub_within_reach():
+                data = load_dataset(name, split=wanted)
         except ValueError as error:  # no such split: try the next name
             reason = reason or str(error)
             continue

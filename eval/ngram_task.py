@@ -9,13 +9,18 @@ from typing import Annotated, Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from eval.arrays import as_features, check_same_width
 from eval.ngram import HIGHEST, ORDER, fit_ngrams
 from eval.overlap import SHARE, seen_shares
 from eval.rarity import PARTS, distance_to_pool, parts_by_rank
 from eval.results import Results, Row, row_of
+from eval.settings import Resamples
 from foundation.errors import CurationError
+from foundation.files import load_array
 from foundation.intervals import Statistic, bootstrap
-from foundation.settings import Count, CountOrZero, Range, check, fill, setting
+from foundation.jsonl import bad_line
+from foundation.paths import regular_file
+from foundation.settings import CountOrZero, Range, Seed, check, fill, setting
 
 TEXT, DOMAIN, SOURCE = "text", "domain", "source"
 
@@ -32,8 +37,8 @@ class NgramSettings:
     pool_features: str = setting("", ".npy of an encoder that the curation did not see, one row a text of pool")
     test_features: str = setting("", "the same, one row a text of test: gives tenths of the test by rarity")
     allow_seen: bool = setting(False, "measure even where test texts or their documents are in train")
-    resamples: Count = setting(1000, "bootstrap draws of every interval, over documents where they are known")
-    seed: CountOrZero = setting(0, "of train_bytes and of the bootstrap")
+    resamples: Resamples = setting(1000, "bootstrap draws of every interval, over documents where they are known")
+    seed: Seed = setting(0, "of train_bytes and of the bootstrap")
 
     def __post_init__(self) -> None:
         check(self)
@@ -58,11 +63,14 @@ def read_texts(path: str) -> Texts:
     import pyarrow.json as pj
     import pyarrow.parquet as pq
 
-    if not path or not Path(path).exists():
-        raise CurationError(f"texts {path!r} are not there; give train= and test=, parquet or JSONL with a field text")
+    if not path:
+        raise CurationError("no texts are given; give train= and test=, parquet or JSONL with a field text")
+    regular_file(path, "give train= and test=, parquet or JSONL with a field text")
     try:
         table = pq.read_table(path) if path.endswith((".parquet", ".pq")) else pj.read_json(path)
     except (OSError, pa.ArrowException) as error:
+        if not path.endswith((".parquet", ".pq")) and (line := bad_line([Path(path)])):
+            raise CurationError(line) from error
         raise CurationError(f"{path} cannot be read as parquet or JSONL: {' '.join(str(error).split())}") from error
     if TEXT not in table.column_names:
         raise CurationError(f"{path} has no field {TEXT!r}; it has {', '.join(table.column_names)}")
@@ -147,7 +155,9 @@ def run_ngram(given: Mapping[str, Any], output: str | Path | None = None) -> Res
         _add_domains(results, add, bits, n_bytes, test.domains, pool)
     if settings.pool_features:
         of_test = _features(settings.test_features, len(test.texts))
-        parts = parts_by_rank(distance_to_pool(of_test, _features(settings.pool_features, len(pool.texts))))
+        of_pool = _features(settings.pool_features, len(pool.texts))
+        check_same_width(as_features(of_pool), as_features(of_test))
+        parts = parts_by_rank(distance_to_pool(of_test, of_pool))
         for part in range(PARTS):
             add(f"tenth {part + 1}", _quotient(bits, n_bytes, np.flatnonzero(parts == part)))
     results.seconds = {"ngram": time.perf_counter() - started}
@@ -180,13 +190,12 @@ def _add_domains(
 
 
 def _features(path: str, n: int) -> np.ndarray:
-    try:
-        x = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise CurationError(f"features {path} cannot be read as .npy: {error}") from error
+    x = load_array(Path(path), mmap=False)
+    if x.ndim != 2 or x.dtype.kind != "f":
+        raise CurationError(f"features {path} are {x.dtype} of shape {x.shape}; give a row of floats for each text")
     if len(x) != n:
         raise CurationError(f"features {path} have {len(x)} rows for {n} texts; give one a text")
-    return np.asarray(x, np.float32)
+    return as_features(x.astype(np.float32), f"features {path}").numpy()
 
 
 def _digest(texts: list[str]) -> str:

@@ -8,7 +8,9 @@ from PIL import Image
 
 from eval.registry import ENDINGS, LAYOUTS, locate, split_folder
 from foundation.errors import CurationError
+from foundation.files import load_array
 from foundation.images import FORMATS
+from foundation.paths import regular_file
 
 
 @dataclass
@@ -63,13 +65,12 @@ def read_target(path: Path, scale: float = 1.0) -> np.ndarray:
         CurationError: unreadable, or with colours.
     """
     try:
-        array = (
-            np.load(path, allow_pickle=False)
-            if path.suffix == ".npy"
-            else np.asarray(Image.open(path, formats=FORMATS))
-        )
+        regular_file(path, "give a mask or a depth map")
+        array = load_array(path) if path.suffix == ".npy" else np.asarray(Image.open(path, formats=FORMATS))
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise CurationError(f"target {path} cannot be read: {error}") from error
+    if array.dtype.kind not in "biuf":
+        raise CurationError(f"target {path} holds {array.dtype}; it must hold numbers")
     if array.ndim != 2:
         raise CurationError(f"target {path} has shape {array.shape}; it must have one channel")
     return array / scale if scale != 1 else array

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from foundation.errors import CurationError
-from foundation.files import save_json, write_atomically
+from foundation.files import load_json, save_json, write_atomically
 from foundation.intervals import NO_DIFFERENCE, Interval, paired_interval
+from foundation.paths import regular_file
 from foundation.tables import text_table
 
 FORMAT = 1
@@ -118,12 +119,22 @@ def load_rows(folder: str | Path) -> tuple[list[Row], dict[str, np.ndarray], dic
 
     folder = Path(folder)
     try:
-        rows = [Row(**row) for row in json.loads((folder / METRICS).read_text())["rows"]]
-        with safe_open(folder / PER_ROW, framework="np") as stored:
+        content = load_json(folder / METRICS, _Metrics, "evaluate again")
+        rows = [Row(**row) for row in content["rows"]]
+        with safe_open(regular_file(folder / PER_ROW, "evaluate again"), framework="np") as stored:
             ids = json.loads(stored.metadata()["rows"])
             return rows, {key: stored.get_tensor(key) for key in ids}, ids
+    except CurationError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CurationError(f"{folder} is no folder of results of `python -m eval` ({error})") from error
+
+
+@dataclass
+class _Metrics:
+    """What ``metrics.json`` holds at least."""
+
+    rows: list[Row]
 
 
 @dataclass(frozen=True)

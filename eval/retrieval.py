@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from eval.arrays import as_features, as_labels, check_same_width
 from foundation.errors import CurationError
+from foundation.paths import inside, regular_file
 
 # which lists of the ground truth count as relevant, and which are taken out of the ranking
 PROTOCOLS = {
@@ -67,7 +68,7 @@ def read_ground_truth(path: str | Path) -> GroundTruth:
             f"open(sys.argv[2], 'w'), default=lambda x: x.tolist())\" {path} {path.with_suffix('.json')}"
         )
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(regular_file(path, "give the gnd.json of the set").read_text())
         database, names, lists = content["imlist"], content["qimlist"], content["gnd"]
         queries = []
         for name, entry in zip(names, lists, strict=True):
@@ -76,12 +77,16 @@ def read_ground_truth(path: str | Path) -> GroundTruth:
             queries.append(Query(name, (left, top, right, bottom), **parts))
     except OSError as error:
         raise CurationError(f"ground truth {path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except CurationError:
+        raise
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CurationError(f"ground truth {path} is not the revisited format ({error!r})") from error
     for query in queries:
         worst = max([*query.easy, *query.hard, *query.junk, 0])
         if worst >= len(database) or min([*query.easy, *query.hard, *query.junk, 0]) < 0:
             raise CurationError(f"{path}: query {query.name} names image {worst}, but imlist has {len(database)}")
+    for name in [*database, *(query.name for query in queries)]:
+        inside(path.parent, name, str(path))
     return GroundTruth(list(database), queries)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from eval.arrays import as_features, as_labels
 from foundation.errors import CurationError
+from foundation.paths import regular_file
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def read_class_map(path: str | Path, class_names: list[str], train_names: list[s
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = regular_file(path, "give a class map").read_text(encoding="utf-8-sig")
         if path.suffix == ".json":
             content = json.loads(text)
             if not isinstance(content, dict):
@@ -89,7 +90,9 @@ def read_class_map(path: str | Path, class_names: list[str], train_names: list[s
             content = {row[0].strip(): [part for part in row[1].split(";") if part.strip()] for row in rows}
     except OSError as error:
         raise CurationError(f"class map {path} cannot be read: {error.strerror}") from error
-    except (json.JSONDecodeError, IndexError) as error:
+    except CurationError:
+        raise
+    except (ValueError, RecursionError, IndexError, csv.Error) as error:
         raise CurationError(
             f"class map {path} is neither JSON nor CSV lines 'class,target;target' ({error})"
         ) from error

@@ -14,7 +14,9 @@ from eval.results import Results
 from eval.settings import RunSettings
 from eval.tasks import TASKS, Task
 from foundation.errors import CurationError
+from foundation.locks import locked_folder
 from foundation.settings import fill
+from foundation.yaml_files import read_yaml_text
 
 SUITES = Path(__file__).parent / "suites"
 
@@ -72,11 +74,12 @@ def run(given: list[tuple[str, dict[str, Any]]], shared: Mapping[str, Any], outp
             "no model is given: model=FOLDER, model=timm:NAME, model=random:NAME or model=package.mod:func"
         )
     tasks = [make_task(name, part) for name, part in given]
-    torch.manual_seed(settings.seed)  # the weights of random:NAME
-    model = open_model(
-        settings.model, settings.weights or None, settings.image_size or None, settings.device, settings.precision
-    )
-    return evaluate(model, tasks, settings, output)
+    with locked_folder(output):
+        torch.manual_seed(settings.seed)  # the weights of random:NAME
+        model = open_model(
+            settings.model, settings.weights or None, settings.image_size or None, settings.device, settings.precision
+        )
+        return evaluate(model, tasks, settings, output)
 
 
 def read_suite(path: str | Path) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any]]:
@@ -88,9 +91,10 @@ def read_suite(path: str | Path) -> tuple[list[tuple[str, dict[str, Any]]], dict
     import yaml
 
     shipped = SUITES / f"{Path(path).stem}.yaml"
+    text = read_yaml_text(Path(path) if Path(path).exists() or not shipped.exists() else shipped, "suite")
     try:
-        content = yaml.safe_load((Path(path) if Path(path).exists() or not shipped.exists() else shipped).read_text())
-    except (OSError, yaml.YAMLError) as error:
+        content = yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:  # ValueError: a date that there is not
         raise CurationError(f"suite {path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not isinstance(content.get("tasks"), list):
         raise CurationError(f"suite {path} must have a list 'tasks' of 'name: settings'")
@@ -101,5 +105,5 @@ def read_suite(path: str | Path) -> tuple[list[tuple[str, dict[str, Any]]], dict
         if not isinstance(item, dict) or len(item) != 1 or not isinstance(next(iter(item.values())) or {}, dict):
             raise CurationError(f"suite {path}: {item!r} is no 'name: {{settings}}'")
         ((name, settings),) = item.items()
-        tasks.append((name, settings or {}))
+        tasks.append((str(name), settings or {}))
     return tasks, content

@@ -74,6 +74,9 @@ def explain(error: BaseException) -> str | None:
         return f"out of GPU memory ({text.partition('. GPU')[0]}); use smaller batches or a larger GPU"
     if isinstance(error, RuntimeError | AssertionError) and any(part in text for part in NO_DEVICE):
         return f"the device cannot be used here ({text[:160]}); choose another, such as cpu"
+    # pyarrow's errors and safetensors' are of types that are not imported for this
+    if type(error).__module__.startswith(("pyarrow", "safetensors")) or type(error).__name__ == "SafetensorError":
+        return f"a file cannot be read or written: {text[:300] or type(error).__name__}"
     if isinstance(error, RuntimeError) and ("file write failed" in text or "unexpected pos" in text):
         return f"a file cannot be written; the disk may be full ({text[-160:]})"  # torch.save names no file
     return None

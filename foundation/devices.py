@@ -8,6 +8,9 @@ if TYPE_CHECKING:
     import torch
 
 
+KINDS = ("cpu", "cuda", "mps", "xpu")
+
+
 def open_device(name: "str | torch.device" = "auto", mps: bool = False) -> "torch.device":
     """The device of a name.
 
@@ -25,6 +28,8 @@ def open_device(name: "str | torch.device" = "auto", mps: bool = False) -> "torc
         return torch.device("cuda" if torch.cuda.is_available() else fallback)
     try:
         device = torch.device(name)
+        if device.type not in KINDS:  # torch knows more, such as meta, which holds no numbers
+            raise RuntimeError(device.type)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise CurationError(f"device {str(name)!r} cannot be used here; use auto or cpu") from error

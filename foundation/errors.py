@@ -3,3 +3,17 @@
 
 class CurationError(ValueError):
     """Bad input, a bad setting, or a file that cannot be trusted. The command line prints it as one line."""
+
+
+class PassingError(CurationError):
+    """Trouble of the machine, such as a full disk: the same command may succeed later."""
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether the same command would fail again: a mistake of the user, and no trouble of the machine behind it."""
+    cause = error.__cause__
+    return (
+        isinstance(error, CurationError)
+        and not isinstance(error, PassingError)
+        and not isinstance(cause, OSError | MemoryError | PassingError)
+    )

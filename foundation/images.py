@@ -4,6 +4,7 @@ import io
 import os
 import re
 import stat
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from foundation.errors import CurationError
 
 # no others, whatever Pillow knows: an EPS is a program for Ghostscript
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+MOST_BYTES = 1 << 30
+# up to twice Pillow's limit, beyond which it refuses by itself, a picture is large and no attack
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 LONGEST_RATIO = 100  # an image of 1 x 10,000 pixels would become 256 x 2,560,000 when its short side is scaled up
 # protocol of an address that is no file, such as tile://..., -> what opens it; who makes such addresses enters it
 OPENERS: dict[str, Callable[[str], Image.Image]] = {}
@@ -43,9 +47,12 @@ def read_image(source: str | Path | Mapping[str, Any] | None, least_side: int = 
     opener = OPENERS.get(place.partition("://")[0]) if isinstance(place, str) and "://" in place else None
     if opener is not None:
         return opener(place).convert("RGB")
-    # opening a pipe would wait for ever for its other end
-    if isinstance(place, str | Path) and not stat.S_ISREG(os.stat(place).st_mode):
-        raise CurationError(f"{place} is no regular file")
+    if isinstance(place, str | Path):
+        state = os.stat(place)
+        if not stat.S_ISREG(state.st_mode):  # opening a pipe would wait for ever for its other end
+            raise CurationError(f"{place} is no regular file")
+        if state.st_size > MOST_BYTES:
+            raise CurationError(f"{place} has {state.st_size / 1e9:.1f} GB, more than a picture needs")
     with Image.open(place, formats=FORMATS) as opened:
         if max(opened.size) > LONGEST_RATIO * min(opened.size):
             raise CurationError(f"an image of {opened.width} x {opened.height} pixels is no photograph")

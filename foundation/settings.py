@@ -13,6 +13,7 @@ A dataclass says what its fields are and what they may hold; a mistake names the
 """
 
 import difflib
+import io
 import math
 import types
 import typing
@@ -23,10 +24,14 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from foundation.errors import CurationError
+from foundation.yaml_files import check_yaml, read_yaml_text
 
 T = TypeVar("T")
 _HERE = Path(__file__).parent
 CONFIGS = _HERE / "configs" if (_HERE / "configs").exists() else _HERE.parent / "configs"  # of a wheel, of a clone
+# what whole numbers and numbers may be at all: beyond, arrays and float32 overflow
+LARGEST_INT, LARGEST, SMALLEST = 10**15, 1e30, 1e-30
+LARGEST_SEED = 2**32 - 1  # numpy's old generators, Lightning and scikit-learn take no more
 NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -47,11 +52,13 @@ class Range:
     def __str__(self) -> str:
         words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
         return " and ".join(
-            f"{word} {getattr(self, name):g}" for name, word in words.items() if getattr(self, name) is not None
+            f"{word} {getattr(self, name):.10g}" for name, word in words.items() if getattr(self, name) is not None
         )
 
     def allows(self, value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        if isinstance(value, float) and not math.isfinite(value):
             return False
         return (
             (self.ge is None or value >= self.ge)
@@ -74,6 +81,41 @@ class Choices:
         return value in self.names
 
 
+def wrong_number(value: int | float, allowed: Range) -> str | None:
+    """What a number must be instead; None: it is as it should be."""
+    if not allowed.allows(value):
+        return str(allowed) or "a finite number"
+    return _beyond(value)
+
+
+def require_number(value: Any, allowed: Range, name: str) -> None:
+    """Refuse a number out of its range; None is no number and allowed.
+
+    Raises:
+        CurationError: names it, its value, and what is allowed.
+    """
+    wrong = None if value is None else wrong_number(value, allowed)
+    if wrong:
+        raise CurationError(f"{name} is {short(value)}; it must be {wrong}")
+
+
+def _beyond(value: int | float) -> str | None:
+    """What a number must be that no array or float32 can hold."""
+    if isinstance(value, int):
+        return None if abs(value) <= LARGEST_INT else f"a whole number of at most {LARGEST_INT:g}"
+    if not math.isfinite(value):
+        return "a finite number"
+    fits = value == 0 or SMALLEST <= abs(value) <= LARGEST
+    return None if fits else f"0, or between {SMALLEST:g} and {LARGEST:g} in size, as float32 holds it"
+
+
+def short(value: Any, most: int = 80) -> str:
+    """The repr of a value, cut where it is long, on one line."""
+    large = isinstance(value, int) and abs(value) >= 1e18  # may have thousands of digits, which Python refuses to print
+    text = f"about {'-' * (value < 0)}1e{int(math.log10(abs(value)))}" if large else " ".join(repr(value).split())
+    return text if len(text) <= most else text[:most] + "..."
+
+
 Count = Annotated[int, Range(ge=1)]
 CountOrZero = Annotated[int, Range(ge=0)]
 Positive = Annotated[float, Range(gt=0)]
@@ -81,6 +123,9 @@ NonNegative = Annotated[float, Range(ge=0)]
 Share = Annotated[float, Range(ge=0, le=1)]
 PartOfOne = Annotated[float, Range(gt=0, le=1)]  # a share that may not be nothing
 BelowOne = Annotated[float, Range(ge=0, lt=1)]  # a momentum, a decay
+Seed = Annotated[int, Range(ge=0, le=LARGEST_SEED)]
+Workers = Annotated[int, Range(ge=0, le=1024)]  # processes
+Pixels = Annotated[int, Range(ge=1, le=16_384)]  # side of an input
 
 
 def setting(default: Any, comment: str) -> Any:
@@ -182,10 +227,9 @@ def _yaml(path: Path) -> Any:
 
     if not path.exists() and path.parts[:1] == ("configs",):
         path = CONFIGS.joinpath(*path.parts[1:])  # what this project brings along, wherever the user stands
+    text = read_yaml_text(path)
     try:
-        content = OmegaConf.load(path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise CurationError(f"settings {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        content = OmegaConf.load(io.StringIO(text))
     except (OmegaConfBaseException, YAMLError) as error:
         raise CurationError(f"settings {path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, DictConfig):
@@ -203,6 +247,7 @@ def _overrides(arguments: Sequence[str]) -> Any:
         key, equals, value = argument.partition("=")
         if not equals or not key:
             raise CurationError(f"{argument!r} is no key=value")
+        check_yaml(value, f"the value of {key}")
         try:
             # without a value it is empty text, not null
             part = OmegaConf.from_dotlist([argument if value else f"{key}=''"])
@@ -321,7 +366,7 @@ def _check(hint: Any, value: Any, name: str) -> None:
         _check(base, value, name)
         for rule in rules:
             if isinstance(rule, Range | Choices) and not rule.allows(value):
-                raise CurationError(f"{name} is {value!r}; it must be {rule}")
+                raise CurationError(f"{name} is {short(value)}; it must be {rule}")
         return
     if value is None or is_dataclass(value):  # a dataclass checks itself
         return
@@ -331,8 +376,8 @@ def _check(hint: Any, value: Any, name: str) -> None:
             _check(part, item, name)
     elif kind is not hint and kind is not Any:
         _check(next(part for part in typing.get_args(hint) if part is not types.NoneType), value, name)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise CurationError(f"{name} is {value}; it must be a finite number")
+    elif isinstance(value, int | float) and not isinstance(value, bool) and (wrong := _beyond(value)):
+        raise CurationError(f"{name} is {short(value)}; it must be {wrong}")
 
 
 def _shown(entry: "Field[Any]") -> str:

@@ -1,8 +1,10 @@
 """One opener of timm models: it knows which of them are built for one size of picture."""
 
+from contextlib import nullcontext
 from typing import Any
 
 from foundation.errors import CurationError
+from foundation.hub import hub_within_reach
 
 
 def create_timm_model(name: str, image_size: int | None = None, **options: Any) -> Any:
@@ -18,6 +20,12 @@ def create_timm_model(name: str, image_size: int | None = None, **options: Any) 
     Raises:
         CurationError: timm does not know it, cannot get its weights, or refuses an option.
     """
+    asks_hub = name.startswith("hf-hub:") or (options.get("pretrained") and not name.startswith("local-dir:"))
+    with hub_within_reach() if asks_hub else nullcontext():
+        return _create(name, image_size, **options)
+
+
+def _create(name: str, image_size: int | None, **options: Any) -> Any:
     import timm
 
     sized = {} if image_size is None else {"img_size": image_size}

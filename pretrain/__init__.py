@@ -7,3 +7,5 @@
 
 Read first: settings.py (every switch), module.py (`training_step` is the algorithm), losses.py, data.py, train.py.
 """
+
+import foundation  # noqa: F401 - before torch is loaded: it sets how threads wait

@@ -8,3 +8,5 @@
 
 Read first: tiles.py (what is a tile, how are train and test apart), head.py, train.py, infer.py.
 """
+
+import foundation  # noqa: F401 - before torch is loaded: it sets how threads wait

@@ -18,6 +18,7 @@ from experiments.balance.benchmark import chosen, run_benchmark
 from experiments.balance.methods import METHODS
 from experiments.balance.pools import CELLS
 from foundation.command import run_command
+from foundation.options import number_type
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
     parser.add_argument("--cells", default="", help=f"some of {', '.join(CELLS)}")
     parser.add_argument("--methods", default="", help=f"some of {', '.join(METHODS)}")
     parser.add_argument("--work", type=Path, default=Path("runs/balance"), help="embeddings and finished results")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=number_type(int, ge=1, le=1024), default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     command = shlex.join(["python", *sys.argv])

@@ -1,29 +1,81 @@
 """k-means against the peers that are installed: interleaved in one run, same data, one float64 evaluator.
 
 python scripts/bench_kmeans.py --rows 100000 --dim 256 -k 1000 -o docs/results/speed.md
+python scripts/bench_kmeans.py --busy [--threads 2]     # ours alone, beside one busy process for each core
 """
 
 import argparse
 import json
+import os
+import statistics
+import subprocess
 import sys
 from pathlib import Path
 
 from experiments.provenance import provenance
 from experiments.speed import markdown, run_benchmark
+from foundation.command import run_command
+from foundation.options import number_type
+from foundation.tables import text_table
+
+# one fit in a process of its own: how OpenMP's threads wait is fixed when its runtime is loaded
+FIT = """
+import sys, time
+import numpy as np
+from curation.kmeans import kmeans
+import torch, numba
+rows, dim, k, iterations, threads = map(int, sys.argv[1:])
+torch.set_num_threads(threads)
+numba.set_num_threads(threads)
+x = np.random.default_rng(0).normal(size=(rows, dim)).astype(np.float32)
+kmeans(x[:2000], 10, max_iterations=2)
+started = time.perf_counter()
+kmeans(x, k, max_iterations=iterations)
+print(time.perf_counter() - started)
+"""
+WAITING = {"passive (default)": {}, "active": {"OMP_WAIT_POLICY": "ACTIVE", "KMP_BLOCKTIME": "200"}}
+
+
+def measure_busy(rows: int, dim: int, k: int, iterations: int, threads: int, repeats: int) -> str:
+    """Seconds of a fit by how threads wait, on the machine as it is and beside a busy process for each core."""
+    sizes = [str(number) for number in (rows, dim, k, iterations, threads)]
+    seconds: dict[tuple[str, bool], list[float]] = {(name, busy): [] for name in WAITING for busy in (False, True)}
+    for _ in range(repeats):
+        for name, busy in seconds:
+            spin = [sys.executable, "-c", "while True: pass"]
+            others = [subprocess.Popen(spin) for _ in range(os.cpu_count() or 1)] if busy else []
+            try:
+                command, environment = [sys.executable, "-c", FIT, *sizes], {**os.environ, **WAITING[name]}
+                done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+            finally:
+                for other in others:
+                    other.kill()
+                    other.wait()
+            seconds[name, busy].append(float(done.stdout))
+    lines = []
+    for name in WAITING:
+        alone, beside = (statistics.median(seconds[name, busy]) for busy in (False, True))
+        lines.append([name, f"{alone:.2f} s", f"{beside:.2f} s", f"{beside / alone:.2f}"])
+    return text_table(["threads wait", "as it is", "beside busy processes", "times slower"], lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--dim", type=int, default=256)
-    parser.add_argument("-k", type=int, default=1000)
-    parser.add_argument("--iterations", type=int, default=20)
-    parser.add_argument("--repeats", type=int, default=3, help="runs of everything, interleaved")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rows", type=number_type(int, ge=1), default=100_000)
+    parser.add_argument("--dim", type=number_type(int, ge=1), default=256)
+    parser.add_argument("-k", type=number_type(int, ge=1), default=1000)
+    parser.add_argument("--iterations", type=number_type(int, ge=1), default=20)
+    parser.add_argument("--repeats", type=number_type(int, ge=1), default=3, help="runs of everything, interleaved")
+    parser.add_argument("--threads", type=number_type(int, ge=1, le=1024), default=2)
     parser.add_argument("--skip-slow", action="store_true", help="leave out greedy k-means++ of scikit-learn")
+    parser.add_argument("--busy", action="store_true", help="ours beside one busy process for each core")
     parser.add_argument("-o", "--output", type=Path, help="markdown; figures go to a .json beside it")
     arguments = parser.parse_args()
-    settings = {key: value for key, value in vars(arguments).items() if key != "output"}
+    if arguments.busy:
+        sizes = (arguments.rows, arguments.dim, arguments.k, arguments.iterations)
+        print(measure_busy(*sizes, arguments.threads, arguments.repeats))
+        return
+    settings = {key: value for key, value in vars(arguments).items() if key not in ("output", "busy")}
     results = run_benchmark(**settings)
     source = provenance("cpu", arguments.threads)
     command = " ".join(["python", *sys.argv])
@@ -38,4 +90,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command("bench_kmeans", main)

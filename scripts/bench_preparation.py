@@ -20,6 +20,7 @@ from curation.pool import open_pool
 from curation.prepare import Preparation, find_kept
 from experiments.web_images.faults import junk, near_duplicate
 from foundation.images import read_image
+from foundation.options import number_type
 
 BURSTS = (4, 10, 40, 100)
 
@@ -51,9 +52,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pools", nargs="+")
     for name, default in (("rows", 1500), ("copies", 600), ("junk", 500), ("tail", 0), ("image-size", 96)):
-        parser.add_argument(f"--{name}", type=int, default=default)
+        parser.add_argument(f"--{name}", type=number_type(int, ge=0), default=default)
     parser.add_argument("--embedder", default="efficientnet_lite0")
-    parser.add_argument("--thresholds", type=float, nargs="+", default=[0.9, 0.95, 0.98])
+    parser.add_argument("--thresholds", type=number_type(float, gt=0, le=1), nargs="+", default=[0.9, 0.95, 0.98])
     options = parser.parse_args()
     rng, pictures, names = np.random.default_rng(0), [], []
     for number, path in enumerate(options.pools):  # the last pools are a short tail of --tail rows

@@ -12,12 +12,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from experiments.provenance import provenance
 from experiments.scale_report import growth_figure, measure, scale_markdown
 from foundation.files import save_json
+from foundation.options import number_type
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1_000_000, help="of the memory map")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rows", type=number_type(int, ge=1000), default=1_000_000, help="of the memory map")
+    parser.add_argument("--threads", type=number_type(int, ge=1, le=1024), default=2)
     parser.add_argument("--no-growth", action="store_true", help="the jobs alone")
     parser.add_argument("-o", "--output", type=Path, required=True, help="markdown; JSON and images/ go beside it")
     arguments = parser.parse_args()

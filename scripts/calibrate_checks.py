@@ -22,6 +22,7 @@ from curation.soundness import check_tree
 from curation.tree import ClusterTree
 from experiments.balance.methods import former_levels
 from experiments.simulated.data import clutter, manifold
+from foundation.options import number_type
 
 CHECKS = {
     "largest": "The largest",
@@ -59,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pools", nargs="*")
     parser.add_argument("--clipart", action="store_true")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=number_type(int, ge=0, le=2**32 - 1), default=0)
     options = parser.parse_args()
     pools = {}
     for name, toy in (("clutter", clutter), ("manifold", manifold)):

@@ -8,6 +8,7 @@ from curation.pipeline import run_pipeline
 from experiments.launch import run_experiment
 from experiments.settings import compose
 from foundation.command import run_command
+from foundation.options import number_type
 
 ROOT = Path(__file__).parents[1]
 COMMAND = (
@@ -19,7 +20,7 @@ COMMAND = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "demo")
-    parser.add_argument("--size", type=int, default=1000, help="rows of the subset")
+    parser.add_argument("--size", type=number_type(int, ge=1), default=1000, help="rows of the subset")
     arguments = parser.parse_args()
     started = time.monotonic()
     result = run_pipeline(

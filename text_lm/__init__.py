@@ -9,6 +9,8 @@ Read first: packing.py (what a training sequence is), data.py (which ones make a
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import foundation  # noqa: F401 - before torch is loaded: it sets how threads wait
+
 if TYPE_CHECKING:
     from text_lm.documents import read_documents
     from text_lm.model import ModelSettings

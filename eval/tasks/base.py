@@ -8,6 +8,7 @@ from eval.datasets import check_same_classes
 from eval.features import FeatureSet
 from eval.images import LabelledImages
 from eval.linear import LinearSettings
+from eval.settings import Batch, Steps
 from foundation.settings import Choices, Count, check, setting
 
 
@@ -57,8 +58,8 @@ class Head(TrainTest):
 
     head: Annotated[str, Choices(*HEADS)] = setting("linear", "knn, linear or logistic")
     k: Count = setting(20, "neighbours of the knn head")
-    steps: Count = setting(12_500, "SGD steps of the linear head")
-    train_batch: Count = setting(1024, "rows per step of the linear head")
+    steps: Steps = setting(12_500, "SGD steps of the linear head")
+    train_batch: Batch = setting(1024, "rows per step of the linear head")
 
     def fit(self, bench: Bench, train: FeatureSet) -> Scores:
         """A head fitted on the training features."""

@@ -12,10 +12,14 @@ from eval.images import LabelledImages
 from eval.knn import BACKENDS, knn_predictions
 from eval.linear import LEARNING_RATES, PRECISIONS, LinearProbe, LinearSettings, choose_head, fit_linear, train_heads
 from eval.logistic import DEFAULT_CS, logistic_regression
+from eval.settings import Batch, Steps
 from eval.splits import validation_split
 from eval.tasks.base import TrainTest
 from eval.transforms import augmented
+from foundation.errors import CurationError
 from foundation.settings import Choices, Count, Positive, Range, setting
+
+MOST_READ = 1_000_000_000  # images that augmentation reads: their order is held in memory
 
 
 @dataclass
@@ -50,8 +54,8 @@ class Linear(TrainTest):
 
     name: ClassVar[str] = "linear"
     learning_rates: list[Positive] = setting(LEARNING_RATES, "swept; multiplied by train_batch / 256")
-    steps: Count = setting(12_500, "SGD steps")
-    train_batch: Count = setting(1024, "rows per step")
+    steps: Steps = setting(12_500, "SGD steps")
+    train_batch: Batch = setting(1024, "rows per step")
     val_share: Annotated[float, Range(gt=0, lt=1)] = setting(0.1, "part of train that chooses the head")
     refit: bool = setting(False, "train the chosen head again on all of train (cached features only)")
     augment: bool = setting(False, "random crops and flips: a forward pass per step instead of cached features")
@@ -86,6 +90,11 @@ class Linear(TrainTest):
 
     def _augmented(self, bench: Bench, images: LabelledImages, settings: LinearSettings) -> LinearProbe:
         s = bench.settings
+        if settings.steps * settings.batch_size > MOST_READ:
+            raise CurationError(
+                f"steps {settings.steps} x train_batch {settings.batch_size} would read more than {MOST_READ:,} images "
+                "with augment; lower them"
+            )
         fit_rows, val_rows = validation_split(images.labels, settings.val_share, settings.seed)
         generator = torch.Generator().manual_seed(settings.seed)
         epochs = -(-settings.steps * settings.batch_size // len(fit_rows))
@@ -105,7 +114,7 @@ class Logistic(TrainTest):
     name: ClassVar[str] = "logistic"
     cs: list[Positive] = setting(DEFAULT_CS, "inverse strengths of the regularisation, as in scikit-learn")
     val_share: Annotated[float, Range(gt=0, lt=1)] = setting(0.1, "part of train that chooses C")
-    max_iterations: Count = setting(1000, "of L-BFGS for each C")
+    max_iterations: Steps = setting(1000, "of L-BFGS for each C")
     blocks: Count = setting(1, "class tokens of how many last blocks")
     mean_patch: bool = setting(False, "append the mean patch token")
 
@@ -127,7 +136,7 @@ class FewShotTest(TrainTest):
 
     name: ClassVar[str] = "few_shot"
     shots: list[Count] = setting((1, 2, 5, 10), "labelled images per class")
-    draws: Count = setting(5, "draws of the labelled images")
+    draws: Annotated[int, Range(ge=1, le=10_000)] = setting(5, "draws of the labelled images")
     classifier: Annotated[str, Choices(*CLASSIFIERS)] = setting("centroid", "centroid, knn or logistic")
 
     def run(self, bench: Bench) -> None:

@@ -17,9 +17,10 @@ from eval.depth import linear_depth
 from eval.models import FrozenModel, block_features
 from eval.pairs import ImagePairs, open_pairs, read_target
 from eval.segmentation import linear_segmentation, segmentation_result
+from eval.settings import Batch, Classes, Side, Steps
 from foundation.errors import CurationError
 from foundation.images import read_image
-from foundation.settings import Count, CountOrZero, Positive, setting
+from foundation.settings import Positive, setting
 
 KEPT_BYTES = 4 << 30  # features of a split are kept in memory up to here, and made again for every batch beyond
 
@@ -30,9 +31,9 @@ class DenseTask:
 
     train: str = setting("", "images/SPLIT and targets: a registered name or a folder")
     test: str = setting("", "empty: the training set's test split")
-    size: CountOrZero = setting(0, "side of the square that images and targets are brought to; 0: the model's")
-    steps: Count = setting(40_000, "optimiser steps")
-    train_batch: Count = setting(16, "images per step")
+    size: Side = setting(0, "side of the square that images and targets are brought to; 0: the model's")
+    steps: Steps = setting(40_000, "optimiser steps")
+    train_batch: Batch = setting(16, "images per step")
     learning_rate: Positive = setting(1e-3, "of AdamW")
 
     def head_settings(self, bench: Bench) -> DenseSettings:
@@ -49,7 +50,7 @@ class Segmentation(DenseTask):
 
     name: ClassVar[str] = "segmentation"
     train: str = setting("ade20k", "images/SPLIT and annotations/SPLIT: a registered name or a folder")
-    n_classes: Count = setting(150, "classes, the unlabelled one not counted")
+    n_classes: Classes = setting(150, "classes, the unlabelled one not counted")
     ignore: int = setting(255, "value of pixels that count for nothing")
     zero_is_unlabelled: bool = setting(True, "masks hold 0 for no label and classes from 1 on, as ADE20K's do")
 

@@ -15,6 +15,7 @@ from eval.registry import locate
 from eval.robustness import map_by_name
 from eval.tasks.base import Head
 from foundation.errors import CurationError
+from foundation.paths import regular_file
 from foundation.settings import Count, CountOrZero, setting
 
 
@@ -30,13 +31,12 @@ class LongTail(Head):
     counts: str = setting("", "JSON list of training images per class; empty: counted in the training set")
 
     def run(self, bench: Bench) -> None:
-        train, test = self.features(bench)
-        n_classes = len(bench.images(self.train, "train").class_names)
-        counts = torch.bincount(train.labels, minlength=n_classes).numpy()
-        if self.counts:
-            counts = _read_counts(self.counts, n_classes)
         if len(self.edges) != 2 and not self.thirds:
             raise CurationError(f"edges {self.edges} must be two numbers of images")
+        n_classes = len(bench.images(self.train, "train").class_names)
+        given = _read_counts(self.counts, n_classes) if self.counts else None
+        train, test = self.features(bench)
+        counts = torch.bincount(train.labels, minlength=n_classes).numpy() if given is None else given
         predicted = self.fit(bench, train)(test).argmax(1)
         edges = "thirds" if self.thirds else (self.edges[0], self.edges[1])
         for part, value in head_medium_tail(predicted, test.labels, counts, edges, **bench.bootstrap).items():
@@ -84,10 +84,14 @@ class Fairness(Head):
 
 def _read_counts(path: str, n_classes: int) -> np.ndarray:
     try:
-        with open(path, encoding="utf-8") as stream:
+        with open(regular_file(path, "give a JSON list"), encoding="utf-8") as stream:
             counts = np.asarray(json.load(stream))
-    except (OSError, ValueError) as error:
+    except CurationError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise CurationError(f"counts {path} cannot be read as a JSON list: {error}") from error
     if counts.shape != (n_classes,):
         raise CurationError(f"counts {path} has shape {counts.shape}; there are {n_classes} classes")
+    if counts.dtype.kind not in "iu" or (counts < 0).any():
+        raise CurationError(f"counts {path} must be whole numbers of images, 0 or more")
     return counts

@@ -11,6 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from foundation.command import run_command
+from foundation.options import number_type
 from satellite.lidar import LidarSettings, canopy_from_lidar, save_canopy
 
 
@@ -18,16 +19,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clouds", type=Path, nargs="+", help="LAS or LAZ files of one survey")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the two rasters")
-    parser.add_argument("--resolution", type=float, default=0.5, help="metres per pixel")
+    parser.add_argument("--resolution", type=number_type(float, gt=0), default=0.5, help="metres per pixel")
     parser.add_argument("--crs", default="", help="of the points, as EPSG:n; default: the file's own")
     parser.add_argument("--units", default="m", help="of z: m, ft, us-ft")
     parser.add_argument("--ground", default="auto", help="auto, classes (class 2) or morphological")
     parser.add_argument(
-        "--leave-out", type=int, nargs="*", default=[6], help="classes that are no canopy (6: buildings)"
+        "--leave-out",
+        type=number_type(int, ge=0, le=255),
+        nargs="*",
+        default=[6],
+        help="classes that are no canopy (6: buildings)",
     )
-    parser.add_argument("--slope", type=float, default=0.3, help="rise over run of the ground (morphological)")
     parser.add_argument(
-        "--window", type=float, default=20.0, help="metres; wider than any crown or roof (morphological)"
+        "--slope", type=number_type(float, gt=0), default=0.3, help="rise over run of the ground (morphological)"
+    )
+    parser.add_argument(
+        "--window",
+        type=number_type(float, gt=0),
+        default=20.0,
+        help="metres; wider than any crown or roof (morphological)",
     )
     given = parser.parse_args()
     settings = LidarSettings(

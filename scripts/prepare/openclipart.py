@@ -11,6 +11,8 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PillowImage
 from tqdm import tqdm
 
+from foundation.options import number_type
+
 # the package has three pictures above Pillow's guard of 179 megapixels, the largest of 623 (5 GB of memory to reduce)
 PillowImage.MAX_IMAGE_PIXELS = 640_000_000
 
@@ -32,8 +34,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pictures", type=Path, help="the unpacked folder usr/share/openclipart/png")
     parser.add_argument("--output", type=Path, default=Path("data/openclipart.parquet"))
-    parser.add_argument("--side", type=int, default=96, help="longer side in pixels")
-    parser.add_argument("--quality", type=int, default=85, help="WebP quality, 0 to 100")
+    parser.add_argument("--side", type=number_type(int, ge=1, le=16384), default=96, help="longer side in pixels")
+    parser.add_argument("--quality", type=number_type(int, ge=0, le=100), default=85, help="WebP quality, 0 to 100")
     arguments = parser.parse_args()
 
     # the package lists many pictures twice through symbolic links: only real files count

@@ -222,7 +222,7 @@ def test_a_checkpoint_of_another_fit_is_refused(tmp_path: Path):
         ({"levels": ["10y3"]}, "'10y3'"),
         ({"levels": [0]}, "level 0"),
         ({"levels": [100, 10], "n_resamples": [1]}, "n_resamples has 1 values for 2 levels"),
-        ({"levels": [100, 10], "n_resamples": -1}, "n_resamples must not be negative"),
+        ({"levels": [100, 10], "n_resamples": -1}, "n_resamples is -1; it must be at least 0"),
         ({"levels": [5000, 10]}, "5000 clusters of 4000 rows"),
         ({"levels": [100], "metric": "dot"}, "metric 'dot'"),
         ({"levels": [100], "resample_strategy": "near"}, "resample_strategy 'near'"),

@@ -120,7 +120,7 @@ def test_a_file_then_the_command_line(tmp_path: Path):
         (None, "a=${b}", "Interpolation key 'b' not found"),
         ("- 1", "a=1", "must hold key: value lines"),
         ("a: [", "a=1", "run.yaml cannot be read"),
-        ("model: none.yaml", "a=1", "none.yaml cannot be read: No such file"),
+        ("model: none.yaml", "a=1", "none.yaml does not exist"),
         ("a: \xff", "a=1", "run.yaml cannot be read"),
     ],
 )

@@ -1,0 +1,69 @@
+"""Numbers on the command line: each option says what it may be, and is checked before anything is written.
+
+For typer ``Annotated[int, number("Rows of the subset.", ge=1)]``, for argparse ``type=number_type(int, ge=1)``.
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from foundation.errors import CurationError
+from foundation.settings import LARGEST_SEED, Range, require_number, short, wrong_number
+
+
+def number(help: str, *names: str, **rule: Any) -> Any:
+    """A typer option for a number of some range.
+
+    Args:
+        names: of the option, where its parameter's name is not enough.
+        rule: bounds of `foundation.settings.Range` (ge, gt, le, lt); the rest goes to ``typer.Option``.
+    """
+    bounds = {key: rule.pop(key) for key in ("ge", "gt", "le", "lt") if key in rule}
+    allowed = Range(**bounds)
+
+    def check(param: typer.CallbackParam, value: Any) -> Any:
+        require_number(value, allowed, param.opts[0])
+        return value
+
+    option = typer.Option(*names, help=help, callback=check, **rule)
+    option.number_range = allowed  # a test asks every number for it
+    return option
+
+
+def seed_option(help: str = "Of all random choices: the same seed gives the same result.") -> Any:
+    """The option ``--seed``: 0 to 2**32 - 1, what every generator of random numbers takes."""
+    return number(help, ge=0, le=LARGEST_SEED)
+
+
+def whole_numbers(text: str, name: str, allowed: Range) -> list[int]:
+    """Numbers of ``0,10,10``.
+
+    Raises:
+        CurationError: no such list, or a number out of its range.
+    """
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise CurationError(f"{name} {short(text)} is not a number or a list such as 0,10,10") from error
+    for value in found:
+        require_number(value, allowed, name)
+    return found
+
+
+def number_type(kind: type, **bounds: Any) -> Callable[[str], Any]:
+    """The ``type=`` of an argparse option: a number of some range."""
+    allowed = Range(**bounds)
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{short(text)} is no number") from None
+        wrong = wrong_number(value, allowed)
+        if wrong:
+            raise argparse.ArgumentTypeError(f"{short(value)} must be {wrong}")
+        return value
+
+    return read

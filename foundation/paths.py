@@ -1,0 +1,66 @@
+"""Paths that others have written: they stay inside their folder, and nothing is opened that is no regular file."""
+
+import os
+import stat
+from pathlib import Path
+
+from foundation.errors import CurationError
+
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def regular_file(path: str | Path, remedy: str = "give a regular file") -> Path:
+    """The path of a file that can be read without waiting for anybody; links are followed.
+
+    Opening a pipe would wait for ever for its other end, and a device may never end.
+
+    Raises:
+        CurationError: it is not there, cannot be reached, or is a folder, pipe, socket or device.
+    """
+    path = Path(path)
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError as error:
+        raise CurationError(f"{path} does not exist; {remedy}") from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise CurationError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}); {remedy}") from error
+    if not stat.S_ISREG(mode):
+        raise CurationError(f"{path} is {KINDS.get(stat.S_IFMT(mode), 'no regular file')}; {remedy}")
+    return path
+
+
+def is_regular(path: str | Path) -> bool:
+    """Whether `regular_file` would take it."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def inside(folder: str | Path, name: object, said_by: str) -> Path:
+    """The path of a file beneath ``folder`` that another file names.
+
+    Args:
+        name: relative, as it stands there.
+        said_by: the file that names it, for messages.
+
+    Raises:
+        CurationError: no text, absolute, or a path or link that leaves the folder.
+    """
+    folder = Path(folder)
+    if not isinstance(name, str) or not name or "\0" in name or name in (".", ".."):
+        raise CurationError(f"{said_by} names {name!r}, which is no file; make it again")
+    path = folder / name
+    leaves = os.path.isabs(name) or ".." in Path(name).parts
+    if not leaves:
+        real, root = os.path.realpath(path), os.path.realpath(folder)
+        leaves = os.path.commonpath([real, root]) != root
+    if leaves:
+        raise CurationError(f"{said_by} names {name!r}, which lies outside of {folder}; put the file itself into it")
+    return path

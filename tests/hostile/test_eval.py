@@ -1,0 +1,116 @@
+"""`python -m eval` under bent settings and files."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from eval.results import load_rows
+
+sys.path.insert(0, str(Path(__file__).parent))
+from hostile_engine import Command, Hostile, few
+
+
+def results_are_whole(folder: Path) -> None:
+    rows, values, _ = load_rows(folder / "out")
+    assert rows
+    assert all(np.isfinite(value).all() for value in values.values())
+
+
+SMALL = ("model=random:resnet10t", "image_size=32", "train=images", "test=images", "-o", "out", "progress=false")
+RUN = ("image_size=", "batch_size=", "n_workers=", "max_bad=", "resamples=", "seed=")
+KNN = ("knn", "ks=1,2", *SMALL)
+LOGISTIC = ("logistic", "max_iterations=5", "resamples=10", *SMALL)
+NGRAM = ("ngram", "train=train.jsonl", "test=test.jsonl", "resamples=10", "-o", "out")
+COMMANDS = {
+    "knn": Command("eval.cli", KNN, ("ks=", "temperature=", "blocks=", *RUN), ("images/a/0.png",), valid=results_are_whole),
+    "logistic": Command("eval.cli", LOGISTIC, ("max_iterations=", "blocks=", *RUN)),
+    "ngram": Command(
+        "eval.cli", NGRAM, ("order=", "train_bytes=", "resamples=", "seed="), ("train.jsonl", "test.jsonl")
+    ),
+    "suite": Command("eval.cli", ("suite", "suite.yaml", "-o", "out"), (), ("suite.yaml",)),
+    "compare": Command(
+        "eval.cli", ("compare", "one", "one"), (), ("one/metrics.json", "one/per_row.safetensors"), writes=()
+    ),
+}
+SLOW = ("knn", "logistic", "suite")
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, rng = tmp_path_factory.mktemp("world"), np.random.default_rng(0)
+    for name in ("a/0.png", "a/1.png", "a/2.png", "b/0.png", "b/1.png", "b/2.png"):
+        (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)).save(folder / "images" / name)
+    words = "one two three four five six seven eight nine ten".split()
+    for name in ("train", "test"):
+        texts = [" ".join(rng.choice(words, 12)) + f" {name} {i}" for i in range(20)]
+        rows = [{"text": text, "domain": f"d{i % 2}", "source": f"{name} {i}"} for i, text in enumerate(texts)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = dict(word.split("=") for word in SMALL if "=" in word and not word.startswith(("train", "test")))
+    lines = [f"{key}: {value}" for key, value in given.items()]
+    (folder / "suite.yaml").write_text("tasks:\n  - knn: {ks: [1], train: images}\n" + "\n".join(lines) + "\n")
+    tools = Hostile(folder, folder)
+    ended = tools.call(COMMANDS["knn"], (*KNN, "-o", "one", "max_bad=1"))
+    assert ended.code == 0, ended.err
+    return folder
+
+
+@pytest.fixture
+def hostile(world: Path, tmp_path: Path) -> Hostile:
+    return Hostile(world, tmp_path)
+
+
+def bend(n: int, method: str) -> Any:
+    @few(n)
+    @given(data=st.data())
+    def run(hostile: Hostile, name: str, data: st.DataObject) -> None:
+        getattr(hostile, method)(COMMANDS[name], data)
+
+    return run
+
+
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.numbers])
+def test_bent_settings(hostile: Hostile, name: str):
+    bend(3 if name in SLOW else 6, "bend_settings")(hostile, name)
+
+
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.files])
+def test_bent_files(hostile: Hostile, name: str):
+    bend(3 if name in SLOW else 6, "bend_file")(hostile, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.numbers])
+def test_many_bent_settings(hostile: Hostile, name: str):
+    bend(40 if name in SLOW else 150, "bend_settings")(hostile, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.files])
+def test_many_bent_files(hostile: Hostile, name: str):
+    bend(40 if name in SLOW else 150, "bend_file")(hostile, name)
+
+
+CANARY = "import pathlib\n\n\ndef touch(path='canary'):\n    pathlib.Path(path).touch()\n\n\ndef model():\n    touch()\n"
+
+
+@pytest.mark.parametrize(
+    "model", ["os:system", "os:getcwd", "subprocess:run", "shutil:rmtree", "canary_module:touch", "canary_module:model"]
+)
+def test_nothing_but_a_maker_of_models_is_called(
+    hostile: Hostile, model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    (tmp_path / "canary_module.py").write_text(CANARY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    hostile.fresh(COMMANDS["knn"])
+    ended = hostile.call(COMMANDS["knn"], (*(word for word in KNN if not word.startswith("model=")), f"model={model}"))
+    assert ended.code == 2
+    assert "FrozenModel" in ended.err
+    assert not (tmp_path / "canary").exists()
