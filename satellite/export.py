@@ -5,14 +5,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from foundation.errors import CurationError
 from foundation.files import checksum, load_json, save_json, whole_folder
-from satellite.module import CanopyModel
+from satellite.model import CanopyModel
 from satellite.normalise import BandStatistics
 from satellite.settings import TrainSettings, settings_from
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The pictures that a model was trained on.
+
+    Attributes:
+        bands: 1-based bands of a raster; () takes all.
+        tile: side, pixels.
+        resolution: metres per pixel.
+    """
+
+    bands: tuple[int, ...]
+    tile: int
+    resolution: float
 
 
 @dataclass
@@ -22,44 +38,42 @@ class TrainedModel:
     Attributes:
         model: in evaluation mode.
         statistics: of its training pictures.
-        bands: 1-based bands of a picture that it takes; () takes all.
-        tile: side of its pictures, pixels.
-        resolution: metres per pixel.
+        seen: what else is known of them.
         checksum: of the weights.
     """
 
     model: CanopyModel
     statistics: BandStatistics
-    bands: tuple[int, ...]
-    tile: int
-    resolution: float
+    seen: Seen
     checksum: str
 
 
 def save_model(
     folder: Path,
-    model: CanopyModel,
+    state: dict[str, Tensor],
     settings: TrainSettings,
     statistics: BandStatistics,
-    bands: tuple[int, ...],
-    tile: int,
-    resolution: float,
+    seen: Seen,
 ) -> None:
-    """Write the folder, whole or not at all; ``settings.backbone`` must not refer to another folder."""
+    """Write the folder, whole or not at all; ``settings.backbone`` must not refer to another folder.
+
+    Args:
+        state: of the `CanopyModel`.
+    """
     from safetensors.torch import save_file
 
     config: dict[str, Any] = {
         "format": 1,
         "units": "m",
-        "resolution": resolution,
-        "tile": tile,
-        "bands": list(bands),
+        "resolution": seen.resolution,
+        "tile": seen.tile,
+        "bands": list(seen.bands),
         "n_bands": len(statistics.mean),
         "statistics": statistics.as_json(),
         "settings": asdict(settings),
     }
     with whole_folder(folder) as fresh:
-        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, fresh / WEIGHTS)
+        save_file({name: value.contiguous() for name, value in state.items()}, fresh / WEIGHTS)
         save_json(fresh / CONFIG, config)
 
 
@@ -81,11 +95,5 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Traine
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CurationError(f"{folder} is no whole model ({reason}); train it again or copy it again") from error
-    return TrainedModel(
-        model.eval().requires_grad_(False).to(device),
-        statistics,
-        tuple(config["bands"]),
-        int(config["tile"]),
-        float(config["resolution"]),
-        checksum(folder / WEIGHTS),
-    )
+    seen = Seen(tuple(config["bands"]), int(config["tile"]), float(config["resolution"]))
+    return TrainedModel(model.eval().requires_grad_(False).to(device), statistics, seen, checksum(folder / WEIGHTS))

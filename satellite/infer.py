@@ -101,7 +101,7 @@ def predict_square(
 ) -> Float[np.ndarray, "h w"]:
     """Heights of a window (row, column, height, width) of a raster; NaN where it has no data."""
     row, col, height, width = box
-    tile = trained.tile
+    tile = trained.seen.tile
     overlap = tile // 4 if settings.overlap < 0 else min(settings.overlap, tile - 1)
     total, weight = np.zeros((height, width)), np.zeros((height, width))
     has_data = np.zeros((height, width), bool)
@@ -145,8 +145,8 @@ def blending_weights(tile: int, overlap: int) -> Float[np.ndarray, "s s"]:
 
 
 def _open_for(trained: TrainedModel, image: str | Path, settings: PredictSettings, crs: str | None) -> Raster:
-    raster = open_raster(image, trained.bands, crs=crs)
-    found, wanted = raster.grid.resolution, trained.resolution
+    raster = open_raster(image, trained.seen.bands, crs=crs)
+    found, wanted = raster.grid.resolution, trained.seen.resolution
     if abs(found / wanted - 1) <= TOLERANCE:
         return raster
     raster.close()
@@ -155,7 +155,7 @@ def _open_for(trained: TrainedModel, image: str | Path, settings: PredictSetting
             f"{image} has {found:g} m per pixel but the model was trained at {wanted:g} m ({found / wanted:.2g} "
             "times): heights would be wrong. Bring it to the model's resolution: --resample"
         )
-    return open_raster(image, trained.bands, resolution=wanted, crs=crs)
+    return open_raster(image, trained.seen.bands, resolution=wanted, crs=crs)
 
 
 def _colours(raster: Raster, trained: TrainedModel, settings: PredictSettings) -> BandStatistics:
@@ -164,7 +164,7 @@ def _colours(raster: Raster, trained: TrainedModel, settings: PredictSettings) -
     white = settings.white or (own.white if own.white not in (255.0, 65535.0) else white_of(raster.dtype))
     if not settings.match_colours:
         return BandStatistics(own.mean, own.std, own.low, own.high, white, own.name)
-    side, grid = trained.tile, raster.grid
+    side, grid = trained.seen.tile, raster.grid
     rng = np.random.default_rng(0)
     rows = rng.integers(max(grid.height - side, 0) + 1, size=SAMPLED_WINDOWS)
     cols = rng.integers(max(grid.width - side, 0) + 1, size=SAMPLED_WINDOWS)

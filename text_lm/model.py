@@ -14,10 +14,8 @@ from foundation.settings import Count, CountOrZero, Positive, check
 
 ATTENTION = ("sdpa", "flex_attention", "flash_attention_2")
 
-# dense bfloat16 peak in FLOP/s by a part of the device's name, from the makers' data sheets; the first match counts
 
-
-@dataclass
+@dataclass(frozen=True)
 class ModelSettings:
     """Shape of a LLaMA-style decoder (Touvron et al. 2023): pre-RMSNorm, rotary positions, SwiGLU, no biases.
 

@@ -1,18 +1,34 @@
 """The folder of a training run: it belongs to one run, which it describes, and to no other."""
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from foundation.errors import CurationError
 from foundation.files import digest_json, load_json, save_json, write_atomically
+from training.checkpoints import CHECKPOINT, EARLIER
 
+RUN = "run.json"
 LOG = "metrics.jsonl"
 RESULT = "result.json"
+PROBE, BAD_IMAGES = "probe.jsonl", "bad_images.jsonl"  # of pretraining
+LOGS = (LOG, PROBE, BAD_IMAGES)
 
 
-def claim(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """Take the folder for this run; the result if it is already finished.
+def is_first_process() -> bool:
+    """Of those that torchrun, srun or Lightning started; the only one where none of them did."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"))
+
+
+@contextmanager
+def claimed(folder: Path, identity: dict[str, Any]) -> Iterator[dict[str, Any] | None]:
+    """Take the folder for this run; yields the result if it is already finished.
+
+    A run that left neither checkpoint nor result has kept nothing: its folder may be taken. A claim whose run fails
+    before it has written anything is given back.
 
     Args:
         identity: ``settings`` and whatever else tells one run from another, as JSON.
@@ -20,20 +36,39 @@ def claim(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     Raises:
         CurationError: the folder holds another run, or something else.
     """
-    path = folder / "run.json"
+    done = _claim(folder, identity)
+    try:
+        yield done
+    except BaseException:
+        if is_first_process() and not _kept(folder) and not any((folder / log).exists() for log in LOGS):
+            (folder / RUN).unlink(missing_ok=True)
+        raise
+
+
+def _claim(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    path = folder / RUN
     if path.exists():
         found = load_json(path)
         # through JSON, as the file went: tuples are lists there
-        for key, value in identity.items():
-            if digest_json(found.get(key)) != digest_json(value):
-                what = _difference(found.get(key), value) if key == "settings" else f"other {key}"
-                raise CurationError(f"{folder} holds a run with {what}; use another folder or delete it")
-        if (folder / RESULT).exists():
+        other = [key for key, value in identity.items() if digest_json(found.get(key)) != digest_json(value)]
+        if other and _kept(folder):
+            key = other[0]
+            what = _difference(found.get(key), identity[key]) if key == "settings" else f"other {key}"
+            raise CurationError(f"{folder} holds a run with {what}; use another folder or delete it")
+        if not other and (folder / RESULT).exists():
             return load_json(folder / RESULT)
+        if other and is_first_process():
+            for log in LOGS:
+                (folder / log).unlink(missing_ok=True)
     elif folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
         raise CurationError(f"{folder} is not empty and holds no run; use another folder")
-    save_json(path, identity)
+    if is_first_process():
+        save_json(path, identity)
     return None
+
+
+def _kept(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (CHECKPOINT, EARLIER, RESULT))
 
 
 def _difference(found: Any, wanted: dict[str, Any]) -> str:
@@ -53,6 +88,6 @@ def forget_after(path: Path, step: int) -> None:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             continue
     write_atomically(path, lambda stream: stream.write("".join(kept).encode()))

@@ -45,7 +45,7 @@ concepts may be taken for copies (not looked into).
 either. A varied domain has many communities, a plain one few, so an even share of communities is more for the varied:
 where that one is the head, as when clip art leads six visual domains, this is what is left of the old failure. No
 single graph wins everywhere: of rows as they are or of directions, with or without a cover, each fails somewhere. The
-mean of several shares is never worse than they are on average, since the KL divergence is convex, and mostly far better:
+mean of several shares is never worse than they are on average, since the KL divergence is convex, and mostly better:
 they fail in different places. The default is such a mean.
 
 **Isolation** finds what communities cannot. Classes of one domain that overlap in the embedding make no communities at

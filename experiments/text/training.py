@@ -18,7 +18,6 @@ from experiments.text.pool import DISTANCE, PASSAGES, POOL, TEST, passages_of
 from foundation.errors import CurationError
 from foundation.files import load_array, load_json, save_array, save_json
 from foundation.settings import Choices, Count, CountOrZero, Range, check
-from text_lm.callbacks import LOG
 from text_lm.model import build_model, flops_per_token, load_model
 from text_lm.perplexity import TextScores, score_domains, score_texts, summarise
 from text_lm.settings import TrainSettings as Recipe
@@ -27,6 +26,7 @@ from text_lm.tokenizer import Tokenizer, open_tokenizer
 from text_lm.tokens import TokenStore
 from text_lm.train import MODEL
 from text_lm.train import train as train_model
+from training.run_folder import LOG
 
 DATA, KEPT = "data.json", "kept.npy"
 JUDGES = ("lm", "ngram", "both")

@@ -291,7 +291,7 @@ def test_a_rerun_skips_everything(finished: Path, texts: Path, monkeypatch: pyte
 def test_a_killed_training_goes_on_to_the_same_model(
     finished: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from text_lm.train import _StepData
+    from training.data import StepData
 
     monkeypatch.setenv("CURATED_SSL_DATA", str(texts))
     config = small(tmp_path, "science.pool.source=pool.parquet", "arms=[raw]", "seeds=[0]")
@@ -301,18 +301,18 @@ def test_a_killed_training_goes_on_to_the_same_model(
     options = begin_stage(experiment, config, False)
     for item in before:
         run_stage(item, tmp_path, **options)
-    loader = _StepData.train_dataloader
+    loader = StepData.train_dataloader
 
-    def dies(self: _StepData):
+    def dies(self: StepData):
         for number, batch in enumerate(loader(self)):
             if number == 4:
                 raise SystemExit
             yield batch
 
-    monkeypatch.setattr(_StepData, "train_dataloader", dies)
+    monkeypatch.setattr(StepData, "train_dataloader", dies)
     with pytest.raises(BaseException):  # noqa: B017, PT011
         run_stage(train, tmp_path, **options)
-    monkeypatch.setattr(_StepData, "train_dataloader", loader)
+    monkeypatch.setattr(StepData, "train_dataloader", loader)
     assert not (train.folder(tmp_path) / "data.json").exists()
     run_stage(train, tmp_path, **options)
     whole = stage(finished, "raw", 0, "train") / "run" / "model" / "model.safetensors"

@@ -77,9 +77,9 @@ def test_sigterm_leaves_a_checkpoint_from_which_the_same_command_goes_on(images:
 
 
 def load_step(folder: Path) -> int:
-    from training.checkpoints import resume_step
+    from training.checkpoints import find_checkpoint
 
-    return resume_step(folder)
+    return find_checkpoint(folder).step
 
 
 def test_a_dry_run_prints_the_cost_and_writes_nothing(tmp_path: Path):
