@@ -58,8 +58,18 @@ Weights = Annotated[Path | None, typer.Option(help="Local .safetensors weights o
 Column = Annotated[str | None, typer.Option(help="Column of images or text; default: found by its type and name.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on the standard output.")]
 ExportFormat = Enum(
-    "ExportFormat", {name: name for name in ("parquet", "jsonl", "files", "webdataset", "datasets", "folder")}, type=str
+    "ExportFormat",
+    {
+        "parquet": "parquet",
+        "jsonl": "jsonl",
+        "files": "files",
+        "webdataset": "webdataset",
+        "datasets": "datasets",
+        "folder": "folder",
+    },
+    type=str,
 )
+
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where the result goes.")]
 Levels = Annotated[
     str,
