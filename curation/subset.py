@@ -37,7 +37,7 @@ class Subset:
     def __post_init__(self) -> None:
         self.ids = np.asarray(self.ids, np.int64)
         self.copies = np.asarray(self.copies, np.int32)
-        columns = {"copies": self.copies, **self.clusters, **self.names}
+        columns: dict[str, Any] = {"copies": self.copies, **self.clusters, **self.names}
         for name, column in columns.items():
             if len(column) != len(self.ids):
                 raise CurationError(f"subset column {name} has {len(column)} rows but there are {len(self.ids)} ids")
