@@ -201,8 +201,9 @@ def embed(
 
     found, chosen = open_pool(pool, column=column), _named(embedder, weights)
     for_images: dict[str, Any] = {} if has_text_only(found) else {"n_workers": workers}
-    for_images |= {"dtype": dtype, "overwrite": overwrite}
-    result = embed_any(found, chosen, output, image_size, batch_size, device, **for_images)
+    result = embed_any(
+        found, chosen, output, image_size, batch_size, device, dtype=dtype, overwrite=overwrite, **for_images
+    )
     _say(f"{result.n_rows:,} embeddings in {output}")
     for row, reason in list(result.skipped.items())[:5]:
         _say(f"skipped row {row}: {reason}")
