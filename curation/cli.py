@@ -490,19 +490,19 @@ def sample(
     from curation.tree import ClusterTree
     from foundation.files import save_array
 
-    if (output / "subset.json").exists() and not overwrite:
-        raise CurationError(f"{output} holds a finished subset; choose another -o, or give --overwrite")
     found = ClusterTree.load(tree)
     opened = None if pool is None else open_pool(pool)
     with locked_folder(output):
-        subset, _there = sample_folder(found, output, size, strategy.value, method.value, max_copies, seed, opened)
+        subset, there = sample_folder(
+            found, output, size, strategy.value, method.value, max_copies, seed, opened, overwrite
+        )
         if weights:
             save_array(output / "weights.npy", found.sampling_weights(size))
     if not no_check and method is Method("balanced"):
         from curation.soundness import check_subset
 
         _warn(check_subset(found, subset, _embeddings_of(found, tree, embeddings)))
-    _say(f"{len(subset):,} rows ({len(subset.ids):,} distinct) in {output}/subset.parquet")
+    _say(f"{len(subset):,} rows ({len(subset.ids):,} distinct) in {output}/subset.parquet{', as before' * there}")
     if json:
         _print_json({"subset": output / "subset.parquet", "rows": len(subset), "distinct": len(subset.ids)})
 

@@ -29,7 +29,7 @@ from foundation.files import (
     save_json,
 )
 from foundation.paths import inside, regular_file
-from foundation.settings import Choices, Count, CountOrZero, short
+from foundation.settings import LARGEST_INT, Choices, Count, CountOrZero, short
 
 FORMAT_VERSION = 1
 SUFFIXES = (".npy", ".parquet", ".pq", ".arrow", ".feather", ".ipc")
@@ -253,8 +253,9 @@ def check_row_ids(row_ids: np.ndarray, n_rows: int, name: str) -> Int[np.ndarray
         raise CurationError(f"{name} holds {row_ids.dtype} of shape {row_ids.shape}; it must be one int64 for each row")
     if len(row_ids) != n_rows:
         raise CurationError(f"{name} has {len(row_ids)} rows but the embeddings have {n_rows}; make it again")
-    if len(row_ids) and int(row_ids[0]) < 0:
-        raise CurationError(f"{name}: row 0 is {row_ids[0]}, which is no row of a pool; make it again")
+    for at in (0, -1) if len(row_ids) else ():
+        if not 0 <= int(row_ids[at]) <= LARGEST_INT:
+            raise CurationError(f"{name}: row {at % n_rows} is {row_ids[at]}, which is no row of a pool; make it again")
     for start in range(0, len(row_ids) - 1, 1 << 22):
         part = np.asarray(row_ids[start : start + (1 << 22) + 1])
         if (part[1:] <= part[:-1]).any():

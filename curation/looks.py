@@ -94,7 +94,7 @@ def look_at(
                 found.append(before)
                 bar.update(len(mine))
                 continue
-            count = worker_count(workers, free=True)
+            count = min(worker_count(workers, free=True), -(-len(mine) // 32))
             loader = DataLoader(
                 _Pictures(pool, column, mine, hashes),
                 batch_size=32,

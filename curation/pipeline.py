@@ -1,6 +1,7 @@
 """Pool to report in one folder: what `curate run` and the demo do. Finished steps are skipped, changed ones redone."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -178,12 +179,24 @@ def check_run(
 
 
 def sample_folder(
-    tree: ClusterTree, folder: Path, size: int, strategy: str, method: str, max_copies: int, seed: int, pool: Any = None
+    tree: ClusterTree,
+    folder: Path,
+    size: int,
+    strategy: str,
+    method: str,
+    max_copies: int,
+    seed: int,
+    pool: Any = None,
+    overwrite: bool = True,
 ) -> tuple[Subset, bool]:
     """The subset in ``folder``: loaded where it was drawn with these settings from this tree, else drawn.
 
     Args:
         pool: gives the files or keys of the rows, where it has some.
+        overwrite: replace a finished subset of other settings, or a damaged one; else refuse.
+
+    Raises:
+        CurationError: a finished subset of other settings is not to be overwritten, or see `ClusterTree.sample`.
     """
     wanted = {
         "tree_checksum": tree.checksum,
@@ -194,9 +207,12 @@ def sample_folder(
         "seed": seed,
     }
     if (folder / "subset.json").exists():
-        found = read_info(folder)
-        if all(found.get(key) == value for key, value in wanted.items()):
-            return Subset.load(folder), True
+        with suppress(CurationError) if overwrite else nullcontext():
+            found = read_info(folder)
+            if all(found.get(key) == value for key, value in wanted.items()):
+                return Subset.load(folder), True
+        if not overwrite:
+            raise CurationError(f"{folder} holds a finished subset; choose another -o, or give --overwrite")
     rows = tree.sample(size, strategy=strategy, max_copies=max_copies, seed=seed, method=method)
     del wanted["tree_checksum"]
     subset = Subset.from_rows(rows, tree, **wanted)

@@ -118,7 +118,7 @@ def read_batches(
     loader = DataLoader(
         _Reading(images, transform),  # type: ignore[arg-type]
         batch_size=batch_size,
-        num_workers=n_workers,
+        num_workers=min(n_workers, -(-(len(images) if rows is None else len(rows)) // batch_size)),
         sampler=None if rows is None else rows.tolist(),
         collate_fn=_collate,
         persistent_workers=False,

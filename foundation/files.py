@@ -165,7 +165,7 @@ def checksum(path: Path) -> str:
     """BLAKE2b-128 of a file's bytes, in hexadecimal, read in blocks of 4 MiB."""
     digest = hashlib.blake2b(digest_size=16)
     try:
-        with open(path, "rb") as stream:
+        with open(regular_file(path), "rb") as stream:
             while block := stream.read(1 << 22):
                 digest.update(block)
     except OSError as error:
@@ -202,10 +202,7 @@ def check_files(expected: Iterable[tuple[Path, str | None]], remedy: str) -> Non
 
 
 def _checksum_once(path: Path) -> str:
-    try:
-        state = os.stat(path)
-    except OSError as error:
-        raise CurationError(f"{path} cannot be read: {error.strerror or error}") from error
+    state = os.stat(regular_file(path))
     key = (os.path.realpath(path), state.st_ino, state.st_size, state.st_mtime_ns)
     if key not in _verified:
         _verified[key] = checksum(path)

@@ -147,3 +147,13 @@ def test_the_lock_is_of_the_versions_that_constraints_pin_and_holds_what_the_ext
     wanted += [line for extra in named[1].split(",") for line in extras[extra] if not line.startswith("curated-ssl")]
     names = {re.sub(r"[-_.]+", "-", re.split(r"[\[><=; ]", line)[0]).lower() for line in wanted}
     assert names <= set(lock), f"renew requirements.lock: {sorted(names - set(lock))} are not in it"
+
+
+@pytest.mark.parametrize("room", sorted(set(ROOMS) - {"foundation"}))
+def test_every_room_sets_how_threads_wait_before_torch_is_loaded(room: str):
+    """OpenMP reads it once, when it is loaded: threads that spin are many times slower on a busy machine."""
+    tree = ast.parse((ROOT / room / "__init__.py").read_text())
+    names = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)]
+    assert "foundation" in names
+    assert not {name.split(".")[0] for name in names} & {"torch", "numba", "faiss", "sklearn"}

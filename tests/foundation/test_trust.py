@@ -269,3 +269,9 @@ def test_a_broken_library_file_is_one_line(tmp_path: Path, capsys: pytest.Captur
         with pytest.raises(SystemExit):
             run_command("x", lambda read=read, path=path: read(path))
         assert capsys.readouterr().err.startswith("x: error: ")
+
+
+def test_a_pipe_among_files_with_checksums_is_no_hang(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    assert "a pipe" in refused(check_files, [(tmp_path / "pipe", "00")], "make it again")
+    assert "a pipe" in refused(checksum, tmp_path / "pipe")

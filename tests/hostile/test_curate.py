@@ -2,7 +2,9 @@
 
 import json
 import os
+import subprocess
 import sys
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from curation.prepare import load_kept
 sys.path.insert(0, str(Path(__file__).parent))
 from hostile_engine import Command, Hostile, few
 
+ROOT = Path(__file__).parents[2]
 ROWS = 200
 NET = "timm:resnet10t?pretrained=false"
 
@@ -212,11 +215,56 @@ def test_many_bent_files(hostile: Hostile, name: str):
 
 def test_every_number_of_curate_has_a_range():
     """A number without a range is checked nowhere, or after hours."""
-    import typer.main
-
     from curation.cli import app
 
-    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
-        for option in command.params:
-            if option.type.name in ("integer", "float"):
-                assert option.callback is not None, f"curate {name} {option.opts[-1]} has no range"
+    seen = 0
+    for command in app.registered_commands:
+        assert command.callback is not None
+        for name, hint in typing.get_type_hints(command.callback, include_extras=True).items():
+            kind, *rules = typing.get_args(hint) if typing.get_origin(hint) is typing.Annotated else (hint,)
+            if {kind, *typing.get_args(kind)} & {int, float}:
+                seen += 1
+                assert any(hasattr(rule, "number_range") for rule in rules), f"{command.callback.__name__} {name}"
+    assert seen > 30
+
+
+HOLD = """
+import sys
+from foundation.locks import locked_folder
+with locked_folder(sys.argv[1]):
+    print(flush=True)
+    input()
+"""
+
+
+@pytest.mark.parametrize("name", ["cluster", "sample", "baseline", "filter", "embed"])
+def test_a_folder_that_another_process_writes_is_refused_and_free_again_when_that_dies(hostile: Hostile, name: str):
+    command = COMMANDS[name]
+    hostile.fresh(command)
+    words = [sys.executable, "-c", HOLD, str(hostile.work / "out")]
+    with subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        refused = hostile.call(command, command.words)
+        other.kill()
+    assert refused.code == 2
+    assert f"in use by process {other.pid} on " in refused.err
+    assert hostile.call(command, command.words).code == 0
+    command.valid(hostile.work)
+    assert not (hostile.work / "out" / ".lock").exists()
+
+
+def test_the_same_tree_again_is_there_and_another_is_refused_and_kept(hostile: Hostile):
+    command = COMMANDS["cluster"]
+    hostile.fresh(command)
+    assert hostile.call(command, command.words).code == 0
+    before = ClusterTree.load(hostile.work / "out").checksum
+    again = hostile.call(command, command.words)
+    assert again.code == 0
+    assert "holds this tree already" in again.err
+    other = ("cluster", "x.npy", "-o", "out", "--levels=10,3", "--no-check")
+    assert "finished tree" in hostile.call(command, other).err
+    assert hostile.call(command, (*other[:-2], "--levels=300,3", "--overwrite")).code == 2
+    assert ClusterTree.load(hostile.work / "out").checksum == before, "a tree stays until the new one is there"
+    assert hostile.call(command, (*other, "--overwrite")).code == 0
+    assert ClusterTree.load(hostile.work / "out").checksum != before
