@@ -6,6 +6,7 @@ The paper's model is all-mpnet-base-v2. The default here, all-MiniLM-L6-v2, come
 import hashlib
 import os
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from curation.pool import pool_fingerprint
 from foundation.devices import open_device
 from foundation.errors import CurationError
 from foundation.files import load_array, save_array
+from foundation.hub import hub_within_reach
 
 OFFLINE = "all-MiniLM-L6-v2"
 
@@ -70,7 +72,9 @@ def open_sentence_model(name: str = OFFLINE, device: str = "auto", precision: st
         raise CurationError(f"precision {precision!r} is unknown; use auto, {', '.join(dtypes)}")
     try:
         # a folder on disk needs no network: nothing is asked of the Hub about it
-        model = SentenceTransformer(place, device=device, local_files_only=os.path.isdir(place))
+        local = os.path.isdir(place)
+        with nullcontext() if local else hub_within_reach():
+            model = SentenceTransformer(place, device=device, local_files_only=local)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CurationError(
@@ -84,6 +88,7 @@ def embed_passages(
     pool: Any,
     folder: str | Path,
     model: str | Any = OFFLINE,
+    *,
     tokens_per_batch: int = 8192,
     dtype: str = "float16",
     rows_per_shard: int = 16_384,

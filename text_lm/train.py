@@ -26,7 +26,7 @@ from training.checkpoints import find_checkpoint
 from training.fit import fit
 from training.log import RunLog, Work
 from training.module import StepModule
-from training.run_folder import claimed
+from training.run_folder import claimed, restored
 from training.schedules import rate_factor
 
 MODEL = "model"
@@ -96,7 +96,7 @@ def train(
     module = LanguageModel(settings, tokenizer)
     with claimed(folder, identity) as done:
         if done is not None:
-            return TrainResult(**{**done, "folder": folder / MODEL})
+            return restored(TrainResult, done, folder / MODEL)
         flops = flops_per_token(settings.model, tokenizer.vocab_size, settings.model.context)
         log = RunLog(folder, Work("tokens", "tokens", settings.tokens_per_step, flops), "train", progress)
         fitted = fit(module, batches, folder, find_checkpoint(folder), log, fsdp_blocks=_blocks())
@@ -112,7 +112,7 @@ def train(
         )
         if result.finished:
             write = lambda state: save_model(state, settings, tokenizer, folder / MODEL)  # noqa: E731
-            fitted.export(write, {**vars(result), "folder": MODEL})
+            fitted.export(write, {**vars(result), "folder": MODEL}, [MODEL])
         return result
 
 
