@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from curation.embeddings import Embeddings, EmbeddingWriter, open_embeddings
     from curation.hierarchy import HierarchicalKMeans
     from curation.kmeans import nearest_centroid
+    from curation.pool import open_pool
     from curation.subset import Subset
     from curation.tree import ClusterTree
     from foundation.errors import CurationError
@@ -25,6 +26,7 @@ _HOMES = {
     "Subset": "curation.subset",
     "nearest_centroid": "curation.kmeans",
     "open_embeddings": "curation.embeddings",
+    "open_pool": "curation.pool",
 }
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "Subset",
     "nearest_centroid",
     "open_embeddings",
+    "open_pool",
 ]
 
 

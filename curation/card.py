@@ -43,7 +43,8 @@ def dataset_card(subset: Subset) -> str:
     lines += ["arXiv:2405.15613). The file holds ids and clusters, not the data.", ""]
     lines += [markdown_table(("", ""), [(name, str(value)) for name, value in made.items()])]
     lines += [
-        "`id` is the row in the pool, `copies` how often it is taken; `level_1` is the finest cluster of the row.",
+        "`id` is the row in the pool, `copies` how often it is taken; `level_1` is the finest cluster of the row."
+        + "".join(f" `{name}` says where it came from." for name in subset.names),
         "",
     ]
     if subset.clusters:

@@ -19,9 +19,10 @@ from foundation.settings import Range
 app = typer.Typer(
     help="Curate a huge uncurated pool: embed it, cluster it, draw a balanced subset, see that it is balanced.\n\n"
     "Every step reads and writes plain files, can be killed and run again, and prints one clear line on bad input.",
-    epilog="Start with:  curate run images/ -o curated/ --size 10000 --embedder timm:vit_small_patch14_dinov2",
+    epilog="Start with:  curate demo -o demo/   then:  curate run YOUR_IMAGES/ -o curated/ --size 10000\n\n"
+    "Without a network: efficientnet_lite0, checkpoint:PATH and timm:NAME --weights FILE for images;\n"
+    "sentence (extra text), char_svd and byte_histogram for text.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -43,6 +44,28 @@ Baseline = Enum(
         "semdedup": "semdedup",
         "d4": "d4",
         "retrieval": "retrieval",
+    },
+    type=str,
+)
+
+EMBEDDERS = (
+    "auto: a DINOv2 for images, a sentence model for text. timm:NAME, torchvision:NAME; without a network: "
+    "efficientnet_lite0 (extra demo), checkpoint:PATH, timm:NAME with --weights; of text sentence[:NAME or folder] "
+    "(extra text), char_svd[:DIMENSIONS], byte_histogram."
+)
+Embedder = Annotated[str, typer.Option(help=EMBEDDERS)]
+Weights = Annotated[Path | None, typer.Option(help="Local .safetensors weights of timm:NAME; no network is asked.")]
+Column = Annotated[str | None, typer.Option(help="Column of images or text; default: found by its type and name.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on the standard output.")]
+ExportFormat = Enum(
+    "ExportFormat",
+    {
+        "parquet": "parquet",
+        "jsonl": "jsonl",
+        "files": "files",
+        "webdataset": "webdataset",
+        "datasets": "datasets",
+        "folder": "folder",
     },
     type=str,
 )
@@ -98,6 +121,23 @@ NoVerify = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and stop.")]
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"curate {version('curated-ssl')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """What stands before the name of a command."""
+
+
 def _levels(text: str) -> str | list[str]:
     return text if text == "auto" else text.split(",")
 
@@ -107,6 +147,17 @@ def _one_or_each(text: str | None, option: str) -> Any:
         return None
     numbers = whole_numbers(text, option, Range(ge=0))
     return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _named(embedder: str, weights: Path | None) -> str:
+    """The embedder with the file of its weights, as `open_embedder` takes it."""
+    return embedder if weights is None else f"{embedder}?weights={weights}"
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    from json import dumps
+
+    typer.echo(dumps(content, indent=2, default=str))
 
 
 def _say(text: str) -> None:
@@ -133,29 +184,32 @@ def embed(
         typer.Argument(help="Folder or pattern of images, parquet, JSONL, WebDataset .tar or GeoTIFF; or Hub name."),
     ],
     output: Output,
-    embedder: Annotated[
-        str, typer.Option(help="timm:NAME, torchvision:NAME, efficientnet_lite0, checkpoint:PATH.")
-    ] = "timm:vit_small_patch14_dinov2",
+    embedder: Embedder = "auto",
+    weights: Weights = None,
+    column: Column = None,
     image_size: Annotated[int | None, PIXELS] = None,
     batch_size: Annotated[int, number("Images per forward pass.", ge=1, le=100_000)] = 64,
     workers: Annotated[int | None, WORKERS] = None,
     dtype: Annotated[str, typer.Option(help="Stored: float16, bfloat16 or float32.")] = "float16",
     device: Device = "auto",
     overwrite: Overwrite = False,
+    json: Json = False,
 ) -> None:
-    """Embed the images of a pool into shards. Resumes after a kill; unreadable images are skipped and listed."""
-    from curation.embed import embed_pool
-    from curation.embedders import open_embedder
+    """Embed the images or texts of a pool into shards. Resumes after a kill; unreadable rows are skipped and listed."""
     from curation.pool import open_pool
+    from curation.text_embedders import embed_any, has_text_only
 
-    found = open_pool(pool)
-    network = open_embedder(embedder, image_size, device)
-    result = embed_pool(found, network, output, batch_size, n_workers=workers, dtype=dtype, overwrite=overwrite)
+    found, chosen = open_pool(pool, column=column), _named(embedder, weights)
+    for_images: dict[str, Any] = {} if has_text_only(found) else {"n_workers": workers}
+    for_images |= {"dtype": dtype, "overwrite": overwrite}
+    result = embed_any(found, chosen, output, image_size, batch_size, device, **for_images)
     _say(f"{result.n_rows:,} embeddings in {output}")
     for row, reason in list(result.skipped.items())[:5]:
         _say(f"skipped row {row}: {reason}")
     if len(result.skipped) > 5:
         _say(f"... and {len(result.skipped) - 5:,} more; all are in {output}/embeddings.json")
+    if json:
+        _print_json({"embeddings": output, "rows": result.n_rows, "skipped": result.skipped})
 
 
 @app.command(epilog="Example:  curate dedup embeddings/ -o kept/ --pool images/")
@@ -422,21 +476,25 @@ def sample(
         bool, typer.Option("--weights", help="Also write weights.npy, one probability per row.")
     ] = False,
     embeddings: Beside = None,
+    pool: Annotated[str | None, typer.Option(help="The pool: adds the column path (or key) of its files.")] = None,
     no_check: NoCheck = False,
     seed: Seed = 0,
     overwrite: Overwrite = False,
     no_verify: NoVerify = False,
+    json: Json = False,
 ) -> None:
     """Draw a subset from a tree."""
     from curation.pipeline import sample_folder
+    from curation.pool import open_pool
     from curation.tree import ClusterTree
     from foundation.files import save_array
 
     if (output / "subset.json").exists() and not overwrite:
         raise CurationError(f"{output} holds a finished subset; choose another -o, or give --overwrite")
     found = ClusterTree.load(tree)
+    opened = None if pool is None else open_pool(pool)
     with locked_folder(output):
-        subset, _there = sample_folder(found, output, size, strategy.value, method.value, max_copies, seed)
+        subset, _there = sample_folder(found, output, size, strategy.value, method.value, max_copies, seed, opened)
         if weights:
             save_array(output / "weights.npy", found.sampling_weights(size))
     if not no_check and method is Method("balanced"):
@@ -444,6 +502,54 @@ def sample(
 
         _warn(check_subset(found, subset, _embeddings_of(found, tree, embeddings)))
     _say(f"{len(subset):,} rows ({len(subset.ids):,} distinct) in {output}/subset.parquet")
+    if json:
+        _print_json({"subset": output / "subset.parquet", "rows": len(subset), "distinct": len(subset.ids)})
+
+
+@app.command(epilog="Example:  curate export images/ curated/subset -o train/ --format webdataset")
+def export(
+    pool: Annotated[str, typer.Argument(help="The pool that the subset was drawn from.")],
+    subset: Annotated[Path, typer.Argument(help="Folder of the subset.")],
+    output: Output,
+    format: Annotated[
+        ExportFormat,
+        typer.Option(
+            help="parquet, jsonl (text): one file of the rows. files: a list of paths. webdataset: a folder of tar "
+            "shards. datasets: for load_from_disk. folder: of pictures, hard links where the disk allows them."
+        ),
+    ] = ExportFormat("parquet"),
+    rows_per_shard: Annotated[int, number("webdataset: samples of a shard.", ge=1)] = 10_000,
+    copy: Annotated[bool, typer.Option("--copy", help="folder: copies, and no hard links.")] = False,
+    column: Column = None,
+    json: Json = False,
+) -> None:
+    """Write the rows of a subset, as trainers take them."""
+    from curation.export import export_subset
+    from curation.pool import open_pool
+    from curation.subset import Subset
+
+    rows = export_subset(
+        open_pool(pool, column=column), Subset.load(subset), output, format.value, rows_per_shard, copy
+    )
+    _say(f"{rows:,} rows in {output}")
+    if json:
+        _print_json({"output": output, "format": format.value, "rows": rows})
+
+
+@app.command(epilog="Example:  curate demo -o demo/")
+def demo(
+    output: Output = Path("demo"),
+    size: Annotated[int, number("Rows of the subset.", ge=1)] = 1000,
+) -> None:
+    """Curate 6,900 pictures that come with the project (extra demo): a minute or two, no network."""
+    from foundation.threads import use_free_cores
+
+    use_free_cores()
+    from curation.demo import run_demo
+
+    result = run_demo(output, size, _say)
+    _warn(result.findings)
+    _say(f"open {result.report} in a browser")
 
 
 @app.command(epilog="Example:  curate assign tree/ more_embeddings/ -o placed.parquet")
@@ -541,13 +647,16 @@ def plan(
         int, number("GPUs that share the rows; 0: this machine, measured for 3 seconds.", ge=0, le=1_000_000)
     ] = 0,
     gpu: Annotated[str, typer.Option(help="h100 or a100.")] = "h100",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    embedder: Annotated[str | None, typer.Option(help="Count embedding too: timm:NAME, sentence, char_svd.")] = None,
+    image_size: Annotated[int | None, PIXELS] = None,
+    no_dedup: Annotated[bool, typer.Option("--no-dedup", help="Leave out the search for near-duplicates.")] = False,
+    json: Json = False,
 ) -> None:
-    """Operations, bytes, memory and hours of a clustering before it starts."""
+    """Operations, bytes, memory and hours of a run before it starts, and levels for so many rows."""
     from dataclasses import replace
-    from json import dumps
 
     from curation.plan import PROFILES, calibrate, plan_tree
+    from curation.plan_pool import pool_stages, proposed_levels, with_pool
 
     if gpus and gpu not in PROFILES:
         raise CurationError(f"--gpu {gpu!r} is unknown; use one of {', '.join(PROFILES)}")
@@ -562,18 +671,31 @@ def plan(
         iterations,
         dtype,
     )
-    typer.echo(dumps(found.as_dict(), indent=2) if json else found.table())
+    found = with_pool(found, pool_stages(rows, dim, hardware, embedder, image_size, not no_dedup, dtype))
+    proposed = proposed_levels(rows)
+    if json:
+        _print_json({**found.as_dict(), "proposed_levels": proposed})
+        return
+    typer.echo(found.table())
+    typer.echo(
+        f"levels for {rows:,.0f} rows: auto (level 1 of {proposed['auto']:,} clusters), "
+        f"or the paper's method with --levels {proposed['paper']}"
+    )
 
 
 @app.command(epilog="Example:  curate run images/ -o curated/ --size 10000 --embedder timm:vit_small_patch14_dinov2")
 def run(
     pool: Annotated[
         str,
-        typer.Argument(help="Folder or pattern of images, parquet, JSONL, WebDataset .tar or GeoTIFF; or Hub name."),
+        typer.Argument(
+            help="Folder or pattern of images, parquet, JSONL, text, WebDataset .tar, GeoTIFF; or Hub name."
+        ),
     ],
     output: Output,
     size: Annotated[int, number("Rows of the subset.", ge=1)],
-    embedder: Annotated[str, typer.Option(help="See `curate embed --help`.")] = "timm:vit_small_patch14_dinov2",
+    embedder: Embedder = "auto",
+    weights: Weights = None,
+    column: Column = None,
     image_size: Annotated[int | None, PIXELS] = None,
     levels: Levels = "auto",
     resamples: Resamples = None,
@@ -589,15 +711,17 @@ def run(
     overwrite: Overwrite = False,
     no_check: NoCheck = False,
     no_verify: NoVerify = False,
+    json: Json = False,
 ) -> None:
     """All steps, pool to report, in one folder. Steps already done with the same settings are skipped."""
     from curation.pipeline import DEFAULT_PREPARATION, run_pipeline
+    from curation.pool import open_pool
 
     result = run_pipeline(
-        pool,
+        pool if column is None else open_pool(pool, column=column),
         output,
         size,
-        embedder,
+        _named(embedder, weights),
         levels=_levels(levels),
         n_resamples=_one_or_each(resamples, "--resamples"),
         sample_sizes=_one_or_each(sample_sizes, "--sample-sizes"),
@@ -617,6 +741,11 @@ def run(
     if result.skipped:
         _say(f"already there, not done again: {', '.join(result.skipped)}")
     _say(f"subset in {output}/subset/subset.parquet; open {result.report} in a browser")
+    if json:
+        found = [vars(finding) for finding in result.findings]
+        made = {"subset": output / "subset/subset.parquet", "report": result.report, "tree": output / "tree"}
+        counts = {"rows": len(result.subset), "distinct": len(result.subset.ids), "seconds": result.seconds}
+        _print_json({**made, **counts, "preparation": result.preparation, "findings": found})
 
 
 def main(arguments: list[str] | None = None) -> None:

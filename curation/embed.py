@@ -175,10 +175,10 @@ def _append(writer: EmbeddingWriter, embeddings: Tensor, rows: np.ndarray) -> No
     writer.append(embeddings)
 
 
-def worker_count(n_workers: int | None) -> int:
-    """Processes that decode: as asked, or one less than the cores and at most 8."""
+def worker_count(n_workers: int | None, free: bool = False) -> int:
+    """Processes that decode: as asked, or one less than the cores (all, where nothing else computes), at most 8."""
     require_number(n_workers, Range(ge=0, le=1024), "workers")
-    return min(8, max(1, (os.cpu_count() or 2) - 1)) if n_workers is None else n_workers
+    return min(8, max(1, (os.cpu_count() or 2) - (not free))) if n_workers is None else n_workers
 
 
 def _readable(n_rows: int, skipped: dict[int, str]) -> np.ndarray:

@@ -50,7 +50,8 @@ def open_embedder(name: str, image_size: int | None = None, device: str = "auto"
     Args:
         name: ``timm:NAME``, ``torchvision:NAME``, ``efficientnet_lite0`` (weights from a package, no download), or
             ``checkpoint:PATH`` (``.safetensors`` with the ``config.json`` that timm's ``save_for_hf`` writes beside
-            it, or their folder). ``timm:NAME?pretrained=false`` gives random weights, fixed by a seed, never silently.
+            it, or their folder). ``timm:NAME?weights=FILE`` takes the weights of a ``.safetensors`` file and asks no
+            network. ``timm:NAME?pretrained=false`` gives random weights, fixed by a seed, never silently.
         image_size: side of the input in pixels; None takes the network's own.
         device: "auto" (CUDA, Apple's MPS, else CPU) or a torch device.
         precision: "float32", "bfloat16", "float16"; "auto" is bfloat16 on CUDA and float32 elsewhere.
@@ -61,9 +62,11 @@ def open_embedder(name: str, image_size: int | None = None, device: str = "auto"
     plain, _, query = name.partition("?")
     kind, _, rest = plain.partition(":")
     options = dict(parse_qsl(query))
-    pretrained = options.pop("pretrained", "true").lower()
+    pretrained, weights = options.pop("pretrained", "true").lower(), options.pop("weights", None)
     if options or pretrained not in ("true", "false"):
-        raise CurationError(f"embedder {name!r}: the only option is ?pretrained=true or ?pretrained=false")
+        raise CurationError(f"embedder {name!r}: the options are ?pretrained=true, ?pretrained=false and ?weights=FILE")
+    if weights is not None and (kind != "timm" or pretrained == "false"):
+        raise CurationError(f"embedder {name!r}: weights of a file are for timm:NAME alone; see also checkpoint:PATH")
     openers: dict[str, Callable[[str, int | None, bool], tuple[nn.Module, Any, int]]] = {
         "timm": _timm,
         "torchvision": _torchvision,
@@ -82,7 +85,10 @@ def open_embedder(name: str, image_size: int | None = None, device: str = "auto"
     try:
         with torch.random.fork_rng():
             torch.manual_seed(0)  # random weights, where asked for, are the same in every run: a killed run can resume
-            model, transform, size = openers[kind](rest, image_size, pretrained == "true")
+            if weights is None:
+                model, transform, size = openers[kind](rest, image_size, pretrained == "true")
+            else:
+                model, transform, size = _timm_with_weights(rest, image_size, Path(weights))
     except ArithmeticError as error:  # a side that vanishes
         raise CurationError(f"{name} cannot take pictures of {image_size} pixels ({error})") from error
     identity = {"embedder": name, "weights": _digest(model), "image_size": size, "precision": number}
@@ -122,7 +128,7 @@ def _no_weights(name: str, error: BaseException) -> CurationError:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     return CurationError(
         f"cannot get the weights of {name} ({reason}); check the network, or use efficientnet_lite0, "
-        f"checkpoint:PATH, or random weights with ?pretrained=false"
+        f"checkpoint:PATH, timm:NAME with --weights FILE, or random weights with ?pretrained=false"
     )
 
 
@@ -141,6 +147,17 @@ def _timm(name: str, image_size: int | None, pretrained: bool) -> tuple[nn.Modul
         if not pretrained:
             raise
         raise _no_weights(f"timm:{name}", error.__cause__ or error) from error
+
+
+def _timm_with_weights(name: str, image_size: int | None, weights: Path) -> tuple[nn.Module, Any, int]:
+    if weights.suffix != ".safetensors" or not weights.is_file():
+        raise CurationError(f"{weights} is no .safetensors file; give the weights of timm:{name} as one")
+    file = {"file": str(weights.absolute())}
+    try:
+        return _timm_model(name, image_size, pretrained=True, num_classes=0, pretrained_cfg_overlay=file)
+    except CurationError as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise CurationError(f"{weights} does not fit timm:{name}: {reason}") from error
 
 
 def _timm_model(name: str, image_size: int | None, **options: Any) -> tuple[nn.Module, Any, int]:

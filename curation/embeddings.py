@@ -118,16 +118,20 @@ class TensorShard(_Shard):
 
 
 class ArrowShard(_Shard):
-    """A list column of an Arrow table: memory-mapped for Arrow files and ``datasets``."""
+    """A list column of an Arrow table: memory-mapped for Arrow files and ``datasets``.
 
-    def __init__(self, column: Any, name: str):
+    Args:
+        first: row of the file that the column begins with, for messages.
+    """
+
+    def __init__(self, column: Any, name: str, first: int = 0):
         import pyarrow as pa
 
         kind = column.type
         lists = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
         if not lists or not pa.types.is_floating(kind.value_type):
             raise CurationError(f"{name} is a column of {kind}; embeddings need lists of floats, all of one length")
-        self.column, self.name, self.rows = column, name, len(column)
+        self.column, self.name, self.rows, self.first = column, name, len(column), first
         self.dtype = {"halffloat": "float16", "float": "float32", "double": "float64"}[str(kind.value_type)]
         fixed = pa.types.is_fixed_size_list(kind)
         # the first row that there is says how long all are
@@ -139,6 +143,7 @@ class ArrowShard(_Shard):
         """A piece of the column; ``rows`` are the numbers of its rows, for messages."""
         import pyarrow.compute as pc
 
+        rows = rows + self.first
         if piece.null_count:
             row = rows[int(np.argmax(piece.is_null().to_numpy(zero_copy_only=False)))]
             raise CurationError(f"row {row} of {self.name} has no embedding (null); leave such rows out")
@@ -150,7 +155,7 @@ class ArrowShard(_Shard):
                 f"row {rows[at]} of {self.name} has {lengths[at]} values where others have {self.dim}; all embeddings "
                 "need one length"
             )
-        pieces = []
+        pieces: list[np.ndarray] = []
         for chunk in (chunk for chunk in getattr(piece, "chunks", [piece]) if len(chunk)):
             flat = chunk.flatten()
             if flat.null_count:
@@ -197,7 +202,7 @@ class ParquetShard(_Shard):
                 column = self.file.read_row_group(group, [self.column])[self.column]
             except Exception as error:  # pyarrow: OSError, ArrowInvalid, ArrowNotImplementedError, ...
                 raise CurationError(f"{self.name} cannot be read as parquet ({_line(error)}); make it again") from error
-            self._held = ArrowShard(column, self.name)
+            self._held = ArrowShard(column, self.name, int(self.offsets[group]))
             self._group = group
         return self._held
 
@@ -206,10 +211,7 @@ class ParquetShard(_Shard):
         while start < stop:
             group = bisect_right(self.offsets, start) - 1
             low, high = int(self.offsets[group]), int(min(stop, self.offsets[group + 1]))
-            try:
-                pieces.append(self._row_group(group).block(start - low, high - low))
-            except CurationError as error:
-                raise _in_row_group(error, group, low) from error
+            pieces.append(self._row_group(group).block(start - low, high - low))
             start = high
         return torch.cat(pieces) if pieces else torch.empty((0, self.dim), dtype=DTYPES[self.dtype])
 
@@ -218,16 +220,8 @@ class ParquetShard(_Shard):
         groups = np.searchsorted(self.offsets, rows, side="right") - 1
         for group in np.unique(groups):
             mine = np.flatnonzero(groups == group)
-            try:
-                out[torch.from_numpy(mine)] = self._row_group(int(group)).take(rows[mine] - self.offsets[group])
-            except CurationError as error:
-                raise _in_row_group(error, int(group), int(self.offsets[group])) from error
+            out[torch.from_numpy(mine)] = self._row_group(int(group)).take(rows[mine] - self.offsets[group])
         return out
-
-
-def _in_row_group(error: CurationError, group: int, first: int) -> CurationError:
-    """The same, where rows are counted from the first of a row group and the file has several."""
-    return CurationError(f"{error} (counted in row group {group}, from row {first} on)") if first else error
 
 
 def _line(error: Exception) -> str:

@@ -262,11 +262,13 @@ def joined(device: str = "cpu") -> Iterator[tuple[Group, str]]:
         yield Group.current(), device
         return
     rank, size, local_rank, local_size, address, port = place
-    if device == "cuda":
-        device = f"cuda:{local_rank}"
+    n_gpus = torch.cuda.device_count() if device == "cuda" else 0
+    if n_gpus:
+        device = f"cuda:{local_rank % n_gpus}"
         torch.cuda.set_device(device)
     _share_cores(local_size)
-    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+    # NCCL refuses two processes on one GPU
+    backend = "cpu:gloo,cuda:nccl" if n_gpus >= local_size else "gloo"
     try:
         store, rank, size = next(dist.rendezvous(f"tcp://{address}:{port}", rank, size, timeout=REACH))
         dist.init_process_group(backend, store=store, timeout=WAIT, rank=rank, world_size=size)

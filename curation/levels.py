@@ -208,11 +208,12 @@ def grow_levels(
     labels = np.asarray(first.assignment)
     rng = np.random.default_rng([seed, 7])
     rows = graph_points(labels, k, rng, limit)
-    shares, nested, apart = concept_shares(graph_space(source, rows), settings, seed, progress)
-    first = split_heavy(first, source, cluster_shares(labels, rows, shares, k), tree.settings.get("metric", "l2"), seed)
+    shares = concept_shares(graph_space(source, rows), settings, seed, progress)
+    heavy = cluster_shares(labels, rows, shares.of_points, k)
+    first = split_heavy(first, source, heavy, tree.settings.get("metric", "l2"), seed)
     labels, k = np.asarray(first.assignment), len(first.centroids)
-    weights = cluster_shares(labels, rows, shares, k)
-    order = line_up(np.asarray(first.centroids), _vote(labels, rows, nested, k), weights)
+    weights = cluster_shares(labels, rows, shares.of_points, k)
+    order = line_up(np.asarray(first.centroids), _vote(labels, rows, shares.nested, k), weights)
     n_levels = 1 if k < 4 * FANOUT else 2 if k < 16 * FANOUT**2 else 3
     top = max(2, min(TOP_CLUSTERS, k // 4))
     levels = [first]
@@ -224,7 +225,8 @@ def grow_levels(
     found = {
         **tree.settings,
         "upper_levels": "communities",
-        "belief_distance": round(apart, 4),
+        "belief_distance": round(shares.apart, 4),
+        "isolation": round(shares.isolation, 4),
         "graph_points": len(rows),
     }
     found["levels"] = [len(level.centroids) for level in levels]

@@ -94,7 +94,7 @@ def look_at(
                 found.append(before)
                 bar.update(len(mine))
                 continue
-            count = worker_count(workers)
+            count = worker_count(workers, free=True)
             loader = DataLoader(
                 _Pictures(pool, column, mine, hashes),
                 batch_size=32,

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from curation import kmeans
 from curation.card import write_dataset_card
 from curation.community_tree import AUTO, CommunityTree, metric_for
-from curation.embed import embed_pool
-from curation.embedders import open_embedder
 from curation.embeddings import Embeddings, open_embeddings
+from curation.export import row_names
+from curation.filters.text import TextJunk
+from curation.first_look import write_first_look
 from curation.hierarchy import HierarchicalKMeans
 from curation.labels import read_labels
 from curation.pool import open_pool
@@ -20,7 +22,9 @@ from curation.report import write_report
 from curation.sampling import STRATEGIES
 from curation.soundness import Finding, check_subset
 from curation.subset import Subset, read_info
+from curation.text_embedders import embed_any, has_text_only, resolve_embedder
 from curation.tree import MOST_COPIES, ClusterTree, read_tree_settings
+from foundation.clock import Clock
 from foundation.devices import open_device
 from foundation.errors import CurationError
 from foundation.files import load_json
@@ -28,6 +32,7 @@ from foundation.locks import locked_folder
 from foundation.settings import LARGEST_SEED, Range, require_number
 
 DEFAULT_PREPARATION = Preparation()
+TEXT_PREPARATION = Preparation(by=("exact", "text"), junk=None, text_junk=TextJunk())
 
 
 @dataclass
@@ -41,6 +46,7 @@ class PipelineResult:
     skipped: list[str] = field(default_factory=list)
     preparation: dict[str, Any] | None = None
     findings: list[Finding] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 Fit = CommunityTree | HierarchicalKMeans
@@ -172,9 +178,13 @@ def check_run(
 
 
 def sample_folder(
-    tree: ClusterTree, folder: Path, size: int, strategy: str, method: str, max_copies: int, seed: int
+    tree: ClusterTree, folder: Path, size: int, strategy: str, method: str, max_copies: int, seed: int, pool: Any = None
 ) -> tuple[Subset, bool]:
-    """The subset in ``folder``: loaded where it was drawn with these settings from this tree, else drawn."""
+    """The subset in ``folder``: loaded where it was drawn with these settings from this tree, else drawn.
+
+    Args:
+        pool: gives the files or keys of the rows, where it has some.
+    """
     wanted = {
         "tree_checksum": tree.checksum,
         "method": method,
@@ -190,6 +200,8 @@ def sample_folder(
     rows = tree.sample(size, strategy=strategy, max_copies=max_copies, seed=seed, method=method)
     del wanted["tree_checksum"]
     subset = Subset.from_rows(rows, tree, **wanted)
+    if pool is not None:
+        subset.names = row_names(pool, subset.ids)
     with locked_folder(folder):
         subset.save(folder)
         write_dataset_card(subset, folder)
@@ -225,41 +237,48 @@ def run_pipeline(
 
     Args:
         source: anything `curation.pool.open_pool` takes.
-        folder: gets ``embeddings/``, ``prepared/``, ``tree/``, ``subset/`` and ``report.html``.
+        folder: gets ``pool.html`` (random rows, at once), ``embeddings/``, ``prepared/``, ``tree/``, ``subset/`` and
+            ``report.html``.
         size: rows of the subset.
-        embedder: see `curation.embedders.open_embedder`.
+        embedder: see `curation.text_embedders.embed_any`; "auto" chooses one for images or for text.
         levels, n_resamples, sample_sizes, metric, max_iterations: see `tree_fit`.
         labels: pool column with the true concepts, for the report alone.
-        prepare: what is left out before clustering ; None: nothing. Rows of tree and subset
-            are rows of the pool either way.
+        prepare: what is left out before clustering (of text, by the rules for text); None: nothing. Rows of tree
+            and subset are rows of the pool either way.
         overwrite: replace a finished tree of other settings; else it is refused.
-        say: is told what preparation left out.
+        say: is told which step begins, what preparation left out, and at the end what took how long.
         check: ask whether the tree and the subset are sound, for the report and ``findings`` of the result.
 
     Raises:
         CurationError: bad settings or input; settings are checked before anything is embedded.
     """
-    folder = Path(folder)
+    folder, clock = Path(folder), Clock(say)
+    clock.begin("open")
     pool = open_pool(source)
+    embedder = resolve_embedder(embedder, pool)
+    if has_text_only(pool) and prepare is DEFAULT_PREPARATION:
+        prepare = TEXT_PREPARATION
     where = str(open_device(device))
     fit = tree_fit(
         levels, n_resamples, sample_sizes, metric, max_iterations, seed=seed, device=where, progress=progress
     )
     check_run(pool, folder, size, fit, strategy, max_copies, labels, overwrite)
     with locked_folder(folder):
+        write_first_look(pool, folder / "pool.html", labels)
+        say(f"open {folder}/pool.html in a browser: what the pool holds before curation")
         skipped = []
         there = folder / "embeddings"
         done = (there / "embeddings.json").exists() and load_json(there / "embeddings.json").get("complete", False)
-        network = open_embedder(embedder, image_size, device)
-        embed_pool(pool, network, there, batch_size=batch_size, progress=progress, overwrite=overwrite)
+        clock.begin("embed", f"{len(pool):,} rows with {embedder}")
+        embed_any(pool, embedder, there, image_size, batch_size, device, progress, seed, overwrite=overwrite)
         skipped += ["embeddings"] if done else []
-        x = open_embeddings(folder / "embeddings")
+        x = open_embeddings(there)
         preparation = None
         if prepare is not None:
+            clock.begin("prepare", "near-duplicates and junk")
             wanted = replace(prepare, metric=metric_for(metric, x.dim))
-            kept, found = prepare_folder(
-                pool, x, folder / "prepared", wanted, commands=commands or (), progress=progress
-            )
+            place = folder / "prepared"
+            kept, found = prepare_folder(pool, x, place, wanted, commands=commands or (), progress=progress)
             x, preparation = kept_rows(x, kept), kept.report
             skipped += ["prepared"] if found else []
             for line in (kept.line(), *kept.report["notes"]):
@@ -269,15 +288,21 @@ def run_pipeline(
                     f"size {size} is more than the {x.n_rows * max_copies} rows that preparation leaves of {len(pool)} "
                     f"({folder}/prepared/dropped.html shows the others); lower it, or give --no-prepare"
                 )
+        compiled = any(Path(kmeans.__file__).parent.glob("__pycache__/*.nbi"))
+        first = "" if compiled else "; kernels are compiled first, once"
+        clock.begin("cluster", f"{x.n_rows:,} rows of {x.dim} dimensions{first}")
         tree, found = cluster_folder(x, folder / "tree", fit, overwrite)
         skipped += ["tree"] if found else []
-        subset, found = sample_folder(tree, folder / "subset", size, strategy, "balanced", max_copies, seed)
+        clock.begin("sample")
+        subset, found = sample_folder(tree, folder / "subset", size, strategy, "balanced", max_copies, seed, pool)
         skipped += ["subset"] if found else []
+        clock.begin("check", "is the tree sound? (--no-check: not asked)" if check else "")
         findings = check_subset(tree, subset, x, seed) if check else []
         left_out = None
         if preparation is not None:
             left_out = {**preparation["dropped"], "see": "prepared/dropped.html"} if preparation["dropped"] else None
         report = folder / "report.html"
+        clock.begin("report")
         write_report(
             tree,
             subset,
@@ -290,7 +315,8 @@ def run_pipeline(
             findings=findings,
             preparation=left_out,
         )
-        return PipelineResult(folder, tree, subset, report, skipped, preparation, findings)
+        say(clock.line())
+        return PipelineResult(folder, tree, subset, report, skipped, preparation, findings, clock.seconds)
 
 
 def place_rows(tree: ClusterTree, embeddings: Any, device: str = "cpu") -> dict[str, np.ndarray]:

@@ -383,6 +383,18 @@ def _name_columns(pool: Any, column: str | None, folder: Path) -> Any:
     return pool
 
 
+def check_text(pool: Any, column: str) -> None:
+    """Refuse a column that does not hold text.
+
+    Raises:
+        CurationError: it holds something else.
+    """
+    if getattr(pool.features[column], "dtype", None) not in ("string", "large_string", "null"):
+        raise CurationError(
+            f"the column {column!r} holds {pool.features[column]}, not text; name another with --column"
+        )
+
+
 def _beneath(paths: list[str | None], base: str, column: str) -> dict[str, list[str | None]]:
     return {column: [None if path is None else os.path.join(base, path) for path in paths]}
 

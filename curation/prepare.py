@@ -29,7 +29,7 @@ from curation.filters.text import TextJunk
 from curation.kmeans.assignment import rows_per_read
 from curation.looks import look_at
 from curation.near_duplicates import NearDuplicates, NearRule, near_duplicates, near_held_out
-from curation.pool import open_pool, pool_fingerprint
+from curation.pool import check_text, open_pool, pool_fingerprint
 from curation.rows import SelectedRows
 from foundation.errors import CurationError
 from foundation.files import (
@@ -284,9 +284,7 @@ def _texts(pool: Any, wanted: Preparation, ledger: _Ledger, progress: bool) -> N
     from curation.text_duplicates import exact_duplicates as equal_texts
     from curation.text_duplicates import near_duplicates as overlapping_texts
 
-    kind = getattr(pool.features["text"], "dtype", None)
-    if kind not in ("string", "large_string", "null"):
-        raise CurationError(f"the column text holds {pool.features['text']}, not text; name another with --column")
+    check_text(pool, "text")
     plain = pool.with_format(None)["text"]
     if wanted.text_junk is not None:
         for position in ledger.left:

@@ -16,6 +16,7 @@ from foundation.settings import CountOrZero, short
 
 FORMAT_VERSION = 1
 AGAIN = "sample the subset again"
+NAMES = ("path", "key")
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Subset:
         ids: (m,) int64 distinct pool rows, ascending.
         copies: (m,) int32 how often each is taken, at least 1.
         clusters: name ("level_1", ...) -> (m,) int64 cluster of each row.
+        names: ``path`` (files of the pool) or ``key`` (samples of WebDataset shards) of each row, where it has some.
         metadata: method, target, seed, tree checksum, pool fingerprint, ...
     """
 
@@ -33,13 +35,14 @@ class Subset:
     copies: Int[np.ndarray, "m"]
     clusters: dict[str, Int[np.ndarray, "m"]] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
+    names: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.ids = np.asarray(self.ids, np.int64)
         if len(self.copies) and int(np.max(self.copies)) > np.iinfo(np.int32).max:
             raise CurationError(f"a row is taken {np.max(self.copies)} times, more than 32 bits hold; lower the copies")
         self.copies = np.asarray(self.copies, np.int32)
-        columns = {"copies": self.copies, **self.clusters}
+        columns: dict[str, Any] = {"copies": self.copies, **self.clusters, **self.names}
         for name, column in columns.items():
             if len(column) != len(self.ids):
                 raise CurationError(f"subset column {name} has {len(column)} rows but there are {len(self.ids)} ids")
@@ -71,7 +74,7 @@ class Subset:
         """Write ``subset.parquet``, then ``subset.json``, which makes it whole."""
         folder = Path(folder)
         (folder / "subset.json").unlink(missing_ok=True)
-        table = pa.table({"id": self.ids, "copies": self.copies, **self.clusters})
+        table = pa.table({"id": self.ids, **self.names, "copies": self.copies, **self.clusters})
         path = folder / "subset.parquet"
         write_atomically(path, lambda stream: pq.write_table(table, stream))
         info = {**self.metadata, "format_version": FORMAT_VERSION, "rows": len(self.ids), "size": len(self)}
@@ -93,9 +96,10 @@ class Subset:
             raise CurationError(
                 f"{path} has {len(columns['id'])} rows, not {info['rows']} as subset.json says; {AGAIN}"
             )
+        names = {name: columns.pop(name).tolist() for name in NAMES if name in columns}
         known = ("format_version", "rows", "size", "checksum")
         metadata = {key: value for key, value in info.items() if key not in known}
-        return cls(columns.pop("id"), columns.pop("copies"), columns, metadata)
+        return cls(columns.pop("id"), columns.pop("copies"), columns, metadata, names)
 
 
 @dataclass
@@ -135,6 +139,8 @@ def _read_columns(path: Path) -> dict[str, Any]:
         if name not in table.column_names:
             raise CurationError(f"{path} has no column {name!r}; it has {', '.join(table.column_names)}; {AGAIN}")
     for name, column in zip(table.column_names, table.columns, strict=True):
+        if name in NAMES and pa.types.is_string(column.type) and not column.null_count:
+            continue
         if not pa.types.is_integer(column.type) or column.null_count:
             raise CurationError(f"{path}: column {name!r} holds {column.type} or nulls, not whole numbers; {AGAIN}")
     columns = {name: column.to_numpy() for name, column in zip(table.column_names, table.columns, strict=True)}

@@ -15,8 +15,8 @@ import shlex
 import sys
 from functools import partial
 
+from experiments.engine.settings import compose
 from experiments.launch import run_experiment, sweep
-from experiments.settings import compose
 from foundation.command import run_command
 
 

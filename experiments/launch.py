@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from curation.plan import PROFILES, Hardware, calibrate
-from experiments.experiment import Experiment, Speed, build
+from experiments.engine.experiment import Experiment, Speed, build
+from experiments.engine.stages import MARKER, Stage, in_order, locked, run_stages, state_of
 from experiments.run_folder import begin_stage, finish_experiment, write_manifest
 from experiments.slurm import submit
-from experiments.stages import MARKER, Stage, in_order, locked, run_stages, state_of
 from foundation.errors import CurationError
 from foundation.files import load_json
 from foundation.settings import CONFIGS, nearest_name
@@ -78,7 +78,7 @@ def run_experiment(
     """Do what the config says: dry run, local run, or submission.
 
     Args:
-        config: resolved config; see `experiments.settings.compose`.
+        config: resolved config; see `experiments.engine.settings.compose`.
         command: how it was started, for the report.
 
     Returns:

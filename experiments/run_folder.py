@@ -5,13 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments.arms import BASE_ARM
-from experiments.compare import MANIFEST, load_runs, metric_rows, save_comparison, summarise
-from experiments.experiment import Experiment, open_domain
-from experiments.provenance import provenance
-from experiments.report import write_report
-from experiments.stages import Stage, in_order
-from experiments.tracking import open_tracker, track_comparison
+from experiments.engine.arms import BASE_ARM
+from experiments.engine.compare import MANIFEST, load_runs, metric_rows, save_comparison, summarise
+from experiments.engine.experiment import Experiment, open_domain
+from experiments.engine.provenance import provenance
+from experiments.engine.stages import Stage, in_order
+from experiments.engine.tracking import open_tracker, track_comparison
+from experiments.pages.report import write_report
 from foundation.files import save_json
 
 

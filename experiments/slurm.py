@@ -3,9 +3,9 @@
 import os
 from typing import Any
 
-from experiments.experiment import Experiment, LaunchSettings, build
+from experiments.engine.experiment import Experiment, LaunchSettings, build
+from experiments.engine.stages import Stage, in_order, run_stage, state_of
 from experiments.run_folder import begin_stage, finish_experiment
-from experiments.stages import Stage, in_order, run_stage, state_of
 from foundation.errors import CurationError
 
 RESOURCES = {"nodes": 1, "tasks_per_node": 1, "cpus_per_task": 2, "gpus_per_node": 0, "mem_gb": 4, "minutes": 0}

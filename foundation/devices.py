@@ -34,3 +34,12 @@ def open_device(name: "str | torch.device" = "auto", mps: bool = False) -> "torc
     except (RuntimeError, AssertionError) as error:
         raise CurationError(f"device {str(name)!r} cannot be used here; use auto or cpu") from error
     return device
+
+
+def gpu_names() -> list[str]:
+    """Names of the CUDA devices that this process may use; none where there is no driver."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

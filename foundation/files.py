@@ -15,6 +15,7 @@ import numpy as np
 
 from foundation.errors import CurationError, PassingError
 from foundation.locks import NAME as LOCK
+from foundation.locks import locked_folder
 from foundation.paths import regular_file
 from foundation.schema import check_content
 
@@ -64,19 +65,20 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}.tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _to_disk(file)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-    except Exception as error:
-        raise _cannot_write(folder, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with locked_folder(temporary):  # a second process that writes the same folder is refused
+        try:
+            clear_folder(temporary)
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _to_disk(file)
+            (temporary / LOCK).unlink()
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
+        except Exception as error:
+            raise _cannot_write(folder, error) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _to_disk(path: Path) -> None:

@@ -167,6 +167,10 @@ class Pretraining(StepModule):
             return
         settings = self.settings
         self.student, self.teacher = build_networks(settings)
+        if not self.student.backbone.has_patches and settings.speed.strategy != "fsdp":
+            # convolutions are faster so; what goes in takes the layout of the weights
+            for network in (self.student, self.teacher):
+                network.backbone.to(memory_format=torch.channels_last)
         if settings.loss.gram.weight:
             self.anchor = copy.deepcopy(self.teacher.backbone)
         self.dino_targets, self.ibot_targets = build_targets(settings.loss)

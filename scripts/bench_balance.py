@@ -14,9 +14,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from experiments.balance.benchmark import chosen, run_benchmark
-from experiments.balance.methods import METHODS
-from experiments.balance.pools import CELLS
+from benchmarks.balance.benchmark import chosen, run_benchmark
+from benchmarks.balance.methods import METHODS
+from benchmarks.balance.pools import CELLS
 from foundation.command import run_command
 from foundation.options import number_type
 

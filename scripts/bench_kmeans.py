@@ -12,8 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from experiments.provenance import provenance
-from experiments.speed import markdown, run_benchmark
+from benchmarks.speed import markdown, run_benchmark
+from experiments.engine.provenance import provenance
 from foundation.command import run_command
 from foundation.options import number_type
 from foundation.tables import text_table

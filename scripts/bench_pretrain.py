@@ -4,7 +4,6 @@ python scripts/bench_pretrain.py [rows=2000] [side=500] [recipe=configs/pretrain
     [every setting of the recipe]
 """
 
-import io
 import json
 import platform
 import statistics
@@ -13,28 +12,15 @@ import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
 import torch
-from datasets import Dataset
-from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.gpu.pictures import noise_pool
 from pretrain.flops import flops_per_image
 from pretrain.settings import load_settings
 from pretrain.train import pretrain
 
 DEFAULTS = {"rows": "2000", "side": "500", "recipe": "configs/pretrain/tiny_cpu.yaml", "profile": "0"}
-
-
-def make_pool(rows: int, side: int) -> Dataset:
-    """JPEGs of smooth noise: they cost as much to decode as photographs of this size."""
-    rng, images = np.random.default_rng(0), []
-    for _ in range(min(rows, 256)):
-        coarse = Image.fromarray(rng.integers(0, 256, (side // 8, side // 6, 3), np.uint8))
-        stream = io.BytesIO()
-        coarse.resize((side, side * 3 // 4), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=90)
-        images.append({"bytes": stream.getvalue(), "path": None})
-    return Dataset.from_dict({"image": [images[i % len(images)] for i in range(rows)]})
 
 
 def main() -> None:
@@ -45,7 +31,7 @@ def main() -> None:
     settings = load_settings(options["recipe"] or None, ["steps=30", *quiet, *overrides])
     cost = flops_per_image(settings)["total"]
     with tempfile.TemporaryDirectory() as folder:
-        pool = make_pool(int(options["rows"]), int(options["side"]))
+        pool = noise_pool(int(options["rows"]), int(options["side"]))
         with profile(activities=[ProfilerActivity.CPU]) if int(options["profile"]) else nullcontext() as profiler:
             pretrain(settings, pool, Path(folder) / "run", progress=False)
         lines = [json.loads(line) for line in (Path(folder) / "run/metrics.jsonl").read_text().splitlines()]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from experiments.provenance import provenance
-from experiments.scale_report import growth_figure, measure, scale_markdown
+from benchmarks.scale_report import growth_figure, measure, scale_markdown
+from experiments.engine.provenance import provenance
 from foundation.files import save_json
 from foundation.options import number_type
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.balance.methods import former_levels
 from curation.balance import kl_to_uniform
 from curation.community_tree import CommunityTree
 from curation.embed import embed_pool
@@ -20,7 +21,6 @@ from curation.hierarchy import HierarchicalKMeans
 from curation.pool import open_pool
 from curation.soundness import check_tree
 from curation.tree import ClusterTree
-from experiments.balance.methods import former_levels
 from experiments.simulated.data import clutter, manifold
 from foundation.options import number_type
 

@@ -4,17 +4,16 @@ import argparse
 import time
 from pathlib import Path
 
-from curation.pipeline import run_pipeline
-from experiments.launch import run_experiment
-from experiments.settings import compose
+from foundation.clock import spoken
 from foundation.command import run_command
+from foundation.files import write_atomically
 from foundation.options import number_type
+from foundation.threads import use_free_cores
 
 ROOT = Path(__file__).parents[1]
-COMMAND = (
-    "curate run data/openclipart.parquet -o runs/demo --size 1000 --embedder efficientnet_lite0 "
-    "--image-size 96 --labels label"
-)
+# every third picture: less than scale=demo takes, for it shows what is compared, not who is better
+SMALL = ["pool.test_rows=8", "pool.bank_rows=8", "pool.rows=2000", "size=300", "levels=[300,80,20]"]
+SMALL += ["recipe.steps=60", "recipe.probe.every=30"]
 
 
 def main() -> None:
@@ -23,24 +22,24 @@ def main() -> None:
     parser.add_argument("--size", type=number_type(int, ge=1), default=1000, help="rows of the subset")
     arguments = parser.parse_args()
     started = time.monotonic()
-    result = run_pipeline(
-        ROOT / "data" / "openclipart.parquet",
-        arguments.output,
-        arguments.size,
-        "efficientnet_lite0",
-        image_size=96,
-        labels="label",
-        title=f"Open Clip Art: {arguments.size:,} balanced pictures out of 6,900",
-        commands=["make demo", f"# the same by hand:  {COMMAND}"],
-        say=print,
-    )
-    print(f"\nCurated in {(time.monotonic() - started) / 60:.1f} minutes: {result.report}")
+    use_free_cores()
+    # torch counts the cores when it is imported
+    from curation import open_pool
+    from curation.demo import demo_pool, run_demo
+    from experiments.engine.settings import compose
+    from experiments.launch import run_experiment
+
+    result = run_demo(arguments.output, arguments.size, command="make demo")
+    print(f"\nCurated in {spoken(time.monotonic() - started)}: {result.report}")
     print("\nNow a tiny transformer is pretrained on as many random and as many curated pictures:")
     runs = arguments.output / "web_images"
     overrides = ["experiment=web_images", "scale=demo", "seeds=[0]", f"output.runs={runs}", f"output.report={runs}"]
+    third, whole = arguments.output / "third.parquet", open_pool(demo_pool())
+    write_atomically(third, whole.select(range(0, len(whole), 3)).to_parquet)
+    overrides += [f"scale.web_images.{part}" for part in (*SMALL, f"pool.source={third.absolute()}")]
     if failed := run_experiment(compose([*overrides, "tracking.wandb=off"]), "make demo"):
         raise SystemExit(failed)
-    print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes. Open the reports in a browser:")
+    print(f"\nDone in {spoken(time.monotonic() - started)}. Open the reports in a browser:")
     print(f"  {result.report}")
     print(f"  {runs}/report.html (one seed: it shows what is compared, not who is better)")
     print("\nTry next:")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from experiments.dashboard import draw, publish
-from experiments.experiment import open_domain, parse
-from experiments.settings import compose
+from experiments.engine.experiment import open_domain, parse
+from experiments.engine.settings import compose
+from experiments.pages.dashboard import draw, publish
 from foundation.command import run_command
 
 

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
+DOMAINS = ("satellite", "simulated", "text", "web_images")
 ROOMS = {
     "foundation": set(),
     "curation": {"foundation"},
@@ -18,7 +19,10 @@ ROOMS = {
     "satellite": {"foundation", "curation", "training", "pretrain"},
     "eval": {"foundation"},
     "experiments": {"foundation", "curation", "training", "pretrain", "text_lm", "satellite", "eval"},
+    "benchmarks": {"foundation", "curation", "training", "pretrain", "text_lm", "experiments"},
 }
+# within experiments: the engine knows no page, pages know no domain, domains know nothing of each other
+SUITES = {"engine": set(), "pages": {"engine"}} | {domain: {"engine", "pages"} for domain in DOMAINS}
 MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 
 
@@ -56,7 +60,18 @@ def test_conda_environment_agrees_with_pyproject():
 
 @pytest.mark.parametrize(
     "name",
-    ["curation", "experiments", "configs", "scripts", "tests", "docs", "README.md", "LICENSE", "CONTRIBUTING.md"],
+    [
+        "curation",
+        "experiments",
+        "benchmarks",
+        "configs",
+        "scripts",
+        "tests",
+        "docs",
+        "README.md",
+        "LICENSE",
+        "CONTRIBUTING.md",
+    ],
 )
 def test_what_the_readme_promises_is_there(name: str):
     assert (ROOT / name).exists()
@@ -87,6 +102,13 @@ def test_rooms_import_only_whom_they_may_know(path: Path):
     assert not strangers
 
 
+@pytest.mark.parametrize("suite", SUITES)
+def test_engine_pages_and_domains_of_the_experiments_stay_apart(suite: str):
+    names = {name for path in (ROOT / "experiments" / suite).rglob("*.py") for name in imported(path)}
+    inside = {name.split(".")[1] for name in names if name.startswith("experiments.")}
+    assert inside <= SUITES[suite] | {suite}
+
+
 def test_the_drawing_of_the_house_names_every_room_and_whom_it_imports():
     page = (ROOT / "docs/architecture.md").read_text()
     rows = {match[1]: match[2] for match in re.finditer(r"^\| `(\w+)/` \|.*\| ([^|]*) \|$", page, re.M)}
@@ -107,3 +129,21 @@ def test_no_circle_between_modules():
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_file_says_what_it_is_about(path: Path):
     assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_the_lock_is_of_the_versions_that_constraints_pin_and_holds_what_the_extra_dev_asks_for():
+    def pins(name: str) -> dict[str, str]:
+        lines = [line.partition(";")[0].strip() for line in (ROOT / name).read_text().splitlines()]
+        parts = [line.split("==") for line in lines if "==" in line and not line.startswith("#")]
+        return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in parts}
+
+    lock, constraints = pins("requirements.lock"), pins("constraints.txt")
+    assert lock.items() <= constraints.items()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    named = re.match(r"curated-ssl\[(.+)\]", extras["dev"][0])
+    assert named, "the extra dev begins with the extras that it takes in"
+    wanted = [*project["dependencies"], *extras["dev"][1:]]
+    wanted += [line for extra in named[1].split(",") for line in extras[extra] if not line.startswith("curated-ssl")]
+    names = {re.sub(r"[-_.]+", "-", re.split(r"[\[><=; ]", line)[0]).lower() for line in wanted}
+    assert names <= set(lock), f"renew requirements.lock: {sorted(names - set(lock))} are not in it"

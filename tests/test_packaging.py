@@ -1,5 +1,6 @@
 """The wheel: who installs it elsewhere must get every module, recipe, suite and template, and nothing else."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy: a build leaves folders behind."""
     pytest.importorskip("setuptools", minversion="77")
     copy, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in {package.split(".")[0] for package in SETUP["packages"]} | {"configs"}:
+    for name in {package.split(".")[0] for package in SETUP["packages"]} | {"configs", "data"}:
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
@@ -38,6 +39,7 @@ def test_every_package_is_listed():
 def test_the_wheel_holds_modules_recipes_suites_and_templates_and_nothing_else(wheel: Path):
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     wanted = {f"foundation/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
+    wanted.add("curation/data/openclipart.parquet")  # what `curate demo` curates
     for room in {package.split(".")[0] for package in SETUP["packages"]}:
         files = (path for path in (ROOT / room).rglob("*") if path.suffix in (".py", ".yaml", ".j2"))
         wanted |= {str(path.relative_to(ROOT)) for path in files}
@@ -65,3 +67,34 @@ def test_commands_of_an_installed_wheel_work_far_from_the_clone(wheel: Path, tmp
     where = subprocess.run([sys.executable, "-c", "import curation; print(curation.__file__)"], **away)
     assert where.stdout.startswith(str(site))
     assert (site / "bin" / "curate").exists()
+
+
+@pytest.mark.slow
+def test_the_wheel_brings_all_that_a_first_command_of_each_room_needs(wheel: Path, tmp_path: Path):
+    """Into an empty environment, with dependencies: what the clone's environment has besides must not be missed."""
+    spec = importlib.util.spec_from_file_location("install", ROOT / "scripts/install.py")
+    assert spec is not None
+    assert spec.loader is not None
+    install = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(install)
+    tool = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    python = tmp_path / "venv/bin/python"
+    words = [str(python), "-m", "pip", "install"] if tool is None else [tool, "pip", "install", "--python", str(python)]
+    words += ["--quiet", "-c", str(ROOT / "constraints.txt"), f"{wheel}[demo]"]
+    done = subprocess.run(words, env={**os.environ, **install._as_uv_reads_it()}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    for command, said in {
+        "curate --version": "curate 0.1",
+        "curate demo -o demo --size 500": "open demo/report.html",
+        "python -m pretrain plan -r configs/pretrain/tiny_cpu.yaml steps=10": "backbone",
+        "python -m text_lm --help": "tokenise",
+        "python -m eval datasets": "imagenet-1k",
+        "python -m satellite --help": "predict",
+        "python -m experiments experiment=simulated scale=demo dry_run=true": "train raw seed 0",
+    }.items():
+        name, *rest = command.split()
+        where = {"cwd": tmp_path, "env": clean, "capture_output": True, "text": True}
+        done = subprocess.run([str(python.with_name(name)), *rest], **where)
+        assert said in done.stdout + done.stderr, f"{command}: {done.stdout}{done.stderr}"

@@ -124,7 +124,7 @@ def embed(
 ) -> None:
     """Embed passages for `curate cluster`."""
     from curation.pool import open_pool
-    from text_lm.embed import embed_passages
+    from curation.sentences import embed_passages
 
     opened = open_pool(pool, column=column)
     result = embed_passages(

@@ -19,7 +19,7 @@ from text_lm.model import ATTENTION, ModelSettings
 from training.schedules import RATES
 from training.settings import RunSettings, fill_run
 
-PRECISIONS = ("32-true", "bf16-mixed")  # weights stay float32, and so do the frequencies of the rotary positions
+PRECISIONS = ("auto", "32-true", "bf16-mixed")  # weights stay float32, as do the frequencies of rotary positions
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class TrainSettings(RunSettings):
         betas, eps, weight_decay: AdamW's; norms are not decayed.
         clip: greatest gradient norm; 0 switches clipping off.
         z_loss: weight of the z-loss; 0 switches it off.
-        precision: "32-true", or "bf16-mixed".
+        precision: "32-true", "bf16-mixed" (float32 weights, bfloat16 products), or "auto": what is faster on this
+            device (`training.devices.fast_precision`); the run keeps what it began with.
     """
 
     model: ModelSettings = field(default_factory=ModelSettings)

@@ -5,7 +5,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from text_lm.settings import TrainSettings
 from text_lm.tokenizer import Tokenizer, open_tokenizer
 from text_lm.tokens import TokenStore
 from training.checkpoints import find_checkpoint
+from training.devices import fast_precision
 from training.fit import fit
 from training.log import RunLog, Work
 from training.module import StepModule
@@ -78,6 +79,8 @@ def train(
         CurationError: bad settings or data, the folder holds another run, or the loss is not finite.
     """
     folder = Path(folder)
+    if settings.precision == "auto":
+        settings = replace(settings, precision=fast_precision(settings.speed.accelerator))
     if isinstance(tokens, (str, Path)):
         tokenizer = tokenizer or open_tokenizer(Path(tokens) / "tokenizer")
         store = TokenStore.open(tokens, tokenizer)

@@ -10,6 +10,7 @@ import lightning
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 
+from curation.kmeans.assignment import has_bfloat16_units
 from foundation.errors import CurationError
 from training.data import BatchPlan
 from training.settings import RunSettings
@@ -47,6 +48,17 @@ def peak_of(device: torch.device, given: float = 0.0) -> float | None:
             warnings.simplefilter("ignore")  # that it does not know it either
             known = get_available_flops(device, torch.bfloat16)
     return known
+
+
+def fast_precision(accelerator: str = "auto") -> str:
+    """What precision "auto" stands for: "bf16-mixed" where the device multiplies bfloat16 in units of its own, else
+    "32-true" (a CPU without them emulates it, seven times slower than float32).
+
+    Args:
+        accelerator: "auto", "cpu" or "gpu", as Lightning has them.
+    """
+    gpu = accelerator != "cpu" and torch.cuda.is_available()
+    return "bf16-mixed" if has_bfloat16_units(torch.device("cuda" if gpu else "cpu")) else "32-true"
 
 
 def make_trainer(

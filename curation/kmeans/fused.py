@@ -3,13 +3,53 @@
 A row whose second score is more than the slack below its best has its argmin; only the others are looked at again.
 """
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-BLOCK_ROWS, BLOCK_CENTROIDS, BLOCK_DIM = 128, 128, 64
+
+@dataclass(frozen=True)
+class BlockShape:
+    """What a program of the kernel holds at once; it decides the speed alone.
+
+    Attributes:
+        rows, centroids: of the block of scores.
+        dim: features of a step of the product.
+        warps, stages: of Triton.
+    """
+
+    rows: int
+    centroids: int
+    dim: int
+    warps: int
+    stages: int
+
+
+# none has been measured: shapes at which bfloat16 products of Triton are fast on Ampere and Hopper
+SHAPES = (
+    BlockShape(128, 128, 64, 8, 3),
+    BlockShape(128, 128, 64, 4, 3),
+    BlockShape(128, 128, 64, 8, 4),
+    BlockShape(128, 256, 64, 8, 3),
+    BlockShape(256, 128, 64, 8, 3),
+    BlockShape(128, 64, 64, 4, 4),
+    BlockShape(64, 256, 64, 8, 4),
+    BlockShape(64, 128, 64, 4, 4),
+    BlockShape(128, 128, 32, 8, 4),
+)
+SMALL = BlockShape(64, 64, 32, 4, 3)  # float32 blocks, or GPUs with little shared memory
+
+
+def shape_for(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> BlockShape:
+    """The block shape for a device: a large one needs the shared memory of server GPUs since Ampere."""
+    if device.type != "cuda":  # Triton's interpreter
+        return SHAPES[0]
+    shared = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)
+    return SHAPES[0] if shared >= 160_000 and dtype == torch.bfloat16 else SMALL
 
 
 @triton.jit
@@ -65,17 +105,22 @@ def _best_two(
 
 
 def best_two(
-    x: Float[Tensor, "m d"], centroids: Float[Tensor, "k d"], half_norms: Float[Tensor, "k"]
+    x: Float[Tensor, "m d"],
+    centroids: Float[Tensor, "k d"],
+    half_norms: Float[Tensor, "k"],
+    shape: BlockShape | None = None,
 ) -> tuple[Float[Tensor, "m"], Float[Tensor, "m"], Int[Tensor, "m"]]:
     """Best and second best of x.c - |c|^2 / 2 over the centroids (float32), and the index (int32) of the best.
 
     Args:
         x, centroids: of one dtype (bfloat16 or float32), rows contiguous.
         half_norms: float32.
+        shape: see `BlockShape`; None: the one of the device.
     """
+    shape = shape or shape_for(x.device, x.dtype)
     best = torch.empty(len(x), dtype=torch.float32, device=x.device)
     second, index = torch.empty_like(best), torch.empty(len(x), dtype=torch.int32, device=x.device)
-    grid = (triton.cdiv(len(x), BLOCK_ROWS),)
+    grid = (triton.cdiv(len(x), shape.rows),)
     _best_two[grid](
         x,
         centroids,
@@ -88,8 +133,10 @@ def best_two(
         x.shape[1],
         x.stride(0),
         centroids.stride(0),
-        ROWS=BLOCK_ROWS,
-        CENTROIDS=BLOCK_CENTROIDS,
-        DIM=BLOCK_DIM,
+        ROWS=shape.rows,
+        CENTROIDS=shape.centroids,
+        DIM=shape.dim,
+        num_warps=shape.warps,
+        num_stages=shape.stages,
     )
     return best, second, index

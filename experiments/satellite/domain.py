@@ -1,6 +1,6 @@
 """The satellite experiment: does a model pretrained on a curated subset of tiles predict canopy height better?"""
 
-from experiments.experiment import Domain, Metric
+from experiments.engine.experiment import Domain, Metric
 from experiments.satellite.pool import PoolPictures, PoolSettings, input_files, prepare
 from experiments.satellite.report import write_up
 from experiments.satellite.training import EvaluateSettings, TrainSettings, budget, fit, judge

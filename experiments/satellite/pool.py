@@ -20,8 +20,8 @@ from jaxtyping import Int
 from curation.embed import embed_pool
 from curation.embedders import open_embedder
 from curation.pool import open_pool
+from experiments.engine.stages import StageRun
 from experiments.satellite.scenes import forest_scene, save_scene
-from experiments.stages import StageRun
 from foundation.errors import CurationError
 from foundation.files import save_array, save_json
 from foundation.settings import Count, NonNegative, Positive, check

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.arms import BASE_ARM, METHOD_ARM
-from experiments.compare import Row, Summary, summarise
-from experiments.provenance import commits_of
+from experiments.engine.arms import BASE_ARM, METHOD_ARM
+from experiments.engine.compare import Row, Summary, summarise
+from experiments.engine.provenance import commits_of
+from experiments.engine.stages import MARKER, StageRun
 from experiments.satellite.pool import COVER_CLASSES, DATA, SYNTHETIC
-from experiments.stages import MARKER, StageRun
 from foundation.files import load_json, write_atomically
 from foundation.tables import markdown_table
 

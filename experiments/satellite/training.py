@@ -15,9 +15,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from curation import Subset
 from curation.pool import open_pool
 from eval.canopy import CanopySettings, canopy_metrics
-from experiments.curves import append_point, read_curve
+from experiments.engine.curves import append_point, read_curve
+from experiments.engine.stages import StageRun
 from experiments.satellite.pool import COUNTS, POOL, TILES
-from experiments.stages import StageRun
 from foundation.files import load_json, save_json
 from foundation.settings import Count, CountOrZero, Positive, check
 from pretrain.flops import flops_per_image

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from experiments.experiment import Domain, Metric
+from experiments.engine.experiment import Domain, Metric
 from experiments.simulated.studies import studies_stage
 from experiments.simulated.training import (
     SHAPES,

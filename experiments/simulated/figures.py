@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from experiments.results import grouped
+from experiments.engine.results import grouped
 from experiments.simulated.ablations import ToySettings, variants
 from experiments.simulated.data import THEORY_RANGE, mixture, theory_density
 from foundation.errors import CurationError

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.provenance import commits_of
-from experiments.results import grouped
+from experiments.engine.provenance import commits_of
+from experiments.engine.results import grouped
 from experiments.simulated.ablations import ToySettings, variants
 from experiments.simulated.figures import ablation_figure, density_figure, theory_figure
 from experiments.simulated.study_settings import Studies

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from experiments.provenance import provenance
-from experiments.results import Task, run_tasks
+from experiments.engine.provenance import provenance
+from experiments.engine.results import Task, run_tasks
+from experiments.engine.stages import Stage, StageRun
 from experiments.simulated.ablations import ToySettings, ablation_tasks
 from experiments.simulated.data import TOYS
 from experiments.simulated.report import write_report
 from experiments.simulated.study_settings import Studies
 from experiments.simulated.table import table_tasks
 from experiments.simulated.theory import theory_tasks
-from experiments.stages import Stage, StageRun
 from foundation.errors import CurationError
 from foundation.files import save_json, write_atomically
 from foundation.intervals import student_interval

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from experiments.results import Task
+from experiments.engine.results import Task
 from experiments.simulated.data import THEORY_RANGE, theory_density, theory_points
 from foundation.errors import CurationError
 from foundation.settings import Count, check

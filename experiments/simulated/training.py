@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from curation import Subset
-from experiments.curves import append_point, cut_curve
+from experiments.engine.curves import append_point, cut_curve
+from experiments.engine.stages import StageRun
 from experiments.simulated.data import NOISE, clutter, manifold
-from experiments.stages import StageRun
 from foundation.errors import CurationError
 from foundation.files import load_json, save_array, save_json, write_atomically
 from foundation.settings import Choices, Count, NonNegative, Positive, check

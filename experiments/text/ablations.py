@@ -12,7 +12,7 @@ import numpy as np
 
 from curation import ClusterTree, HierarchicalKMeans
 from curation.balance import kl_to_uniform
-from experiments.results import Task
+from experiments.engine.results import Task
 from foundation.files import checksum
 from foundation.settings import Count, CountOrZero, check
 

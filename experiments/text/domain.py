@@ -1,6 +1,6 @@
 """The text experiment: does a small language model of a curated subset predict every domain better?"""
 
-from experiments.experiment import Domain, Metric
+from experiments.engine.experiment import Domain, Metric
 from experiments.text.pool import PoolSettings, input_files, prepare
 from experiments.text.report import write_up
 from experiments.text.training import EvaluateSettings, TrainSettings, budget, fit, judge

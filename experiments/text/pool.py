@@ -10,18 +10,18 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from curation.embeddings import open_embeddings
+from curation.lexical import embed_lexically, is_lexical
+from curation.sentences import OFFLINE, embed_passages, open_sentence_model
 from curation.text_duplicates import exact_duplicates, near_duplicates
 from eval.overlap import seen
 from eval.rarity import NEIGHBOURS, distance_to_pool
-from experiments.stages import StageRun, fingerprint
+from experiments.engine.stages import StageRun, fingerprint
 from experiments.text.brown import SHA512, fetch_brown, read_brown
 from foundation.errors import CurationError
 from foundation.files import digest_json, load_json, save_array, save_json, write_atomically
 from foundation.settings import Count, CountOrZero, NonNegative, Range, Share, check
 from text_lm.documents import Document, count_domains, read_documents
-from text_lm.embed import OFFLINE, embed_passages, open_sentence_model
 from text_lm.filters import open_filters
-from text_lm.lexical import embed_lexically, is_lexical
 from text_lm.passages import write_passages
 from text_lm.perplexity import domain_bytes
 from text_lm.split import split_by_document
@@ -64,8 +64,8 @@ class PoolSettings:
         trusted: passages of every domain in the set that the arm `retrieval` starts from, of documents that are in
             neither pool nor test; 0: there is none.
         trusted_share: of the passages of every domain that are not tested on, by whole documents, it is drawn from.
-        embedder: what the curation sees: one of `text_lm.lexical.is_lexical`, whose axes are fitted on the pool of the
-            seed, or of `text_lm.embed.open_sentence_model`.
+        embedder: what the curation sees: one of `curation.lexical.is_lexical`, whose axes are fitted on the pool of the
+            seed, or of `curation.sentences.open_sentence_model`.
         judge_embedder: another one, by which the test passages are ordered from common to rare; "": they are not.
         precision: of sentence models; bfloat16 is twice as fast on CPUs that have it.
         max_tokens: of a passage that a sentence model reads; 0: as many as it can.

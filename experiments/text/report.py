@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from experiments.arms import BASE_ARM, METHOD_ARM
-from experiments.claims import ENOUGH, compact, judge_claim, paired, power, save_compact
-from experiments.compare import Row, Summary, summarise
-from experiments.figures import plt, style_of
-from experiments.markdown import difference, origin, with_interval
-from experiments.provenance import provenance
-from experiments.results import grouped, run_tasks
-from experiments.stages import MARKER, StageRun
+from experiments.engine.arms import BASE_ARM, METHOD_ARM
+from experiments.engine.compare import Row, Summary, summarise
+from experiments.engine.provenance import provenance
+from experiments.engine.results import grouped, run_tasks
+from experiments.engine.stages import MARKER, StageRun
+from experiments.pages.figures import plt, style_of
+from experiments.pages.markdown import difference, origin, with_interval
+from experiments.pages.verdict import ENOUGH, compact, judge_claim, paired, power, save_compact
 from experiments.text.ablations import Studies, tasks, variants
 from experiments.text.pool import BROWN, DATA, POOL
 from foundation.files import load_json, write_atomically

@@ -12,8 +12,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from curation import Subset
 from eval.ngram import HIGHEST, KINDS, ORDER, fit_ngrams
 from eval.rarity import parts_by_rank
-from experiments.curves import append_point, read_curve
-from experiments.stages import StageRun
+from experiments.engine.curves import append_point, read_curve
+from experiments.engine.stages import StageRun
 from experiments.text.pool import DISTANCE, PASSAGES, POOL, TEST, passages_of
 from foundation.errors import CurationError
 from foundation.files import load_array, load_json, save_array, save_json

@@ -1,6 +1,6 @@
 """The image experiment: does a vision model pretrained on a curated subset have better features?"""
 
-from experiments.experiment import Domain, Metric
+from experiments.engine.experiment import Domain, Metric
 from experiments.web_images.pool import PoolPictures, PoolSettings, input_files, pool_rows, prepare
 from experiments.web_images.report import write_up
 from experiments.web_images.training import EvaluateSettings, TrainSettings, budget, fit, judge
@@ -17,6 +17,7 @@ DOMAIN = Domain(
         Metric("linear_head", "linear accuracy, frequent classes", "higher", ours=False),
         Metric("knn_tail", "k-NN accuracy, rare classes", "higher"),
         Metric("knn_head", "k-NN accuracy, frequent classes", "higher", ours=False),
+        Metric("linear_worst", "linear accuracy, worst class", "higher"),
         Metric("linear_corrupted", "linear accuracy, corrupted images", "higher"),
         Metric("effective_rank", "effective rank of the features", "higher"),
     ),

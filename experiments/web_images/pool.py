@@ -21,7 +21,7 @@ from curation.embed import embed_pool
 from curation.embedders import open_embedder
 from curation.embeddings import open_embeddings
 from curation.pool import open_pool
-from experiments.stages import StageRun
+from experiments.engine.stages import StageRun
 from experiments.web_images.faults import junk, near_duplicate
 from foundation.errors import CurationError
 from foundation.files import save_array, save_json

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.arms import BASE_ARM, METHOD_ARM
-from experiments.compare import Row, summarise
-from experiments.markdown import difference, headline, origin, with_interval
-from experiments.stages import MARKER, StageRun
+from experiments.engine.arms import BASE_ARM, METHOD_ARM
+from experiments.engine.compare import Row, summarise
+from experiments.engine.stages import MARKER, StageRun
+from experiments.pages.markdown import difference, headline, origin, with_interval
 from experiments.web_images.pool import COUNTS, KINDS
 from foundation.files import load_json, write_atomically
 from foundation.tables import markdown_table

@@ -19,8 +19,8 @@ from eval.linear import LinearSettings, fit_linear
 from eval.longtail import head_medium_tail
 from eval.models import FrozenModel, open_model
 from eval.transforms import denormalise
-from experiments.curves import append_point, read_curve
-from experiments.stages import StageRun
+from experiments.engine.curves import append_point, read_curve
+from experiments.engine.stages import StageRun
 from experiments.web_images.pool import BANK, COUNTS, KINDS, POOL, TEST
 from foundation.files import load_json, save_json
 from foundation.settings import Choices, Count, Positive, Range, check
@@ -165,6 +165,7 @@ def judge(run: StageRun) -> dict[str, float]:
         name: float((by_linear == test.labels)[test.labels == i].double().mean())
         for i, name in enumerate(counts["classes"])
     }
+    metrics["linear_worst"] = min(per_class.values())
     save_json(
         run.folder / "metrics.json",
         {

@@ -209,6 +209,25 @@ def test_checkpoint_gives_the_features_of_the_saved_network(tmp_path):
         open_embedder(f"checkpoint:{tmp_path}")
 
 
+def test_a_timm_model_takes_the_weights_of_a_file_and_asks_no_network(tmp_path, monkeypatch):
+    import socket
+
+    import timm
+    from safetensors.torch import save_file
+
+    torch.manual_seed(1)
+    model = timm.create_model("test_vit", pretrained=False).eval()
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network was asked"))
+    embedder = open_embedder(f"timm:test_vit?weights={tmp_path}/weights.safetensors", device="cpu")
+    batch = torch.randn(2, 3, embedder.image_size, embedder.image_size)
+    with torch.inference_mode():
+        expected = model.forward_head(model.forward_features(batch), pre_logits=True)
+    torch.testing.assert_close(embedder.forward(batch), expected)
+    with pytest.raises(CurationError, match="does not fit timm:test_resnet"):
+        open_embedder(f"timm:test_resnet?weights={tmp_path}/weights.safetensors", device="cpu")
+
+
 def test_missing_weights_are_an_error_never_random(monkeypatch):
     import timm
     import torchvision
@@ -229,7 +248,9 @@ def test_missing_weights_are_an_error_never_random(monkeypatch):
         ("resnet18", "is unknown; use timm:NAME"),
         ("timm:no_such_net", "timm has no model"),
         ("torchvision:no_such_net", "torchvision has no image model"),
-        ("timm:resnet18?seed=1", "only option"),
+        ("timm:resnet18?seed=1", "the options are"),
+        ("torchvision:resnet18?weights=x.safetensors", "are for timm:NAME alone"),
+        ("timm:resnet18?weights=x.pth", r"no \.safetensors file"),
         ("checkpoint:nowhere.safetensors", r"no \.safetensors file"),
     ],
 )

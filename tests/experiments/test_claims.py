@@ -5,19 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.claims import (
-    CLAIMS,
-    END,
-    README,
-    START,
-    compact,
-    judge_claim,
-    power,
-    read_values,
-    save_compact,
-    with_table,
-)
-from experiments.compare import Row
+from experiments.claims import CLAIMS, END, README, START, with_table
+from experiments.engine.compare import Row
+from experiments.pages.verdict import compact, judge_claim, power, read_values, save_compact
 from foundation.errors import CurationError
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"

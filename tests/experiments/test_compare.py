@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from curation import CurationError
-from experiments.compare import (
+from experiments.engine.compare import (
     Row,
     load_runs,
     metric_rows,

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from curation import CurationError, Subset
-from experiments.arms import CurationSettings, curate, subset_settings
-from experiments.experiment import build, open_domain
+from experiments.engine.arms import CurationSettings, curate, subset_settings
+from experiments.engine.experiment import build, open_domain
+from experiments.engine.settings import CONFIGS, compose
+from experiments.engine.stages import Stage, StageRun, in_order
 from experiments.launch import plan_table, run_experiment
 from experiments.run_folder import compare_folders
-from experiments.settings import CONFIGS, compose
 from experiments.simulated.training import _batch
-from experiments.stages import Stage, StageRun, in_order
 from foundation.files import load_json
 
 ROOT = Path(__file__).parents[2]

@@ -9,11 +9,11 @@ import torch
 pytest.importorskip("rasterio")
 pytest.importorskip("lightning")
 
-from experiments.experiment import build
+from experiments.engine.experiment import build
+from experiments.engine.settings import compose
 from experiments.launch import run_experiment
 from experiments.satellite.pool import cover_class
 from experiments.satellite.scenes import COVERS, forest_scene
-from experiments.settings import compose
 from foundation.errors import CurationError
 from foundation.files import load_json
 from satellite.backbone import open_backbone

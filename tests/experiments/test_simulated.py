@@ -11,8 +11,9 @@ from scipy.optimize import minimize_scalar
 
 from curation import CurationError
 from curation.balance import kde_kl_to_uniform
-from experiments.results import Task, run_tasks
-from experiments.settings import compose
+from experiments.engine.results import Task, run_tasks
+from experiments.engine.settings import compose
+from experiments.engine.stages import run_stage
 from experiments.simulated import data
 from experiments.simulated.ablations import subset_measures, variants
 from experiments.simulated.figures import voronoi_cells
@@ -20,7 +21,6 @@ from experiments.simulated.report import verdict
 from experiments.simulated.studies import all_tasks, metric_rows, parse_studies, studies_stage
 from experiments.simulated.table import TableSettings, final_points
 from experiments.simulated.theory import cell_sizes, density_exponent, energy, power_centroids, power_kmeans
-from experiments.stages import run_stage
 from foundation.intervals import paired_student_interval, student_interval
 
 ROOT = Path(__file__).parents[2]

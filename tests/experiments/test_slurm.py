@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from curation import CurationError
-from experiments.experiment import build
-from experiments.settings import compose
+from experiments.engine.experiment import build
+from experiments.engine.settings import compose
 from experiments.slurm import submit
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from curation import CurationError
-from experiments.stages import MARKER, Stage, StageRun, in_order, locked, run_stage, run_stages, state_of
+from experiments.engine.stages import MARKER, Stage, StageRun, in_order, locked, run_stage, run_stages, state_of
 
 WHERE = {"speed": {}, "provenance": {"commit": "c", "device": "d", "versions": {}}, "progress": False}
 
@@ -137,7 +137,7 @@ def test_a_second_process_refuses_and_a_dead_one_holds_nothing(tmp_path: Path):
         f"""
         import time
         from pathlib import Path
-        from experiments.stages import locked
+        from experiments.engine.stages import locked
         with locked(Path({str(tmp_path)!r}), "an experiment"):
             print("held", flush=True)
             time.sleep(60)

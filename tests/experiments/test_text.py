@@ -13,19 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation import CurationError, Subset, open_embeddings
-from experiments.claims import judge_claim, read_values
-from experiments.experiment import build, open_domain
+from curation.lexical import embed_lexically
+from experiments.engine.experiment import build, open_domain
+from experiments.engine.settings import CONFIGS, compose
+from experiments.engine.stages import in_order, run_stage
 from experiments.launch import plan_table, run_experiment
+from experiments.pages.verdict import judge_claim, read_values
 from experiments.run_folder import begin_stage
-from experiments.settings import CONFIGS, compose
-from experiments.stages import in_order, run_stage
 from experiments.text import brown
 from experiments.text.brown import fetch_brown, plain_text
 from experiments.text.pool import PASSAGES, passages_of, zipf_sizes
 from experiments.text.report import _domains, render
 from experiments.text.training import cut_to_budget, recipe_of
 from foundation.files import load_array, load_json
-from text_lm.lexical import embed_lexically
 from text_lm.model import count_parameters, llama_config, load_model
 from text_lm.settings import load_settings
 

@@ -16,13 +16,13 @@ import pytest
 from PIL import Image
 
 from curation import CurationError
-from experiments.dashboard import build_workspace, dashboard_metrics, draw
-from experiments.experiment import open_domain, parse
+from experiments.engine.experiment import open_domain, parse
+from experiments.engine.provenance import commit
+from experiments.engine.settings import compose
+from experiments.engine.stages import run_stage
+from experiments.engine.tracking import TrackingSettings, has_key, run_mode
 from experiments.launch import run_experiment
-from experiments.provenance import commit
-from experiments.settings import compose
-from experiments.stages import run_stage
-from experiments.tracking import TrackingSettings, has_key, run_mode
+from experiments.pages.dashboard import build_workspace, dashboard_metrics, draw
 
 wandb = pytest.importorskip("wandb")
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -239,9 +239,9 @@ def test_without_a_key_runs_are_offline(no_key, monkeypatch: pytest.MonkeyPatch,
 def test_an_unreachable_server_is_a_warning_and_no_key_is_written(tmp_path: Path, no_key, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    from experiments.experiment import build
+    from experiments.engine.experiment import build
+    from experiments.engine.stages import in_order
     from experiments.run_folder import begin_stage
-    from experiments.stages import in_order
 
     config = compose([*TINY, f"output.runs={tmp_path / 'run'}", "seeds=[0]"])
     experiment = build(config)

@@ -9,9 +9,9 @@ from datasets import Dataset
 from PIL import Image
 
 from curation.pool import open_pool
-from experiments.experiment import build, open_domain
+from experiments.engine.experiment import build, open_domain
+from experiments.engine.settings import compose
 from experiments.launch import plan_table, run_experiment
-from experiments.settings import compose
 from experiments.web_images.faults import junk, near_duplicate
 from experiments.web_images.pool import PoolSettings, class_sizes, held_out, long_tail, open_source, pool_rows
 from experiments.web_images.training import TrainSettings, budget, recipe_of

@@ -145,7 +145,7 @@ def every_settings_class() -> list[type]:
     from eval.ngram_task import NgramSettings
     from eval.settings import RunSettings
     from eval.tasks import TASKS
-    from experiments.experiment import Settings, open_domain
+    from experiments.engine.experiment import Settings, open_domain
     from experiments.simulated.ablations import ToySettings
     from experiments.simulated.study_settings import Studies
     from experiments.text.ablations import Studies as TextStudies

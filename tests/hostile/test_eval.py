@@ -29,7 +29,9 @@ KNN = ("knn", "ks=1,2", *SMALL)
 LOGISTIC = ("logistic", "max_iterations=5", "resamples=10", *SMALL)
 NGRAM = ("ngram", "train=train.jsonl", "test=test.jsonl", "resamples=10", "-o", "out")
 COMMANDS = {
-    "knn": Command("eval.cli", KNN, ("ks=", "temperature=", "blocks=", *RUN), ("images/a/0.png",), valid=results_are_whole),
+    "knn": Command(
+        "eval.cli", KNN, ("ks=", "temperature=", "blocks=", *RUN), ("images/a/0.png",), valid=results_are_whole
+    ),
     "logistic": Command("eval.cli", LOGISTIC, ("max_iterations=", "blocks=", *RUN)),
     "ngram": Command(
         "eval.cli", NGRAM, ("order=", "train_bytes=", "resamples=", "seed="), ("train.jsonl", "test.jsonl")
@@ -48,7 +50,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("a/0.png", "a/1.png", "a/2.png", "b/0.png", "b/1.png", "b/2.png"):
         (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)).save(folder / "images" / name)
-    words = "one two three four five six seven eight nine ten".split()
+    words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
     for name in ("train", "test"):
         texts = [" ".join(rng.choice(words, 12)) + f" {name} {i}" for i in range(20)]
         rows = [{"text": text, "domain": f"d{i % 2}", "source": f"{name} {i}"} for i, text in enumerate(texts)]
@@ -98,7 +100,7 @@ def test_many_bent_files(hostile: Hostile, name: str):
     bend(40 if name in SLOW else 150, "bend_file")(hostile, name)
 
 
-CANARY = "import pathlib\n\n\ndef touch(path='canary'):\n    pathlib.Path(path).touch()\n\n\ndef model():\n    touch()\n"
+CANARY = "import pathlib\n\ndef touch(path='canary'):\n    pathlib.Path(path).touch()\n\ndef model():\n    touch()\n"
 
 
 @pytest.mark.parametrize(

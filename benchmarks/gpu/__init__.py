@@ -1,0 +1,1 @@
+"""What this code does on a GPU, measured by one command; without a GPU the same code runs at tiny sizes."""

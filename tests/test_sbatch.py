@@ -1,0 +1,85 @@
+"""The batch script: on a cluster a user should copy one line of the guide, and it should work."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "scripts/job.sbatch"
+SMALL = (
+    "steps=6 batch_size=8 crops.n_local=0 probe.every=0 loss.dino_head.n_prototypes=32 loss.dino_head.hidden=32 "
+    "loss.dino_head.bottleneck=16 speed.accelerator=cpu"
+)
+MODEL = "tokens=4096 batch_size=4 model.width=32 model.layers=1 model.heads=2 model.context=64 speed.accelerator=cpu"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    pictures = Dataset.from_parquet(str(ROOT / "data/openclipart.parquet")).select(range(0, 6900, 46))
+    pictures.to_parquet(folder / "pictures.parquet")
+    lines = [json.dumps({"text": f"line {i} of the {i % 7}th kind, {'word ' * (i % 5)}"}) for i in range(200)]
+    (folder / "texts.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def job(slurm: dict[str, str], where: Path, words: str) -> str:
+    """Submit, wait, and return the log; the job must have completed."""
+    environment = {**slurm, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    submit = ["sbatch", "--parsable", str(SCRIPT), *words.split()]
+    number = subprocess.run(
+        submit, cwd=where, env=environment, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    state = ""
+    for _ in range(480):
+        shown = subprocess.run(["scontrol", "show", "job", number], env=slurm, capture_output=True, text=True).stdout
+        state = shown.partition("JobState=")[2].split()[0] if "JobState=" in shown else "GONE"
+        if state not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"):
+            break
+        time.sleep(0.5)
+    log = (where / f"curated-ssl-{number}.log").read_text()
+    assert state == "COMPLETED", f"{state}: {log[-2000:]}"
+    return log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "made"),
+    [
+        ("curation run {data}/pictures.parquet -o out --size 40 --embedder efficientnet_lite0 --image-size 64",
+         "out/subset/subset.parquet"),
+        ("curation run {data}/texts.jsonl -o out --size 40 --embedder byte_histogram", "out/report.html"),
+        ("pretrain train {data}/pictures.parquet -o out -r configs/pretrain/tiny_cpu.yaml " + SMALL,
+         "out/teacher/model.safetensors"),
+        ("text_lm train {tokens} -o out " + MODEL, "out/model/config.json"),
+    ],
+)  # fmt: skip
+def test_each_command_of_the_guide_runs_as_a_job(
+    words: str, made: str, data: Path, slurm: dict[str, str], tmp_path: Path
+):
+    if "{tokens}" in words:
+        tokenise = [
+            sys.executable,
+            "-m",
+            "text_lm",
+            "tokenise",
+            str(data / "texts.jsonl"),
+            "-o",
+            str(tmp_path / "tokens"),
+        ]
+        subprocess.run(tokenise, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+    job(slurm, tmp_path, words.format(data=data, tokens=tmp_path / "tokens"))
+    assert (tmp_path / made).exists()
+
+
+def test_the_script_is_a_shell_script_that_asks_for_a_command(tmp_path: Path):
+    assert subprocess.run(["bash", "-n", str(SCRIPT)], capture_output=True).returncode == 0
+    done = subprocess.run(["bash", str(SCRIPT)], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "name a command" in done.stderr
