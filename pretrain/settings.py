@@ -19,13 +19,16 @@ from foundation.settings import (
     Share,
     check,
     read_settings,
+    require_number,
 )
 from pretrain.centring import CENTRINGS
 from pretrain.heads import PROTOTYPES
 from pretrain.masking import MaskSettings
 from pretrain.multicrop import CropSettings
 from training.schedules import ScheduleSettings, in_steps, schedule
-from training.settings import RunSettings, fill_run
+from training.settings import BatchSize, RunSettings, fill_run
+
+Width = Annotated[int, Range(ge=1, le=1 << 20)]  # of a layer
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,19 @@ class BackboneSettings:
 
     def __post_init__(self) -> None:
         check(self, "backbone")
+        check_timm_args(self.args)
+
+
+def check_timm_args(args: dict[str, Any]) -> None:
+    """Refuse sizes that no model has, which timm would try to build for hours.
+
+    Raises:
+        CurationError: names the argument.
+    """
+    for name, value in args.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            most = 1000 if name == "depth" else 1 << 20
+            require_number(value, Range(ge=-most, le=most), f"backbone.args.{name}")
 
 
 @dataclass(frozen=True)
@@ -60,10 +76,10 @@ class HeadSettings:
         prototypes: "cosine", "weight_norm" (DINOv2) or "linear" (DINOv3); see `pretrain.heads.Prototypes`.
     """
 
-    n_prototypes: Annotated[int, Range(ge=2)] = 65536
-    n_layers: Count = 3
-    hidden: Count = 2048
-    bottleneck: Count = 256
+    n_prototypes: Annotated[int, Range(ge=2, le=1 << 24)] = 65536
+    n_layers: Annotated[int, Range(ge=1, le=64)] = 3
+    hidden: Width = 2048
+    bottleneck: Width = 256
     prototypes: Annotated[str, Choices(*PROTOTYPES)] = "cosine"
 
     def __post_init__(self) -> None:
@@ -109,7 +125,7 @@ class LossSettings:
     dino_head: HeadSettings = field(default_factory=HeadSettings)
     ibot_head: HeadSettings | None = None
     centring: Annotated[str, Choices(*CENTRINGS)] = "sinkhorn"
-    sinkhorn_iterations: Count = 3
+    sinkhorn_iterations: Annotated[int, Range(ge=1, le=1000)] = 3
     centre_momentum: Share = 0.9
     student_temperature: Positive = 0.1
     gram: GramSettings = field(default_factory=GramSettings)
@@ -201,7 +217,7 @@ class PretrainSettings(RunSettings):
     """
 
     steps: Count = 125_000
-    batch_size: Count = 1024
+    batch_size: BatchSize = 1024
     max_bad: Share = 0.01
     init_from: str = ""
     collapse: NonNegative = 0.005

@@ -34,7 +34,7 @@ from training.fit import fit
 from training.log import RunLog, Work
 from training.module import StepModule
 from training.order import Order
-from training.run_folder import claimed
+from training.run_folder import claimed, restored
 from training.schedules import in_steps
 
 
@@ -98,7 +98,7 @@ def pretrain(
     reader = CanvasReader(pool, settings.crops.canvas_size, cache_rows(settings))
     with claimed(folder, identity) as done:
         if done is not None:
-            return PretrainResult(**{**done, "folder": folder / TEACHER})
+            return restored(PretrainResult, done, folder / TEACHER)
         order = Order(rows, settings.seed)
         start = find_checkpoint(folder)
         module = Pretraining(settings)
@@ -138,7 +138,7 @@ def pretrain(
             save_state(state, folder / STATE)
 
         if result.finished:
-            fitted.export(write, {**vars(result), "folder": TEACHER})
+            fitted.export(write, {**vars(result), "folder": TEACHER}, (STATE, TEACHER))
         return result
 
 

@@ -2,13 +2,14 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from foundation.errors import CurationError
-from foundation.files import checksum, load_json, save_json, whole_folder
+from foundation.files import check_files, checksum, load_json, save_json, whole_folder
+from foundation.settings import Count, Pixels, Positive, Range
 from satellite.model import CanopyModel
 from satellite.normalise import BandStatistics
 from satellite.settings import TrainSettings, settings_from
@@ -48,6 +49,31 @@ class TrainedModel:
     checksum: str
 
 
+@dataclass
+class StatisticsFile:
+    """Of `BandStatistics`, as JSON."""
+
+    mean: list[float]
+    std: list[Positive]
+    low: list[float]
+    high: list[float]
+    white: Positive
+    name: str
+
+
+@dataclass
+class ConfigFile:
+    """What ``config.json`` must hold; folders of before have no checksum of the weights."""
+
+    resolution: Positive
+    tile: Pixels
+    bands: list[Count]
+    n_bands: Annotated[int, Range(ge=1, le=10_000)]
+    statistics: StatisticsFile
+    settings: dict[str, Any]
+    checksum: str | None = None
+
+
 def save_model(
     folder: Path,
     state: dict[str, Tensor],
@@ -74,7 +100,7 @@ def save_model(
     }
     with whole_folder(folder) as fresh:
         save_file({name: value.contiguous() for name, value in state.items()}, fresh / WEIGHTS)
-        save_json(fresh / CONFIG, config)
+        save_json(fresh / CONFIG, {**config, "checksum": checksum(fresh / WEIGHTS)}, seal=True)
 
 
 def load_model(folder: str | Path, device: str | torch.device = "cpu") -> TrainedModel:
@@ -87,13 +113,15 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Traine
     from safetensors.torch import load_file
 
     folder = Path(folder)
-    config = load_json(folder / CONFIG)
+    again = "train it again or copy it again"
+    config = load_json(folder / CONFIG, ConfigFile, again)
+    check_files([(folder / WEIGHTS, config.get("checksum"))], again)
     try:
         model = CanopyModel(settings_from(config["settings"]), config["n_bands"], config["tile"])
         model.load_state_dict(load_file(folder / WEIGHTS))
         statistics = BandStatistics.from_json(config["statistics"])
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise CurationError(f"{folder} is no whole model ({reason}); train it again or copy it again") from error
+        raise CurationError(f"{folder} is no whole model ({reason}); {again}") from error
     seen = Seen(tuple(config["bands"]), int(config["tile"]), float(config["resolution"]))
     return TrainedModel(model.eval().requires_grad_(False).to(device), statistics, seen, checksum(folder / WEIGHTS))

@@ -5,6 +5,7 @@ reaches into it, so the map does not depend on the squares, and one that is fini
 """
 
 import shutil
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from foundation.devices import open_device
 from foundation.errors import CurationError
 from foundation.files import digest_json, load_array, load_json, save_array, save_json
+from foundation.locks import locked_folder
 from foundation.settings import Count, NonNegative, Range, check
 from satellite.export import TrainedModel, load_model
 from satellite.normalise import BandStatistics, band_statistics, normalise, white_of
@@ -74,8 +76,15 @@ def predict_raster(
     settings, output = settings or PredictSettings(), Path(output)
     device = str(open_device(settings.device))
     trained = load_model(model, device)
-    with _open_for(trained, image, settings, crs) as raster:
+    if settings.overlap > 3 * trained.seen.tile // 4:
+        raise CurationError(
+            f"overlap {settings.overlap} is more than three quarters of the tiles of {trained.seen.tile} pixels; each "
+            "pixel would be predicted more than 16 times"
+        )
+    with ExitStack() as stack:
+        raster = stack.enter_context(_open_for(trained, image, settings, crs))
         parts = output.with_name(f".{output.name}.parts")
+        stack.enter_context(locked_folder(parts))
         _claim(parts, trained, raster, settings)
         grid, side = raster.grid, settings.square
         seen_as = _colours(raster, trained, settings)
@@ -86,7 +95,7 @@ def predict_raster(
                 box = (r, c, min(side, grid.height - r), min(side, grid.width - c))
                 save_array(path, predict_square(trained, raster, box, settings, seen_as, device))
         _assemble(parts, squares, raster, output)
-    shutil.rmtree(parts)
+        shutil.rmtree(parts)
     return output
 
 
@@ -102,7 +111,7 @@ def predict_square(
     """Heights of a window (row, column, height, width) of a raster; NaN where it has no data."""
     row, col, height, width = box
     tile = trained.seen.tile
-    overlap = tile // 4 if settings.overlap < 0 else min(settings.overlap, tile - 1)
+    overlap = tile // 4 if settings.overlap < 0 else settings.overlap
     total, weight = np.zeros((height, width)), np.zeros((height, width))
     has_data = np.zeros((height, width), bool)
     ramp = blending_weights(tile, overlap)
@@ -193,7 +202,7 @@ def _claim(parts: Path, trained: TrainedModel, raster: Raster, settings: Predict
     path = parts / "parts.json"
     if not path.exists():
         save_json(path, {"identity": identity})
-    elif load_json(path)["identity"] != identity:
+    elif load_json(path, remedy=f"delete {parts}").get("identity") != identity:
         raise CurationError(f"{parts} holds parts of a map of another model, raster or settings; delete it")
 
 

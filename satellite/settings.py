@@ -18,6 +18,7 @@ from foundation.settings import (
     check,
     read_settings,
 )
+from pretrain.settings import check_timm_args
 from satellite.normalise import PUBLISHED
 from training.settings import RunSettings, fill_run
 
@@ -45,6 +46,7 @@ class BackboneSettings:
 
     def __post_init__(self) -> None:
         check(self, "backbone")
+        check_timm_args(self.args)
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,10 @@ class HeadSettings:
 
     kind: Annotated[str, Choices(*HEADS)] = "dpt"
     output: Annotated[str, Choices(*OUTPUTS)] = "linear_bins"
-    n_bins: Annotated[int, Range(ge=2)] = 256
+    n_bins: Annotated[int, Range(ge=2, le=1 << 16)] = 256
     lowest: Positive = 0.01
     highest: Positive = 100.0
-    width: Count = 128
+    width: Annotated[int, Range(ge=1, le=1 << 16)] = 128
     readout: bool = True
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ from training.checkpoints import find_checkpoint
 from training.fit import fit
 from training.log import RunLog, Work
 from training.module import StepModule
-from training.run_folder import claimed
+from training.run_folder import claimed, restored
 from training.schedules import ScheduleSettings, in_steps, schedule
 
 MODEL = "model"
@@ -84,7 +84,7 @@ def train(
     reader = TileReader(table, tiles, _cache_tiles(settings, tiles))
     with claimed(folder, identity) as done:
         if done is not None:
-            return TrainResult(**{**done, "folder": folder / MODEL})
+            return restored(TrainResult, done, folder / MODEL)
         statistics = _statistics(settings, reader, rows)
         module = CanopyTraining(settings, reader.n_bands, tiles.size)
         batches = TileBatches(reader, rows, statistics, settings)
@@ -101,7 +101,7 @@ def train(
             save_model(folder / MODEL, weights, alone, statistics, Seen(bands, tiles.size, resolution))
 
         if result.finished:
-            fitted.export(write, {**vars(result), "folder": MODEL})
+            fitted.export(write, {**vars(result), "folder": MODEL}, [MODEL])
         return result
 
 

@@ -27,7 +27,7 @@ from training.devices import fast_precision
 from training.fit import fit
 from training.log import RunLog, Work
 from training.module import StepModule
-from training.run_folder import claimed
+from training.run_folder import claimed, restored
 from training.schedules import rate_factor
 
 MODEL = "model"
@@ -99,7 +99,7 @@ def train(
     module = LanguageModel(settings, tokenizer)
     with claimed(folder, identity) as done:
         if done is not None:
-            return TrainResult(**{**done, "folder": folder / MODEL})
+            return restored(TrainResult, done, folder / MODEL)
         flops = flops_per_token(settings.model, tokenizer.vocab_size, settings.model.context)
         log = RunLog(folder, Work("tokens", "tokens", settings.tokens_per_step, flops), "train", progress)
         fitted = fit(module, batches, folder, find_checkpoint(folder), log, fsdp_blocks=_blocks())
@@ -115,7 +115,7 @@ def train(
         )
         if result.finished:
             write = lambda state: save_model(state, settings, tokenizer, folder / MODEL)  # noqa: E731
-            fitted.export(write, {**vars(result), "folder": MODEL})
+            fitted.export(write, {**vars(result), "folder": MODEL}, [MODEL])
         return result
 
 

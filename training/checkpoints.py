@@ -16,9 +16,7 @@ import lightning
 import torch
 
 from foundation.errors import CurationError
-
-CHECKPOINT = "last.ckpt"
-EARLIER = "earlier.ckpt"
+from training.run_folder import CHECKPOINT, EARLIER
 
 
 @dataclass(frozen=True)

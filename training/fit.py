@@ -17,7 +17,7 @@ from training.data import Slot, StepData
 from training.devices import make_trainer
 from training.log import RunLog
 from training.module import StepModule
-from training.run_folder import RESULT, is_first_process
+from training.run_folder import CHECKSUMS, RESULT, checksums_of, is_first_process
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,20 @@ class Fitted:
     step: int
     finished: bool
 
-    def export(self, write: Callable[[dict[str, Tensor]], None], result: dict[str, Any]) -> None:
+    def export(
+        self, write: Callable[[dict[str, Tensor]], None], result: dict[str, Any], left: Sequence[str] = ()
+    ) -> None:
         """Leave what a finished run leaves: process zero writes the model, then ``result.json``; checkpoints go.
 
         Args:
             write: takes the whole state of the module, gathered where it is sharded.
             result: content of ``result.json``.
+            left: files and folders that ``write`` makes, whose checksums go with the result.
         """
         state = self.trainer.strategy.lightning_module_state_dict()
         if self.trainer.is_global_zero:
             write(state)
-            save_json(self.folder / RESULT, result)
+            save_json(self.folder / RESULT, {**result, CHECKSUMS: checksums_of(self.folder, left)}, seal=True)
             remove_checkpoints(self.folder)
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)  # Lightning makes an empty one
         self.trainer.strategy.barrier("export")

@@ -4,10 +4,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, TypeVar
 
 from foundation.errors import CurationError
-from foundation.settings import Choices, Count, CountOrZero, NonNegative, check, fill
+from foundation.settings import Choices, Count, CountOrZero, NonNegative, Range, Seed, Workers, check, fill
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 STRATEGIES = ("auto", "ddp", "fsdp")
+BatchSize = Annotated[int, Range(ge=1, le=1 << 20)]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class SpeedSettings:
     devices: CountOrZero = 1
     nodes: Count = 1
     strategy: Annotated[str, Choices(*STRATEGIES)] = "auto"
-    n_workers: CountOrZero = 0
+    n_workers: Workers = 0
     checkpoint_every: Count = 1000
     log_every: Count = 10
     peak_flops: NonNegative = 0.0
@@ -50,9 +51,9 @@ class RunSettings:
         speed: where and how fast.
     """
 
-    batch_size: Count = 16
+    batch_size: BatchSize = 16
     micro_batch_size: CountOrZero = 0
-    seed: CountOrZero = 0
+    seed: Seed = 0
     precision: Annotated[str, Choices(*PRECISIONS)] = "32-true"
     speed: SpeedSettings = field(default_factory=SpeedSettings)
 

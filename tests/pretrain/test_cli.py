@@ -101,7 +101,7 @@ def test_mistakes_are_one_line(images: Path, tmp_path: Path, capsys: pytest.Capt
     for arguments, words in [
         (["train", str(tmp_path / "none"), "-o", str(tmp_path / "r")], "does not exist"),
         (["train", str(images), "-o", str(tmp_path / "r"), "step=4"], "step is no setting; did you mean 'steps'?"),
-        (["train", str(images), "-o", str(tmp_path / "r"), "-r", str(tmp_path / "no.yaml")], "cannot be read"),
+        (["train", str(images), "-o", str(tmp_path / "r"), "-r", str(tmp_path / "no.yaml")], "does not exist"),
     ]:
         with pytest.raises(SystemExit) as stop:
             main(arguments)

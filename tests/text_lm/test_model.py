@@ -185,10 +185,10 @@ def test_settings_are_checked(tmp_path: Path):
         (None, "model.width=abc", "setting model.width: Value 'abc'"),
         (None, "model.kv_heads=3", "must divide model.heads 4"),
         (None, "model.width=12", "multiple of 2 x heads = 8"),
-        (None, "model=none.yaml", "none.yaml cannot be read"),
+        (None, "model=none.yaml", "none.yaml does not exist"),
         (tmp_path / "list.yaml", "seed=0", "must hold key: value lines"),
         (tmp_path / "broken.yaml", "seed=0", "broken.yaml"),
-        (tmp_path / "no.yaml", "seed=0", "no.yaml cannot be read"),
+        (tmp_path / "no.yaml", "seed=0", "no.yaml does not exist"),
     ]:
         with pytest.raises(CurationError, match=message):
             load_settings(path, [override])

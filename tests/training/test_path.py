@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import time
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from foundation.errors import CurationError
+from foundation.locks import locked_folder
 from training.checkpoints import CHECKPOINT, Checkpoints, find_checkpoint
 from training.data import Slot
 from training.fit import Fitted, fit
@@ -309,6 +311,37 @@ def test_a_run_that_kept_nothing_does_not_block_the_next(tmp_path: Path):
     assert [line["step"] for line in lines(tmp_path / "run")] == [3, 6, 7]
     with pytest.raises(CurationError, match=r"holds a run with rate=0\.1, not 0\.5"):
         run(tmp_path / "run", ToySettings(rate=0.5))
+
+
+def _hold(folder: Path, held: Any) -> None:
+    with locked_folder(folder):
+        held.set()
+        time.sleep(120)
+
+
+def test_two_trainings_on_one_folder_are_refused_until_the_first_is_gone(tmp_path: Path):
+    context = multiprocessing.get_context("fork")
+    held = context.Event()
+    other = context.Process(target=_hold, args=(tmp_path / "run", held))
+    other.start()
+    try:
+        assert held.wait(60)
+        with pytest.raises(CurationError, match=rf"run is in use by process {other.pid} "):
+            run(tmp_path / "run")
+    finally:
+        other.kill()
+        other.join()
+    fitted = run(tmp_path / "run")
+    assert fitted is not None
+    assert fitted.finished
+
+
+def test_an_edited_result_is_refused(whole: Path, tmp_path: Path):
+    shutil.copytree(whole, tmp_path / "run")
+    path = tmp_path / "run/result.json"
+    path.write_text(path.read_text().replace('"step": 7', '"step": 8'))
+    with pytest.raises(CurationError, match=r"result\.json was changed after it was written"):
+        run(tmp_path / "run")
 
 
 def _train_in_a_group(rank: int, folder: Path, port: int) -> None:
