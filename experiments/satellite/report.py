@@ -11,6 +11,7 @@ from experiments.engine.arms import BASE_ARM, METHOD_ARM
 from experiments.engine.compare import Row, Summary, summarise
 from experiments.engine.provenance import commits_of
 from experiments.engine.stages import MARKER, StageRun
+from experiments.pages.markdown import headline
 from experiments.satellite.pool import COVER_CLASSES, DATA, SYNTHETIC
 from foundation.files import load_json, write_atomically
 from foundation.tables import markdown_table
