@@ -58,6 +58,7 @@ class Domain:
         extra: further stages that are no arm, from the whole config.
         write_up: from the whole config, the action of a last stage that reads all evaluations and writes them up.
         distributed: `train` knows what to do as one process of several.
+        sharded: `prepare` does: processes share its shards.
     """
 
     title: str
@@ -78,6 +79,7 @@ class Domain:
     extra: Callable[[dict[str, Any]], Sequence[Stage]] = lambda _config: ()
     write_up: Callable[[dict[str, Any]], Action] | None = None
     distributed: bool = False
+    sharded: bool = False
 
     @property
     def headline(self) -> Metric:
@@ -274,7 +276,13 @@ def build(config: dict[str, Any], hardware: Hardware | None = None) -> Experimen
         if own not in prepared:
             files = tuple(domain.files(pool))
             prepared[own] = Stage(
-                "prepare", domain.prepare, asdict(pool), seed=own, files=files, decides=decides["pool"]
+                "prepare",
+                domain.prepare,
+                asdict(pool),
+                seed=own,
+                files=files,
+                distributed=domain.sharded,
+                decides=decides["pool"],
             )
         before = prepared[own]
         for arm, spec in subsets.items():
@@ -299,6 +307,7 @@ def build(config: dict[str, Any], hardware: Hardware | None = None) -> Experimen
             )
     if domain.write_up is not None:
         about = {"seeds": settings.seeds, "arms": settings.arms, "scale": settings.scale["name"]}
+        about |= {"studies": science.studies} if science.studies else {}  # computed while it is written
         stages.append(Stage("write_up", domain.write_up(config), about, tuple(stages)))
     stages += domain.extra(config)
     return Experiment(settings, domain, Path(settings.output.runs), stages, samples, rows)

@@ -67,10 +67,12 @@ def compose(overrides: Sequence[str] = (), configs: Path = CONFIGS) -> dict[str,
             for item in parsed:
                 key, word = item.key_or_group, item.input_line or ""
                 # added on purpose: whoever reads the section refuses what it does not know
-                if not item.is_add() and not item.is_force_add() and key not in written and key[:5] != "hydra":
+                if not item.is_add() and not item.is_force_add() and not key.startswith("hydra"):
                     if key not in known:
                         raise CurationError(f"{key} is no setting; {nearest_name(key, known)}")
-                    word = f"++{word}"  # it has a default in the code and stands in no file
+                    # what has a default in the code stands in no file; of several keys at once, some may not
+                    inside = isinstance(item.value(), dict)
+                    word = f"++{word}" if key not in written or inside else word
                 words.append(word)
             config = OmegaConf.to_container(hydra_compose("config", words), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:

@@ -34,4 +34,5 @@ DOMAIN = Domain(
     files=input_files,
     write_up=write_up,
     distributed=True,
+    sharded=True,
 )

@@ -50,14 +50,13 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Classes that differ in colour; every two rows in a row are one group."""
     rng, rows = np.random.default_rng(0), []
     for label, n in LABELS.items():
-        for i in range(n):
+        for _ in range(n):
             pixels = rng.normal(60 + 50 * label, 30, (24, 24, 3)).clip(0, 255).astype(np.uint8)
             stream = io.BytesIO()
             Image.fromarray(pixels).save(stream, "PNG")
             rows.append(
                 {"image": {"bytes": stream.getvalue(), "path": None}, "label": label, "duplicate_group": len(rows) // 2}
             )
-            assert i >= 0
     folder = tmp_path_factory.mktemp("data")
     Dataset.from_list(rows).to_parquet(str(folder / "pool.parquet"))
     return folder
