@@ -116,6 +116,9 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Traine
     again = "train it again or copy it again"
     config = load_json(folder / CONFIG, ConfigFile, again)
     check_files([(folder / WEIGHTS, config.get("checksum"))], again)
+    n = config["n_bands"]
+    if any(len(config["statistics"][name]) != n for name in ("mean", "std")) or len(config["bands"]) not in (0, n):
+        raise CurationError(f"{folder / CONFIG} has other numbers of bands and of their statistics; {again}")
     try:
         model = CanopyModel(settings_from(config["settings"]), config["n_bands"], config["tile"])
         model.load_state_dict(load_file(folder / WEIGHTS))

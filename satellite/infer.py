@@ -154,7 +154,7 @@ def blending_weights(tile: int, overlap: int) -> Float[np.ndarray, "s s"]:
 
 
 def _open_for(trained: TrainedModel, image: str | Path, settings: PredictSettings, crs: str | None) -> Raster:
-    raster = open_raster(image, trained.seen.bands, crs=crs)
+    raster = open_raster(image, trained.seen.bands or None, crs=crs)
     found, wanted = raster.grid.resolution, trained.seen.resolution
     if abs(found / wanted - 1) <= TOLERANCE:
         return raster
@@ -164,7 +164,7 @@ def _open_for(trained: TrainedModel, image: str | Path, settings: PredictSetting
             f"{image} has {found:g} m per pixel but the model was trained at {wanted:g} m ({found / wanted:.2g} "
             "times): heights would be wrong. Bring it to the model's resolution: --resample"
         )
-    return open_raster(image, trained.seen.bands, resolution=wanted, crs=crs)
+    return open_raster(image, trained.seen.bands or None, resolution=wanted, crs=crs)
 
 
 def _colours(raster: Raster, trained: TrainedModel, settings: PredictSettings) -> BandStatistics:

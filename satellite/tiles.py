@@ -23,6 +23,7 @@ from foundation.settings import Count, CountOrZero, NonNegative, Range, Share, c
 from satellite.rasters import Raster, check_same_grid, open_heights, open_raster
 from satellite.units import metres_per, warn_if_implausible
 
+MOST_BLOCKS = 250_000  # squares of ground of a split
 COLUMNS = {
     "image": pa.string(),
     "heights": pa.string(),
@@ -146,7 +147,7 @@ def save_tiles(tiles: pa.Table, path: str | Path, settings: TileSettings) -> Non
     from dataclasses import asdict
 
     tiles = tiles.replace_schema_metadata({"tiles": json.dumps(asdict(settings))})
-    write_atomically(Path(path), lambda stream: pq.write_table(tiles, stream))
+    write_atomically(Path(path), lambda stream: pq.write_table(tiles, stream, write_page_checksum=True))
 
 
 def load_tiles(path: str | Path) -> tuple[pa.Table, TileSettings]:
@@ -160,7 +161,7 @@ def load_tiles(path: str | Path) -> tuple[pa.Table, TileSettings]:
     again = "make it: python -m satellite tiles"
     path = regular_file(path, again)
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, page_checksum_verification=True)
         content = json.loads((table.schema.metadata or {})[b"tiles"])
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -222,6 +223,8 @@ def spatial_split(
         raise CurationError(f"fold {fold} of {n_folds}, block {block} m, margin {margin} m make no split")
     origin = boxes[:, :2].min(0)
     extent = boxes[:, 2:].max(0) - origin
+    if float(np.ceil(extent / block).prod()) > MOST_BLOCKS:
+        raise CurationError(f"blocks of {block:g} m are more than {MOST_BLOCKS:,} on {extent[0]:g} x {extent[1]:g} m")
     shape = (int(np.ceil(extent[1] / block)), int(np.ceil(extent[0] / block)))
     folds = fold_of_blocks(shape, n_folds, seed)
     near = touches(boxes, folds == fold, origin, block, margin)

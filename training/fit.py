@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from torch import Tensor
 
 from foundation.errors import CurationError
@@ -45,8 +46,15 @@ class Fitted:
             write: takes the whole state of the module, gathered where it is sharded.
             result: content of ``result.json``.
             left: files and folders that ``write`` makes, whose checksums go with the result.
+
+        Raises:
+            CurationError: a weight is not finite.
         """
         state = self.trainer.strategy.lightning_module_state_dict()
+        broken = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
+        if broken:
+            module: Any = self.trainer.lightning_module
+            raise CurationError(f"{broken[0]} is not finite after step {self.step}; {module.advice()}")
         if self.trainer.is_global_zero:
             write(state)
             save_json(self.folder / RESULT, {**result, CHECKSUMS: checksums_of(self.folder, left)}, seal=True)

@@ -155,7 +155,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     pool.to_parquet(str(folder / "texts.parquet"))
     pool.select(range(2, 22)).to_json(str(folder / "texts.jsonl"))
-    for made, wanted in zip(save_scene(forest_scene(96, 96, seed=1), folder, 0.5), ("rgb.tif", "chm.tif"), strict=True):
+    for made, wanted in zip(save_scene(forest_scene(64, 64, seed=1), folder, 0.5), ("rgb.tif", "chm.tif"), strict=True):
         made.rename(folder / wanted)
     tools = Hostile(folder, folder)
     for name, words in (
