@@ -33,7 +33,8 @@ def submit(slurm: dict[str, str], where: Path, *words: str, path: Path = ROOT) -
     """The number of a job that runs ``python -m words`` through the script."""
     environment = {**slurm, "PYTHON": sys.executable, "PYTHONPATH": str(path)}
     command = ["sbatch", "--parsable", str(SCRIPT), *words]
-    submitted = subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True, check=True)
+    submitted = subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True)
+    assert submitted.returncode == 0, submitted.stderr
     return submitted.stdout.strip()
 
 
