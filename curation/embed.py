@@ -40,6 +40,7 @@ def embed_pool(
     pool: Any,
     embedder: Embedder,
     folder: str | Path,
+    *,
     batch_size: int = 64,
     n_workers: int | None = None,
     dtype: str = "float16",
@@ -84,7 +85,15 @@ def embed_pool(
     first_row, skipped = _where_to_resume(folder, writer.n_written, len(pool))
     with writer:
         _embed_rows(
-            pool, embedder, writer, first_row, skipped, batch_size, worker_count(n_workers), image_column, progress
+            pool,
+            embedder,
+            writer,
+            first_row=first_row,
+            skipped=skipped,
+            batch_size=batch_size,
+            n_workers=worker_count(n_workers),
+            image_column=image_column,
+            progress=progress,
         )
         row_ids = _readable(len(pool), skipped)
         if not len(row_ids):
@@ -101,6 +110,7 @@ def _embed_rows(
     pool: Any,
     embedder: Embedder,
     writer: EmbeddingWriter,
+    *,
     first_row: int,
     skipped: dict[int, str],
     batch_size: int,
