@@ -229,6 +229,7 @@ def run_pipeline(
     folder: str | Path,
     size: int,
     embedder: str,
+    *,
     levels: str | Sequence[Any] = AUTO,
     n_resamples: int | list[int] | None = None,
     sample_sizes: int | list[int] | None = None,
