@@ -17,6 +17,7 @@ from tqdm import tqdm
 from curation.bad_rows import check_rows
 from curation.duplicates import DuplicateReport
 from curation.embeddings import Embeddings, open_embeddings
+from curation.kmeans.assignment import rows_per_read
 from curation.rows import SelectedRows
 from foundation.errors import CurationError
 
