@@ -122,12 +122,12 @@ def semdedup_subset(
     if (size is None) == (epsilon is None):
         raise CurationError("semdedup takes either size or epsilon")
     source = open_embeddings(x)
+    if size is not None:
+        _check_size(size, source.n_rows)
     scores, _found = semdedup_scores(source, k, seed, keep, progress)
     if epsilon is not None:
         rows = np.flatnonzero(scores <= 1 - epsilon)
         return _subset(source, rows, method="semdedup", k=k, epsilon=epsilon, keep=keep, seed=seed)
-    assert size is not None
-    _check_size(size, source.n_rows)
     rows = np.argsort(scores, kind="stable")[:size]
     return _subset(source, rows, method="semdedup", k=k, target=size, keep=keep, seed=seed)
 

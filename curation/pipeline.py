@@ -273,6 +273,8 @@ def run_pipeline(
     clock.begin("open")
     pool = open_pool(source)
     embedder = resolve_embedder(embedder, pool)
+    if image_size is not None and has_text_only(pool):
+        raise CurationError("an image size means nothing for text; leave --image-size out")
     if has_text_only(pool) and prepare is DEFAULT_PREPARATION:
         prepare = TEXT_PREPARATION
     where = str(open_device(device))

@@ -35,6 +35,7 @@ SUFFIXES = {  # the order decides where a folder holds several kinds: side files
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 PATTERN = re.compile(r"[*?\[{]")
 BRACES = re.compile(r"\{(?:(\d{1,12})\.\.(\d{1,12})|([^{}]*,[^{}]*))\}")
+CHECKED_BYTES = 1 << 30  # of text that is looked through for other encodings when it is opened
 MOST_NUMBERS = 1_000_000  # of names that braces stand for
 SPLIT_FILE = re.compile(r"(.+?)-\d{5}-of-\d{5}")
 
@@ -190,12 +191,26 @@ def _open_files(path: Path, split: str | None, files: list[Path], cut: TileCut |
     if kind == "webdataset":
         return _open_shards(files)
     names = [str(_expanded(file)) for file in files]
+    problem = f"{path} cannot be read as {kind}"
     try:
-        return _load(kind, {"data_files": {"train": names}}, "train", f"{path} cannot be read as {kind}")
+        pool = _load(kind, {"data_files": {"train": names}}, "train", problem)
+        if kind != "parquet" and pool.data.nbytes < CHECKED_BYTES:
+            _check_utf8(pool, problem)
+        return pool
     except CurationError as error:
         if kind == "json" and (line := bad_line(files, _lines)):
             raise CurationError(line) from error
         raise
+
+
+def _check_utf8(pool: Any, problem: str) -> None:
+    """Refuse text that is not UTF-8: readers of JSONL do not look, and it would fail row by row later."""
+    import pyarrow as pa
+
+    try:
+        pool.data.table.validate(full=True)
+    except pa.ArrowException as error:
+        raise CurationError(f"{problem}: {' '.join(str(error).split())[:200]}; convert it to UTF-8") from error
 
 
 def _lines(file: Path) -> Any:

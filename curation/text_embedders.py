@@ -51,6 +51,8 @@ def resolve_embedder(name: str, pool: Any) -> str:
         raise CurationError(
             f"embedder {name!r} is one of images, and the pool holds text; use {SENTENCE}:NAME, {BYTES} or {CHARACTERS}"
         )
+    if is_lexical(name):
+        lexical_dimensions(name)
     if of_text and not text:
         raise CurationError(f"embedder {name!r} is one of text, and the pool has {', '.join(pool.column_names)}")
     return name
@@ -94,6 +96,18 @@ def embed_any(
     return EmbedResult(result.n_rows, dict.fromkeys(result.empty_rows, "no text"))
 
 
+def lexical_dimensions(name: str) -> int:
+    """Width of the embeddings of ``byte_histogram`` or ``char_svd:DIMENSIONS``.
+
+    Raises:
+        CurationError: an unknown name, or no such number of dimensions.
+    """
+    kind, _, rest = name.partition(":")
+    if rest and (kind == BYTES or not rest.isdecimal() or not 1 <= len(rest) <= 5 or int(rest) < 1):
+        raise CurationError(f"embedder {name!r} is unknown; use {BYTES}, {CHARACTERS} or {CHARACTERS}:DIMENSIONS")
+    return 256 if kind == BYTES else int(rest or DIMENSIONS)
+
+
 def embed_lexical_pool(
     pool: Any,
     name: str,
@@ -108,10 +122,7 @@ def embed_lexical_pool(
     Raises:
         CurationError: an unknown name, no text at all, or the folder holds something else.
     """
-    kind, _, rest = name.partition(":")
-    if rest and (kind == BYTES or not rest.isdecimal() or not 1 <= len(rest) <= 5 or int(rest) < 1):
-        raise CurationError(f"embedder {name!r} is unknown; use {BYTES}, {CHARACTERS} or {CHARACTERS}:DIMENSIONS")
-    dim = 256 if kind == BYTES else int(rest or DIMENSIONS)
+    kind, dim = name.partition(":")[0], lexical_dimensions(name)
     metadata = {"embedder": name, "seed": seed, "pool_fingerprint": pool_fingerprint(pool), "pool_rows": len(pool)}
     check_text(pool, "text")
     with locked_folder(folder) as place:

@@ -111,6 +111,8 @@ def explain(error: BaseException) -> str | None:
         return f"out of memory ({text or 'no more could be had'}); use smaller batches or a larger machine"
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
         return f"out of GPU memory ({text.partition('. GPU')[0]}); use smaller batches or a larger GPU"
+    if isinstance(error, UnicodeError):
+        return f"text that is read is not UTF-8 ({text[:120]}); convert the file to UTF-8"
     if isinstance(error, RuntimeError | AssertionError) and any(part in text for part in NO_DEVICE):
         return f"the device cannot be used here ({text[:160]}); choose another, such as cpu"
     # pyarrow's errors and safetensors' are of types that are not imported for this

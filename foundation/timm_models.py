@@ -22,7 +22,14 @@ def create_timm_model(name: str, image_size: int | None = None, **options: Any) 
     """
     asks_hub = name.startswith("hf-hub:") or (options.get("pretrained") and not name.startswith("local-dir:"))
     with hub_within_reach() if asks_hub else nullcontext():
-        return _create(name, image_size, **options)
+        model = _create(name, image_size, **options)
+    patches = getattr(model, "patch_embed", None)
+    side = getattr(patches, "patch_size", None)
+    if image_size is not None and isinstance(side, tuple) and not getattr(patches, "dynamic_img_pad", False):
+        stride = getattr(getattr(patches, "proj", None), "stride", None)
+        if stride == side and image_size % side[0]:  # the rest would be cut off in silence
+            raise CurationError(f"{name} takes pictures in patches of {side[0]} pixels; {image_size} is no multiple")
+    return model
 
 
 def _create(name: str, image_size: int | None, **options: Any) -> Any:
