@@ -13,6 +13,7 @@ from curation.kmeans import kmeans
 from curation.kmeans.frame import Frame
 from curation.kmeans.lloyd import fit_centroids
 from curation.kmeans.seeding import seed_centroids
+from curation.kmeans.settings import KMeansSettings
 from experiments.engine.provenance import commits_of
 from foundation.tables import markdown_table
 
@@ -59,7 +60,8 @@ def _scikit_lloyd(x: np.ndarray, start: np.ndarray, iterations: int) -> np.ndarr
 def _our_lloyd(x: np.ndarray, start: np.ndarray, iterations: int, precision: str) -> np.ndarray:
     rng = np.random.default_rng(0)
     source = open_embeddings(x)
-    return fit_centroids(source, len(start), rng, initial=start, max_iterations=iterations, precision=precision)[0]
+    settings = KMeansSettings(max_iterations=iterations, precision=precision)
+    return fit_centroids(source, len(start), rng, settings, initial=start)[0]
 
 
 def _scikit_seeding(x: np.ndarray, k: int, seed: int) -> np.ndarray:

@@ -58,8 +58,18 @@ Weights = Annotated[Path | None, typer.Option(help="Local .safetensors weights o
 Column = Annotated[str | None, typer.Option(help="Column of images or text; default: found by its type and name.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on the standard output.")]
 ExportFormat = Enum(
-    "ExportFormat", {name: name for name in ("parquet", "jsonl", "files", "webdataset", "datasets", "folder")}, type=str
+    "ExportFormat",
+    {
+        "parquet": "parquet",
+        "jsonl": "jsonl",
+        "files": "files",
+        "webdataset": "webdataset",
+        "datasets": "datasets",
+        "folder": "folder",
+    },
+    type=str,
 )
+
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where the result goes.")]
 Levels = Annotated[
     str,
@@ -191,8 +201,9 @@ def embed(
 
     found, chosen = open_pool(pool, column=column), _named(embedder, weights)
     for_images: dict[str, Any] = {} if has_text_only(found) else {"n_workers": workers}
-    for_images |= {"dtype": dtype, "overwrite": overwrite}
-    result = embed_any(found, chosen, output, image_size, batch_size, device, **for_images)
+    result = embed_any(
+        found, chosen, output, image_size, batch_size, device, dtype=dtype, overwrite=overwrite, **for_images
+    )
     _say(f"{result.n_rows:,} embeddings in {output}")
     for row, reason in list(result.skipped.items())[:5]:
         _say(f"skipped row {row}: {reason}")

@@ -43,6 +43,7 @@ def embed_pool(
     embedder: Embedder,
     folder: str | Path,
     batch_size: int = 64,
+    *,
     n_workers: int | None = None,
     dtype: str = "float16",
     image_column: str = "image",
@@ -109,7 +110,17 @@ def _embed_into(
         stray.unlink(missing_ok=True)
     first_row, skipped = _where_to_resume(folder, writer.n_written, len(pool))
     with writer:
-        _embed_rows(pool, embedder, writer, first_row, skipped, batch_size, n_workers, image_column, progress)
+        _embed_rows(
+            pool,
+            embedder,
+            writer,
+            first_row=first_row,
+            skipped=skipped,
+            batch_size=batch_size,
+            n_workers=n_workers,
+            image_column=image_column,
+            progress=progress,
+        )
         row_ids = _readable(len(pool), skipped)
         if not len(row_ids):
             row, reason = next(iter(skipped.items()))
@@ -125,6 +136,7 @@ def _embed_rows(
     pool: Any,
     embedder: Embedder,
     writer: EmbeddingWriter,
+    *,
     first_row: int,
     skipped: dict[int, str],
     batch_size: int,

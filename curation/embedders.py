@@ -1,6 +1,7 @@
 """Frozen pretrained networks that turn images into embeddings, behind one small dataclass."""
 
 import hashlib
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -150,14 +151,25 @@ def _timm(name: str, image_size: int | None, pretrained: bool) -> tuple[nn.Modul
 
 
 def _timm_with_weights(name: str, image_size: int | None, weights: Path) -> tuple[nn.Module, Any, int]:
+    import timm
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     if weights.suffix != ".safetensors" or not weights.is_file():
         raise CurationError(f"{weights} is no .safetensors file; give the weights of timm:{name} as one")
-    file = {"file": str(weights.absolute())}
+    model, transform, size = _timm_model(name, image_size, pretrained=False, num_classes=0)
     try:
-        return _timm_model(name, image_size, pretrained=True, num_classes=0, pretrained_cfg_overlay=file)
-    except CurationError as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:200]
-        raise CurationError(f"{weights} does not fit timm:{name}: {reason}") from error
+        state = load_file(weights)
+        # of published weights under other names, and of positions for another size
+        adapt = getattr(sys.modules[timm.models.model_entrypoint(name).__module__], "checkpoint_filter_fn", None)
+        missing, _unused = model.load_state_dict(state if adapt is None else adapt(state, model), strict=False)
+    except (RuntimeError, KeyError, OSError, SafetensorError) as error:
+        raise CurationError(f"{weights} does not fit timm:{name}: {' '.join(str(error).split())[:200]}") from error
+    if missing:  # timm would leave them as they are: random
+        raise CurationError(
+            f"{weights} does not fit timm:{name}: {len(missing)} weights are missing, {missing[0]} first"
+        )
+    return model, transform, size
 
 
 def _timm_model(name: str, image_size: int | None, **options: Any) -> tuple[nn.Module, Any, int]:

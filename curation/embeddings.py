@@ -155,7 +155,7 @@ class ArrowShard(_Shard):
                 f"row {rows[at]} of {self.name} has {lengths[at]} values where others have {self.dim}; all embeddings "
                 "need one length"
             )
-        pieces = []
+        pieces: list[np.ndarray] = []
         for chunk in (chunk for chunk in getattr(piece, "chunks", [piece]) if len(chunk)):
             flat = chunk.flatten()
             if flat.null_count:

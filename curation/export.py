@@ -224,8 +224,8 @@ def _write_folder(pool: Any, subset: Subset, output: Path, copies: bool, bar: An
         for block in _blocks(subset.ids):
             for row, sample in zip(block.tolist(), _taken(pool, block, *columns).to_pylist(), strict=True):
                 label = sample.get("label")
-                named = names and label is not None and label >= 0
-                folder = inside(fresh, names[label], "the label column") if named else fresh
+                named = names is not None and label is not None and label >= 0
+                folder = inside(fresh, names[label], "the label column") if names and named else fresh
                 folder.mkdir(parents=True, exist_ok=True)
                 stored = sample["image"]
                 for copy in range(counts[row]):

@@ -1,11 +1,11 @@
 """The first page of a run, seconds after its start: random rows of the pool, as uneven as they come."""
 
 import html
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from curation.examples import Examples, data_uri, jpeg
 from foundation.files import write_atomically
@@ -37,10 +37,13 @@ def write_first_look(pool: Any, path: Path, labels: str | None = None, seed: int
     elif examples.kind == "text":
         parts.append("<ul>" + "".join(f"<li>{html.escape(examples.snippet(int(row)))}" for row in rows) + "</ul>")
     if labels is not None:
-        feature, values = pool.features[labels], pool.with_format(None)[labels]
-        known = getattr(feature, "names", None)
-        counts = Counter(known[v] if known and isinstance(v, int) and v >= 0 else v for v in values).most_common(LABELS)
-        lines = "".join(f"<tr><td>{html.escape(str(name))}<td>{number:,}" for name, number in counts)
+        known = getattr(pool.features[labels], "names", None)
+        counted = pc.value_counts(pool.select_columns(labels).with_format("arrow")[:][labels]).to_pylist()
+        lines = ""
+        for item in sorted(counted, key=lambda item: -item["counts"])[:LABELS]:
+            value, number = item["values"], item["counts"]
+            name = known[value] if known and isinstance(value, int) and value >= 0 else value
+            lines += f"<tr><td>{html.escape(str(name))}<td>{number:,}"
         parts.append(f"<p>The commonest of its labels, rows of each:</p><table>{lines}</table>")
     page = "\n".join([*parts, "</html>", ""])
     write_atomically(path, lambda stream: stream.write(page.encode()))

@@ -137,10 +137,11 @@ class Group:
             self._call(dist.broadcast, mine, 0)
         return mine
 
-    def folded(self, sums: Tensor, rest: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Sums (k, d) with their rounding error, and counts (k,), added up over the processes in the order of ranks.
+    def reduce_scatter(self, sums: Tensor, rest: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Reduce-scatter of sums (k, d) with their rounding error, and of counts (k,), in the order of ranks.
 
-        Every process gets a part of the clusters, so no one ever holds the sums of all processes.
+        Every process gets a part of the clusters, so no one ever holds the sums of all processes. NCCL's own adds in
+        an order of its own and drops the errors.
 
         Returns:
             Sums, rest and counts of this process's part.
@@ -151,7 +152,7 @@ class Group:
         start, stop = min(part * self.rank, len(sums)), min(part * (self.rank + 1), len(sums))
         whole, error = torch.zeros_like(sums[:part]), torch.zeros_like(rest[:part])
         amount = torch.zeros(part, dtype=counts.dtype, device=counts.device)
-        parts = [self._dealt(mine, part) for mine in (sums, rest, counts)]
+        parts = [self._all_to_all(mine, part) for mine in (sums, rest, counts)]
         for theirs, their_error, their_amount in zip(*parts, strict=True):
             whole, lost = two_sum(whole, theirs)
             error += lost + their_error
@@ -159,7 +160,7 @@ class Group:
         n = stop - start
         return whole[:n], error[:n], amount[:n]
 
-    def _dealt(self, mine: Tensor, part: int) -> Tensor:
+    def _all_to_all(self, mine: Tensor, part: int) -> Tensor:
         """(size, part, ...): what every process has of the part that this one is to add up."""
         padded = mine.new_zeros((part * self.size, *mine.shape[1:]))
         padded[: len(mine)] = mine
@@ -167,8 +168,8 @@ class Group:
         self._call(dist.all_to_all_single, received, padded)
         return received.reshape(self.size, part, *mine.shape[1:])
 
-    def joint(self, mine: Tensor, n: int) -> Tensor:
-        """(n, ...) from the parts that `folded` dealt out."""
+    def all_gather(self, mine: Tensor, n: int) -> Tensor:
+        """(n, ...) from the parts that `reduce_scatter` left with each process."""
         if self.size == 1:
             return mine
         part = -(-n // self.size)

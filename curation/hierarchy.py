@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from curation.group import Group, LostProcess
 from curation.kmeans.assignment import rows_per_read
 from curation.kmeans.lloyd import METRICS, LloydState, assign_filled, fit_centroids, inertia_of
 from curation.kmeans.seeding import STRATEGIES as SEEDINGS
+from curation.kmeans.settings import KMeansSettings
 from curation.kmeans.two_step import Centroids, split_clusters
 from curation.rows import SelectedRows
 from curation.sampling import members_to_resample
@@ -27,6 +28,22 @@ from foundation.settings import LARGEST_INT, LARGEST_SEED, Range, require_number
 
 RESAMPLE_STRATEGIES = ("closest", "random")
 MOST_RESAMPLES = 10_000
+
+
+@dataclass
+class LevelFit:
+    """A level after its initial k-means and the resampled ones so far.
+
+    Attributes:
+        centroids: of the last k-means, every one with a point.
+        labels, distances: (n,) nearest centroid of every point of the level, and squared distance to it.
+        inertias: sum of the distances after each k-means.
+    """
+
+    centroids: Centroids
+    labels: np.ndarray
+    distances: np.ndarray
+    inertias: list[float]
 
 
 @dataclass(frozen=True)
@@ -112,6 +129,7 @@ class HierarchicalKMeans:
         self,
         levels: Sequence[int | str | Sequence[int]],
         n_resamples: int | Sequence[int] = 0,
+        *,
         sample_sizes: int | Sequence[int] | None = None,
         resample_strategy: str = "closest",
         seeding: str = "auto",
@@ -155,9 +173,8 @@ class HierarchicalKMeans:
                     f"levels must shrink upwards, but {above.n_clusters} clusters follow {below.n_clusters}; "
                     "list the finest level first"
                 )
-        self.resample_strategy, self.seeding, self.metric = resample_strategy, seeding, metric
-        self.max_iterations, self.tolerance, self.seed = max_iterations, tolerance, seed
-        self.device, self.precision, self.progress = device, precision, progress
+        self.kmeans = KMeansSettings(seeding, max_iterations, tolerance, metric, device, precision)
+        self.resample_strategy, self.seed, self.progress = resample_strategy, seed, progress
         self.work_dir = None if work_dir is None else Path(work_dir)
         self.checkpoint_seconds = checkpoint_seconds
         self.bad_rows, self.fit_rows = bad_rows, fit_rows
@@ -169,6 +186,15 @@ class HierarchicalKMeans:
         self.restart = False  # throw the checkpoint of another fit in work_dir away, in place of refusing it
 
     @property
+    def device(self) -> str | torch.device:
+        """Where products run; a process of several is given its own."""
+        return self.kmeans.device
+
+    @device.setter
+    def device(self, device: str | torch.device) -> None:
+        self.kmeans = replace(self.kmeans, device=device)
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Everything that decides the tree, as JSON."""
         settings = {
@@ -176,10 +202,10 @@ class HierarchicalKMeans:
             "n_resamples": [plan.n_resamples for plan in self.plans],
             "sample_sizes": [plan.sample_size for plan in self.plans],
             "resample_strategy": self.resample_strategy,
-            "seeding": self.seeding,
-            "max_iterations": self.max_iterations,
-            "tolerance": self.tolerance,
-            "metric": self.metric,
+            "seeding": self.kmeans.seeding,
+            "max_iterations": self.kmeans.max_iterations,
+            "tolerance": self.kmeans.tolerance,
+            "metric": self.kmeans.metric,
             "seed": self.seed,
             "bad_rows": self.bad_rows,
         }
@@ -207,7 +233,7 @@ class HierarchicalKMeans:
         group.agree(json.dumps(self.settings, default=str), "list of settings")
         dropped = 0
         if self.bad_rows == "drop":
-            bad = find_bad_rows(source, self.metric == "cosine", rows_per_read(source.dim), group)
+            bad = find_bad_rows(source, self.kmeans.metric == "cosine", rows_per_read(source.dim), group)
             dropped = len(bad)
             source = KeptRows(source, bad) if dropped else source
         smallest = self.plans[0].n_clusters
@@ -216,7 +242,7 @@ class HierarchicalKMeans:
         if smallest == source.n_rows and len(self.plans) > 1:
             raise CurationError(f"level 1 has as many clusters as there are rows ({smallest}), so it groups nothing")
         if self.bad_rows == "error":
-            check_rows(source, self.metric == "cosine", rows_per_read(source.dim), group)
+            check_rows(source, self.kmeans.metric == "cosine", rows_per_read(source.dim), group)
         settings = {**self.settings, "rows": source.n_rows, "dim": source.dim}
         settings |= {"embeddings_fingerprint": fingerprint, "dropped_rows": dropped}
         checkpoint = FitCheckpoint(self.work_dir, settings, self.checkpoint_seconds, group, self.restart)
@@ -268,39 +294,46 @@ class HierarchicalKMeans:
                 f"level {number + 1} wants {plan.k} clusters of the {points.n_rows} of level {number}; lower it"
             )
         started = time.monotonic()
-        steps_done, inertias, centroids = 0, [], None
+        fit: LevelFit | None = None
         current = checkpoint.load("step")
         if current is not None and current[1]["level"] == number:
             arrays, numbers = current
             centroids = Centroids(arrays["centroids"], arrays.get("coarse_centroids"), arrays.get("coarse_of"))
-            steps_done, inertias = numbers["steps"], numbers["inertias"]
+            fit = LevelFit(centroids, *self._assign(points, centroids)[:2], numbers["inertias"])
             started -= numbers["seconds"]
-        labels, distances = (None, None) if centroids is None else self._assign(points, centroids)[:2]
-        for step in range(steps_done, plan.n_resamples + 1):
-            members = points if number or step else self._drawn(points)
-            if step:
-                assert labels is not None
-                assert distances is not None
-                assert centroids is not None
-                members = self._resample(points, labels, distances, len(centroids.points), plan, number, step)
-            centroids = self._cluster(members, plan, number, step, checkpoint)
-            centroids, labels, distances, inertia = self._fill(points, centroids)
-            inertias.append(inertia)
-            arrays = {"centroids": centroids.points}
-            if centroids.coarse is not None and centroids.coarse_of is not None:
-                arrays |= {"coarse_centroids": centroids.coarse, "coarse_of": centroids.coarse_of}
-            seconds = time.monotonic() - started
-            numbers = {"level": number, "steps": step + 1, "inertias": inertias, "seconds": seconds}
-            checkpoint.save("step", arrays, numbers)
-            checkpoint.drop("lloyd")
-        assert labels is not None
-        assert distances is not None
-        assert centroids is not None
-        record = {"inertias": inertias}
-        level = Level(centroids.points, labels, distances, centroids.coarse, centroids.coarse_of, record)
+        if fit is None:
+            fit = self._step(points if number else self._drawn(points), points, (number, 0), checkpoint, started, [])
+        while len(fit.inertias) <= plan.n_resamples:
+            place = (number, len(fit.inertias))
+            fit = self._step(self._resample(points, fit, place), points, place, checkpoint, started, fit.inertias)
+        centroids, record = fit.centroids, {"inertias": fit.inertias}
+        level = Level(centroids.points, fit.labels, fit.distances, centroids.coarse, centroids.coarse_of, record)
         checkpoint.save(name, level.arrays(), record)
         checkpoint.drop("step")
         return level
+
+    def _step(
+        self,
+        members: Embeddings,
+        points: Embeddings,
+        place: tuple[int, int],
+        checkpoint: FitCheckpoint,
+        started: float,
+        inertias: list[float],
+    ) -> LevelFit:
+        """One k-means of (level, step) on ``members``, all points assigned to it; what it found is kept on disk."""
+        number, step = place
+        clustered = self._cluster(members, place, checkpoint)
+        centroids, labels, distances, inertia = self._fill(points, clustered)
+        fit = LevelFit(centroids, labels, distances, [*inertias, inertia])
+        arrays = {"centroids": centroids.points}
+        if centroids.coarse is not None and centroids.coarse_of is not None:
+            arrays |= {"coarse_centroids": centroids.coarse, "coarse_of": centroids.coarse_of}
+        seconds = time.monotonic() - started
+        numbers = {"level": number, "steps": step + 1, "inertias": fit.inertias, "seconds": seconds}
+        checkpoint.save("step", arrays, numbers)
+        checkpoint.drop("lloyd")
+        return fit
 
     def _drawn(self, points: Embeddings) -> Embeddings:
         """The rows that level 1 is fitted on."""
@@ -316,7 +349,8 @@ class HierarchicalKMeans:
     def _assign(self, points: Embeddings, centroids: Centroids) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
         """Labels, squared distances, their sum, and the size of every cluster; each process assigns its own rows."""
         span = self.group.span(points.n_rows, rows_per_read(points.dim))
-        labels, distances = centroids.assign(points, self.metric, self.device, self.precision, span)
+        settings = self.kmeans
+        labels, distances = centroids.assign(points, settings.metric, settings.device, settings.precision, span)
         sizes = self.group.total(np.bincount(labels, minlength=len(centroids.points)))
         inertia = inertia_of(distances, points.dim, self.group)
         return self.group.assemble("labels", labels), self.group.assemble("distances", distances), inertia, sizes
@@ -324,7 +358,7 @@ class HierarchicalKMeans:
     def _fill(self, points: Embeddings, centroids: Centroids) -> tuple[Centroids, np.ndarray, np.ndarray, float]:
         """Assign all points; no cluster stays empty, so the next level clusters no stale centroid."""
         if centroids.coarse is None:
-            result = assign_filled(points, centroids.points, self.metric, self.device, self.precision, group=self.group)
+            result = assign_filled(points, centroids.points, self.kmeans, group=self.group)
             return Centroids(result.centroids), result.labels, result.distances, result.inertia
         while True:
             labels, distances, inertia, sizes = self._assign(points, centroids)
@@ -333,29 +367,21 @@ class HierarchicalKMeans:
                 return centroids, labels, distances, inertia
             centroids = centroids.without(empty)
 
-    def _resample(
-        self,
-        points: Embeddings,
-        labels: np.ndarray,
-        distances: np.ndarray,
-        k: int,
-        plan: LevelPlan,
-        number: int,
-        step: int,
-    ) -> Embeddings:
-        """The resampled set: r_t members of every cluster."""
-        n_members = plan.sample_size or max(1, math.ceil(points.n_rows / k / 2))
-        rng = np.random.default_rng([self.seed, number, step, 1])
+    def _resample(self, points: Embeddings, fit: LevelFit, place: tuple[int, int]) -> Embeddings:
+        """The resampled set of (level, step): r_t members of every cluster."""
+        k = len(fit.centroids.points)
+        n_members = self.plans[place[0]].sample_size or max(1, math.ceil(points.n_rows / k / 2))
+        rng = np.random.default_rng([self.seed, *place, 1])
         rows = np.empty(0, np.int64)
         if self.group.first:
-            rows = members_to_resample(labels, distances, k, n_members, self.resample_strategy, rng)
+            rows = members_to_resample(fit.labels, fit.distances, k, n_members, self.resample_strategy, rng)
         rows = self.group.assemble("resampled", rows)
         return SelectedRows(points, rows, self.group.span(len(rows), rows_per_read(points.dim)))
 
-    def _cluster(
-        self, members: Embeddings, plan: LevelPlan, number: int, step: int, checkpoint: FitCheckpoint
-    ) -> Centroids:
+    def _cluster(self, members: Embeddings, place: tuple[int, int], checkpoint: FitCheckpoint) -> Centroids:
         """k-means from scratch on one set of points; every (level, step) has random numbers of its own."""
+        number, step = place
+        plan = self.plans[number]
         title = f"level {number + 1} of {len(self.plans)}, k={plan.k}"
         title += f", resampling {step} of {plan.n_resamples}" if step else ""
         where = {"level": number, "step": step}
@@ -367,12 +393,7 @@ class HierarchicalKMeans:
             members,
             plan.k,
             np.random.default_rng([self.seed, number, step, 0]),
-            seeding=self.seeding,
-            max_iterations=self.max_iterations,
-            tolerance=self.tolerance,
-            metric=self.metric,
-            device=self.device,
-            precision=self.precision,
+            self.kmeans,
             progress=title if self.progress else False,
             resume=checkpoint.load_lloyd(where),
             on_iteration=save,
@@ -385,12 +406,7 @@ class HierarchicalKMeans:
             points,
             plan.n_splits,
             np.random.SeedSequence([self.seed, number, step, 2]),
-            self.max_iterations,
-            self.tolerance,
-            self.metric,
-            self.seeding,
-            self.device,
-            self.precision,
+            self.kmeans,
             progress=f"{title}, splitting in {plan.n_splits}" if self.progress else False,
             group=self.group,
         )

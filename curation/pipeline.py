@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from curation import kmeans
 from curation.card import write_dataset_card
 from curation.community_tree import AUTO, CommunityTree, metric_for
 from curation.embeddings import Embeddings, open_embeddings
@@ -228,6 +229,7 @@ def run_pipeline(
     folder: str | Path,
     size: int,
     embedder: str,
+    *,
     levels: str | Sequence[Any] = AUTO,
     n_resamples: int | list[int] | None = None,
     sample_sizes: int | list[int] | None = None,
@@ -305,7 +307,9 @@ def run_pipeline(
                     f"size {size} is more than the {x.n_rows * max_copies} rows that preparation leaves of {len(pool)} "
                     f"({folder}/prepared/dropped.html shows the others); lower it, or give --no-prepare"
                 )
-        clock.begin("cluster", f"{x.n_rows:,} rows of {x.dim} dimensions")
+        compiled = any(Path(kmeans.__file__).parent.glob("__pycache__/*.nbi"))
+        first = "" if compiled else "; kernels are compiled first, once"
+        clock.begin("cluster", f"{x.n_rows:,} rows of {x.dim} dimensions{first}")
         tree, found = cluster_folder(x, folder / "tree", fit, overwrite)
         skipped += ["tree"] if found else []
         clock.begin("sample")

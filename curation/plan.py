@@ -21,6 +21,7 @@ from curation.hierarchy import HierarchicalKMeans
 from curation.kmeans.assignment import has_bfloat16_units
 from curation.kmeans.lloyd import fit_centroids
 from curation.kmeans.seeding import GROUPED_WORK, SUBSAMPLE, TRIAL_BUDGET, grouped_settings
+from curation.kmeans.settings import KMeansSettings
 from curation.levels import MAX_POINTS, first_level
 from curation.neighbours import MAX_DIMENSIONS
 from foundation.errors import CurationError
@@ -60,6 +61,10 @@ class Hardware:
 ASSUMED = (
     "assumed: half of the {} TFLOP/s peak, and for each 2 GB/s of storage, 0.1 ms for a single row, 10 GB/s of network"
 )
+SENT_BYTES = 8 + 8 + 4  # of each value of the centroids: float64 sum and its rounding error out, float32 mean back
+# Lloyd's search falls off: 4 iterations look at every centroid, the next at a share s = 0.63, each later one at 0.93 of
+# the one before; n late ones together at s (1 + 0.93 + ...) = s (1 - 0.93^n) / (1 - 0.93) = 9 (1 - 0.93^n)
+FULL_ITERATIONS, KEPT, LATE_SEARCHES = 4, 0.93, 9
 GRAPH_SEARCHES = 20  # exact searches of all pairs by `curation.communities`: covers in rounds, then one for each graph
 SECONDS_PER_POINT = 1e-3  # of communities and the rest
 
@@ -166,7 +171,7 @@ def _iteration_seconds(k: int, n: int, dim: int, device: torch.device) -> float:
     times: list[float] = []
     for _ in range(4):
         began = time.perf_counter()
-        fit_centroids(x, k, rng, initial=start, max_iterations=1, device=device)
+        fit_centroids(x, k, rng, KMeansSettings(max_iterations=1, device=device), initial=start)
         times.append(time.perf_counter() - began)
     return min(times[1:])
 
@@ -176,8 +181,8 @@ def searched_share(iterations: int) -> float:
 
     About four full iterations, then a share that falls by 7 % each time: 0.51 for 20 (measured 0.44), 0.25 for 50.
     """
-    late = max(0, iterations - 4)
-    return min(1.0, (min(iterations, 4) + 9 * (1 - 0.93**late)) / iterations)
+    late = max(0, iterations - FULL_ITERATIONS)
+    return min(1.0, (min(iterations, FULL_ITERATIONS) + LATE_SEARCHES * (1 - KEPT**late)) / iterations)
 
 
 def plan(
@@ -185,6 +190,7 @@ def plan(
     dim: int,
     levels: Sequence[int | str | Sequence[int]],
     hardware: Hardware,
+    *,
     n_resamples: int | Sequence[int] = 0,
     sample_sizes: int | Sequence[int] | None = None,
     max_iterations: int = 50,
@@ -216,6 +222,7 @@ def plan(
         name: str,
         operations: float,
         n_bytes: float,
+        *,
         skinny: float = 0.0,
         values: float = 0.0,
         share: float = 1.0,
@@ -235,14 +242,14 @@ def plan(
             skinny = 2.0 * sample * (2 * k / n_groups) * dim * group_trials
         else:
             skinny = 2.0 * sample * k * dim * max(1.0, min(2 + math.log(k), TRIAL_BUDGET / (sample * k * dim)))
-        add(f"{name}: seeding", 0.0, sample * dim * width, skinny)
+        add(f"{name}: seeding", 0.0, sample * dim * width, skinny=skinny)
         add(
             f"{name}: {max_iterations} iterations",
             2.0 * n * k * dim * max_iterations,
             n * dim * width * max_iterations,
             values=n * dim * max_iterations,
             share=searched_share(max_iterations) if hardware.skips else 1.0,
-            sent=k * dim * 20.0 * max_iterations,  # sums with their error out, means back
+            sent=k * dim * SENT_BYTES * max_iterations,
         )
 
     points, width = float(rows), BYTES[dtype]
@@ -304,11 +311,27 @@ def plan_tree(
     """Cost of the tree that `curation.pipeline.tree_fit` makes of these settings: "auto" levels, or the paper's."""
     if levels != AUTO:
         resamples = 10 if n_resamples is None else n_resamples
-        return plan(rows, dim, levels, hardware, resamples, sample_sizes, max_iterations or 50, dtype, fit_rows)
+        return plan(
+            rows,
+            dim,
+            levels,
+            hardware,
+            n_resamples=resamples,
+            sample_sizes=sample_sizes,
+            max_iterations=max_iterations or 50,
+            dtype=dtype,
+            fit_rows=fit_rows,
+        )
     if rows < 1 or dim < 1:
         raise CurationError(f"rows={rows:g} and dim={dim} must be at least 1")
     first = plan(
-        rows, dim, [level_of(first_level(int(rows)))], hardware, 0, None, max_iterations or 20, dtype, fit_rows
+        rows,
+        dim,
+        [level_of(first_level(int(rows)))],
+        hardware,
+        max_iterations=max_iterations or 20,
+        dtype=dtype,
+        fit_rows=fit_rows,
     )
     points, width = min(rows, MAX_POINTS), min(dim, MAX_DIMENSIONS)
     searches = 2.0 * points**2 * width * GRAPH_SEARCHES

@@ -147,6 +147,7 @@ def write_report(
     path: str | Path,
     pool: Any = None,
     labels: Int[np.ndarray, "n"] | str | None = None,
+    *,
     title: str = "Curation report",
     commands: list[str] | None = None,
     seed: int = 0,

@@ -91,6 +91,7 @@ def embed_passages(
     pool: Any,
     folder: str | Path,
     model: str | Any = OFFLINE,
+    *,
     tokens_per_batch: int = 8192,
     dtype: str = "float16",
     rows_per_shard: int = 16_384,

@@ -42,7 +42,7 @@ class Subset:
         if len(self.copies) and int(np.max(self.copies)) > np.iinfo(np.int32).max:
             raise CurationError(f"a row is taken {np.max(self.copies)} times, more than 32 bits hold; lower the copies")
         self.copies = np.asarray(self.copies, np.int32)
-        columns = {"copies": self.copies, **self.clusters, **self.names}
+        columns: dict[str, Any] = {"copies": self.copies, **self.clusters, **self.names}
         for name, column in columns.items():
             if len(column) != len(self.ids):
                 raise CurationError(f"subset column {name} has {len(column)} rows but there are {len(self.ids)} ids")

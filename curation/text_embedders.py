@@ -132,8 +132,10 @@ def embed_lexical_pool(
 
 def _embed_lexical(writer: EmbeddingWriter, pool: Any, kind: str, dim: int, seed: int, progress: bool) -> EmbedResult:
     """Embed what is not embedded yet, and finish the folder."""
-    folder, texts = writer.folder, pool.with_format(None)["text"]
-    blank = np.array([not (text and text.strip()) for text in texts], bool)
+    folder = writer.folder
+    stored = pool.select_columns("text").with_format("arrow")
+    blocks = (table["text"].to_pylist() for table in stored.iter(batch_size=TEXTS_PER_BLOCK))
+    blank = np.array([not (text and text.strip()) for block in blocks for text in block], bool)
     rows, empty = np.flatnonzero(~blank), np.flatnonzero(blank).tolist()
     skipped = dict.fromkeys(empty, "no text")
     if writer.complete:
@@ -143,13 +145,13 @@ def _embed_lexical(writer: EmbeddingWriter, pool: Any, kind: str, dim: int, seed
     embed: Callable[[list[str]], Float[np.ndarray, "n d"]] = byte_histograms
     if kind == CHARACTERS:
         chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), FITTED_ON)).astype(np.int64))]
-        embed = fit_characters([texts[int(row)] for row in chosen], dim, seed)
+        embed = fit_characters(stored[chosen.tolist()]["text"].to_pylist(), dim, seed)
     first = writer.n_written
     with writer, tqdm(total=len(rows), initial=first, unit=" texts", desc="embed", disable=not progress) as bar:
         for start in range(first, len(rows), TEXTS_PER_BLOCK):
-            block = [texts[int(row)] for row in rows[start : start + TEXTS_PER_BLOCK]]
-            writer.append(embed(block))
-            bar.update(len(block))
+            texts = stored[rows[start : start + TEXTS_PER_BLOCK].tolist()]["text"].to_pylist()
+            writer.append(embed(texts))
+            bar.update(len(texts))
         save_array(folder / "row_ids.npy", rows.astype(np.int64))
         writer.finish(skipped={str(row): reason for row, reason in skipped.items()})
     return EmbedResult(len(rows), skipped)

@@ -14,6 +14,21 @@ from contextlib import contextmanager
 from foundation.errors import CurationError
 
 MISTAKE, INTERRUPTED = 2, 130
+EXTRAS = {  # package -> the extra of this project that brings it
+    "datasketch": "text",
+    "datatrove": "text-filters",
+    "imagehash": "filters",
+    "laspy": "satellite",
+    "lightning": "train",
+    "lm_eval": "language",
+    "onnxruntime": "filters",
+    "rasterio": "rasters",
+    "sentence_transformers": "text",
+    "submitit": "slurm",
+    "tokenizers": "text",
+    "transformers": "text",
+    "wandb": "train",
+}
 # what torch and its libraries say of a device that is not there; none of them has a type of its own
 NO_DEVICE = (
     "No CUDA GPUs are available",
@@ -84,6 +99,8 @@ def explain(error: BaseException) -> str | None:
     text = " ".join(str(error).split())
     if isinstance(error, CurationError):
         return text
+    if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get(str(error.name).partition(".")[0])):
+        return f"this needs the package {error.name}; pip install 'curated-ssl[{extra}]'"
     if isinstance(error, OSError):
         return f"{error.strerror or text}{f' ({error.filename})' if error.filename else ''}"
     if hasattr(error, "format_message"):  # of click, which typer brings under its own name or click's

@@ -47,8 +47,8 @@ def _wrong(hint: Any, value: Any, name: str) -> str | None:
         rules = [rule for rule in inside[1:] if isinstance(rule, Range | Choices)]
         return found or next((_needs(name, value, str(rule)) for rule in rules if not rule.allows(value)), None)
     if origin in (typing.Union, types.UnionType):
-        answers = [_wrong(part, value, name) for part in inside]
-        return None if None in answers else answers[0]
+        each = [_wrong(part, value, name) for part in inside]
+        return None if None in each else each[0]
     if hint is types.NoneType:
         return None if value is None else _needs(name, value, "null")
     if is_dataclass(hint):

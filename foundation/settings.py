@@ -144,6 +144,16 @@ def describe(kind: type) -> str:
     return "\n".join(lines)
 
 
+def setting_names(kind: Any, name: str = "") -> set[str]:
+    """Dotted names of the fields of a settings class and of the classes inside of it, below ``name``."""
+    found: set[str] = set()
+    for key, hint in _hints(kind).items():
+        found.add(_dotted(name, key))
+        if is_dataclass(_plain(hint)):
+            found |= setting_names(_plain(hint), _dotted(name, key))
+    return found
+
+
 def nearest_name(name: str, known: Iterable[str]) -> str:
     """'did you mean ...?' or the list of what there is (of a tree: its sections)."""
     known = sorted(known)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from foundation.command import run_command
+from foundation.options import number
 
 app = typer.Typer(
     help="Pretrain a vision model on your own images by self-distillation (DINOv2), on any machine.\n\n"
@@ -66,7 +67,7 @@ def plan(
     settings: Overrides = None,
     recipe: Recipe = None,
     device: Annotated[str, typer.Option(help="H100, A100, ...; or give speed.peak_flops=.")] = "H100",
-    utilisation: Annotated[float, typer.Option(min=0, max=1, help="Share of the peak that is reached.")] = 0.4,
+    utilisation: Annotated[float, number("Share of the peak that is reached.", gt=0, le=1)] = 0.4,
 ) -> None:
     """What a run costs: weights, operations, memory, device hours. Nothing is trained."""
     _print_plan(recipe, settings, device, utilisation)

@@ -1,10 +1,8 @@
 """From rows of a pool to batches: decoded into canvases by workers, cropped and coloured later, where the model is.
 
-Which rows make up step s, their crops and their masks are a function of (seed, s): resuming needs the step number and
-nothing else, and no number of processes or workers changes the data.
+Which rows make up step s, their crops and their masks are a function of (seed, s), see `training.data`.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +11,15 @@ import torch
 from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
 
 from foundation.errors import CurationError
 from foundation.images import read_image, reason_of
 from pretrain.losses import patch_weights
 from pretrain.masking import step_masks
 from pretrain.multicrop import step_draws
-from pretrain.order import Order
 from pretrain.settings import PretrainSettings
-from training.batches import BatchPlan
+from training.data import Slot
+from training.order import Order
 
 
 class CanvasReader:
@@ -99,9 +96,8 @@ class Batch:
         masks: (2 b, p) masked patches of the global crops, crop by crop.
         masked: (m,) where they are in the flattened masks.
         weights: (m,) one over the masked patches of the same crop.
-        rows: (b,) pool rows.
         bad: row -> reason of the unreadable ones, whose places others took.
-        step, micro: of the optimiser, and of the micro-batch within the step.
+        slot: of which step, and which part of it.
     """
 
     canvases: UInt8[Tensor, "b 3 s s"]
@@ -110,10 +106,8 @@ class Batch:
     masks: Tensor
     masked: Tensor
     weights: Tensor
-    rows: np.ndarray
     bad: dict[int, str]
-    step: int
-    micro: int
+    slot: Slot
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         for name in ("canvases", "masks", "masked", "weights"):
@@ -126,61 +120,30 @@ class Batch:
         return self
 
 
-class StepDataset(IterableDataset[Batch]):
-    """Micro-batches of the steps ``start`` to ``settings.steps``, in order."""
+class CropBatches:
+    """The micro-batch of a slot: images, the draws of their crops, the masks of their patches.
 
-    def __init__(
-        self,
-        reader: CanvasReader,
-        order: Order,
-        plan: BatchPlan,
-        grid: tuple[int, int],
-        settings: PretrainSettings,
-        start: int,
-    ):
-        super().__init__()
-        self.reader, self.order, self.plan, self.grid = reader, order, plan, grid
-        self.settings, self.start = settings, start
+    Args:
+        grid: rows and columns of patches in a global crop.
+    """
 
-    def __iter__(self) -> Iterator[Batch]:
-        worker = torch.utils.data.get_worker_info()
-        mine, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        accumulate = self.plan.accumulate
-        # DataLoader takes one item of each worker in turn, so striding keeps the order
-        for item in range(mine, (self.settings.steps - self.start) * accumulate, workers):
-            yield self.batch(self.start + item // accumulate, item % accumulate)
+    def __init__(self, reader: CanvasReader, order: Order, grid: tuple[int, int], settings: PretrainSettings):
+        self.reader, self.order, self.grid, self.settings = reader, order, grid, settings
 
-    def batch(self, step: int, micro: int) -> Batch:
-        settings, plan = self.settings, self.plan
-        places = plan.within_step(micro)
-        rows = self.order.sample(step * plan.batch_size + places)
+    def __call__(self, slot: Slot) -> Batch:
+        settings = self.settings
+        rows = self.order.sample(slot.numbers)
         canvases, sizes, bad = self.reader.read(rows)
-        draws = step_draws(settings.crops, plan.batch_size, settings.seed, step)[places]
-        masks, masked, weights = self._masks(step, places)
-        return Batch(canvases, sizes, draws, masks, masked, weights, rows, bad, step, micro)
+        draws = step_draws(settings.crops, slot.batch_size, settings.seed, slot.step)[slot.places]
+        masks, masked, weights = self._masks(slot)
+        return Batch(canvases, sizes, draws, masks, masked, weights, bad, slot)
 
-    def _masks(self, step: int, places: Int[np.ndarray, "b"]) -> tuple[Tensor, Tensor, Tensor]:
-        n_crops = 2 * len(places)
+    def _masks(self, slot: Slot) -> tuple[Tensor, Tensor, Tensor]:
+        n_crops = 2 * len(slot.places)
         if not self.grid[0] or not self.settings.loss.ibot:
             return torch.zeros(n_crops, 0, dtype=torch.bool), torch.zeros(0, dtype=torch.long), torch.zeros(0)
-        crops = np.concatenate([places, self.plan.batch_size + places])
-        drawn = step_masks(self.grid, crops, 2 * self.plan.batch_size, self.settings.mask, self.settings.seed, step)
+        crops = np.concatenate([slot.places, slot.batch_size + slot.places])
+        drawn = step_masks(self.grid, crops, 2 * slot.batch_size, self.settings.mask, self.settings.seed, slot.step)
         masks = torch.from_numpy(drawn)
         masked = masks.flatten().nonzero()[:, 0]
         return masks, masked, patch_weights(masked // masks.shape[1], n_crops)
-
-
-def step_loader(dataset: StepDataset, n_workers: int = 0, pin_memory: bool = False) -> DataLoader[Batch]:
-    """Loader of the dataset's micro-batches."""
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        num_workers=n_workers,
-        pin_memory=pin_memory,
-        collate_fn=_as_it_is,  # the default would turn numpy into tensors, which Lightning would move
-        prefetch_factor=4 if n_workers else None,
-    )
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch

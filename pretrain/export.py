@@ -12,6 +12,7 @@ from foundation.timm_models import create_timm_model
 from pretrain.backbone import build_backbone, load_weights
 from pretrain.card import CARD, model_card
 from pretrain.settings import PretrainSettings
+from training.run_folder import check_export
 
 TEACHER = "teacher"
 STATE = "state.safetensors"
@@ -73,6 +74,7 @@ def load_state(module: nn.Module, folder: str | Path) -> None:
     from safetensors.torch import load_file
 
     path = Path(folder) / STATE
+    check_export(Path(folder), STATE)
     try:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -92,6 +94,7 @@ def load_teacher(folder: str | Path, image_size: int | None = None) -> Any:
     folder = Path(folder)
     if not (folder / "config.json").exists() or not (folder / WEIGHTS).exists():
         raise CurationError(f"{folder} has no config.json and {WEIGHTS}; give the folder teacher/ of a finished run")
+    check_export(folder.parent, folder.name)
     try:
         return create_timm_model(f"local-dir:{folder.resolve()}", image_size, pretrained=True, num_classes=0).eval()
     except CurationError as error:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from foundation.errors import CurationError
-from foundation.settings import Count, CountOrZero, NonNegative, PartOfOne, Positive, Range, Share, check
+from foundation.settings import NonNegative, PartOfOne, Pixels, Positive, Range, Share, check
 from pretrain.colour import ORDERS, gaussian_blur, grey, jitter, solarize
 from pretrain.crops import BOX_DRAWS, random_boxes, resized_crops
 
@@ -51,7 +51,7 @@ class ColourSettings:
     blur_global2: Share = 0.1
     blur_local: Share = 0.5
     sigma: tuple[Positive, Positive] = (0.1, 2.0)
-    blur_kernel: Count = 9
+    blur_kernel: Pixels = 9
     solarize: Share = 0.2
     flip: Share = 0.5
     turns: bool = False
@@ -76,12 +76,12 @@ class CropSettings:
         colour: see `ColourSettings`.
     """
 
-    global_size: Count = 224
-    local_size: Count = 96
-    n_local: CountOrZero = 8
+    global_size: Pixels = 224
+    local_size: Pixels = 96
+    n_local: Annotated[int, Range(ge=0, le=100)] = 8
     global_scale: tuple[PartOfOne, PartOfOne] = (0.32, 1.0)
     local_scale: tuple[PartOfOne, PartOfOne] = (0.05, 0.32)
-    canvas: CountOrZero = 0
+    canvas: Annotated[int, Range(ge=0, le=16_384)] = 0
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
     colour: ColourSettings = field(default_factory=ColourSettings)

@@ -1,10 +1,11 @@
 """All settings of a pretraining run; what changes the numbers stands apart from what only changes the speed."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import training.settings
 from foundation.errors import CurationError
 from foundation.settings import (
     BelowOne,
@@ -17,17 +18,17 @@ from foundation.settings import (
     Range,
     Share,
     check,
-    fill,
     read_settings,
+    require_number,
 )
 from pretrain.centring import CENTRINGS
 from pretrain.heads import PROTOTYPES
 from pretrain.masking import MaskSettings
 from pretrain.multicrop import CropSettings
-from pretrain.schedules import ScheduleSettings, in_steps, schedule
+from training.schedules import ScheduleSettings, in_steps, schedule
+from training.settings import BatchSize, RunSettings, fill_run
 
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-STRATEGIES = ("auto", "ddp", "fsdp")
+Width = Annotated[int, Range(ge=1, le=1 << 20)]  # of a layer
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,19 @@ class BackboneSettings:
 
     def __post_init__(self) -> None:
         check(self, "backbone")
+        check_timm_args(self.args)
+
+
+def check_timm_args(args: dict[str, Any]) -> None:
+    """Refuse sizes that no model has, which timm would try to build for hours.
+
+    Raises:
+        CurationError: names the argument.
+    """
+    for name, value in args.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            most = 1000 if name == "depth" else 1 << 20
+            require_number(value, Range(ge=-most, le=most), f"backbone.args.{name}")
 
 
 @dataclass(frozen=True)
@@ -62,10 +76,10 @@ class HeadSettings:
         prototypes: "cosine", "weight_norm" (DINOv2) or "linear" (DINOv3); see `pretrain.heads.Prototypes`.
     """
 
-    n_prototypes: Annotated[int, Range(ge=2)] = 65536
-    n_layers: Count = 3
-    hidden: Count = 2048
-    bottleneck: Count = 256
+    n_prototypes: Annotated[int, Range(ge=2, le=1 << 24)] = 65536
+    n_layers: Annotated[int, Range(ge=1, le=64)] = 3
+    hidden: Width = 2048
+    bottleneck: Width = 256
     prototypes: Annotated[str, Choices(*PROTOTYPES)] = "cosine"
 
     def __post_init__(self) -> None:
@@ -111,7 +125,7 @@ class LossSettings:
     dino_head: HeadSettings = field(default_factory=HeadSettings)
     ibot_head: HeadSettings | None = None
     centring: Annotated[str, Choices(*CENTRINGS)] = "sinkhorn"
-    sinkhorn_iterations: Count = 3
+    sinkhorn_iterations: Annotated[int, Range(ge=1, le=1000)] = 3
     centre_momentum: Share = 0.9
     student_temperature: Positive = 0.1
     gram: GramSettings = field(default_factory=GramSettings)
@@ -175,50 +189,26 @@ class ProbeSettings:
 
 
 @dataclass(frozen=True)
-class SpeedSettings:
-    """Where and how a run computes.
+class SpeedSettings(training.settings.SpeedSettings):
+    """Where and how fast a run computes.
 
     Attributes:
-        accelerator: "auto", "cpu", "gpu".
-        devices: processes per machine; 0 takes every device.
-        nodes: machines.
-        strategy: "auto", "ddp" or "fsdp".
-        micro_batch_size: images per forward pass of one process; 0 takes its whole share of the batch. Sinkhorn,
-            KoLeo and the moving centre see a micro-batch of every process at a time.
         compile: `torch.compile` the backbones.
         checkpoint_activations: recompute blocks in the backward pass: less memory, a third more work.
-        n_workers: processes that read and decode.
         cache_gb: decoded images are kept in memory where all fit into this (with n_workers=0).
-        checkpoint_every, log_every: steps.
-        peak_flops: of one device, for the MFU; 0 looks the device up.
     """
 
-    accelerator: str = "auto"
-    devices: CountOrZero = 1
-    nodes: Count = 1
-    strategy: Annotated[str, Choices(*STRATEGIES)] = "auto"
-    micro_batch_size: CountOrZero = 0
     compile: bool = False
     checkpoint_activations: bool = False
-    n_workers: CountOrZero = 0
     cache_gb: NonNegative = 1.0
-    checkpoint_every: Count = 1000
-    log_every: Count = 10
-    peak_flops: NonNegative = 0.0
-
-    def __post_init__(self) -> None:
-        check(self, "speed")
 
 
 @dataclass(frozen=True)
-class PretrainSettings:
-    """A pretraining run. Those before ``probe`` change the model.
+class PretrainSettings(RunSettings):
+    """A pretraining run; samples are images. Sinkhorn, KoLeo and the moving centre see a micro-batch at a time.
 
     Attributes:
         steps: of the optimiser.
-        batch_size: images per step, over all processes.
-        seed: of the initial weights, the order of the data, the crops and the masks.
-        precision: "32-true", "bf16-mixed" or "16-mixed".
         max_bad: share of the rows that may be unreadable before the run stops.
         init_from: run folder of a finished run whose student and teacher this one starts from (a phase at a higher
             resolution, or a continued run); "" starts anew.
@@ -227,9 +217,7 @@ class PretrainSettings:
     """
 
     steps: Count = 125_000
-    batch_size: Count = 1024
-    seed: CountOrZero = 0
-    precision: Annotated[str, Choices(*PRECISIONS)] = "32-true"
+    batch_size: BatchSize = 1024
     max_bad: Share = 0.01
     init_from: str = ""
     collapse: NonNegative = 0.005
@@ -242,7 +230,7 @@ class PretrainSettings:
     speed: SpeedSettings = field(default_factory=SpeedSettings)
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         if self.loss.dino + self.loss.ibot <= 0:
             raise CurationError("loss.dino and loss.ibot are both 0; one of them must train the model")
         self.schedules()  # a warm-up that does not fit is found before anything is read
@@ -271,12 +259,6 @@ class PretrainSettings:
         }
         return {name: schedule(part, self.steps, f"optimiser.{name}") for name, part in parts.items()}
 
-    def science(self) -> dict[str, Any]:
-        """The settings that change the numbers: two runs that share them and the data may be resumed as one."""
-        content = asdict(self)
-        content.pop("speed")
-        return content
-
 
 def load_settings(path: str | Path | None = None, overrides: list[str] | None = None) -> PretrainSettings:
     """Settings from a YAML recipe, then ``key=value`` overrides such as ``crops.n_local=4``.
@@ -288,5 +270,5 @@ def load_settings(path: str | Path | None = None, overrides: list[str] | None = 
 
 
 def settings_from(content: dict[str, Any]) -> PretrainSettings:
-    """Settings from a plain nested dict; names, types and ranges are checked, see `foundation.settings.fill`."""
-    return fill(PretrainSettings, content)
+    """Settings from a plain nested dict; names, types and ranges are checked, see `training.settings.fill_run`."""
+    return fill_run(PretrainSettings, content)

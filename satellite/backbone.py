@@ -1,6 +1,6 @@
 """Feature maps of several blocks of any timm model."""
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,30 @@ from torch import Tensor, nn
 
 from foundation.errors import CurationError
 from foundation.files import load_json
+from foundation.settings import Positive
 from foundation.timm_models import create_timm_model
 from pretrain.export import WEIGHTS, load_teacher
 from satellite.normalise import BandStatistics
 from satellite.settings import BackboneSettings
 
 Maps = list[tuple[Float[Tensor, "b d h w"], Float[Tensor, "b d"] | None]]
+
+
+@dataclass
+class Preprocessing:
+    """What ``pretrained_cfg`` of a teacher must hold."""
+
+    mean: list[float]
+    std: list[Positive]
+
+
+@dataclass
+class TeacherFile:
+    """What ``config.json`` of a teacher must hold."""
+
+    architecture: str
+    pretrained_cfg: Preprocessing
+    model_args: dict[str, Any] = field(default_factory=dict)
 
 
 class Backbone(nn.Module):
@@ -30,6 +48,12 @@ class Backbone(nn.Module):
         super().__init__()
         self.model, self.blocks = model, blocks
         self.is_transformer = hasattr(model, "blocks") and hasattr(model, "patch_embed")
+        patch = getattr(getattr(model, "patch_embed", None), "patch_size", None) or (1, 1)
+        if image_size % patch[0] or image_size % patch[1]:
+            raise CurationError(
+                f"tiles of {image_size} pixels are no multiple of the {patch[0]}-pixel patches of the backbone; cut "
+                f"them at {max(round(image_size / patch[0]), 1) * patch[0]}: --size"
+            )
         with torch.no_grad():
             maps = self.eval()(torch.zeros(1, n_bands, image_size, image_size))
         self.channels = [features.shape[1] for features, _ in maps]
@@ -88,16 +112,11 @@ def spread(total: int, n: int) -> list[int]:
     return [(i + 1) * total // n - 1 for i in range(n)]
 
 
-def _config(folder: str | Path) -> dict[str, Any]:
-    """``config.json`` of a teacher."""
-    return load_json(Path(folder) / "config.json")
-
-
 def self_contained(settings: BackboneSettings) -> BackboneSettings:
     """The same architecture without a reference to a folder: its weights go into the checkpoint of the head."""
     if not Path(settings.name).is_dir():
         return replace(settings, weights="")
-    config = _config(settings.name)
+    config = load_json(Path(settings.name) / "config.json", TeacherFile, "give the folder teacher/ of a finished run")
     args = {name: value for name, value in config.get("model_args", {}).items() if name != "img_size"}
     return replace(settings, name=config["architecture"], weights="", args=args)
 
@@ -111,5 +130,5 @@ def statistics_of(settings: BackboneSettings, white: float) -> BandStatistics:
     path = Path(settings.name) / "config.json"
     if not path.exists() or not (path.parent / WEIGHTS).exists():
         raise CurationError(f"statistics=backbone needs the folder teacher/ of a pretraining run, not {settings.name}")
-    config = load_json(path)["pretrained_cfg"]
+    config = load_json(path, TeacherFile, "give the folder teacher/ of a finished run")["pretrained_cfg"]
     return BandStatistics(tuple(config["mean"]), tuple(config["std"]), white=white, name="backbone")

@@ -9,6 +9,8 @@ import typer
 
 from foundation.command import run_command, warn_in_one_line
 from foundation.errors import CurationError
+from foundation.options import number, whole_numbers
+from foundation.settings import Range
 from satellite.errors import HeightWarning
 
 app = typer.Typer(
@@ -30,11 +32,12 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as key=val
 def tiles(
     images: Annotated[list[Path], typer.Argument(help="Rasters of colour.")],
     output: Output,
+    *,
     heights: Annotated[list[Path] | None, typer.Option(help="A raster of heights for each; repeat it.")] = None,
-    size: Annotated[int, typer.Option(help="Side of a tile, pixels.")] = 256,
-    stride: Annotated[int, typer.Option(help="Pixels from tile to tile; 0: no overlap.")] = 0,
-    min_valid: Annotated[float, typer.Option(help="Least share of valid pixels.")] = 0.5,
-    resolution: Annotated[float, typer.Option(help="Metres per pixel; 0: as it is.")] = 0.0,
+    size: Annotated[int, number("Side of a tile, pixels.", ge=8, le=16_384)] = 256,
+    stride: Annotated[int, number("Pixels from tile to tile; 0: no overlap.", ge=0)] = 0,
+    min_valid: Annotated[float, number("Least share of valid pixels.", ge=0, le=1)] = 0.5,
+    resolution: Annotated[float, number("Metres per pixel; 0: as it is.", ge=0)] = 0.0,
     crs: Crs = "",
     bands: Annotated[str, typer.Option(help="Such as 1,2,3; default: all.")] = "",
     units: Units = "m",
@@ -43,10 +46,7 @@ def tiles(
     """Cut rasters into a pool of tiles, each with its footprint."""
     from satellite.tiles import TileSettings, cut_tiles, save_tiles
 
-    try:
-        chosen = tuple(int(band) for band in bands.split(",")) if bands else ()
-    except ValueError as error:
-        raise CurationError(f"--bands {bands!r}: write it as 1,2,3") from error
+    chosen = tuple(whole_numbers(bands, "--bands", Range(ge=1))) if bands else ()
     settings = TileSettings(size, stride, min_valid, resolution, crs, chosen, units, align)
     table = cut_tiles(images, heights, settings)
     save_tiles(table, output, settings)
@@ -57,13 +57,14 @@ def tiles(
 def pool(
     table: Tiles,
     output: Output,
-    white: Annotated[float, typer.Option(help="Value that is white; 0: of the type.")] = 0.0,
+    white: Annotated[float, number("Value that is white; 0: of the type.", ge=0)] = 0.0,
 ) -> None:
     """Tiles as a pool of pictures, for `curate` and `python -m pretrain`."""
     from functools import partial
 
     from datasets import Dataset, Features
     from datasets import Image as ImageFeature
+    from datasets.exceptions import DatasetGenerationError
 
     from foundation.files import write_atomically
     from satellite.data import TileReader
@@ -73,7 +74,10 @@ def pool(
 
     reader = TileReader(*load_tiles(table))
     rows = partial(tile_images, reader, white_of(reader.dtype, white))
-    made = Dataset.from_generator(rows, features=Features(image=ImageFeature()))
+    try:
+        made = Dataset.from_generator(rows, features=Features(image=ImageFeature()))
+    except DatasetGenerationError as error:
+        raise error.__cause__ or error from None
     write_atomically(output, made.to_parquet)
     _say(f"{len(made):,} pictures in {output}")
 
@@ -84,10 +88,10 @@ def train(
     overrides: Overrides = None,
     output: Output = Path("run"),
     config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of settings.")] = None,
-    block: Annotated[float, typer.Option(min=0, help="Metres; hold out a spatial fold of blocks of this side.")] = 0.0,
-    folds: Annotated[int, typer.Option(min=2, help="How many folds.")] = 5,
-    fold: Annotated[int, typer.Option(min=0, help="Which is held out.")] = 0,
-    margin: Annotated[float, typer.Option(min=0, help="Metres between train and held-out tiles.")] = 30.0,
+    block: Annotated[float, number("Metres; hold out a spatial fold of blocks of this side.", ge=0)] = 0.0,
+    folds: Annotated[int, number("How many folds.", ge=2)] = 5,
+    fold: Annotated[int, number("Which is held out.", ge=0)] = 0,
+    margin: Annotated[float, number("Metres between train and held-out tiles.", ge=0)] = 30.0,
 ) -> None:
     """Train a head (or all of it); the same command after a kill goes on. Exits with 143 where SIGTERM stopped it."""
     from satellite.settings import load_settings
@@ -109,12 +113,13 @@ def predict(
     model: Annotated[Path, typer.Argument(help="Folder model/ of a run.")],
     image: Annotated[Path, typer.Argument(help="Raster of colour.")],
     output: Output,
-    overlap: Annotated[int, typer.Option(help="Pixels that tiles share; -1: a quarter.")] = -1,
+    *,
+    overlap: Annotated[int, number("Pixels that tiles share; -1: a quarter.", ge=-1)] = -1,
     resample: Annotated[bool, typer.Option("--resample", help="Bring it to the model's resolution.")] = False,
     match_colours: Annotated[bool, typer.Option("--match-colours", help="Another sensor than in training.")] = False,
-    white: Annotated[float, typer.Option(help="Value that is white; 0: as in training.")] = 0.0,
+    white: Annotated[float, number("Value that is white; 0: as in training.", ge=0)] = 0.0,
     crs: Crs = "",
-    batch_size: Annotated[int, typer.Option(min=1, help="Tiles at a time.")] = 16,
+    batch_size: Annotated[int, number("Tiles at a time.", ge=1, le=65_536)] = 16,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
 ) -> None:
     """A map of heights (cloud-optimised GeoTIFF, metres); the same command after a kill goes on."""
@@ -138,7 +143,7 @@ def picture(
 
     box = None
     if window:
-        numbers = [int(part) for part in window.split(",") if part.strip().isdigit()]
+        numbers = whole_numbers(window, "--window", Range(ge=0))
         if len(numbers) != 4:
             raise CurationError(f"--window {window!r}: write it as row,column,height,width")
         box = (numbers[0], numbers[1], numbers[2], numbers[3])

@@ -1,9 +1,8 @@
 """From rows of a table of tiles to batches: pictures normalised, heights in metres with where they are valid.
 
-Which tiles make up step s, how they are turned and coloured is a function of (seed, s): a resume needs the step alone.
+Which tiles make up step s, how they are turned and coloured is a function of (seed, s), see `training.data`.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,16 +11,15 @@ import pyarrow as pa
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
 
 from foundation.errors import CurationError
-from pretrain.order import Order
 from satellite.normalise import BandStatistics, band_statistics, normalise, white_of
 from satellite.rasters import Raster
 from satellite.settings import TrainSettings
 from satellite.tiles import TileSettings, open_pair
 from satellite.units import metres_per
-from training.batches import BatchPlan
+from training.data import Slot
+from training.order import Order
 
 Batch = dict[str, Tensor]
 Tile = tuple[Float[np.ndarray, "c s s"], Bool[np.ndarray, "s s"], Float[np.ndarray, "s s"]]
@@ -98,37 +96,21 @@ def labelled_rows(table: pa.Table, rows: Int[np.ndarray, "n"] | None, min_valid:
     return kept
 
 
-class StepTiles(IterableDataset[Batch]):
-    """Micro-batches of the steps ``start`` to ``settings.steps``."""
+class TileBatches:
+    """The micro-batch of a slot: pictures as the model sees them, heights in metres, NaN where not known."""
 
     def __init__(
-        self,
-        reader: TileReader,
-        rows: Int[np.ndarray, "n"],
-        statistics: BandStatistics,
-        settings: TrainSettings,
-        plan: BatchPlan,
-        start: int,
+        self, reader: TileReader, rows: Int[np.ndarray, "n"], statistics: BandStatistics, settings: TrainSettings
     ):
-        super().__init__()
         self.reader, self.statistics, self.settings = reader, statistics, settings
-        self.plan, self.start = plan, start
         self.order = Order(rows, settings.seed)
 
-    def __iter__(self) -> Iterator[Batch]:
-        worker = torch.utils.data.get_worker_info()
-        mine, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        accumulate = self.plan.accumulate
-        for item in range(mine, (self.settings.steps - self.start) * accumulate, workers):
-            yield self.batch(self.start + item // accumulate, item % accumulate)
-
-    def batch(self, step: int, micro: int) -> Batch:
-        places = self.plan.within_step(micro)
-        rows = self.order.sample(step * self.plan.batch_size + places)
+    def __call__(self, slot: Slot) -> Batch:
+        rows = self.order.sample(slot.numbers)
         n_bands = len(self.statistics.mean)
         # every process draws for the whole batch and takes its own
-        draws = np.random.default_rng([self.settings.seed, step]).random((self.plan.batch_size, 1 + 2 * n_bands))
-        tiles = [self._tile(int(row), draw) for row, draw in zip(rows, draws[places], strict=True)]
+        draws = np.random.default_rng([self.settings.seed, slot.step]).random((slot.batch_size, 1 + 2 * n_bands))
+        tiles = [self._tile(int(row), draw) for row, draw in zip(rows, draws[slot.places], strict=True)]
         images, heights = (np.stack(part) for part in zip(*tiles, strict=True))
         return {"images": torch.from_numpy(images), "heights": torch.from_numpy(heights)}
 
@@ -149,11 +131,6 @@ def symmetry(x: Float[np.ndarray, "... s s"], which: int) -> Float[np.ndarray, "
     """One of the eight symmetries of the square: seen from above, all are as likely."""
     turned = np.rot90(x, which % 4, axes=(-2, -1))
     return turned[..., ::-1] if which >= 4 else turned
-
-
-def step_loader(dataset: StepTiles, n_workers: int) -> DataLoader[Batch]:
-    """Loader of the dataset's micro-batches."""
-    return DataLoader(dataset, batch_size=None, num_workers=n_workers)
 
 
 def with_white(statistics: BandStatistics, white: float) -> BandStatistics:

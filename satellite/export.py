@@ -2,17 +2,34 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from torch import Tensor
 
 from foundation.errors import CurationError
-from foundation.files import checksum, load_json, save_json, whole_folder
-from satellite.module import CanopyModel
+from foundation.files import check_files, checksum, load_json, save_json, whole_folder
+from foundation.settings import Count, Pixels, Positive, Range
+from satellite.model import CanopyModel
 from satellite.normalise import BandStatistics
 from satellite.settings import TrainSettings, settings_from
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The pictures that a model was trained on.
+
+    Attributes:
+        bands: 1-based bands of a raster; () takes all.
+        tile: side, pixels.
+        resolution: metres per pixel.
+    """
+
+    bands: tuple[int, ...]
+    tile: int
+    resolution: float
 
 
 @dataclass
@@ -22,45 +39,68 @@ class TrainedModel:
     Attributes:
         model: in evaluation mode.
         statistics: of its training pictures.
-        bands: 1-based bands of a picture that it takes; () takes all.
-        tile: side of its pictures, pixels.
-        resolution: metres per pixel.
+        seen: what else is known of them.
         checksum: of the weights.
     """
 
     model: CanopyModel
     statistics: BandStatistics
-    bands: tuple[int, ...]
-    tile: int
-    resolution: float
+    seen: Seen
     checksum: str
+
+
+@dataclass
+class StatisticsFile:
+    """Of `BandStatistics`, as JSON."""
+
+    mean: list[float]
+    std: list[Positive]
+    low: list[float]
+    high: list[float]
+    white: Positive
+    name: str
+
+
+@dataclass
+class ConfigFile:
+    """What ``config.json`` must hold; folders of before have no checksum of the weights."""
+
+    resolution: Positive
+    tile: Pixels
+    bands: list[Count]
+    n_bands: Annotated[int, Range(ge=1, le=10_000)]
+    statistics: StatisticsFile
+    settings: dict[str, Any]
+    checksum: str | None = None
 
 
 def save_model(
     folder: Path,
-    model: CanopyModel,
+    state: dict[str, Tensor],
     settings: TrainSettings,
     statistics: BandStatistics,
-    bands: tuple[int, ...],
-    tile: int,
-    resolution: float,
+    seen: Seen,
 ) -> None:
-    """Write the folder, whole or not at all; ``settings.backbone`` must not refer to another folder."""
+    """Write the folder, whole or not at all; ``settings.backbone`` must not refer to another folder.
+
+    Args:
+        state: of the `CanopyModel`.
+    """
     from safetensors.torch import save_file
 
     config: dict[str, Any] = {
         "format": 1,
         "units": "m",
-        "resolution": resolution,
-        "tile": tile,
-        "bands": list(bands),
+        "resolution": seen.resolution,
+        "tile": seen.tile,
+        "bands": list(seen.bands),
         "n_bands": len(statistics.mean),
         "statistics": statistics.as_json(),
         "settings": asdict(settings),
     }
     with whole_folder(folder) as fresh:
-        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, fresh / WEIGHTS)
-        save_json(fresh / CONFIG, config)
+        save_file({name: value.contiguous() for name, value in state.items()}, fresh / WEIGHTS)
+        save_json(fresh / CONFIG, {**config, "checksum": checksum(fresh / WEIGHTS)}, seal=True)
 
 
 def load_model(folder: str | Path, device: str | torch.device = "cpu") -> TrainedModel:
@@ -73,19 +113,18 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Traine
     from safetensors.torch import load_file
 
     folder = Path(folder)
-    config = load_json(folder / CONFIG)
+    again = "train it again or copy it again"
+    config = load_json(folder / CONFIG, ConfigFile, again)
+    check_files([(folder / WEIGHTS, config.get("checksum"))], again)
+    n = config["n_bands"]
+    if any(len(config["statistics"][name]) != n for name in ("mean", "std")) or len(config["bands"]) not in (0, n):
+        raise CurationError(f"{folder / CONFIG} has other numbers of bands and of their statistics; {again}")
     try:
         model = CanopyModel(settings_from(config["settings"]), config["n_bands"], config["tile"])
         model.load_state_dict(load_file(folder / WEIGHTS))
         statistics = BandStatistics.from_json(config["statistics"])
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise CurationError(f"{folder} is no whole model ({reason}); train it again or copy it again") from error
-    return TrainedModel(
-        model.eval().requires_grad_(False).to(device),
-        statistics,
-        tuple(config["bands"]),
-        int(config["tile"]),
-        float(config["resolution"]),
-        checksum(folder / WEIGHTS),
-    )
+        raise CurationError(f"{folder} is no whole model ({reason}); {again}") from error
+    seen = Seen(tuple(config["bands"]), int(config["tile"]), float(config["resolution"]))
+    return TrainedModel(model.eval().requires_grad_(False).to(device), statistics, seen, checksum(folder / WEIGHTS))

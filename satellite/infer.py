@@ -5,6 +5,7 @@ reaches into it, so the map does not depend on the squares, and one that is fini
 """
 
 import shutil
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from foundation.devices import open_device
 from foundation.errors import CurationError
 from foundation.files import digest_json, load_array, load_json, save_array, save_json
+from foundation.locks import locked_folder
 from foundation.settings import Count, NonNegative, Range, check
 from satellite.export import TrainedModel, load_model
 from satellite.normalise import BandStatistics, band_statistics, normalise, white_of
@@ -74,8 +76,15 @@ def predict_raster(
     settings, output = settings or PredictSettings(), Path(output)
     device = str(open_device(settings.device))
     trained = load_model(model, device)
-    with _open_for(trained, image, settings, crs) as raster:
+    if settings.overlap > 3 * trained.seen.tile // 4:
+        raise CurationError(
+            f"overlap {settings.overlap} is more than three quarters of the tiles of {trained.seen.tile} pixels; each "
+            "pixel would be predicted more than 16 times"
+        )
+    with ExitStack() as stack:
+        raster = stack.enter_context(_open_for(trained, image, settings, crs))
         parts = output.with_name(f".{output.name}.parts")
+        stack.enter_context(locked_folder(parts))
         _claim(parts, trained, raster, settings)
         grid, side = raster.grid, settings.square
         seen_as = _colours(raster, trained, settings)
@@ -86,7 +95,7 @@ def predict_raster(
                 box = (r, c, min(side, grid.height - r), min(side, grid.width - c))
                 save_array(path, predict_square(trained, raster, box, settings, seen_as, device))
         _assemble(parts, squares, raster, output)
-    shutil.rmtree(parts)
+        shutil.rmtree(parts)
     return output
 
 
@@ -101,8 +110,8 @@ def predict_square(
 ) -> Float[np.ndarray, "h w"]:
     """Heights of a window (row, column, height, width) of a raster; NaN where it has no data."""
     row, col, height, width = box
-    tile = trained.tile
-    overlap = tile // 4 if settings.overlap < 0 else min(settings.overlap, tile - 1)
+    tile = trained.seen.tile
+    overlap = tile // 4 if settings.overlap < 0 else settings.overlap
     total, weight = np.zeros((height, width)), np.zeros((height, width))
     has_data = np.zeros((height, width), bool)
     ramp = blending_weights(tile, overlap)
@@ -145,8 +154,8 @@ def blending_weights(tile: int, overlap: int) -> Float[np.ndarray, "s s"]:
 
 
 def _open_for(trained: TrainedModel, image: str | Path, settings: PredictSettings, crs: str | None) -> Raster:
-    raster = open_raster(image, trained.bands, crs=crs)
-    found, wanted = raster.grid.resolution, trained.resolution
+    raster = open_raster(image, trained.seen.bands or None, crs=crs)
+    found, wanted = raster.grid.resolution, trained.seen.resolution
     if abs(found / wanted - 1) <= TOLERANCE:
         return raster
     raster.close()
@@ -155,7 +164,7 @@ def _open_for(trained: TrainedModel, image: str | Path, settings: PredictSetting
             f"{image} has {found:g} m per pixel but the model was trained at {wanted:g} m ({found / wanted:.2g} "
             "times): heights would be wrong. Bring it to the model's resolution: --resample"
         )
-    return open_raster(image, trained.bands, resolution=wanted, crs=crs)
+    return open_raster(image, trained.seen.bands or None, resolution=wanted, crs=crs)
 
 
 def _colours(raster: Raster, trained: TrainedModel, settings: PredictSettings) -> BandStatistics:
@@ -164,7 +173,7 @@ def _colours(raster: Raster, trained: TrainedModel, settings: PredictSettings) -
     white = settings.white or (own.white if own.white not in (255.0, 65535.0) else white_of(raster.dtype))
     if not settings.match_colours:
         return BandStatistics(own.mean, own.std, own.low, own.high, white, own.name)
-    side, grid = trained.tile, raster.grid
+    side, grid = trained.seen.tile, raster.grid
     rng = np.random.default_rng(0)
     rows = rng.integers(max(grid.height - side, 0) + 1, size=SAMPLED_WINDOWS)
     cols = rng.integers(max(grid.width - side, 0) + 1, size=SAMPLED_WINDOWS)
@@ -193,7 +202,7 @@ def _claim(parts: Path, trained: TrainedModel, raster: Raster, settings: Predict
     path = parts / "parts.json"
     if not path.exists():
         save_json(path, {"identity": identity})
-    elif load_json(path)["identity"] != identity:
+    elif load_json(path, remedy=f"delete {parts}").get("identity") != identity:
         raise CurationError(f"{parts} holds parts of a map of another model, raster or settings; delete it")
 
 

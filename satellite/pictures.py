@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from foundation.errors import CurationError
 from foundation.files import write_atomically
-from satellite.rasters import Raster, open_raster
+from satellite.rasters import Raster, open_heights, open_raster
 from satellite.units import metres_per
 
 
@@ -28,7 +28,7 @@ def save_side_by_side(
     Raises:
         CurationError: a raster that cannot be used, or nothing is predicted in the window.
     """
-    with open_raster(predicted, [1]) as made:
+    with open_heights(predicted) as made:
         row, col, height, width = window or (0, 0, made.grid.height, made.grid.width)
         step = max(1, -(-max(height, width) // side))
         heights = _panel(made, (row, col, height, width), step)[0]
@@ -40,7 +40,7 @@ def save_side_by_side(
             picture = _panel(colour, (row, col, height, width), step)
         true = None
         if truth is not None:
-            with open_raster(truth, [1], grid=made.grid) as labels:
+            with open_heights(truth, grid=made.grid) as labels:
                 true = _panel(labels, (row, col, height, width), step)[0] * metres_per(units)
         resolution = made.grid.resolution * step
     figure = _figure(_stretched(picture), heights, true, resolution)

@@ -26,6 +26,7 @@ def crops_from_above(
     local_metres: tuple[float, float],
     global_size: int,
     local_size: int,
+    *,
     n_local: int = 8,
     jitter: float = 0.2,
     statistics: BandStatistics | None = None,

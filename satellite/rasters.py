@@ -9,7 +9,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from foundation.errors import CurationError
+from foundation.paths import regular_file
 
+FINEST = 16  # times finer than it is, a raster may be resampled
 SAME = 1e-3  # of a pixel: grids that differ by less are one grid
 
 
@@ -138,9 +140,7 @@ def open_raster(
     from rasterio.errors import CRSError, RasterioError
     from rasterio.vrt import WarpedVRT
 
-    path = Path(path)
-    if not path.exists():
-        raise CurationError(f"raster {path} does not exist")
+    path = regular_file(path, "give a raster that GDAL reads")
     try:
         source = rasterio.open(path)
     except (RasterioError, OSError) as error:
@@ -157,6 +157,8 @@ def open_raster(
         for band in chosen:
             if band not in source.indexes:
                 raise CurationError(f"raster {path} has no band {band}; it has 1..{source.count}")
+            if "complex" in source.dtypes[band - 1]:
+                raise CurationError(f"band {band} of raster {path} holds complex numbers; give their amplitude")
         try:
             target = source.crs if grid is None and crs is None else CRS.from_user_input(grid.crs if grid else crs)
         except CRSError as error:
@@ -193,6 +195,19 @@ def open_raster(
     except BaseException:
         source.close()
         raise
+
+
+def open_heights(path: str | Path, resolution: float = 0.0, crs: str | None = None, grid: Grid | None = None) -> Raster:
+    """A raster of heights, which has one band; see `open_raster`.
+
+    Raises:
+        CurationError: as `open_raster`, or it has several bands, as a picture has.
+    """
+    raster = open_raster(path, None, resolution, crs, grid)
+    if len(raster.bands) > 1:
+        raster.close()
+        raise CurationError(f"raster {path} has {len(raster.bands)} bands; heights have one: is it a picture?")
+    return raster
 
 
 def check_same_grid(a: Raster, b: Raster) -> None:
@@ -250,16 +265,23 @@ def _own_grid(source: Any, target: Any, resolution: float) -> Grid:
     if target == source.crs and own.b == own.d == 0 and own.a > 0 and own.e < 0:
         here = _as_grid(source)
         pixel = resolution / unit if resolution else here.pixel
+        _refuse_finer(resolution, here.resolution)
         if abs(pixel - here.pixel) <= SAME * here.pixel / max(here.width, here.height) and abs(own.a + own.e) <= SAME:
             return here
         height = max(1, int(source.height * abs(own.e) / pixel + 1e-6))
         width = max(1, int(source.width * own.a / pixel + 1e-6))
         return Grid(target.to_wkt(), own.c, own.f, pixel, height, width, unit)
-    given = {"resolution": resolution / unit} if resolution else {}
-    transform, width, height = calculate_default_transform(
-        source.crs, target, source.width, source.height, *source.bounds, **given
-    )
+    place = (source.crs, target, source.width, source.height, *source.bounds)
+    transform, width, height = calculate_default_transform(*place)
+    if resolution:
+        _refuse_finer(resolution, abs(transform.a) * unit)
+        transform, width, height = calculate_default_transform(*place, resolution=resolution / unit)
     return Grid(target.to_wkt(), transform.c, transform.f, abs(transform.a), height, width, unit)
+
+
+def _refuse_finer(wanted: float, found: float) -> None:
+    if 0 < wanted < found / FINEST:
+        raise CurationError(f"resolution {wanted:g} m is finer than 1/{FINEST} of the {found:g} m of the raster")
 
 
 def _utm(source: Any) -> str:

@@ -1,9 +1,10 @@
 """Settings of a canopy-height run, filled from YAML or the command line."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import training.settings
 from foundation.errors import CurationError
 from foundation.settings import (
     BelowOne,
@@ -15,14 +16,14 @@ from foundation.settings import (
     Range,
     Share,
     check,
-    fill,
     read_settings,
 )
+from pretrain.settings import check_timm_args
 from satellite.normalise import PUBLISHED
+from training.settings import RunSettings, fill_run
 
 HEADS = ("linear", "dpt")
 OUTPUTS = ("linear_bins", "mixed_log", "regression")
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class BackboneSettings:
 
     def __post_init__(self) -> None:
         check(self, "backbone")
+        check_timm_args(self.args)
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,10 @@ class HeadSettings:
 
     kind: Annotated[str, Choices(*HEADS)] = "dpt"
     output: Annotated[str, Choices(*OUTPUTS)] = "linear_bins"
-    n_bins: Annotated[int, Range(ge=2)] = 256
+    n_bins: Annotated[int, Range(ge=2, le=1 << 16)] = 256
     lowest: Positive = 0.01
     highest: Positive = 100.0
-    width: Count = 128
+    width: Annotated[int, Range(ge=1, le=1 << 16)] = 128
     readout: bool = True
 
     def __post_init__(self) -> None:
@@ -103,43 +105,26 @@ class LossSettings:
 
 
 @dataclass(frozen=True)
-class SpeedSettings:
-    """Where it computes; never changes the numbers.
+class SpeedSettings(training.settings.SpeedSettings):
+    """Where and how fast a run computes.
 
     Attributes:
-        accelerator: auto, cpu, gpu.
-        devices, nodes: how many; 0 devices takes all.
-        strategy: of Lightning.
-        micro_batch_size: tiles per forward pass; 0: the whole share.
-        n_workers: processes that read.
         cache_gb: tiles are kept in memory up to this (with n_workers=0).
-        checkpoint_every, log_every: steps.
     """
 
-    accelerator: str = "auto"
-    devices: CountOrZero = 1
-    nodes: Count = 1
-    strategy: str = "auto"
-    micro_batch_size: CountOrZero = 0
-    n_workers: CountOrZero = 0
-    cache_gb: NonNegative = 1.0
     checkpoint_every: Count = 500
     log_every: Count = 50
-
-    def __post_init__(self) -> None:
-        check(self, "speed")
+    cache_gb: NonNegative = 1.0
 
 
 @dataclass(frozen=True)
-class TrainSettings:
-    """A run.
+class TrainSettings(RunSettings):
+    """A run; samples are tiles.
 
     Attributes:
-        steps, batch_size: of the optimiser; tiles over all processes.
+        steps: of the optimiser.
         learning_rate, weight_decay, warmup, clip: AdamW; warm-up in steps, or below 1 as a share; cosine to 0.
         backbone_rate: factor of the learning rate for a trainable backbone.
-        seed: of weights, order and augmentation.
-        precision: "32-true", "bf16-mixed".
         symmetries: turn and mirror tiles, all eight ways alike.
         jitter: each band is multiplied by 1 +- this and shifted by +- this many standard deviations.
         statistics: "data" takes those of the training tiles; or tolan, chmv2, imagenet; "backbone": of the teacher.
@@ -148,14 +133,11 @@ class TrainSettings:
     """
 
     steps: Count = 2000
-    batch_size: Count = 16
     learning_rate: Positive = 1e-3
     weight_decay: NonNegative = 1e-4
     warmup: NonNegative = 0.05
     clip: NonNegative = 1.0
     backbone_rate: NonNegative = 0.1
-    seed: CountOrZero = 0
-    precision: Annotated[str, Choices(*PRECISIONS)] = "32-true"
     symmetries: bool = True
     jitter: BelowOne = 0.0
     statistics: Annotated[str, Choices("data", "backbone", *PUBLISHED)] = "data"
@@ -166,15 +148,6 @@ class TrainSettings:
     loss: LossSettings = field(default_factory=LossSettings)
     speed: SpeedSettings = field(default_factory=SpeedSettings)
 
-    def __post_init__(self) -> None:
-        check(self)
-
-    def science(self) -> dict[str, Any]:
-        """The settings that change the numbers."""
-        content = asdict(self)
-        content.pop("speed")
-        return content
-
 
 def load_settings(path: str | Path | None = None, overrides: list[str] | None = None) -> TrainSettings:
     """Settings from a YAML file, then ``key=value`` overrides such as ``head.kind=linear``."""
@@ -182,5 +155,5 @@ def load_settings(path: str | Path | None = None, overrides: list[str] | None = 
 
 
 def settings_from(content: dict[str, Any]) -> TrainSettings:
-    """Settings from a plain nested dict; names, types and ranges are checked, see `foundation.settings.fill`."""
-    return fill(TrainSettings, content)
+    """Settings from a plain nested dict; names, types and ranges are checked, see `training.settings.fill_run`."""
+    return fill_run(TrainSettings, content)

@@ -7,6 +7,7 @@ and a margin is left out around the test squares.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +18,12 @@ from tqdm import tqdm
 from curation.tiles import tile_starts
 from foundation.errors import CurationError
 from foundation.files import write_atomically
-from foundation.settings import Count, CountOrZero, NonNegative, Share, check
-from satellite.rasters import Raster, check_same_grid, open_raster
+from foundation.paths import regular_file
+from foundation.settings import Count, CountOrZero, NonNegative, Range, Share, check, fill
+from satellite.rasters import Raster, check_same_grid, open_heights, open_raster
 from satellite.units import metres_per, warn_if_implausible
 
+MOST_BLOCKS = 250_000  # squares of ground of a split
 COLUMNS = {
     "image": pa.string(),
     "heights": pa.string(),
@@ -54,7 +57,7 @@ class TileSettings:
         align: put heights on the grid of their picture where they are on another.
     """
 
-    size: Count = 256
+    size: Annotated[int, Range(ge=8, le=16_384)] = 256
     stride: CountOrZero = 0
     min_valid: Share = 0.5
     resolution: NonNegative = 0.0
@@ -78,8 +81,8 @@ def open_pair(image: str | Path, heights: str | Path | None, settings: TileSetti
     if not heights:
         return colour, None
     if settings.align:
-        return colour, open_raster(heights, [1], grid=colour.grid)
-    labels = open_raster(heights, [1], settings.resolution, settings.crs or None)
+        return colour, open_heights(heights, grid=colour.grid)
+    labels = open_heights(heights, settings.resolution, settings.crs or None)
     check_same_grid(colour, labels)
     return colour, labels
 
@@ -144,7 +147,7 @@ def save_tiles(tiles: pa.Table, path: str | Path, settings: TileSettings) -> Non
     from dataclasses import asdict
 
     tiles = tiles.replace_schema_metadata({"tiles": json.dumps(asdict(settings))})
-    write_atomically(Path(path), lambda stream: pq.write_table(tiles, stream))
+    write_atomically(Path(path), lambda stream: pq.write_table(tiles, stream, write_page_checksum=True))
 
 
 def load_tiles(path: str | Path) -> tuple[pa.Table, TileSettings]:
@@ -155,14 +158,18 @@ def load_tiles(path: str | Path) -> tuple[pa.Table, TileSettings]:
     """
     import json
 
+    again = "make it: python -m satellite tiles"
+    path = regular_file(path, again)
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, page_checksum_verification=True)
         content = json.loads((table.schema.metadata or {})[b"tiles"])
-    except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:
-        raise CurationError(
-            f"{path} is no whole table of tiles ({error}); make it: python -m satellite tiles"
-        ) from error
-    return table, TileSettings(**{**content, "bands": tuple(content["bands"])})
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CurationError(f"{path} is no whole table of tiles ({reason}); {again}") from error
+    missing = [name for name, kind in COLUMNS.items() if name not in table.schema.names or table[name].type != kind]
+    if missing or not len(table) or any(table[name].null_count for name in COLUMNS):
+        raise CurationError(f"{path} is no whole table of tiles (column {(missing or ['row'])[0]}); {again}")
+    return table, fill(TileSettings, content)
 
 
 def footprints(tiles: pa.Table) -> Float[np.ndarray, "n four"]:
@@ -216,6 +223,8 @@ def spatial_split(
         raise CurationError(f"fold {fold} of {n_folds}, block {block} m, margin {margin} m make no split")
     origin = boxes[:, :2].min(0)
     extent = boxes[:, 2:].max(0) - origin
+    if float(np.ceil(extent / block).prod()) > MOST_BLOCKS:
+        raise CurationError(f"blocks of {block:g} m are more than {MOST_BLOCKS:,} on {extent[0]:g} x {extent[1]:g} m")
     shape = (int(np.ceil(extent[1] / block)), int(np.ceil(extent[0] / block)))
     folds = fold_of_blocks(shape, n_folds, seed)
     near = touches(boxes, folds == fold, origin, block, margin)

@@ -1,32 +1,35 @@
-"""Train a canopy-height model on tiles; the same call after a kill goes on and ends the same."""
+"""Train a canopy-height model on tiles; the same call after a kill goes on and ends the same.
+
+`train` is the run from the table of tiles to the exported model, `CanopyTraining` the step from pictures to loss.
+"""
 
 import hashlib
 import json
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import lightning
 import numpy as np
 import pyarrow as pa
+import torch
 from jaxtyping import Int
-from torch.utils.data import DataLoader
-from tqdm import tqdm
+from torch import Tensor
 
 from foundation.errors import CurationError
-from foundation.files import save_json
 from satellite.backbone import self_contained, statistics_of
-from satellite.data import Batch, StepTiles, TileReader, labelled_rows, step_loader, with_white
-from satellite.export import save_model
-from satellite.module import CanopyTraining
+from satellite.data import TileBatches, TileReader, labelled_rows, with_white
+from satellite.export import Seen, save_model
+from satellite.losses import height_loss
+from satellite.model import CanopyModel
 from satellite.normalise import PUBLISHED, BandStatistics, white_of
 from satellite.settings import TrainSettings
 from satellite.tiles import TileSettings
-from training.batches import BatchPlan
-from training.checkpoints import CHECKPOINT, Checkpoints, resume_step, signals_restored
-from training.devices import make_trainer
-from training.run_folder import LOG, RESULT, claim, forget_after
+from training.checkpoints import find_checkpoint
+from training.fit import fit
+from training.log import RunLog, Work
+from training.module import StepModule
+from training.run_folder import claimed, restored
+from training.schedules import ScheduleSettings, in_steps, schedule
 
 MODEL = "model"
 
@@ -60,8 +63,8 @@ def train(
 ) -> TrainResult:
     """Train on rows of a table of tiles.
 
-    ``folder`` gets ``run.json``, ``metrics.jsonl``, ``last.ckpt`` while it runs, and at the end ``model/`` and
-    ``result.json``.
+    ``folder`` gets ``run.json``, ``metrics.jsonl``, ``last.ckpt`` and ``earlier.ckpt`` while it runs, and at the end
+    ``model/`` and ``result.json``.
 
     Args:
         table, tiles: of `satellite.tiles.load_tiles`.
@@ -72,41 +75,90 @@ def train(
     """
     folder = Path(folder)
     rows = labelled_rows(table, rows, settings.min_valid)
-    resolution = _resolution(table, rows)
+    places = table.select(["image", "heights", "row", "col"]).take(rows).to_pylist()
     identity = {
         "settings": settings.science(),
-        "tiles": hashlib.blake2b(
-            json.dumps(table.select(["image", "heights", "row", "col"]).take(rows).to_pylist()).encode(),
-            digest_size=16,
-        ).hexdigest(),
+        "tiles": hashlib.blake2b(json.dumps(places).encode(), digest_size=16).hexdigest(),
     }
-    done = claim(folder, identity)
-    if done is not None:
-        return TrainResult(**{**done, "folder": folder / MODEL})
+    resolution = _resolution(table, rows)
     reader = TileReader(table, tiles, _cache_tiles(settings, tiles))
-    statistics = _statistics(settings, reader, rows)
-    start = resume_step(folder)
-    data = _Tiles(reader, rows, statistics, settings, start)
-    module = CanopyTraining(settings, reader.n_bands, tiles.size)
-    log = _Log(folder, settings, progress)
-    checkpoints = Checkpoints(folder, settings.speed.checkpoint_every)
-    trainer = make_trainer(
-        settings.speed, folder, settings.steps, settings.batch_size, settings.precision, [log, checkpoints]
-    )
-    data.plan(0, trainer.world_size)
-    with warnings.catch_warnings(), signals_restored():
-        warnings.simplefilter("ignore")  # Lightning's advice on workers and loggers, none of it true here
-        trainer.fit(module, datamodule=data, ckpt_path=folder / CHECKPOINT if start else None, weights_only=True)
-    step = trainer.global_step
-    result = TrainResult(step >= settings.steps, folder / MODEL, step, log.last, len(np.unique(rows)))
-    if result.finished and trainer.is_global_zero:
-        module.check_finite()
-        alone = replace(settings, backbone=self_contained(settings.backbone))
-        bands = tuple(reader.rasters(int(rows[0]))[0].bands)
-        save_model(folder / MODEL, module.model, alone, statistics, bands, tiles.size, resolution)
-        save_json(folder / RESULT, {**vars(result), "folder": MODEL})
-        (folder / CHECKPOINT).unlink(missing_ok=True)
-    return result
+    with claimed(folder, identity) as done:
+        if done is not None:
+            return restored(TrainResult, done, folder / MODEL)
+        statistics = _statistics(settings, reader, rows)
+        module = CanopyTraining(settings, reader.n_bands, tiles.size)
+        batches = TileBatches(reader, rows, statistics, settings)
+        log = RunLog(folder, Work("tiles", "tiles", settings.batch_size), "train", progress, averaged=1)
+        fitted = fit(module, batches, folder, find_checkpoint(folder), log)
+        loss = log.last.get("loss", float("nan"))
+        result = TrainResult(fitted.finished, folder / MODEL, fitted.step, loss, len(np.unique(rows)))
+
+        def write(state: dict[str, Tensor]) -> None:
+            module.check_finite()
+            weights = {name.removeprefix("model."): value for name, value in state.items()}
+            alone = replace(settings, backbone=self_contained(settings.backbone))
+            bands = tuple(reader.rasters(int(rows[0]))[0].bands)
+            save_model(folder / MODEL, weights, alone, statistics, Seen(bands, tiles.size, resolution))
+
+        if result.finished:
+            fitted.export(write, {**vars(result), "folder": MODEL}, [MODEL])
+        return result
+
+
+class CanopyTraining(StepModule):
+    """Regression of heights.
+
+    Attributes:
+        model: see `CanopyModel`.
+        losses: mean over the micro-batches of the current step.
+    """
+
+    settings: TrainSettings
+
+    def __init__(self, settings: TrainSettings, n_bands: int, image_size: int):
+        super().__init__(settings)
+        self.n_bands, self.image_size = n_bands, image_size
+        self.model: Any = None
+        self.loss = replace(settings.loss, sig_warmup=in_steps(settings.loss.sig_warmup, settings.steps))
+        self.factor = schedule(ScheduleSettings(0.0, 1.0, 0.0, settings.warmup), settings.steps, "warmup")
+
+    def configure_model(self) -> None:
+        if self.model is not None:  # Lightning calls this again for every stage
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.settings.seed)
+            self.model = CanopyModel(self.settings, self.n_bands, self.image_size)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        settings = self.settings
+        groups = [{"params": list(self.model.head.parameters()), "factor": 1.0}]
+        if settings.backbone.trainable:
+            groups.append({"params": list(self.model.backbone.parameters()), "factor": settings.backbone_rate})
+        return torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+
+    def rates(self, step: int) -> dict[str, float]:
+        return {"rate": self.settings.learning_rate * self.factor(step)}
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        rate = self.rates(self.global_step)["rate"]
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = rate * group["factor"]
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self.losses = {"loss": torch.zeros((), device=self.device)}
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        heights = batch["heights"]
+        valid = torch.isfinite(heights)
+        loss = height_loss(self.model(batch["images"]), heights, valid, self.loss, self.global_step)
+        self.losses["loss"] += loss.detach() / self.trainer.accumulate_grad_batches
+        return loss
+
+    @property
+    def largest_norm(self) -> float:
+        return self.settings.clip
+
+    def advice(self) -> str:
+        return f"lower learning_rate (now {self.settings.learning_rate})"
 
 
 def _resolution(table: pa.Table, rows: Int[np.ndarray, "n"]) -> float:
@@ -135,69 +187,3 @@ def _statistics(settings: TrainSettings, reader: TileReader, rows: Int[np.ndarra
         return own
     # the published means come without percentiles: those of the data serve to match colours later
     return replace(with_white(PUBLISHED[settings.statistics], white), low=own.low, high=own.high)
-
-
-class _Tiles(lightning.LightningDataModule):
-    """The loader is made when the processes are there: only then is it known which share is whose."""
-
-    def __init__(
-        self,
-        reader: TileReader,
-        rows: Int[np.ndarray, "n"],
-        statistics: BandStatistics,
-        settings: TrainSettings,
-        start: int,
-    ):
-        super().__init__()
-        self.reader, self.rows, self.statistics = reader, rows, statistics
-        self.settings, self.start = settings, start
-
-    def plan(self, rank: int, world_size: int) -> BatchPlan:
-        micro = self.settings.speed.micro_batch_size or max(self.settings.batch_size // world_size, 1)
-        return BatchPlan(self.settings.batch_size, micro, rank, world_size)
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        assert self.trainer is not None
-        plan = self.plan(self.trainer.global_rank, self.trainer.world_size)
-        dataset = StepTiles(self.reader, self.rows, self.statistics, self.settings, plan, self.start)
-        return step_loader(dataset, self.settings.speed.n_workers)
-
-
-class _Log(lightning.Callback):
-    """Loss and learning rate every so many steps, and a progress bar."""
-
-    def __init__(self, folder: Path, settings: TrainSettings, progress: bool):
-        self.path, self.settings, self.progress = folder / LOG, settings, progress
-        self.last = float("nan")
-        self.bar: Any = None
-
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if trainer.is_global_zero:
-            forget_after(self.path, trainer.global_step)
-        self.bar = tqdm(
-            desc="train",
-            unit="step",
-            total=self.settings.steps,
-            initial=trainer.global_step,
-            disable=not self.progress or not trainer.is_global_zero,
-        )
-
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return
-        self.bar.update()
-        step, module = trainer.global_step, trainer.lightning_module
-        if step % self.settings.speed.log_every and step != self.settings.steps:
-            return
-        loss: Any = module.step_loss
-        self.last = float(loss)
-        self.bar.set_postfix(loss=f"{self.last:.4f}")
-        if trainer.is_global_zero:
-            with open(self.path, "a") as stream:
-                point = {"step": step, "loss": self.last, "rate": trainer.optimizers[0].param_groups[0]["lr"]}
-                stream.write(json.dumps(point) + "\n")
-
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self.bar.close()

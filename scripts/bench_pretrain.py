@@ -38,7 +38,7 @@ def main() -> None:
     lines = lines[1:]  # the first stretch compiles and warms up
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
     rates = [line["images_per_second"] for line in lines]
-    wait, mfu = (statistics.median(line[name] for line in lines) for name in ("data_wait", "mfu"))
+    wait, mfu = (statistics.median(line[name] or 0.0 for line in lines) for name in ("data_wait", "mfu"))
     print(f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads, {settings.backbone.name}")
     print(f"batch {settings.batch_size}, {settings.precision}, compile={settings.speed.compile}")
     print(f"{statistics.median(rates):10,.1f} images/s ({min(rates):,.1f} to {max(rates):,.1f})")

@@ -30,7 +30,7 @@ def plain_loop(settings: TrainSettings, store: TokenStore, device: torch.device)
         model.compile()
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, fused=device.type == "cuda")
     stream = TokenStream(store, np.arange(len(store)), 0)
-    micro = settings.speed.micro_batch_size or settings.batch_size
+    micro = settings.micro_batch_size or settings.batch_size
     windows = stream.windows(np.arange(settings.batch_size), settings.model.context)
     batches = torch.from_numpy(windows.inputs).to(device).split(micro)
     mixed, rates = settings.precision == "bf16-mixed", []

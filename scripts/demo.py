@@ -12,8 +12,8 @@ from foundation.threads import use_free_cores
 
 ROOT = Path(__file__).parents[1]
 # every third picture: less than scale=demo takes, for it shows what is compared, not who is better
-SMALL = ["pool.test_rows=8", "pool.bank_rows=8", "pool.rows=2000", "size=300", "levels=[300,80,20]"]
-SMALL += ["recipe.steps=60", "recipe.probe.every=30"]
+SMALL = ["pool.test_rows=8", "pool.bank_rows=8", "pool.rows=2000", "curation.size=300", "curation.levels=[300,80,20]"]
+SMALL += ["train.recipe.steps=60", "train.recipe.probe.every=30"]
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
     overrides = ["experiment=web_images", "scale=demo", "seeds=[0]", f"output.runs={runs}", f"output.report={runs}"]
     third, whole = arguments.output / "third.parquet", open_pool(demo_pool())
     write_atomically(third, whole.select(range(0, len(whole), 3)).to_parquet)
-    overrides += [f"scale.web_images.{part}" for part in (*SMALL, f"pool.source={third.absolute()}")]
+    overrides += [f"science.{part}" for part in (*SMALL, f"pool.source={third.absolute()}")]
     if failed := run_experiment(compose([*overrides, "tracking.wandb=off"]), "make demo"):
         raise SystemExit(failed)
     print(f"\nDone in {spoken(time.monotonic() - started)}. Open the reports in a browser:")

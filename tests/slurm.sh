@@ -12,7 +12,7 @@ start)
     [ "$(id -u)" = 0 ] || { echo "SLURM's daemons need root" >&2; exit 3; }
     mkdir -p "$folder/state" "$folder/n1" "$folder/n2" /run/munge
     host=$(hostname -s)
-    cpus=$(nproc)
+    cpus=$(nproc --all) # nproc alone heeds OMP_NUM_THREADS
     cat >"$SLURM_CONF" <<CONF
 ClusterName=test
 SlurmctldHost=$host(127.0.0.1)

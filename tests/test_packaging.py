@@ -81,7 +81,7 @@ def test_the_wheel_brings_all_that_a_first_command_of_each_room_needs(wheel: Pat
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     python = tmp_path / "venv/bin/python"
     words = [str(python), "-m", "pip", "install"] if tool is None else [tool, "pip", "install", "--python", str(python)]
-    words += ["--quiet", "-c", str(ROOT / "constraints.txt"), f"{wheel}[demo]"]
+    words += ["--quiet", "-c", str(ROOT / "constraints.txt"), f"{wheel}[demo,train]"]
     done = subprocess.run(words, env={**os.environ, **install._as_uv_reads_it()}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}

@@ -29,13 +29,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def job(slurm: dict[str, str], where: Path, words: str) -> str:
-    """Submit, wait, and return the log; the job must have completed."""
-    environment = {**slurm, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
-    submit = ["sbatch", "--parsable", str(SCRIPT), *words.split()]
-    number = subprocess.run(
-        submit, cwd=where, env=environment, capture_output=True, text=True, check=True
-    ).stdout.strip()
+def submit(slurm: dict[str, str], where: Path, *words: str, path: Path = ROOT) -> str:
+    """The number of a job that runs ``python -m words`` through the script."""
+    environment = {**slurm, "PYTHON": sys.executable, "PYTHONPATH": str(path)}
+    command = ["sbatch", "--parsable", str(SCRIPT), *words]
+    submitted = subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True)
+    assert submitted.returncode == 0, submitted.stderr
+    return submitted.stdout.strip()
+
+
+def finish(slurm: dict[str, str], where: Path, number: str) -> str:
+    """Wait for a job, which must complete; its log."""
     state = ""
     for _ in range(480):
         shown = subprocess.run(["scontrol", "show", "job", number], env=slurm, capture_output=True, text=True).stdout
@@ -74,8 +78,31 @@ def test_each_command_of_the_guide_runs_as_a_job(
             str(tmp_path / "tokens"),
         ]
         subprocess.run(tokenise, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
-    job(slurm, tmp_path, words.format(data=data, tokens=tmp_path / "tokens"))
+    number = submit(slurm, tmp_path, *words.format(data=data, tokens=tmp_path / "tokens").split())
+    finish(slurm, tmp_path, number)
     assert (tmp_path / made).exists()
+
+
+@pytest.mark.slow
+def test_a_job_whose_time_is_up_queues_itself_again_and_goes_on(slurm: dict[str, str], tmp_path: Path):
+    (tmp_path / "patient.py").write_text(
+        "import signal, sys, time\n"
+        "from pathlib import Path\n"
+        "def stop(*_): print('stopped in peace', flush=True); sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, stop)\n"
+        "if Path('begun').exists(): print('goes on', flush=True); sys.exit()\n"
+        "Path('begun').touch()\n"
+        "time.sleep(100)\n"
+    )
+    number = submit(slurm, tmp_path, "patient", path=tmp_path)
+    for _ in range(120):
+        if (tmp_path / "begun").exists():
+            break
+        time.sleep(0.5)
+    # what SLURM sends two minutes before the end
+    subprocess.run(["scancel", "--signal=USR1", "--batch", number], env=slurm, check=True)
+    log = finish(slurm, tmp_path, number)
+    assert log.index("stopped in peace") < log.index("goes on")
 
 
 def test_the_script_is_a_shell_script_that_asks_for_a_command(tmp_path: Path):

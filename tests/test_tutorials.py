@@ -1,5 +1,6 @@
 """The tutorials: whoever types what stands there must get what is said there."""
 
+import json
 import os
 import re
 import subprocess
@@ -47,8 +48,9 @@ def test_a_folder_of_images(tmp_path: Path):
 def test_a_pile_of_text(tmp_path: Path):
     said = run_all(TUTORIALS / "text.md", tmp_path)
     counts = Counter({name: int(number) for name, number in re.findall(r"'(\w+)': (\d+)", said)})
-    assert counts.total() == 120
-    assert min(counts.values()) > 120 * 60 / 750, f"the rarest topic has no more than its share: {counts}"
+    assert counts.total() == 300
+    pool = Counter(json.loads(line)["package"] for line in (tmp_path / "work/pile.jsonl").read_text().splitlines())
+    assert set(counts) == set(pool), "a package was left out"
     assert (tmp_path / "work/subset.parquet").exists()
 
 

@@ -2,8 +2,8 @@
 
 In the order of the work, as functions and as ``python -m text_lm`` commands:
 documents -> passages (filters) -> dedup -> split -> embed -> [curation: cluster, sample] -> tokenizer -> tokens ->
-packing -> data -> train (settings, model, loss, schedules, module, callbacks) -> perplexity.
-Read first: packing.py (what a training sequence is), data.py (which ones make a step), train.py (a whole run).
+packing -> train (settings, model, loss) -> perplexity.
+Read first: packing.py (what a training sequence is, which ones make a step), train.py (a whole run and its step).
 """
 
 from importlib import import_module

@@ -9,6 +9,7 @@ import typer
 
 from foundation.command import run_command
 from foundation.errors import CurationError
+from foundation.options import number, seed_option
 
 app = typer.Typer(
     help="From raw text to a language model: cut, filter, deduplicate, embed, tokenise, train, score.\n\n"
@@ -32,8 +33,9 @@ Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file o
 def cut(
     source: Annotated[str, typer.Argument(help="JSONL (.gz, .zst), parquet, text files, a folder of them, Hub name.")],
     output: Output,
-    target: Annotated[int, typer.Option(min=0, help="Most characters of a passage; 0 keeps documents whole.")] = 1000,
-    shortest: Annotated[int, typer.Option(min=0, help="Characters of a last passage that stands alone.")] = 200,
+    *,
+    target: Annotated[int, number("Most characters of a passage; 0 keeps documents whole.", ge=0)] = 1000,
+    shortest: Annotated[int, number("Characters of a last passage that stands alone.", ge=0)] = 200,
     filter_: Annotated[
         list[str] | None,
         typer.Option("--filter", help="length:L-H, words:L-H, language:CODES, gopher_repetition, c4, ...; repeat it."),
@@ -63,9 +65,7 @@ def cut(
 def dedup(
     pool: Pool,
     output: Output,
-    near: Annotated[
-        float, typer.Option(min=0, max=1, help="Least Jaccard similarity of duplicates; 0: exact only.")
-    ] = 0.7,
+    near: Annotated[float, number("Least Jaccard similarity of duplicates; 0: exact only.", ge=0, le=1)] = 0.7,
     column: Column = None,
 ) -> None:
     """Leave out exact and near duplicates; of each group the first row stays."""
@@ -74,12 +74,12 @@ def dedup(
     from foundation.files import save_json, write_atomically
 
     opened = open_pool(pool, column=column)
-    exact = exact_duplicates(opened["text"])
+    exact = exact_duplicates(_column(opened, "text"))
     kept = exact.kept
     counts: dict[str, Any] = {"exact": exact.counts}
     if near:
         rest = opened.select(kept)
-        found = near_duplicates(rest["text"], near)
+        found = near_duplicates(_column(rest, "text"), near)
         kept, counts["near"] = kept[found.kept], {**found.counts, "threshold": near}
     write_atomically(output, lambda stream: opened.select(kept).to_parquet(stream))
     save_json(output.with_name(f"{output.stem}.counts.json"), counts)
@@ -91,23 +91,25 @@ def dedup(
 def split(
     pool: Pool,
     output: Output,
-    share: Annotated[float, typer.Option(min=0, max=1, help="Share of each domain's rows to hold out.")] = 0.1,
-    seed: Annotated[int, typer.Option(min=0, help="Which documents are held out.")] = 0,
+    share: Annotated[float, number("Share of each domain's rows to hold out.", gt=0, lt=1)] = 0.1,
+    seed: Annotated[int, seed_option("Which documents are held out.")] = 0,
     document_column: Annotated[str, typer.Option(help="Which document a passage is from.")] = "source",
     domain_column: Annotated[str | None, typer.Option(help="Hold out documents of every domain.")] = "domain",
 ) -> None:
     """Hold documents out: train.parquet and test.parquet share none."""
     from curation.pool import open_pool
     from foundation.files import write_atomically
+    from foundation.locks import locked_folder
     from text_lm.split import split_by_document
 
     opened = open_pool(pool)
     domains = _column(opened, domain_column) if domain_column else None
     train_rows, test_rows = split_by_document(_column(opened, document_column), domains, share, seed)
-    for name, rows in (("train", train_rows), ("test", test_rows)):
-        part = opened.select(rows)
-        write_atomically(output / f"{name}.parquet", part.to_parquet)
-        _say(f"{len(part):,} rows in {output / name}.parquet")
+    with locked_folder(output):
+        for name, rows in (("train", train_rows), ("test", test_rows)):
+            part = opened.select(rows)
+            write_atomically(output / f"{name}.parquet", part.to_parquet)
+            _say(f"{len(part):,} rows in {output / name}.parquet")
 
 
 @app.command(epilog="Example:  python -m text_lm embed split/train.parquet -o embeddings/")
@@ -115,7 +117,7 @@ def embed(
     pool: Pool,
     output: Output,
     model: Annotated[str, typer.Option(help="A sentence-transformers model: Hub name or folder.")] = "all-MiniLM-L6-v2",
-    tokens_per_batch: Annotated[int, typer.Option(min=1, help="Tokens of a forward pass.")] = 8192,
+    tokens_per_batch: Annotated[int, number("Tokens of a forward pass.", ge=1)] = 8192,
     precision: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, ...; auto takes a GPU where there is one.")] = "auto",
     column: Column = None,
@@ -125,7 +127,9 @@ def embed(
     from curation.sentences import embed_passages
 
     opened = open_pool(pool, column=column)
-    result = embed_passages(opened, output, model, tokens_per_batch, device=device, precision=precision)
+    result = embed_passages(
+        opened, output, model, tokens_per_batch=tokens_per_batch, device=device, precision=precision
+    )
     speed = f", {result.passages_per_second:,.0f} passages/s" if result.passages_per_second else ""
     _say(f"{result.n_rows:,} embeddings in {output}{speed}; {len(result.empty_rows):,} rows have no text")
 
@@ -134,7 +138,7 @@ def embed(
 def tokenizer(
     pool: Pool,
     output: Output,
-    size: Annotated[int, typer.Option(min=1, help="Vocabulary, special tokens included.")] = 8192,
+    size: Annotated[int, number("Vocabulary, special tokens included.", ge=1, le=10_000_000)] = 8192,
     column: Column = None,
 ) -> None:
     """Train a byte-level BPE on a pool."""
@@ -194,8 +198,8 @@ def perplexity(
     pool: Pool,
     raw: Annotated[str | None, typer.Option(help="Raw pool, for the raw-weighted mean; default: the pool.")] = None,
     domain_column: Annotated[str, typer.Option(help="Column of the domain.")] = "domain",
-    stride: Annotated[int | None, typer.Option(min=1, help="Tokens between windows; default: the context.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Windows per forward pass.")] = 32,
+    stride: Annotated[int | None, number("Tokens between windows; default: the context.", ge=1)] = None,
+    batch_size: Annotated[int, number("Windows per forward pass.", ge=1)] = 32,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
 ) -> None:
     """Bits per byte and perplexity, per domain and summed up, as JSON."""
@@ -206,12 +210,12 @@ def perplexity(
 
     opened = open_pool(pool)
     whole = open_pool(raw) if raw else opened
-    shares = domain_bytes(whole["text"], _column(whole, domain_column))
+    shares = domain_bytes(_column(whole, "text"), _column(whole, domain_column))
     known = open_tokenizer(model)
     found = evaluate_perplexity(
         load_model(model, known),
         known,
-        opened["text"],
+        _column(opened, "text"),
         _column(opened, domain_column),
         shares,
         stride=stride,
@@ -228,10 +232,10 @@ def perplexity(
 def plan(
     overrides: Overrides = None,
     config: Config = None,
-    vocab: Annotated[int, typer.Option(help="Size of the vocabulary.")] = 259,
+    vocab: Annotated[int, number("Size of the vocabulary.", ge=1)] = 259,
     device: Annotated[str, typer.Option(help="Name of the GPU, as in H100 or A100.")] = "H100",
-    mfu: Annotated[float, typer.Option(help="Share of the peak that training reaches.")] = 0.4,
-    gpus: Annotated[int, typer.Option(min=1, help="How many.")] = 1,
+    mfu: Annotated[float, number("Share of the peak that training reaches.", gt=0, le=1)] = 0.4,
+    gpus: Annotated[int, number("How many.", ge=1)] = 1,
 ) -> None:
     """Parameters, FLOPs, memory and hours of a run, before it starts."""
     from text_lm.plan import plan_run

@@ -1,23 +1,24 @@
 """The language model: a Hugging Face `LlamaForCausalLM` built from a few numbers, and what it costs."""
 
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from foundation.errors import CurationError
-from foundation.settings import Count, CountOrZero, Positive, check
+from foundation.hub import hub_within_reach
+from foundation.settings import CountOrZero, Positive, Range, check
+from training.run_folder import check_export
 
 ATTENTION = ("sdpa", "flex_attention", "flash_attention_2")
 
-# dense bfloat16 peak in FLOP/s by a part of the device's name, from the makers' data sheets; the first match counts
 
-
-@dataclass
+@dataclass(frozen=True)
 class ModelSettings:
     """Shape of a LLaMA-style decoder (Touvron et al. 2023): pre-RMSNorm, rotary positions, SwiGLU, no biases.
 
@@ -36,15 +37,15 @@ class ModelSettings:
             sqrt(2 layers) (Radford et al. 2019).
     """
 
-    width: Count = 128
-    layers: Count = 4
-    heads: Count = 4
+    width: Annotated[int, Range(ge=1, le=1 << 20)] = 128
+    layers: Annotated[int, Range(ge=1, le=1000)] = 4
+    heads: Annotated[int, Range(ge=1, le=1 << 16)] = 4
     kv_heads: CountOrZero = 0
-    ffn: CountOrZero = 0
-    context: Count = 256
+    ffn: Annotated[int, Range(ge=0, le=1 << 22)] = 0
+    context: Annotated[int, Range(ge=1, le=1 << 24)] = 256
     rope_theta: Positive = 10_000.0
     tied: bool = True
-    vocab_multiple: Count = 64
+    vocab_multiple: Annotated[int, Range(ge=1, le=1 << 20)] = 64
     init_std: Positive = 0.02
     residual_init: bool = True
 
@@ -121,8 +122,10 @@ def load_model(folder: str | Path, tokenizer: Any | None = None, attention: str 
     """
     from transformers import AutoModelForCausalLM
 
+    if Path(folder).is_dir():
+        check_export(Path(folder).parent, Path(folder).name)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), nullcontext() if Path(folder).is_dir() else hub_within_reach():
             warnings.simplefilter("ignore")
             model = AutoModelForCausalLM.from_pretrained(
                 str(folder), dtype=torch.float32, attn_implementation=attention, use_safetensors=True

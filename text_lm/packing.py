@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import torch
 from jaxtyping import Int
+from torch import Tensor
 
 from foundation.errors import CurationError
 from text_lm.tokens import TokenStore
+from training.data import Slot
 
 IGNORE = -100  # the target that the loss leaves out
 
@@ -130,4 +133,38 @@ class TokenStream:
             "unique_documents": len(np.unique(self.documents)),
             "mean_repetitions": float(seen.sum() / max(unique, 1)),
             "max_repetitions": int(seen.max()),
+        }
+
+
+class TokenBatches:
+    """The micro-batch of a slot: sequences, counted along the stream.
+
+    A dict of (m, t) int64 ``inputs``, ``targets``, ``documents``, ``positions``, and the scalar ``n_targets``: the
+    targets of the whole step over all processes, by which a mean loss is the same however the batch is split.
+
+    Args:
+        batch_size: sequences of a step.
+        length: tokens of a sequence.
+
+    Raises:
+        CurationError: the subset has fewer tokens than one batch.
+    """
+
+    def __init__(self, stream: TokenStream, batch_size: int, length: int):
+        self.stream, self.length, self.per_step = stream, length, batch_size * length
+        if stream.epoch_tokens < self.per_step:
+            raise CurationError(
+                f"the subset has {stream.epoch_tokens:,} tokens, fewer than one batch of {batch_size} x {length}"
+                f" = {self.per_step:,}; use a smaller batch or a larger subset"
+            )
+
+    def __call__(self, slot: Slot) -> dict[str, Tensor]:
+        windows = self.stream.windows(slot.numbers, self.length)
+        first = slot.step * self.per_step
+        return {
+            "inputs": torch.from_numpy(windows.inputs),
+            "targets": torch.from_numpy(windows.targets),
+            "documents": torch.from_numpy(windows.documents),
+            "positions": torch.from_numpy(windows.positions),
+            "n_targets": torch.tensor(self.stream.count_targets(first, first + self.per_step)),
         }

@@ -9,6 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from foundation.files import save_json, write_atomically
+from foundation.settings import Range, require_number
 from text_lm.documents import Document
 from text_lm.filters import FilterCount, TextFilter
 
@@ -86,6 +87,8 @@ def write_passages(
         filters: applied to passages, in order; each sees only what those before it let through.
         unreadable: the list that `read_documents` fills with the documents it left out.
     """
+    for name, value in (("target", target), ("shortest", shortest)):
+        require_number(value, Range(ge=0), name)
     path = Path(path)
     totals = {"documents": 0, "cut": 0, "kept": 0, "characters": 0}
     counts = [FilterCount(item.name) for item in filters]

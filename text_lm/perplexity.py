@@ -12,6 +12,8 @@ from tqdm import tqdm
 
 from foundation.devices import open_device
 from foundation.errors import CurationError
+from foundation.schema import check_content
+from foundation.settings import Count
 from text_lm.model import check_vocabulary
 from text_lm.tokenizer import Tokenizer
 
@@ -76,6 +78,8 @@ def score_texts(
     """
     check_vocabulary(model, tokenizer)
     context = getattr(model.config, "max_position_embeddings", None)
+    if context is not None:
+        check_content(Count, context, "max_position_embeddings of the model", "mend its config.json")
     length = (context or 1024) if length is None else length
     stride = length if stride is None else stride
     if length < 1 or (context and length > context):

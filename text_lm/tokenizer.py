@@ -6,6 +6,7 @@ All are saved as ordinary Hugging Face tokenisers, so that ``AutoTokenizer`` and
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from jaxtyping import Int
 
 from foundation.errors import CurationError
 from foundation.files import load_json, save_json
+from foundation.hub import hub_within_reach
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 N_BYTES = 256
@@ -95,7 +97,8 @@ def open_tokenizer(name: str | Path = "bytes") -> Tokenizer:
                 }
             )
         else:
-            hf = AutoTokenizer.from_pretrained(str(name))
+            with nullcontext() if path.is_dir() else hub_within_reach():
+                hf = AutoTokenizer.from_pretrained(str(name))
     except Exception as error:  # transformers raises many kinds, with pages of text
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CurationError(

@@ -8,9 +8,9 @@ of each document), ``tokenizer/`` and ``tokens.json``, which is written last and
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Int
@@ -19,10 +19,30 @@ from tqdm import tqdm
 from curation.pool import pool_fingerprint
 from curation.subset import Subset
 from foundation.errors import CurationError
-from foundation.files import checksum, load_array, load_json, require_free_space, save_array, save_json
+from foundation.files import check_files, checksum, load_array, load_json, require_free_space, save_array, save_json
+from foundation.locks import locked_folder
+from foundation.settings import Choices, Count, Range
 from text_lm.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
+ARRAYS = ("starts", "rows", "bytes")
+AGAIN = "tokenise the pool again, into another folder"
+
+
+@dataclass
+class TokensFile:
+    """What ``tokens.json`` must hold; folders of before have no ``checksums`` of the arrays."""
+
+    format_version: Annotated[int, Range(ge=FORMAT_VERSION, le=FORMAT_VERSION)]
+    tokenizer: str
+    tokenizer_fingerprint: str
+    pool_fingerprint: str
+    pool_rows: Count
+    dtype: Annotated[str, Choices("uint16", "uint32")]
+    n_tokens: Count
+    n_documents: Count
+    checksum: str
+    checksums: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,9 +75,7 @@ class TokenStore:
             CurationError: not a whole folder of tokens, or of another tokeniser.
         """
         folder = Path(folder)
-        info = load_json(folder / "tokens.json")
-        if info.get("format_version") != FORMAT_VERSION:
-            raise CurationError(f"{folder}/tokens.json has format {info.get('format_version')}, not {FORMAT_VERSION}")
+        info = load_json(folder / "tokens.json", TokensFile, AGAIN)
         if tokenizer is not None and info["tokenizer_fingerprint"] != tokenizer.fingerprint:
             raise CurationError(
                 f"{folder} was tokenised by {info['tokenizer']!r} ({info['tokenizer_fingerprint'][:8]}), not by "
@@ -68,8 +86,21 @@ class TokenStore:
         if not path.exists() or path.stat().st_size != info["n_tokens"] * dtype.itemsize:
             raise CurationError(f"{path} does not have the {info['n_tokens']:,} tokens of tokens.json; tokenise again")
         tokens = np.memmap(path, dtype, mode="r")
-        starts, rows, n_bytes = (load_array(folder / f"{name}.npy") for name in ("starts", "rows", "bytes"))
-        return cls(tokens, starts, rows, n_bytes, info)
+        starts, rows, n_bytes = (load_array(folder / f"{name}.npy") for name in ARRAYS)
+        sums = {"tokens.bin": info["checksum"], **info.get("checksums", {})}
+        check_files([(folder / name, sums.get(name)) for name in ("tokens.bin", *(f"{n}.npy" for n in ARRAYS))], AGAIN)
+        store = cls(tokens, starts, rows, n_bytes, info)
+        store._check_documents(folder)
+        return store
+
+    def _check_documents(self, folder: Path) -> None:
+        """Folders of before their arrays had checksums: documents must follow each other, and rows lie in the pool."""
+        starts, rows, n = self.starts, self.rows, self.info["n_documents"]
+        whole = all(part.dtype == np.int64 and part.ndim == 1 for part in (starts, rows, self.n_bytes))
+        whole = whole and len(starts) == n + 1 and len(rows) == len(self.n_bytes) == n
+        whole = whole and starts[0] == 0 and starts[-1] == len(self.tokens) and bool((np.diff(starts) > 0).all())
+        if not whole or rows[0] < 0 or rows[-1] >= self.info["pool_rows"] or not (np.diff(rows) > 0).all():
+            raise CurationError(f"{folder} is not whole: starts.npy, rows.npy and tokens.json do not fit; {AGAIN}")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -120,8 +151,15 @@ def tokenise_pool(
         "pool_rows": len(pool),
         "text_column": text_column,
     }
+    with locked_folder(folder):
+        return _tokenise(pool, tokenizer, folder, identity, batch_size, progress)
+
+
+def _tokenise(
+    pool: Any, tokenizer: Tokenizer, folder: Path, identity: dict[str, Any], batch_size: int, progress: bool
+) -> TokenStore:
     if (folder / "tokens.json").exists():
-        found = load_json(folder / "tokens.json")
+        found = load_json(folder / "tokens.json", TokensFile, AGAIN)
         different = [key for key, value in identity.items() if found.get(key) != value]
         if different:
             raise CurationError(
@@ -129,7 +167,7 @@ def tokenise_pool(
             )
         return TokenStore.open(folder, tokenizer)
 
-    folder.mkdir(parents=True, exist_ok=True)
+    column = identity["text_column"]
     dtype = np.dtype("<u2") if tokenizer.vocab_size <= 1 << 16 else np.dtype("<u4")
     starts, rows, n_bytes, empty = [0], [], [], []
     # not atomic, but without tokens.json the folder does not count as whole
@@ -137,7 +175,7 @@ def tokenise_pool(
         open(folder / "tokens.bin", "wb") as stream,
         tqdm(total=len(pool), unit=" documents", desc="tokenise", disable=not progress) as bar,
     ):
-        for first, texts in _batches(pool, text_column, batch_size):
+        for first, texts in _batches(pool, column, batch_size):
             kept = [place for place, text in enumerate(texts) if text.strip()]
             empty += [first + place for place, text in enumerate(texts) if not text.strip()]
             encoded = tokenizer.encode([texts[place] for place in kept])
@@ -150,7 +188,7 @@ def tokenise_pool(
             bar.update(len(texts))
             bar.set_postfix(tokens=starts[-1], refresh=False)
     if not rows:
-        raise CurationError(f"none of the {len(pool)} rows has text in column {text_column!r}")
+        raise CurationError(f"none of the {len(pool)} rows has text in column {column!r}")
     for name, values in (("starts", starts), ("rows", rows), ("bytes", n_bytes)):
         save_array(folder / f"{name}.npy", np.asarray(values, np.int64))
     tokenizer.save(folder / "tokenizer")
@@ -168,8 +206,9 @@ def tokenise_pool(
         "n_bytes": sum(n_bytes),
         "empty_rows": empty,
         "checksum": checksum(folder / "tokens.bin"),
+        "checksums": {f"{name}.npy": checksum(folder / f"{name}.npy") for name in ARRAYS},
     }
-    save_json(folder / "tokens.json", info)
+    save_json(folder / "tokens.json", info, seal=True)
     return TokenStore.open(folder, tokenizer)
 
 

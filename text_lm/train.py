@@ -1,30 +1,34 @@
-"""Train a language model on documents of a tokenised pool; the same call after a kill goes on and ends the same."""
+"""Train a language model on documents of a tokenised pool; the same call after a kill goes on and ends the same.
+
+`train` is the run from the tokens to the exported model, `LanguageModel` the step from tokens to loss.
+"""
 
 import hashlib
-import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import lightning
 import numpy as np
+import torch
 from jaxtyping import Int
-from torch import Tensor
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
 
 from foundation.errors import CurationError
-from foundation.files import save_json, whole_folder
-from text_lm.callbacks import RunLog
-from text_lm.data import step_loader
-from text_lm.model import build_model
-from text_lm.module import LanguageModel
-from text_lm.packing import TokenStream
+from foundation.files import whole_folder
+from text_lm.loss import language_model_loss
+from text_lm.model import build_model, flops_per_token, next_token_logits
+from text_lm.packing import TokenBatches, TokenStream
 from text_lm.settings import TrainSettings
 from text_lm.tokenizer import Tokenizer, open_tokenizer
 from text_lm.tokens import TokenStore
-from training.batches import BatchPlan
-from training.checkpoints import CHECKPOINT, Checkpoints, resume_step, signals_restored
-from training.devices import fast_precision, make_trainer
-from training.run_folder import RESULT, claim
+from training.checkpoints import find_checkpoint
+from training.devices import fast_precision
+from training.fit import fit
+from training.log import RunLog, Work
+from training.module import StepModule
+from training.run_folder import claimed, restored
+from training.schedules import rate_factor
 
 MODEL = "model"
 
@@ -61,8 +65,8 @@ def train(
 ) -> TrainResult:
     """Train on rows of a tokenised pool.
 
-    ``folder`` gets ``run.json`` (settings and data), ``metrics.jsonl``, ``last.ckpt`` while it runs, and at the end
-    ``model/``, an ordinary Hugging Face folder with its tokeniser, and ``result.json``.
+    ``folder`` gets ``run.json`` (settings and data), ``metrics.jsonl``, ``last.ckpt`` and ``earlier.ckpt`` while it
+    runs, and at the end ``model/``, an ordinary Hugging Face folder with its tokeniser, and ``result.json``.
 
     Args:
         settings: the run.
@@ -86,94 +90,148 @@ def train(
             raise CurationError("an open TokenStore needs its tokenizer beside it; give tokenizer= or a folder")
     documents = np.arange(len(store)) if rows is None else store.documents_of(np.asarray(rows))
     stream = TokenStream(store, documents, settings.seed)
+    batches = TokenBatches(stream, settings.batch_size, settings.model.context)
     identity = {
         "settings": settings.science(),
         "tokens": store.info["checksum"],
         "documents": hashlib.blake2b(documents.astype("<i8").tobytes(), digest_size=16).hexdigest(),
     }
-    done = claim(folder, identity)
-    if done is not None:
-        return TrainResult(**{**done, "folder": folder / MODEL})
-
-    data = _StepData(stream, settings, resume_step(folder))
     module = LanguageModel(settings, tokenizer)
-    checkpoints = Checkpoints(folder, settings.speed.checkpoint_every)
-    log = RunLog(folder, settings.speed.log_every, progress)
-    # the log first: its sums must be up to date when the checkpoint takes them
-    trainer = make_trainer(
-        settings.speed, folder, settings.steps, settings.batch_size, settings.precision, [log, checkpoints], _blocks()
-    )
-    data.check(trainer.world_size)
-    with warnings.catch_warnings(), signals_restored():
-        warnings.simplefilter("ignore")  # Lightning's advice on workers and loggers, none of it true here
-        trainer.fit(
-            module,
-            datamodule=data,
-            ckpt_path=folder / CHECKPOINT if data.start_step else None,
-            weights_only=True,
+    with claimed(folder, identity) as done:
+        if done is not None:
+            return restored(TrainResult, done, folder / MODEL)
+        flops = flops_per_token(settings.model, tokenizer.vocab_size, settings.model.context)
+        log = RunLog(folder, Work("tokens", "tokens", settings.tokens_per_step, flops), "train", progress)
+        fitted = fit(module, batches, folder, find_checkpoint(folder), log, fsdp_blocks=_blocks())
+        seen = fitted.step * settings.tokens_per_step
+        result = TrainResult(
+            finished=fitted.finished,
+            folder=folder / MODEL,
+            step=fitted.step,
+            tokens=seen,
+            loss=log.last.get("loss", float("nan")),
+            coverage=stream.coverage(seen),
+            tokens_per_second=log.rate,
         )
-    step = trainer.global_step
-    finished = step >= settings.steps
-    seen = step * settings.tokens_per_step
-    timed = log.timed_steps * settings.tokens_per_step
-    result = TrainResult(
-        finished=finished,
-        folder=folder / MODEL,
-        step=step,
-        tokens=seen,
-        loss=log.last_loss,
-        coverage=stream.coverage(seen),
-        tokens_per_second=timed / log.seconds if log.seconds else None,
-    )
-    if finished:
-        _export(trainer, module, tokenizer, folder)
-        if trainer.is_global_zero:
-            save_json(folder / RESULT, {**vars(result), "folder": MODEL})
-            (folder / CHECKPOINT).unlink(missing_ok=True)
-    return result
+        if result.finished:
+            write = lambda state: save_model(state, settings, tokenizer, folder / MODEL)  # noqa: E731
+            fitted.export(write, {**vars(result), "folder": MODEL}, [MODEL])
+        return result
 
 
-class _StepData(lightning.LightningDataModule):
-    """The loader is made when the processes are there: only then is it known which share is whose."""
+class LanguageModel(StepModule):
+    """Next-token prediction with a Hugging Face causal language model.
 
-    def __init__(self, stream: TokenStream, settings: TrainSettings, start_step: int):
-        super().__init__()
-        self.stream, self.settings, self.start_step = stream, settings, start_step
+    Attributes:
+        model: the Hugging Face model.
+        losses: cross-entropy in nats per target of this process's share of the step, summed over its micro-batches.
+    """
 
-    def plan(self, rank: int, world_size: int) -> BatchPlan:
-        settings = self.settings
-        micro = settings.speed.micro_batch_size or max(settings.batch_size // world_size, 1)
-        return BatchPlan(settings.batch_size, micro, rank, world_size)
+    settings: TrainSettings
 
-    def check(self, world_size: int) -> None:
-        step_loader(self.stream, self.plan(0, world_size), self.settings.model.context, 0, 0)
+    def __init__(self, settings: TrainSettings, tokenizer: Tokenizer):
+        super().__init__(settings)
+        self.tokenizer = tokenizer
+        self.model: Any = None
+        self.factor = rate_factor(
+            settings.schedule, settings.steps, settings.warmup_steps, settings.final_lr, settings.decay_steps
+        )
+        self.loss: Callable[..., tuple[Tensor, Tensor]] = language_model_loss
 
-    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        assert self.trainer is not None
+    def configure_model(self) -> None:
+        if self.model is not None:  # Lightning calls this again for every stage
+            return
         speed = self.settings.speed
-        plan = self.plan(self.trainer.global_rank, self.trainer.world_size)
-        cuda = self.trainer.strategy.root_device.type == "cuda"
-        length = self.settings.model.context
-        return step_loader(self.stream, plan, length, self.start_step, self.settings.steps, speed.n_workers, cuda)
+        self.model = build_model(self.settings.model, self.tokenizer, self.settings.seed, speed.attention)
+        self.model.train()
+        self.vectors = {name for name, parameter in self.model.named_parameters() if parameter.ndim < 2}
+        if speed.checkpoint_activations:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        if speed.compile:
+            self.model.compile()  # in place: the names in the checkpoint stay those of the plain model
+            self.loss = torch.compile(language_model_loss)  # spares the float32 copy of the logits
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        settings = self.settings
+        return torch.optim.AdamW(
+            parameter_groups(self.model.named_parameters(), self.vectors, settings.weight_decay),
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            eps=settings.eps,
+            fused=self.device.type == "cuda",
+        )
+
+    def rates(self, step: int) -> dict[str, float]:
+        return {"learning_rate": self.settings.learning_rate * self.factor(step)}
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = self.rates(self.global_step)["learning_rate"]
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self.losses = {"loss": torch.zeros((), device=self.device)}
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        cross = self.settings.cross_documents
+        logits = next_token_logits(
+            self.model,
+            batch["inputs"],
+            None if cross else batch["documents"],
+            None if cross else batch["positions"],
+        )
+        total, cross_entropy = self.loss(logits, batch["targets"], self.settings.z_loss)
+        self.losses["loss"] += cross_entropy / batch["n_targets"]
+        # processes are averaged and Lightning divides by the micro-batches: undo both, for the mean over all targets
+        share = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return total * (share / batch["n_targets"])
+
+    def logged(self, step_is_done: bool) -> dict[str, Tensor]:
+        # each process has its share of the sum, and the log takes the mean over processes
+        return {"loss": self.losses["loss"] * self.trainer.world_size} if step_is_done else {}
+
+    @property
+    def largest_norm(self) -> float:
+        return self.settings.clip
+
+    def advice(self) -> str:
+        return f"lower learning_rate (now {self.settings.learning_rate}), or set z_loss=1e-4 and clip=1"
+
+
+def parameter_groups(
+    named: Iterable[tuple[str, nn.Parameter]], vectors: set[str], decay: float
+) -> list[dict[str, Any]]:
+    """Matrices, which decay, and vectors (norms), which do not.
+
+    Args:
+        named: names and parameters, wrapped or not.
+        vectors: names of the vectors, taken before wrapping: FSDP flattens every parameter.
+    """
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in named:
+        for wrapper in ("_fsdp_wrapped_module.", "_orig_mod."):
+            name = name.replace(wrapper, "")
+        groups[name in vectors].append(parameter)
+    return [{"params": groups[False], "weight_decay": decay}, {"params": groups[True], "weight_decay": 0.0}]
+
+
+def save_model(state: dict[str, Tensor], settings: TrainSettings, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the Hugging Face folder, whole or not at all.
+
+    Args:
+        state: of a `LanguageModel`.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    plain = build_model(settings.model, tokenizer, settings.seed)  # free of wrappers and compilation
+    plain.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
+    transformers_logging.disable_progress_bar()
+    with whole_folder(folder) as fresh:
+        plain.save_pretrained(fresh)
+        tokenizer.export(fresh, settings.model.context)
+    transformers_logging.enable_progress_bar()
 
 
 def _blocks() -> set[type]:
+    """What FSDP shards one by one."""
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
     return {LlamaDecoderLayer}
-
-
-def _export(trainer: lightning.Trainer, module: LanguageModel, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write the Hugging Face folder, whole or not at all."""
-    from transformers.utils import logging as transformers_logging
-
-    state = trainer.strategy.lightning_module_state_dict()  # gathers the pieces where the model is sharded
-    if trainer.is_global_zero:
-        plain = build_model(module.settings.model, tokenizer, module.settings.seed)  # free of wrappers and compilation
-        plain.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
-        transformers_logging.disable_progress_bar()
-        with whole_folder(folder / MODEL) as fresh:
-            plain.save_pretrained(fresh)
-            tokenizer.export(fresh, module.settings.model.context)
-        transformers_logging.enable_progress_bar()
-    trainer.strategy.barrier("export")

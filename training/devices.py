@@ -1,17 +1,22 @@
-"""Lightning's trainer as every room uses it, and the peak speed of the devices that we know."""
+"""Lightning's trainer as every room uses it, and the peak speed of the device on which it runs."""
 
 import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.utilities.throughput import get_available_flops
 
 from curation.kmeans.assignment import has_bfloat16_units
 from foundation.errors import CurationError
+from training.data import BatchPlan
+from training.settings import RunSettings
 
+# dense bfloat16, from the makers' data sheets. Lightning knows more, but counts an H200 with sparsity, an H100 NVL as a
+# pair, an L40S as an L4, and consumer cards without their tensor cores
 PEAK_FLOPS = {
     "B200": 2.25e15,
     "H200": 989e12,
@@ -34,9 +39,15 @@ def peak_flops(device_name: str) -> float | None:
 
 
 def peak_of(device: torch.device, given: float = 0.0) -> float | None:
-    """`peak_flops` of the device on which a model lies; ``given`` overrides the table where it is above 0."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return given or peak_flops(name)
+    """`peak_flops` of a model's device, else what Lightning knows of it; ``given`` overrides both where above 0."""
+    if given or device.type != "cuda":
+        return given or None
+    known = peak_flops(torch.cuda.get_device_name(device))
+    if known is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it does not know it either
+            known = get_available_flops(device, torch.bfloat16)
+    return known
 
 
 def fast_precision(accelerator: str = "auto") -> str:
@@ -50,47 +61,29 @@ def fast_precision(accelerator: str = "auto") -> str:
     return "bf16-mixed" if has_bfloat16_units(torch.device("cuda" if gpu else "cpu")) else "32-true"
 
 
-class Devices(Protocol):
-    """What `make_trainer` reads of a room's ``speed`` settings; see there for their meaning."""
-
-    @property
-    def accelerator(self) -> str: ...
-    @property
-    def devices(self) -> int: ...
-    @property
-    def nodes(self) -> int: ...
-    @property
-    def strategy(self) -> str: ...
-    @property
-    def micro_batch_size(self) -> int: ...
-
-
 def make_trainer(
-    speed: Devices,
+    settings: RunSettings,
     folder: Path,
-    steps: int,
-    batch_size: int,
-    precision: Any,
     callbacks: Sequence[lightning.Callback],
     fsdp_blocks: set[type] | None = None,
 ) -> lightning.Trainer:
     """A trainer that counts steps, keeps no checkpoints and logs nothing by itself.
 
     Args:
-        batch_size: samples per optimiser step over all processes; what micro-batches leave over is accumulated.
         fsdp_blocks: modules that FSDP shards one by one.
 
     Raises:
-        CurationError: the accelerator or the devices are not there.
+        CurationError: the accelerator or the devices are not there, or the batch cannot be shared among them.
     """
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    speed = settings.speed
     strategy: Any = speed.strategy
     if strategy == "fsdp":
         from lightning.pytorch.strategies import FSDPStrategy
         from torch.distributed.fsdp import MixedPrecision
 
-        half = precision == "bf16-mixed"
+        half = settings.precision == "bf16-mixed"
         # Lightning's own choice also rounds sums of gradients and buffers to bfloat16
         mixed = MixedPrecision(torch.bfloat16, torch.float32, torch.float32) if half else None
         strategy = FSDPStrategy(auto_wrap_policy=fsdp_blocks or set(), state_dict_type="full", mixed_precision=mixed)
@@ -102,8 +95,8 @@ def make_trainer(
                 devices=speed.devices or "auto",
                 num_nodes=speed.nodes,
                 strategy=strategy,
-                precision=precision,
-                max_steps=steps,
+                precision=settings.precision,  # type: ignore[arg-type]
+                max_steps=settings.steps,
                 logger=False,
                 enable_checkpointing=False,
                 enable_progress_bar=False,
@@ -115,6 +108,5 @@ def make_trainer(
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise CurationError(f"speed.accelerator {speed.accelerator!r}, {speed.devices} devices: {reason}") from error
-    share = trainer.world_size * (speed.micro_batch_size or max(batch_size // trainer.world_size, 1))
-    trainer.accumulate_grad_batches = max(batch_size // share, 1)
+    trainer.accumulate_grad_batches = BatchPlan.of(settings, 0, trainer.world_size).accumulate
     return trainer

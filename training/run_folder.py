@@ -1,39 +1,116 @@
 """The folder of a training run: it belongs to one run, which it describes, and to no other."""
 
 import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from foundation.errors import CurationError
-from foundation.files import digest_json, load_json, save_json, write_atomically
+from foundation.files import check_files, checksum, digest_json, load_json, save_json, write_atomically
+from foundation.locks import locked_folder
+from foundation.schema import check_content
 
+T = TypeVar("T")
+RUN = "run.json"
+CHECKPOINT, EARLIER = "last.ckpt", "earlier.ckpt"
+CHECKSUMS = "checksums"  # of weights, in the result
 LOG = "metrics.jsonl"
 RESULT = "result.json"
+PROBE, BAD_IMAGES = "probe.jsonl", "bad_images.jsonl"  # of pretraining
+LOGS = (LOG, PROBE, BAD_IMAGES)
 
 
-def claim(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """Take the folder for this run; the result if it is already finished.
+def is_first_process() -> bool:
+    """Of those that torchrun, srun or Lightning started; the only one where none of them did."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"))
+
+
+@contextmanager
+def claimed(folder: Path, identity: dict[str, Any]) -> Iterator[dict[str, Any] | None]:
+    """Take the folder for this run; yields the result if it is already finished.
+
+    Within the block no other run can take it. A run that left neither checkpoint nor result has kept nothing: its
+    folder may be taken. A claim whose run fails before it has written anything is given back.
 
     Args:
         identity: ``settings`` and whatever else tells one run from another, as JSON.
 
     Raises:
-        CurationError: the folder holds another run, or something else.
+        CurationError: the folder holds another run, or something else, or a process that trains.
     """
-    path = folder / "run.json"
+    with locked_folder(folder) if is_first_process() else nullcontext():  # one lock for all processes of a run
+        done = _claim(folder, identity)
+        try:
+            yield done
+        except BaseException:
+            if is_first_process() and not _kept(folder) and not any((folder / log).exists() for log in LOGS):
+                (folder / RUN).unlink(missing_ok=True)
+            raise
+
+
+def _claim(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    path = folder / RUN
     if path.exists():
-        found = load_json(path)
+        found = load_json(path, remedy="delete the folder and train again")
         # through JSON, as the file went: tuples are lists there
-        for key, value in identity.items():
-            if digest_json(found.get(key)) != digest_json(value):
-                what = _difference(found.get(key), value) if key == "settings" else f"other {key}"
-                raise CurationError(f"{folder} holds a run with {what}; use another folder or delete it")
-        if (folder / RESULT).exists():
-            return load_json(folder / RESULT)
+        other = [key for key, value in identity.items() if digest_json(found.get(key)) != digest_json(value)]
+        if other and _kept(folder):
+            key = other[0]
+            what = _difference(found.get(key), identity[key]) if key == "settings" else f"other {key}"
+            raise CurationError(f"{folder} holds a run with {what}; use another folder or delete it")
+        if not other and (folder / RESULT).exists():
+            return load_json(folder / RESULT, remedy="delete the folder and train again")
+        if not _kept(folder) and is_first_process():  # it starts again, or another one does
+            for log in LOGS:
+                (folder / log).unlink(missing_ok=True)
     elif folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
         raise CurationError(f"{folder} is not empty and holds no run; use another folder")
-    save_json(path, identity)
+    if is_first_process():
+        save_json(path, identity)
     return None
+
+
+def restored(kind: type[T], content: dict[str, Any], folder: Path) -> T:
+    """The result of a finished run from the content of its file; what else it holds is left out.
+
+    Args:
+        kind: a dataclass with a field ``folder``, which is not taken from the file.
+
+    Raises:
+        CurationError: something is missing or of another type.
+    """
+    content = {**content, "folder": folder}
+    check_content(kind, content, str(folder.parent / RESULT), "delete the folder and train again")
+    return kind(**{entry.name: content[entry.name] for entry in fields(kind)})  # type: ignore[arg-type]
+
+
+def checksums_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Of files, and of all in folders but what people write (``.md``), by their path within ``folder``."""
+    files = [
+        file for name in names for file in ((folder / name).rglob("*") if (folder / name).is_dir() else [folder / name])
+    ]
+    return {str(file.relative_to(folder)): checksum(file) for file in files if file.is_file() and file.suffix != ".md"}
+
+
+def check_export(run: Path, name: str) -> None:
+    """Refuse a file or folder of a finished run that is not what it wrote; without its result nothing is known.
+
+    Raises:
+        CurationError: a file differs, or the result cannot be read.
+    """
+    if not (run / RESULT).exists():
+        return
+    known = load_json(run / RESULT, remedy="train again").get(CHECKSUMS, {})
+    check_content(dict[str, str], known, str(run / RESULT), "train again")
+    mine = [(run / file, said) for file, said in known.items() if file == name or file.startswith(f"{name}/")]
+    check_files(mine, "train again or copy it again")
+
+
+def _kept(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (CHECKPOINT, EARLIER, RESULT))
 
 
 def _difference(found: Any, wanted: dict[str, Any]) -> str:
@@ -53,6 +130,6 @@ def forget_after(path: Path, step: int) -> None:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             continue
     write_atomically(path, lambda stream: stream.write("".join(kept).encode()))

@@ -43,17 +43,17 @@ concepts may be taken for copies (not looked into).
 
 **Resolution** decides what is a group: a coarse one finds domains, a fine one the concepts within, and somebody means
 either. A varied domain has many communities, a plain one few, so an even share of communities is more for the varied:
-where that one is the head, as when clip art leads six visual domains, this is what is left of the old failure. No single
-graph wins everywhere: of rows as they are or of directions, with or without a cover, each fails somewhere. The mean of
-several shares is never worse than they are on average, since the KL divergence is convex, and mostly far better, since
+where that one is the head, as when clip art leads six visual domains, this is what is left of the old failure. No
+single graph wins everywhere: of rows as they are or of directions, with or without a cover, each fails somewhere. The
+mean of several shares is never worse than they are on average, since the KL divergence is convex, and mostly better:
 they fail in different places. The default is such a mean.
 
 **Isolation** finds what communities cannot. Classes of one domain that overlap in the embedding make no communities at
 all, but they are alike in scatter, and then density is frequency: rows that lie apart from their like are of the rare
-classes. SemDeDup and D4 live on that, and lose most where scatter differs, since there they take the widest concept. How
+classes. SemDeDup and D4 live on that, and lose most where scatter differs: there they take the widest concept. How
 unequal density is says which case it is, without labels: where the standard deviation of its logarithm, each community
-weighing what it deserves, is below 1.5, the default mixes 50 % of shares in inverse proportion to density into its mean;
-above 1.8, none.
+weighing what it deserves, is below 1.5, the default mixes 50 % of shares in inverse proportion to density into its
+mean; above 1.8, none.
 """
 
 

@@ -38,7 +38,7 @@ def embed(context: Context) -> list[Row]:
         folder = context.work / "embeddings"
         shutil.rmtree(folder, ignore_errors=True)
         started = time.perf_counter()
-        embed_pool(pool, embedder, folder, best, workers, progress=False)
+        embed_pool(pool, embedder, folder, best, n_workers=workers, progress=False)
         rate = len(pool) / (time.perf_counter() - started)
         what = f"from JPEG of 500 x 375 to disk, {workers} workers"
         rows.append({"what": what, "batch": best, "images_per_second": rate})

@@ -32,7 +32,7 @@ def experiment(context: Context, seed: int) -> list[Row]:
         "experiment=web_images",
         "scale=gpu",
         f"seeds=[{seeds}]",
-        f"scale.web_images.pool.source={Path(source).absolute()}",
+        f"science.pool.source={Path(source).absolute()}",
         f"output.runs={root}",
         f"speed.device={context.device}",
         "tracking.wandb=off",
@@ -65,7 +65,7 @@ def experiment(context: Context, seed: int) -> list[Row]:
     return rows
 
 
-_POOL, _RECIPE = "scale.web_images.pool", "scale.web_images.recipe"
+_POOL, _RECIPE = "science.pool", "science.train.recipe"
 TINY = (
     f"{_POOL}.test_rows=5",
     f"{_POOL}.bank_rows=5",
@@ -78,7 +78,7 @@ TINY = (
     f"{_POOL}.ssl.steps=2",
     f"{_POOL}.ssl.batch_size=8",
     f"++{_POOL}.ssl.collapse=0",
-    "scale.web_images.size=30",
+    "science.curation.size=30",
     f"{_RECIPE}.steps=4",
     f"{_RECIPE}.batch_size=8",
     f"++{_RECIPE}.collapse=0",
@@ -87,7 +87,7 @@ TINY = (
     f"{_RECIPE}.backbone.args={{patch_size: 8, embed_dim: 24, depth: 2, num_heads: 2}}",
     f"{_RECIPE}.crops={{global_size: 16, local_size: 8, n_local: 0}}",
     f"{_RECIPE}.loss={{dino_head: {{n_prototypes: 16, hidden: 16, bottleneck: 8}}}}",
-    "scale.web_images.speed={compile: false, n_workers: 0}",
+    f"{_RECIPE}.speed={{compile: false, n_workers: 0}}",
     "science.evaluate.steps=10",
     "science.evaluate.k=3",
 )

@@ -21,6 +21,7 @@ from benchmarks.gpu.timing import matmul_tflops, seconds_of, synchronize
 from curation.embeddings import open_embeddings
 from curation.kmeans.assignment import CentroidSearch
 from curation.kmeans.lloyd import fit_centroids
+from curation.kmeans.settings import KMeansSettings
 from foundation.files import whole_file
 
 DIM, CENTROIDS, ROWS = 1024, 10_000, 1 << 20
@@ -254,7 +255,11 @@ def whole_fit(context: Context) -> list[Row]:
 
     started = time.perf_counter()
     _centroids, history = fit_centroids(
-        source, k, np.random.default_rng(0), max_iterations=iterations, device=context.device, on_iteration=lap
+        source,
+        k,
+        np.random.default_rng(0),
+        KMeansSettings(max_iterations=iterations, device=context.device),
+        on_iteration=lap,
     )
     seconds = time.perf_counter() - started
     work = 2.0 * n * k * dim

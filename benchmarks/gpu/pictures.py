@@ -90,8 +90,8 @@ def _draw(
     patch = Image.fromarray(np.broadcast_to(texture, (edge, edge, 3)).copy())
     turn = float(rng.uniform(0, 360))
     patch, mask = patch.rotate(turn, expand=False), mask.rotate(turn, expand=False)
-    place = tuple(int(v) for v in rng.uniform(-edge / 4, canvas.width - edge * 0.75, 2))
-    canvas.paste(patch, place, mask)
+    left, top = (int(v) for v in rng.uniform(-edge / 4, canvas.width - edge * 0.75, 2))
+    canvas.paste(patch, (left, top), mask)
 
 
 def _rgb(hue: float) -> np.ndarray:

@@ -26,6 +26,14 @@ GPU_SCORE_BYTES = 1 << 29
 CHUNK = 64  # columns whose largest score is kept
 ROWS_AT_ONCE = 32  # of one thread
 FEW_DIMENSIONS = 16  # below, a matrix product costs more than plain differences
+# The bound of `CentroidSearch._slack`, term by term; u = 2^-24 is the unit roundoff of float32.
+SUM_ROUNDOFF = 2.0**-23  # 2 u: each of the d additions of a float32 dot product errs by u, doubled for blocked orders
+SUM_TERMS = 8  # besides the d of the dot product: the subtraction of the half norm, the norms in the bound itself
+HALF_NORM_ROUNDOFF = 2.0**-22  # of |c|^2 / 2, rounded to float32 and subtracted: u each on a half, with room
+LOW_NORM = 1.01  # |low| <= (1 + 2^-8) |x| after rounding to bfloat16
+TWICE = 2.02  # two scores are compared, each off by the bound; 1 % for the float32 arithmetic of the bound
+SMALLEST = 1e-37  # above the smallest normal float32 (1.2e-38), below which rounding errors are not relative
+FEW_TERMS = 4  # relative error of a sum of d squared differences: (d + 4) 2 u; of two that are compared, twice that
 UNIT_ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float32: 2.0**-23}  # twice the true one: room for the bound's own error
 
 
@@ -169,7 +177,7 @@ def _nearest_in_few_dimensions(x, transposed, slack, centroids, labels, distance
             best = np.float32(np.inf)
             for j in range(k):
                 best = min(best, squared[j])
-            threshold = best * slack + np.float32(1e-37)
+            threshold = best * slack + np.float32(SMALLEST)
             nearest, smallest = -1, np.inf
             for first in range(0, k, chunk):
                 last = min(first + chunk, k)
@@ -238,9 +246,10 @@ class CentroidSearch:
         then rounds its float32 sums and, where ``rounded`` is set, its output.
         """
         size = norm * self.largest_norm
-        sums = (self.dim + 8) * 2.0**-23 * size + 2.0**-22 * self.largest_norm**2
+        sums = (self.dim + SUM_TERMS) * SUM_ROUNDOFF * size + HALF_NORM_ROUNDOFF * self.largest_norm**2
         output = UNIT_ROUNDOFF[self.dtype if rounded else torch.float32] * size
-        return 2.02 * (residual * self.largest_norm + norm * 1.01 * self.largest_residual + sums + output) + 1e-37
+        error = residual * self.largest_norm + norm * LOW_NORM * self.largest_residual + sums + output
+        return TWICE * error + SMALLEST
 
     def _lower(self, x: Float[Tensor, "m d"], rounded: bool = True) -> tuple[Tensor, Float[Tensor, "m"]]:
         """The rows in the precision of the product, and the slack of each."""
@@ -271,7 +280,7 @@ class CentroidSearch:
         labels = torch.empty(len(x), dtype=torch.int32, device=self.device)
         distances = torch.empty(len(x), dtype=torch.float32, device=self.device)
         if self.few_dimensions:
-            relative = np.float32(1 + 4 * (self.dim + 4) * 2.0**-24)
+            relative = np.float32(1 + 2 * (self.dim + FEW_TERMS) * SUM_ROUNDOFF)
             transposed = self.centroids.t().contiguous().numpy()
             _nearest_in_few_dimensions(
                 x.numpy(), transposed, relative, self.centroids.numpy(), labels.numpy(), distances.numpy()

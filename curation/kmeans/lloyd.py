@@ -17,6 +17,7 @@ from curation.kmeans.activity import ActiveSearch
 from curation.kmeans.assignment import CentroidSearch, assign_all, rows_per_read
 from curation.kmeans.frame import Frame, sample_rows
 from curation.kmeans.seeding import seed_centroids
+from curation.kmeans.settings import KMeansSettings
 from curation.kmeans.update import ClusterSums
 from foundation.errors import CurationError
 
@@ -55,6 +56,7 @@ def kmeans(
     x: Any,
     k: int,
     seed: int | np.random.SeedSequence = 0,
+    *,
     seeding: str = "auto",
     max_iterations: int = 50,
     tolerance: float = 0.0,
@@ -86,34 +88,19 @@ def kmeans(
     """
     source = open_embeddings(x)
     check_rows(source, metric == "cosine", rows_per_read(source.dim), group)
-    centroids, history = fit_centroids(
-        source,
-        k,
-        np.random.default_rng(seed),
-        seeding=seeding,
-        max_iterations=max_iterations,
-        tolerance=tolerance,
-        metric=metric,
-        initial=initial,
-        device=device,
-        precision=precision,
-        progress=progress,
-        group=group,
-    )
-    return assign_filled(source, centroids, metric, device, precision, history, group)
+    settings = KMeansSettings(seeding, max_iterations, tolerance, metric, device, precision)
+    rng = np.random.default_rng(seed)
+    centroids, history = fit_centroids(source, k, rng, settings, initial=initial, progress=progress, group=group)
+    return assign_filled(source, centroids, settings, history, group)
 
 
 def fit_centroids(
     x: Embeddings,
     k: int,
     rng: np.random.Generator,
-    seeding: str = "auto",
-    max_iterations: int = 50,
-    tolerance: float = 0.0,
-    metric: str = "l2",
+    settings: KMeansSettings,
+    *,
     initial: Any = None,
-    device: str | torch.device = "cpu",
-    precision: str = "auto",
     progress: bool | str = False,
     resume: LloydState | None = None,
     on_iteration: Callable[[LloydState], None] | None = None,
@@ -129,14 +116,15 @@ def fit_centroids(
     Returns:
         (k, d) float32 centroids in the units of the data, and the inertia before each update.
     """
-    if metric not in METRICS:
-        raise CurationError(f"metric {metric!r} is unknown; use one of {', '.join(METRICS)}")
+    if settings.metric not in METRICS:
+        raise CurationError(f"metric {settings.metric!r} is unknown; use one of {', '.join(METRICS)}")
     if k < 1:
         raise CurationError(f"k={k} makes no sense: at least one cluster is needed")
     if k > x.n_rows:
         raise CurationError(f"k={k} clusters need at least {k} rows but there are {x.n_rows}; lower k")
     group = group or Group()
-    frame = Frame.of(sample_rows(x), unit=metric == "cosine")
+    max_iterations, device = settings.max_iterations, settings.device
+    frame = Frame.of(sample_rows(x), unit=settings.metric == "cosine")
     title = progress if isinstance(progress, str) else f"k-means, k={k}"
     with tqdm(total=max_iterations, desc=title, unit="it", leave=False, disable=not (progress and group.first)) as bar:
         if resume is not None:
@@ -144,7 +132,9 @@ def fit_centroids(
             history, done = list(resume.history), resume.iteration
         else:
             if initial is None:
-                centroids = seed_centroids(x, k, frame, rng, seeding, device, precision, bar, group)
+                centroids = seed_centroids(
+                    x, k, frame, rng, settings.seeding, device, settings.precision, progress=bar, group=group
+                )
             else:
                 centroids = frame.apply(torch.as_tensor(np.asarray(initial))).to(device)
                 if centroids.shape != (k, x.dim):
@@ -154,7 +144,7 @@ def fit_centroids(
         span = group.span(x.n_rows, rows_per_read(x.dim))
         active = ActiveSearch(span[1] - span[0])
         for iteration in range(done, max_iterations):
-            moved, inertia = _iterate(x, centroids, frame, precision, active, group)
+            moved, inertia = _iterate(x, centroids, frame, settings.precision, active, group)
             history.append(inertia / frame.scale**2)
             still = torch.equal(moved, centroids)
             centroids = moved
@@ -162,7 +152,8 @@ def fit_centroids(
                 on_iteration(LloydState(iteration + 1, centroids.cpu().numpy(), list(history)))
             bar.update()
             bar.set_postfix_str(f"mean squared distance {history[-1] / x.n_rows:.4g}")
-            slow = tolerance > 0 and len(history) > 1 and history[-2] - history[-1] < tolerance * history[-2]
+            least = settings.tolerance
+            slow = least > 0 and len(history) > 1 and history[-2] - history[-1] < least * history[-2]
             if still or slow:
                 break
     return frame.invert(centroids).cpu().numpy(), history
@@ -225,9 +216,7 @@ class _Farthest:
 def assign_filled(
     x: Embeddings,
     centroids: Float[np.ndarray, "k d"],
-    metric: str = "l2",
-    device: str | torch.device = "cpu",
-    precision: str = "auto",
+    settings: KMeansSettings,
     history: list[float] | None = None,
     group: Group | None = None,
 ) -> KMeansResult:
@@ -243,8 +232,8 @@ def assign_filled(
     span = group.span(x.n_rows, rows_per_read(x.dim))
     while True:
         points = torch.from_numpy(centroids)
-        frame = Frame.of(points, unit=metric == "cosine")
-        search = CentroidSearch(frame.apply(points).to(device), precision)
+        frame = Frame.of(points, unit=settings.metric == "cosine")
+        search = CentroidSearch(frame.apply(points).to(settings.device), settings.precision)
         labels, distances = assign_all(x, search, frame, span=span)
         empty = np.flatnonzero(group.total(np.bincount(labels, minlength=k)) == 0)
         if not len(empty):
@@ -254,7 +243,8 @@ def assign_filled(
         farthest = _Farthest(len(empty))
         farthest.add(span[0], torch.from_numpy(distances))
         rows = x.take(farthest.rows(len(empty), k, group)).float()
-        centroids[empty] = (torch.nn.functional.normalize(rows) if metric == "cosine" else rows).cpu().numpy()
+        moved = torch.nn.functional.normalize(rows) if settings.metric == "cosine" else rows
+        centroids[empty] = moved.cpu().numpy()
 
 
 def inertia_of(distances: Float[np.ndarray, "m"], dim: int, group: Group) -> float:

@@ -222,6 +222,7 @@ def seed_centroids(
     strategy: str = "auto",
     device: str | torch.device = "cpu",
     precision: str = "auto",
+    *,
     progress: Any = None,
     group: Group | None = None,
 ) -> Float[Tensor, "k d"]:

@@ -17,6 +17,7 @@ from curation.group import Group
 from curation.kmeans.assignment import CentroidSearch, assign_all, rows_per_read
 from curation.kmeans.frame import Frame
 from curation.kmeans.lloyd import assign_filled, fit_centroids
+from curation.kmeans.settings import KMeansSettings
 from curation.sampling import cluster_starts
 
 READ_BYTES = 256 << 20  # of rows of coarse clusters, as float32
@@ -91,12 +92,7 @@ def split_clusters(
     coarse: Float[np.ndarray, "k1 d"],
     n_splits: int,
     seeds: np.random.SeedSequence,
-    max_iterations: int,
-    tolerance: float,
-    metric: str,
-    seeding: str,
-    device: str | torch.device,
-    precision: str,
+    settings: KMeansSettings,
     progress: bool | str = False,
     group: Group | None = None,
 ) -> Centroids:
@@ -106,7 +102,8 @@ def split_clusters(
     clusters of one stretch, of about equally many rows.
     """
     group = group or Group()
-    mine, _distances = assign_to(x, coarse, metric, device, precision, group.span(x.n_rows, rows_per_read(x.dim)))
+    span = group.span(x.n_rows, rows_per_read(x.dim))
+    mine, _distances = assign_to(x, coarse, settings.metric, settings.device, settings.precision, span)
     parents = group.assemble("parents", mine)
     starts = cluster_starts(parents, len(coarse))
     first, last = np.searchsorted(starts, x.n_rows * np.array([group.rank, group.rank + 1]) // group.size)
@@ -126,10 +123,8 @@ def split_clusters(
         else:
             # a generator of its own for each cluster: the result does not depend on the order of the work
             rng = np.random.default_rng([int(seeds.generate_state(1)[0]), int(cluster)])
-            found, _history = fit_centroids(
-                member, n_splits, rng, seeding, max_iterations, tolerance, metric, None, device, precision
-            )
-            found = assign_filled(member, found, metric, device, precision).centroids
+            found, _history = fit_centroids(member, n_splits, rng, settings)
+            found = assign_filled(member, found, settings).centroids
         points.append(found)
         coarse_of.append(np.full(len(found), cluster, np.int64))
     whole = group.assemble("split_points", np.concatenate(points))

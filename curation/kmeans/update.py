@@ -66,6 +66,6 @@ class ClusterSums:
     def means(self, group: Group | None = None) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k"]]:
         """Float32 means (zero for empty clusters) and float64 counts over the blocks of all processes."""
         group = group or Group()
-        sums, rest, counts = group.folded(self.sums, self.rest, self.counts)
+        sums, rest, counts = group.reduce_scatter(self.sums, self.rest, self.counts)
         means = ((sums + rest) / counts.clamp(min=1e-300)[:, None]).float()
-        return group.joint(means, len(self.sums)), group.joint(counts, len(self.counts))
+        return group.all_gather(means, len(self.sums)), group.all_gather(counts, len(self.counts))

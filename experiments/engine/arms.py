@@ -30,7 +30,7 @@ from foundation.files import save_json, write_atomically
 from foundation.settings import Choices, Count, CountOrZero, check, fill, nearest_name
 
 METHODS = ("random", "all", "flat", "tree", "communities", "semdedup", "retrieval", "oracle")
-BASE_ARM, METHOD_ARM = "raw", "hierarchical_resampled"
+BASE_ARM, METHOD_ARM, ORACLE = "raw", "hierarchical_resampled", "oracle"
 LINES, PER_LINE = 12, 10  # of a gallery: clusters, and rows of each
 
 

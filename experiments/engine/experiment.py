@@ -43,11 +43,12 @@ class Domain:
         title: of the report.
         claim: one sentence that the headline metric decides.
         metrics: of the evaluation, the most important first.
-        pool, train, evaluate: dataclasses of ``science.pool``, ``.train``, ``.evaluate``; where some of its fields
-            decide no result, or hold settings with defaults of their own, its ``science()`` gives what does.
+        pool_settings, train_settings, evaluate_settings: dataclasses of ``science.pool``, ``.train``, ``.evaluate``;
+            where some of its fields decide no result, or hold settings with defaults of their own, its ``science()``
+            gives what does.
         prepare: stage action: embeddings, and labels and a trusted set where there are some.
-        fit: stage action: trains on the subset of the stage curate; writes a checkpoint and ``curve.jsonl``.
-        judge: stage action: writes ``metrics.json`` with {"metrics": {name: value}}.
+        train: stage action: trains on the subset of the stage curate; writes a checkpoint and ``curve.jsonl``.
+        evaluate: stage action: writes ``metrics.json`` with {"metrics": {name: value}}.
         shape: pool settings -> rows and dimension of the embeddings.
         budget: train settings and dimension -> samples seen, optimiser steps, floating-point operations.
         curves: metrics over steps that the stage train logs.
@@ -56,18 +57,19 @@ class Domain:
         files: pool settings -> input files from outside.
         extra: further stages that are no arm, from the whole config.
         write_up: from the whole config, the action of a last stage that reads all evaluations and writes them up.
-        distributed: `fit` knows what to do as one process of several.
+        distributed: `train` knows what to do as one process of several.
+        sharded: `prepare` does: processes share its shards.
     """
 
     title: str
     claim: str
     metrics: tuple[Metric, ...]
-    pool: type[Any]
-    train: type[Any]
-    evaluate: type[Any]
+    pool_settings: type[Any]
+    train_settings: type[Any]
+    evaluate_settings: type[Any]
     prepare: Action
-    fit: Action
-    judge: Action
+    train: Action
+    evaluate: Action
     shape: Callable[[Any], tuple[float, int]]
     budget: Callable[[Any, int], tuple[float, int, float]]
     curves: tuple[str, ...] = ("train/loss",)
@@ -77,6 +79,7 @@ class Domain:
     extra: Callable[[dict[str, Any]], Sequence[Stage]] = lambda _config: ()
     write_up: Callable[[dict[str, Any]], Action] | None = None
     distributed: bool = False
+    sharded: bool = False
 
     @property
     def headline(self) -> Metric:
@@ -252,9 +255,9 @@ def build(config: dict[str, Any], hardware: Hardware | None = None) -> Experimen
     """
     settings = parse(config)
     domain, science = open_domain(settings.name), settings.science
-    pool = fill(domain.pool, science.pool, "science.pool")
-    train = fill(domain.train, science.train, "science.train")
-    evaluate = fill(domain.evaluate, science.evaluate, "science.evaluate")
+    pool = fill(domain.pool_settings, science.pool, "science.pool")
+    train = fill(domain.train_settings, science.train, "science.train")
+    evaluate = fill(domain.evaluate_settings, science.evaluate, "science.evaluate")
     decides = {name: science_of(part) for name, part in (("pool", pool), ("train", train), ("evaluate", evaluate))}
     subsets = subset_settings(settings.arms, science.methods, science.curation)
     n_rows, dim = domain.shape(pool)
@@ -273,7 +276,13 @@ def build(config: dict[str, Any], hardware: Hardware | None = None) -> Experimen
         if own not in prepared:
             files = tuple(domain.files(pool))
             prepared[own] = Stage(
-                "prepare", domain.prepare, asdict(pool), seed=own, files=files, decides=decides["pool"]
+                "prepare",
+                domain.prepare,
+                asdict(pool),
+                seed=own,
+                files=files,
+                distributed=domain.sharded,
+                decides=decides["pool"],
             )
         before = prepared[own]
         for arm, spec in subsets.items():
@@ -283,7 +292,7 @@ def build(config: dict[str, Any], hardware: Hardware | None = None) -> Experimen
             upstream, alike = (before, curated), domain.distributed
             trained = Stage(
                 "train",
-                domain.fit,
+                domain.train,
                 asdict(train),
                 upstream,
                 arm,
@@ -294,10 +303,11 @@ def build(config: dict[str, Any], hardware: Hardware | None = None) -> Experimen
             )
             judged = (before, trained)
             stages.append(
-                Stage("evaluate", domain.judge, asdict(evaluate), judged, arm, seed, decides=decides["evaluate"])
+                Stage("evaluate", domain.evaluate, asdict(evaluate), judged, arm, seed, decides=decides["evaluate"])
             )
     if domain.write_up is not None:
         about = {"seeds": settings.seeds, "arms": settings.arms, "scale": settings.scale["name"]}
+        about |= {"studies": science.studies} if science.studies else {}  # computed while it is written
         stages.append(Stage("write_up", domain.write_up(config), about, tuple(stages)))
     stages += domain.extra(config)
     return Experiment(settings, domain, Path(settings.output.runs), stages, samples, rows)

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.engine.arms import CurationSettings
+from experiments.engine.experiment import open_domain
 from foundation.errors import CurationError
-from foundation.settings import CONFIGS, nearest_name
+from foundation.settings import CONFIGS, nearest_name, setting_names
 
 
 def _keys(config: Any, prefix: str = "") -> set[str]:
@@ -17,6 +19,14 @@ def _keys(config: Any, prefix: str = "") -> set[str]:
         if hasattr(config[key], "keys"):
             found |= _keys(config[key], f"{name}.")
     return found
+
+
+def _fields(name: str) -> set[str]:
+    """Dotted names of the settings that the dataclasses of an experiment know, in its files or not."""
+    domain = open_domain(name)
+    sections = {"pool": domain.pool_settings, "train": domain.train_settings, "evaluate": domain.evaluate_settings}
+    sections["curation"] = CurationSettings
+    return set().union(*(setting_names(kind, f"science.{section}") for section, kind in sections.items()))
 
 
 def compose(overrides: Sequence[str] = (), configs: Path = CONFIGS) -> dict[str, Any]:
@@ -38,7 +48,9 @@ def compose(overrides: Sequence[str] = (), configs: Path = CONFIGS) -> dict[str,
     except OverrideParseException as error:
         raise CurationError(f"cannot read {error.override!r}: write it as key=value") from error
     groups = {
-        path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in configs.iterdir() if path.is_dir()
+        str(path.relative_to(configs)): sorted(file.stem for file in path.glob("*.yaml"))
+        for path in configs.rglob("*")
+        if path.is_dir()
     }
     choices = [item for item in parsed if item.key_or_group in groups]
     for item in choices:
@@ -49,14 +61,20 @@ def compose(overrides: Sequence[str] = (), configs: Path = CONFIGS) -> dict[str,
     try:
         with initialize_config_dir(str(configs.absolute()), version_base="1.3"):
             plain = hydra_compose("config", [item.input_line or "" for item in choices])
-            known = _keys(plain) | set(groups)
+            written = _keys(plain) | set(groups)
+            known = written | _fields(plain["name"])
+            words = []
             for item in parsed:
-                if item.is_add() or item.is_force_add():
-                    continue  # a new key on purpose: whoever reads the section refuses what it does not know
-                if item.key_or_group not in known and not item.key_or_group.startswith("hydra"):
-                    hint = nearest_name(item.key_or_group, known)
-                    raise CurationError(f"{item.key_or_group} is no setting; {hint}")
-            config = OmegaConf.to_container(hydra_compose("config", list(overrides)), resolve=True)
+                key, word = item.key_or_group, item.input_line or ""
+                # added on purpose: whoever reads the section refuses what it does not know
+                if not item.is_add() and not item.is_force_add() and not key.startswith("hydra"):
+                    if key not in known:
+                        raise CurationError(f"{key} is no setting; {nearest_name(key, known)}")
+                    # what has a default in the code stands in no file; of several keys at once, some may not
+                    inside = isinstance(item.value(), dict)
+                    word = f"++{word}" if key not in written or inside else word
+                words.append(word)
+            config = OmegaConf.to_container(hydra_compose("config", words), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise CurationError(" ".join(str(error).split())) from error
     assert isinstance(config, dict)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.engine.arms import BASE_ARM, METHOD_ARM, ORACLE
 from experiments.engine.compare import Summary
 from experiments.engine.provenance import commits_of
 
@@ -32,18 +33,20 @@ def origin(command: str, made: Sequence[dict[str, Any]], note: str = "") -> str:
     )
 
 
-def headline(cells: dict[tuple[str, str], Summary], metric: str, base: str, ours: str, oracle: str, what: str) -> str:
-    """Who wins by the headline metric, how far the true labels would go, and what the other arms do."""
-    if (ours, metric) not in cells or (base, metric) not in cells:
-        return f"The arms {base} and {ours} are not both here: no verdict.\n"
-    mine, raw = cells[ours, metric], cells[base, metric]
-    word = {"better": "**Curated wins**", "worse": "**Curated loses**"}.get(mine.verdict, "**Not told apart**")
-    text = (
-        f"{word}: {ours} against {base}, {what} {raw.mean:.3f} -> {mine.mean:.3f}, {difference(mine)} "
-        f"({mine.pairs} paired seeds). "
+def headline(cells: dict[tuple[str, str], Summary], metric: str, what: str) -> str:
+    """One sentence: the verdict on the method by the headline metric, in the words of `foundation.intervals`."""
+    if (METHOD_ARM, metric) not in cells or (BASE_ARM, metric) not in cells:
+        return f"The arms {BASE_ARM} and {METHOD_ARM} are not both here: no verdict."
+    mine, raw = cells[METHOD_ARM, metric], cells[BASE_ARM, metric]
+    return (
+        f"**{mine.verdict.capitalize()}**: {METHOD_ARM} against {BASE_ARM}, {what} {raw.mean:.3f} -> {mine.mean:.3f}, "
+        f"{difference(mine)} ({mine.pairs} paired seeds)."
     )
-    if (oracle, metric) in cells:
-        text += f"True labels ({oracle}): {difference(cells[oracle, metric])}. "
-    told = (base, ours, oracle)
+
+
+def other_arms(cells: dict[tuple[str, str], Summary], metric: str) -> str:
+    """How far the true labels would go by the headline metric, and what the other arms do."""
+    text = f"True labels ({ORACLE}): {difference(cells[ORACLE, metric])}. " if (ORACLE, metric) in cells else ""
+    told = (BASE_ARM, METHOD_ARM, ORACLE)
     others = [f"{arm} {difference(item)}" for (arm, name), item in cells.items() if name == metric and arm not in told]
     return text + (f"Others: {'; '.join(others)}.\n" if others else "\n")

@@ -59,7 +59,7 @@ def difference(item: Summary) -> str:
 
 
 def verdict(domain: Domain, summaries: Sequence[Summary], method: str = METHOD_ARM) -> tuple[str, str]:
-    """What the headline metric says of the claim: one of supported, contradicted, open; and a sentence."""
+    """What the headline metric says of the claim: one of better, worse, open; and a sentence that begins with it."""
     metric = domain.headline
     found = [item for item in summaries if item.arm == method and item.metric == metric.name]
     if not found or not found[0].pairs:
@@ -69,11 +69,8 @@ def verdict(domain: Domain, summaries: Sequence[Summary], method: str = METHOD_A
         f"{metric.title}, difference to {BASE_ARM} with its 95 % interval: {difference(item)}, {item.pairs} seeds "
         f"({metric.better} is better)."
     )
-    if item.verdict == "better":
-        return "supported", f"Supported. {figures}"
-    if item.verdict == "worse":
-        return "contradicted", f"Contradicted: {method} is worse. {figures}"
-    return "open", f"Not shown: {item.verdict}. {figures}"
+    kind = item.verdict if item.verdict in ("better", "worse") else "open"
+    return kind, f"{item.verdict.capitalize()}. {figures}"
 
 
 def _table(metrics: Sequence[Metric], summaries: Sequence[Summary]) -> list[dict[str, Any]]:

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from experiments.engine.arms import BASE_ARM
+from experiments.engine.arms import BASE_ARM, ORACLE
 from experiments.engine.compare import Row, Summary, summarise
 from foundation.errors import CurationError
 from foundation.files import load_json, write_atomically
 from foundation.intervals import TOO_FEW
 
 ENOUGH = 3.0  # standard deviations of the paired difference that true labels must gain before a method is judged
-ORACLE = "oracle"
 HOLDS, FAILS, CANNOT = "holds", "does not hold", "cannot be told here"
 
 

@@ -3,7 +3,7 @@
 from experiments.engine.experiment import Domain, Metric
 from experiments.satellite.pool import PoolPictures, PoolSettings, input_files, prepare
 from experiments.satellite.report import write_up
-from experiments.satellite.training import EvaluateSettings, TrainSettings, budget, fit, judge
+from experiments.satellite.training import EvaluateSettings, TrainSettings, budget, evaluate, train
 
 DOMAIN = Domain(
     title="Canopy height: arms side by side",
@@ -22,16 +22,17 @@ DOMAIN = Domain(
         Metric("iou_5m", "cover IoU at 5 m", "higher"),
         Metric("edge_error", "edge error", "lower"),
     ),
-    pool=PoolSettings,
-    train=TrainSettings,
-    evaluate=EvaluateSettings,
+    pool_settings=PoolSettings,
+    train_settings=TrainSettings,
+    evaluate_settings=EvaluateSettings,
     prepare=prepare,
-    fit=fit,
-    judge=judge,
+    train=train,
+    evaluate=evaluate,
     shape=lambda pool: (float(pool.rows), pool.dim),
     budget=budget,
     pictures=PoolPictures,
     files=input_files,
     write_up=write_up,
     distributed=True,
+    sharded=True,
 )

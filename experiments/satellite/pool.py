@@ -1,8 +1,8 @@
 """The stage prepare of the satellite experiment: tiles of a scene, apart in space, and the embeddings of the pool.
 
 Files of the stage: ``tiles.parquet`` (all tiles), ``pool_rows.npy``, ``labelled.npy`` and ``test.npy`` (rows of it),
-``pool.parquet`` (pictures of the pool), ``embeddings/``, ``labels.npy`` (class of canopy cover of each row of the pool,
--1: not known; only to describe subsets), ``pool.json`` (counts, statistics).
+``pool.parquet/`` (shards of pictures and their cover class), ``embeddings/``, ``labels.npy`` (class of canopy cover of
+each row of the pool, -1: not known; only to describe subsets), ``pool.json`` (counts, statistics).
 """
 
 import os
@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, Features
+from datasets import Features, Value
 from datasets import Image as ImageFeature
 from jaxtyping import Int
 
-from curation.embed import embed_pool
 from curation.embedders import open_embedder
 from curation.pool import open_pool
+from experiments.engine.shards import embed_shards, own_device, read_column, write_shards
 from experiments.engine.stages import StageRun
 from experiments.satellite.scenes import forest_scene, save_scene
 from foundation.errors import CurationError
@@ -124,17 +124,22 @@ def prepare(run: StageRun) -> dict[str, float]:
     for name, mine in (("pool_rows", rows), ("labelled", labelled), ("test", test)):
         save_array(run.folder / f"{name}.npy", mine)
     reader = TileReader(table, settings)
-    classes = np.array([cover_class(reader.read(int(tile))[2]) for tile in rows])
-    save_array(run.folder / "labels.npy", classes)
     white = white_of(reader.dtype)
-    pictures = [{"bytes": png(reader.read(int(tile))[0], white), "path": None} for tile in rows]
-    Dataset.from_dict({"image": pictures}, features=Features({"image": ImageFeature()})).to_parquet(
-        str(run.folder / POOL)
+
+    def row(i: int) -> dict[str, Any]:
+        values, _valid, known = reader.read(int(rows[i]))
+        return {"image": {"bytes": png(values, white), "path": None}, "cover": cover_class(known)}
+
+    features = Features({"image": ImageFeature(), "cover": Value("int64")})
+    write_shards(run.folder / POOL, len(rows), row, features, progress=run.progress)
+    classes = read_column(run.folder / POOL, "cover")
+    save_array(run.folder / "labels.npy", classes)
+    embedder = open_embedder(
+        pool.embedder, pool.image_size or None, device=own_device(str(run.speed.get("device", "cpu")))
     )
-    embedder = open_embedder(pool.embedder, pool.image_size or None, device=str(run.speed.get("device", "cpu")))
     if embedder.dim != pool.dim:
         raise CurationError(f"{pool.embedder} has {embedder.dim} dimensions; set science.pool.dim={embedder.dim}")
-    embed_pool(open_pool(run.folder / POOL), embedder, run.folder / "embeddings", n_workers=0, progress=run.progress)
+    embed_shards(open_pool(run.folder / POOL), embedder, run.folder / "embeddings", progress=run.progress)
     statistics = reader.statistics(rows)
     save_json(run.folder / COUNTS, {**_counts(table, classes, rows, labelled, test), "statistics": asdict(statistics)})
     return {"samples": float(len(rows))}

@@ -11,6 +11,7 @@ from experiments.engine.arms import BASE_ARM, METHOD_ARM
 from experiments.engine.compare import Row, Summary, summarise
 from experiments.engine.provenance import commits_of
 from experiments.engine.stages import MARKER, StageRun
+from experiments.pages.markdown import headline
 from experiments.satellite.pool import COVER_CLASSES, DATA, SYNTHETIC
 from foundation.files import load_json, write_atomically
 from foundation.tables import markdown_table
@@ -129,17 +130,13 @@ def render(
 
 def verdict(cells: dict[tuple[str, str], Summary]) -> str:
     """What the headline says about the method."""
+    text = headline(cells, "r2", "R2 of pixels")
     if (METHOD_ARM, "r2") not in cells or (BASE_ARM, "r2") not in cells:
-        return f"The arms {BASE_ARM} and {METHOD_ARM} are not both here: no verdict.\n"
+        return f"{text}\n"
     mine, raw = cells[METHOD_ARM, "r2"], cells[BASE_ARM, "r2"]
-    word = {"better": "**Curated wins**", "worse": "**Curated loses**"}.get(mine.verdict, "**Not told apart**")
-    share = f" ({100 * mine.difference / raw.mean:+.1f} % of raw)" if raw.mean > 0 else ""
+    share = f" That is {100 * mine.difference / raw.mean:+.1f} % of raw." if raw.mean > 0 else ""
     best = max((item for (_, metric), item in cells.items() if metric == "r2"), key=lambda item: item.mean)
-    return (
-        f"{word}: {METHOD_ARM} against {BASE_ARM}, R2 of pixels {raw.mean:.3f} -> {mine.mean:.3f}{share}, "
-        f"{_difference(cells, METHOD_ARM, 'r2')} ({mine.pairs} paired seeds). Best of all arms: {best.arm}, "
-        f"{best.mean:.3f}.\n"
-    )
+    return f"{text}{share} Best of all arms: {best.arm}, {best.mean:.3f}.\n"
 
 
 def _head(evaluate: dict[str, Any]) -> str:

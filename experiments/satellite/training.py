@@ -19,10 +19,9 @@ from experiments.engine.curves import append_point, read_curve
 from experiments.engine.stages import StageRun
 from experiments.satellite.pool import COUNTS, POOL, TILES
 from foundation.files import load_json, save_json
-from foundation.settings import Count, CountOrZero, Positive, check
+from foundation.settings import Count, CountOrZero, Positive, check, fill
 from pretrain.flops import flops_per_image
 from pretrain.settings import PretrainSettings
-from pretrain.settings import settings_from as pretrain_settings
 from pretrain.train import TEACHER, pretrain
 from satellite.backbone import open_backbone
 from satellite.data import TileReader
@@ -46,20 +45,17 @@ class TrainSettings:
     """Section ``science.train``.
 
     Attributes:
-        recipe: of `pretrain.settings.PretrainSettings`, without seed and crops.
+        recipe: of the pretraining. Its seed is that of the stage, its crops are those of ``views``, and its
+            ``speed.accelerator`` is that of ``speed.device``.
         views: of `satellite.pretraining.crops_from_above`, sides of crops in metres among them.
-        speed: of the recipe: devices, checkpoints, compilation.
     """
 
-    recipe: dict[str, Any]
+    recipe: PretrainSettings
     views: dict[str, Any]
-    speed: dict[str, Any] = field(default_factory=dict)
 
     def science(self) -> dict[str, Any]:
-        """All that decides the result: the recipe with its defaults, and not ``speed``."""
-        content = asdict(self) | {"recipe": recipe_of(self, 0).science()}
-        content.pop("speed")
-        return content
+        """All that decides the result: the recipe with its defaults, and not its ``speed``."""
+        return asdict(self) | {"recipe": recipe_of(self, 0).science()}
 
 
 @dataclass(frozen=True)
@@ -89,13 +85,12 @@ class EvaluateSettings:
 def recipe_of(
     train: TrainSettings, seed: int, device: str = "cpu", statistics: BandStatistics | None = None
 ) -> PretrainSettings:
-    """The recipe with its seed, place and crops; keys and types checked."""
-    speed = {"accelerator": "cpu" if device == "cpu" else "gpu", **train.speed}
-    plain = pretrain_settings({**train.recipe, "seed": seed, "speed": speed})
+    """The recipe with its seed, place and crops."""
+    speed = replace(train.recipe.speed, accelerator="cpu" if device == "cpu" else "gpu")
     views: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in train.views.items()
     }
-    return replace(plain, crops=crops_from_above(**views, statistics=statistics))
+    return replace(train.recipe, seed=seed, speed=speed, crops=crops_from_above(**views, statistics=statistics))
 
 
 def budget(train: TrainSettings, _dim: int) -> tuple[float, int, float]:
@@ -105,18 +100,18 @@ def budget(train: TrainSettings, _dim: int) -> tuple[float, int, float]:
     return samples, recipe.steps, samples * flops_per_image(recipe)["total"]
 
 
-def fit(run: StageRun) -> dict[str, float]:
+def train(run: StageRun) -> dict[str, float]:
     """Stage action: pretrain on the subset. Writes ``run/`` with ``teacher/``, and ``curve.jsonl``."""
-    train, seed = TrainSettings(**run.settings), run.seed or 0
+    settings, seed = fill(TrainSettings, run.settings, "science.train"), run.seed or 0
     prepared = run.upstream("prepare")
     statistics = BandStatistics.from_json(load_json(prepared / COUNTS)["statistics"])
-    recipe = recipe_of(train, seed, str(run.speed.get("device", "cpu")), statistics)
+    recipe = recipe_of(settings, seed, str(run.speed.get("device", "cpu")), statistics)
     pool = open_pool(prepared / POOL)
     rows = Subset.load(run.upstream("curate") / "subset").rows()
     result = pretrain(recipe, pool, run.folder / "run", rows, run.progress)
     if not result.finished:
         raise KeyboardInterrupt  # a signal: the same command goes on
-    samples, _, flops = budget(train, 0)
+    samples, _, flops = budget(settings, 0)
     if getattr(rank_zero_only, "rank", 0):  # one process of several: the first writes
         return {"samples": samples, "flops": flops}
     curve = run.folder / "curve.jsonl"
@@ -136,7 +131,7 @@ def head_of(evaluate: EvaluateSettings, backbone: str, seed: int, device: str = 
     return head_settings(given)
 
 
-def judge(run: StageRun) -> dict[str, float]:
+def evaluate(run: StageRun) -> dict[str, float]:
     """Stage action: a head on the frozen teacher, and its errors on ground set apart; writes ``metrics.json``."""
     settings, seed = EvaluateSettings(**run.settings), run.seed or 0
     prepared, trained = run.upstream("prepare"), run.upstream("train")

@@ -14,7 +14,7 @@ from experiments.simulated.figures import ablation_figure, density_figure, theor
 from experiments.simulated.study_settings import Studies
 from experiments.simulated.table import row_titles
 from foundation.files import write_atomically
-from foundation.intervals import paired_student_interval, student_interval
+from foundation.intervals import NO_DIFFERENCE, paired_student_interval, student_interval
 from foundation.tables import markdown_table
 
 # KL of the official notebook (one run, no interval), for the rows that it has
@@ -46,14 +46,14 @@ def with_interval(values: Sequence[float], digits: int = 3) -> str:
 
 
 def verdict(values: Sequence[float], base: Sequence[float]) -> str:
-    """'lower (-0.1 ± 0.02)', 'higher ...' or 'not told apart ...', by the interval of the paired differences."""
+    """'lower (-0.1 ± 0.02)', 'higher ...' or `NO_DIFFERENCE`, by the interval of the paired differences."""
     mean, half = paired_student_interval(values, base)
     if mean == 0 and (np.isnan(half) or half == 0):
         return "the same"
     word = "lower" if mean < 0 else "higher"
     if np.isnan(half):
         return f"{word} ({mean:+.3f}, one seed, no interval)"
-    return f"{'not told apart' if abs(mean) <= half else word} ({mean:+.3f} ± {half:.3f})"
+    return f"{NO_DIFFERENCE if abs(mean) <= half else word} ({mean:+.3f} ± {half:.3f})"
 
 
 def _seeds(values: Sequence[float]) -> str:

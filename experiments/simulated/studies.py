@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -100,4 +101,6 @@ def studies_stage(config: dict[str, Any]) -> Stage:
         for folder in dict.fromkeys([run.folder, Path(config["output"]["report"])]):
             write_report(records, studies, toys, seeds, folder, command)
 
-    return Stage("studies", action, {"seeds": seeds, **config["science"]["studies"]})
+    decides = {"seeds": seeds, **asdict(studies)}  # what stands in no file, too
+    decides["ablations"]["toys"] = {name: asdict(toy) for name, toy in toys.items()}
+    return Stage("studies", action, {"seeds": seeds, **config["science"]["studies"]}, decides=decides)

@@ -5,9 +5,9 @@ concepts, says what a subset was worth, as bits per byte over domains does for t
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from experiments.engine.stages import StageRun
 from experiments.simulated.data import NOISE, clutter, manifold
 from foundation.errors import CurationError
 from foundation.files import load_json, save_array, save_json, write_atomically
-from foundation.settings import Choices, Count, NonNegative, Positive, check
+from foundation.settings import Choices, Count, NonNegative, Positive, check, fill
 
 POOLS = {"manifold": manifold, "clutter": clutter}
 SHAPES = {"manifold": (12_000, 256), "clutter": (10_000, 64)}
@@ -41,8 +41,8 @@ class PoolSettings:
 
 
 @dataclass(frozen=True)
-class TrainSettings:
-    """Section ``science.train``; every arm sees steps x batch_size samples."""
+class Recipe:
+    """Section ``science.train.recipe``; every arm sees steps x batch_size samples."""
 
     steps: Count
     batch_size: Count
@@ -53,7 +53,18 @@ class TrainSettings:
     log_every: Count = 50
 
     def __post_init__(self) -> None:
-        check(self, "science.train")
+        check(self, "science.train.recipe")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Section ``science.train``."""
+
+    recipe: Recipe
+
+    def science(self) -> dict[str, Any]:
+        """All that decides the result."""
+        return asdict(self.recipe)
 
 
 @dataclass(frozen=True)
@@ -119,24 +130,24 @@ def _batch(x: Tensor, step: int, seed: int, batch_size: int) -> tuple[Tensor, to
     return x[torch.tensor(rows)], generator
 
 
-def training_flops(train: TrainSettings, dim: int) -> float:
+def training_flops(recipe: Recipe, dim: int) -> float:
     """Floating-point operations of the whole training: 6 for each weight and sample."""
-    weights = 2 * (dim * train.width + train.width**2 + train.width * train.bottleneck)
-    return 6.0 * weights * train.steps * train.batch_size
+    weights = 2 * (dim * recipe.width + recipe.width**2 + recipe.width * recipe.bottleneck)
+    return 6.0 * weights * recipe.steps * recipe.batch_size
 
 
-def fit(run: StageRun) -> dict[str, float]:
+def train(run: StageRun) -> dict[str, float]:
     """Stage action: train on the subset. Writes ``model.safetensors``, ``model.json`` and ``curve.jsonl``."""
-    train, seed = TrainSettings(**run.settings), run.seed or 0
+    recipe, seed = fill(TrainSettings, run.settings, "science.train").recipe, run.seed or 0
     whole = np.load(run.upstream("prepare") / "embeddings.npy", mmap_mode="r", allow_pickle=False)
     subset = Subset.load(run.upstream("curate") / "subset")
     x = torch.from_numpy(np.asarray(whole[subset.rows()]))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = DenoisingAutoencoder(x.shape[1], train.width, train.bottleneck)
+        model = DenoisingAutoencoder(x.shape[1], recipe.width, recipe.bottleneck)
     model.mean.copy_(x.mean(dim=0))
     model.std.copy_((x - model.mean).square().mean().sqrt())
-    optimiser = torch.optim.AdamW(model.parameters(), lr=train.learning_rate, weight_decay=0.01)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.01)
     test = torch.from_numpy(np.load(run.upstream("prepare") / "test.npy", allow_pickle=False))
     checkpoint, curve = run.folder / ".checkpoint.pt", run.folder / "curve.jsonl"
     start = 0
@@ -146,35 +157,35 @@ def fit(run: StageRun) -> dict[str, float]:
         optimiser.load_state_dict(state["optimiser"])
         start = state["step"]
     cut_curve(curve, start)
-    steps = range(start, train.steps)
-    for step in tqdm(steps, desc="train", unit="step", initial=start, total=train.steps, disable=not run.progress):
-        rate = train.learning_rate * 0.5 * (1 + math.cos(math.pi * step / train.steps))
+    steps = range(start, recipe.steps)
+    for step in tqdm(steps, desc="train", unit="step", initial=start, total=recipe.steps, disable=not run.progress):
+        rate = recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
         optimiser.param_groups[0]["lr"] = rate
-        clean, generator = _batch(x, step, seed, train.batch_size)
-        noisy = clean + train.noise * model.std * torch.randn(clean.shape, generator=generator)
+        clean, generator = _batch(x, step, seed, recipe.batch_size)
+        noisy = clean + recipe.noise * model.std * torch.randn(clean.shape, generator=generator)
         loss = (model(noisy) - clean).square().mean() / model.std**2
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
         done = step + 1
-        if done % train.log_every == 0 or done == train.steps:
+        if done % recipe.log_every == 0 or done == recipe.steps:
             value = float(loss.detach())
             if not np.isfinite(value):
-                raise CurationError(f"the loss is {value} at step {done}; lower science.train.learning_rate")
+                raise CurationError(f"the loss is {value} at step {done}; lower science.train.recipe.learning_rate")
             state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": done}
             write_atomically(checkpoint, partial(torch.save, state))
             rebuilt = float(concept_errors(model, test).mean())
-            point = {"samples": float(done * train.batch_size), "train/loss": value, "held_out/error": rebuilt}
+            point = {"samples": float(done * recipe.batch_size), "train/loss": value, "held_out/error": rebuilt}
             append_point(curve, done, point)
             run.log(point, done)
     path = run.folder / "model.safetensors"
     write_atomically(path, lambda stream: stream.write(save(model.state_dict())))
-    shape = {"dim": x.shape[1], "width": train.width, "bottleneck": train.bottleneck}
+    shape = {"dim": x.shape[1], "width": recipe.width, "bottleneck": recipe.bottleneck}
     save_json(
-        run.folder / "model.json", {"model": shape, "unique_samples": min(len(x), train.steps * train.batch_size)}
+        run.folder / "model.json", {"model": shape, "unique_samples": min(len(x), recipe.steps * recipe.batch_size)}
     )
     checkpoint.unlink(missing_ok=True)
-    return {"samples": float(train.steps * train.batch_size), "flops": training_flops(train, x.shape[1])}
+    return {"samples": float(recipe.steps * recipe.batch_size), "flops": training_flops(recipe, x.shape[1])}
 
 
 @torch.inference_mode()
@@ -185,7 +196,7 @@ def concept_errors(model: DenoisingAutoencoder, test: Float[Tensor, "c m d"]) ->
     return wrong / (flat - flat.mean(dim=0)).square().sum(dim=1).reshape(test.shape[:2]).sum(dim=1)
 
 
-def judge(run: StageRun) -> dict[str, float]:
+def evaluate(run: StageRun) -> dict[str, float]:
     """Stage action: error and k-NN accuracy on the held-out rows, per concept; writes ``metrics.json``.
 
     Head and tail are the third of the concepts with the most and the fewest rows in the pool.

@@ -3,7 +3,7 @@
 from experiments.engine.experiment import Domain, Metric
 from experiments.text.pool import PoolSettings, input_files, prepare
 from experiments.text.report import write_up
-from experiments.text.training import EvaluateSettings, TrainSettings, budget, fit, judge
+from experiments.text.training import EvaluateSettings, TrainSettings, budget, evaluate, train
 
 DOMAIN = Domain(
     title="Text: arms side by side",
@@ -20,12 +20,12 @@ DOMAIN = Domain(
         Metric("perplexity_macro", "perplexity, mean over domains", "lower"),
         Metric("ngram_macro", "bits per byte of the n-gram model beside it", "lower"),
     ),
-    pool=PoolSettings,
-    train=TrainSettings,
-    evaluate=EvaluateSettings,
+    pool_settings=PoolSettings,
+    train_settings=TrainSettings,
+    evaluate_settings=EvaluateSettings,
     prepare=prepare,
-    fit=fit,
-    judge=judge,
+    train=train,
+    evaluate=evaluate,
     shape=lambda pool: (float(pool.rows), pool.dim),
     budget=budget,
     files=input_files,

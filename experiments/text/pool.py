@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from curation.embeddings import open_embeddings
+from curation.lexical import embed_lexically, is_lexical
+from curation.sentences import OFFLINE, embed_passages, open_sentence_model
 from curation.text_duplicates import exact_duplicates, near_duplicates
 from eval.overlap import seen
 from eval.rarity import NEIGHBOURS, distance_to_pool
@@ -19,9 +21,7 @@ from foundation.errors import CurationError
 from foundation.files import digest_json, load_json, save_array, save_json, write_atomically
 from foundation.settings import Count, CountOrZero, NonNegative, Range, Share, check
 from text_lm.documents import Document, count_domains, read_documents
-from curation.sentences import OFFLINE, embed_passages, open_sentence_model
 from text_lm.filters import open_filters
-from curation.lexical import embed_lexically, is_lexical
 from text_lm.passages import write_passages
 from text_lm.perplexity import domain_bytes
 from text_lm.split import split_by_document

@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from experiments.engine.arms import BASE_ARM, METHOD_ARM
+from experiments.engine.arms import BASE_ARM, METHOD_ARM, ORACLE
 from experiments.engine.compare import Row, Summary, summarise
 from experiments.engine.provenance import provenance
 from experiments.engine.results import grouped, run_tasks
 from experiments.engine.stages import MARKER, StageRun
 from experiments.pages.figures import plt, style_of
-from experiments.pages.markdown import difference, origin, with_interval
+from experiments.pages.markdown import difference, headline, origin, with_interval
 from experiments.pages.verdict import ENOUGH, compact, judge_claim, paired, power, save_compact
 from experiments.text.ablations import Studies, tasks, variants
 from experiments.text.pool import BROWN, DATA, POOL
 from foundation.files import load_json, write_atomically
-from foundation.intervals import paired_student_interval, student_interval
+from foundation.intervals import NO_DIFFERENCE, paired_student_interval, student_interval
 from foundation.settings import fill
 from foundation.tables import markdown_table
 
@@ -221,18 +221,15 @@ def rarity_section(metrics: dict[tuple[str, int], dict[str, Any]], arms: Sequenc
     )
 
 
-def verdict(cells: dict[tuple[str, str], Summary], oracle: str = "oracle") -> str:
+def verdict(cells: dict[tuple[str, str], Summary]) -> str:
     """What the headline says about the method, and how much of the way to the oracle it goes."""
+    text = headline(cells, "bpb_macro", "bits per byte averaged over domains")
     if (METHOD_ARM, "bpb_macro") not in cells or (BASE_ARM, "bpb_macro") not in cells:
-        return f"The arms {BASE_ARM} and {METHOD_ARM} are not both here: no verdict.\n"
+        return f"{text}\n"
+    text += " "
     mine, raw = cells[METHOD_ARM, "bpb_macro"], cells[BASE_ARM, "bpb_macro"]
-    word = {"better": "**Curated wins**", "worse": "**Curated loses**"}.get(mine.verdict, "**Not told apart**")
-    text = (
-        f"{word}: {METHOD_ARM} against {BASE_ARM}, bits per byte averaged over domains "
-        f"{raw.mean:.3f} -> {mine.mean:.3f}, {difference(mine)} ({mine.pairs} paired seeds). "
-    )
-    if (oracle, "bpb_macro") in cells:
-        gain, most = raw.mean - mine.mean, raw.mean - cells[oracle, "bpb_macro"].mean
+    if (ORACLE, "bpb_macro") in cells:
+        gain, most = raw.mean - mine.mean, raw.mean - cells[ORACLE, "bpb_macro"].mean
         share = f", so the method goes {100 * gain / most:.0f} % of the way without labels" if most > 0 else ""
         text += f"True domain labels (oracle) gain {most:.3f}{share}. "
     best = min((item for (_, metric), item in cells.items() if metric == "bpb_macro"), key=lambda item: item.mean)
@@ -428,7 +425,7 @@ def balance_section(records: list[dict[str, Any]], studies: Studies, n_seeds: in
         against = "-"
         if row != "base":
             change, wide = paired_student_interval(kl[row], kl["base"])
-            word = "not told apart" if not abs(change) > wide else "flatter" if change < 0 else "less flat"
+            word = NO_DIFFERENCE if not abs(change) > wide else "flatter" if change < 0 else "less flat"
             against = f"{word}, {with_interval(change, wide)}"
         lines.append(
             [variant.switch or "-", variant.title, with_interval(mean, half), against, f"{_mean(distinct[row]):,.0f}"]

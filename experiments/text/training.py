@@ -1,6 +1,6 @@
 """The stages train and evaluate of the text experiment: model, tokens and settings are frozen, only the rows change."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,8 +17,7 @@ from experiments.engine.stages import StageRun
 from experiments.text.pool import DISTANCE, PASSAGES, POOL, TEST, passages_of
 from foundation.errors import CurationError
 from foundation.files import load_array, load_json, save_array, save_json
-from foundation.settings import Choices, Count, CountOrZero, Range, check
-from text_lm.callbacks import LOG
+from foundation.settings import Choices, Count, CountOrZero, Range, check, fill
 from text_lm.model import build_model, flops_per_token, load_model
 from text_lm.perplexity import TextScores, score_domains, score_texts, summarise
 from text_lm.settings import TrainSettings as Recipe
@@ -27,6 +26,7 @@ from text_lm.tokenizer import Tokenizer, open_tokenizer
 from text_lm.tokens import TokenStore
 from text_lm.train import MODEL
 from text_lm.train import train as train_model
+from training.run_folder import LOG
 
 DATA, KEPT = "data.json", "kept.npy"
 JUDGES = ("lm", "ngram", "both")
@@ -38,7 +38,8 @@ class TrainSettings:
     """Section ``science.train``.
 
     Attributes:
-        recipe: of `text_lm.settings.TrainSettings`, without seed; every arm takes ``recipe.tokens`` in whole steps.
+        recipe: of the language model; every arm takes ``recipe.tokens`` in whole steps. Its seed is that of the stage,
+            its ``speed.accelerator`` that of ``speed.device``.
         unique_tokens: tokens in the subset of every arm but `all`, to within one passage: subsets of as many rows
             differ in bytes, so each is put in a random order and cut where the next passage would not fit.
         passage_tokens: mean of a passage: the budget in passages is tokens / passage_tokens.
@@ -47,16 +48,14 @@ class TrainSettings:
         initialisation: added to the seed of the weights and of the order of the passages, not to that of the subset:
             what a second training on the same rows changes.
         vocabulary: of the tokenizer; for estimates.
-        speed: of the recipe: devices, checkpoints, compilation.
     """
 
-    recipe: dict[str, Any]
+    recipe: Recipe
     unique_tokens: Count
     passage_tokens: Count
     judge: Annotated[str, Choices(*JUDGES)] = "lm"
     initialisation: CountOrZero = 0
     vocabulary: Count = 259
-    speed: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check(self, "science.train")
@@ -70,10 +69,8 @@ class TrainSettings:
         return self.judge != "lm"
 
     def science(self) -> dict[str, Any]:
-        """All that decides the result: the recipe with its defaults, and not ``speed``."""
-        content = asdict(self) | {"recipe": recipe_of(self, 0).science()}
-        content.pop("speed")
-        return content
+        """All that decides the result: the recipe with its defaults, and not its ``speed``."""
+        return asdict(self) | {"recipe": recipe_of(self, 0).science()}
 
 
 @dataclass(frozen=True)
@@ -95,9 +92,9 @@ class EvaluateSettings:
 
 
 def recipe_of(train: TrainSettings, seed: int, device: str = "cpu") -> Recipe:
-    """The recipe with its seed and place; keys and types checked."""
-    speed = {"accelerator": "cpu" if device == "cpu" else "gpu", **train.speed}
-    return settings_from({**train.recipe, "seed": seed + 1000 * train.initialisation, "speed": speed})
+    """The recipe with its seed and place."""
+    speed = replace(train.recipe.speed, accelerator="cpu" if device == "cpu" else "gpu")
+    return replace(train.recipe, seed=seed + 1000 * train.initialisation, speed=speed)
 
 
 def budget(train: TrainSettings, _dim: int) -> tuple[float, int, float]:
@@ -136,24 +133,24 @@ def cut_to_budget(
     return rows[order[: int(np.searchsorted(ends, tokens, side="right"))]]
 
 
-def fit(run: StageRun) -> dict[str, float]:
+def train(run: StageRun) -> dict[str, float]:
     """Stage action: the subset cut to the budget and, unless n-grams alone are the judge, a model trained on it.
 
     Writes ``kept.npy``, the shared passages that are trained on, and ``data.json``: what the model has seen; of a
     language model also ``run/`` with the Hugging Face folder ``model``, and ``curve.jsonl``.
     """
-    train, seed = TrainSettings(**run.settings), run.seed or 0
+    settings, seed = fill(TrainSettings, run.settings, "science.train"), run.seed or 0
     prepared, curated = run.upstream("prepare"), run.upstream("curate")
     tokens = passages_of(prepared) / "tokens"
     store = TokenStore.open(tokens)
     lengths = np.diff(store.starts)  # of every passage: none is empty, so documents are rows
     rows = np.asarray(load_array(prepared / "rows.npy"))[Subset.load(curated / "subset").rows()]
     whole = len(rows) == load_json(prepared / POOL)["rows"]  # the arm that takes the whole pool
-    kept = rows if whole else cut_to_budget(rows, lengths[rows], train.unique_tokens, seed)
-    samples, steps, flops = budget(train, 0)
-    trained: dict[str, Any] = {"judge": train.judge, "tokens": int(lengths[kept].sum()), "steps": 0}
-    if train.has_lm:
-        recipe = recipe_of(train, seed, str(run.speed.get("device", "cpu")))
+    kept = rows if whole else cut_to_budget(rows, lengths[rows], settings.unique_tokens, seed)
+    samples, steps, flops = budget(settings, 0)
+    trained: dict[str, Any] = {"judge": settings.judge, "tokens": int(lengths[kept].sum()), "steps": 0}
+    if settings.has_lm:
+        recipe = recipe_of(settings, seed, str(run.speed.get("device", "cpu")))
         result = train_model(recipe, tokens, run.folder / "run", rows=kept, progress=run.progress)
         if not result.finished:
             raise KeyboardInterrupt  # a signal: the same command goes on
@@ -164,12 +161,12 @@ def fit(run: StageRun) -> dict[str, float]:
         curve = run.folder / "curve.jsonl"
         curve.unlink(missing_ok=True)
         for point in read_curve(run.folder / "run" / LOG):
-            values = {"samples": point["tokens"] / train.passage_tokens, "train/loss": point["loss"]}
+            values = {"samples": point["tokens"] / settings.passage_tokens, "train/loss": point["loss"]}
             append_point(curve, int(point["step"]), values)
             run.log(values, int(point["step"]))
         trained |= {"tokens": planned, "steps": steps, **result.coverage}
     held, longest = int(lengths[kept].sum()), int(lengths[rows].max())
-    assert whole or train.unique_tokens - longest < held <= train.unique_tokens
+    assert whole or settings.unique_tokens - longest < held <= settings.unique_tokens
     save_array(run.folder / KEPT, kept)
     data = {
         "subset_passages": len(rows),
@@ -190,7 +187,7 @@ def _documents(passages: Path, rows: Int[np.ndarray, "n"]) -> int:
     return len(set(sources[rows].tolist()))
 
 
-def judge(run: StageRun) -> dict[str, float]:
+def evaluate(run: StageRun) -> dict[str, float]:
     """Stage action: bits per byte of the held-out passages, by domain and by rarity; writes ``metrics.json``.
 
     The figures "bpb_..." are the language model's where there is one, else the n-gram model's; where both judge, those

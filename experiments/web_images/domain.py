@@ -3,7 +3,7 @@
 from experiments.engine.experiment import Domain, Metric
 from experiments.web_images.pool import PoolPictures, PoolSettings, input_files, pool_rows, prepare
 from experiments.web_images.report import write_up
-from experiments.web_images.training import EvaluateSettings, TrainSettings, budget, fit, judge
+from experiments.web_images.training import EvaluateSettings, TrainSettings, budget, evaluate, train
 
 DOMAIN = Domain(
     title="Images: arms side by side",
@@ -21,12 +21,12 @@ DOMAIN = Domain(
         Metric("linear_corrupted", "linear accuracy, corrupted images", "higher"),
         Metric("effective_rank", "effective rank of the features", "higher"),
     ),
-    pool=PoolSettings,
-    train=TrainSettings,
-    evaluate=EvaluateSettings,
+    pool_settings=PoolSettings,
+    train_settings=TrainSettings,
+    evaluate_settings=EvaluateSettings,
     prepare=prepare,
-    fit=fit,
-    judge=judge,
+    train=train,
+    evaluate=evaluate,
     shape=lambda pool: (pool_rows(pool), pool.dim),
     budget=budget,
     curves=("train/loss", "probe/knn"),
@@ -34,4 +34,5 @@ DOMAIN = Domain(
     files=input_files,
     write_up=write_up,
     distributed=True,
+    sharded=True,
 )

@@ -1,26 +1,27 @@
 """The stage prepare of the image experiment: a long-tailed pool with near-duplicates and junk, and its embeddings.
 
-Files of the stage: ``pool.parquet`` (image, label, kind), ``embeddings/``, ``labels.npy`` (-1: junk), ``trusted.npy``,
-``bank.parquet`` and ``test.parquet`` (image, label; never in the pool), ``pool.json`` (counts).
+Files of the stage: ``pool.parquet/`` (shards of image, label, kind), ``embeddings/``, ``labels.npy`` (-1: junk),
+``trusted.npy``, ``bank.parquet/`` and ``test.parquet/`` (the same; never in the pool), ``pool.json`` (counts).
 """
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, Value
+from datasets import Features, Value
 from datasets import Image as ImageFeature
 from jaxtyping import Int
 from PIL import Image
 
-from curation.embed import embed_pool
 from curation.embedders import open_embedder
 from curation.embeddings import open_embeddings
 from curation.pool import open_pool
+from experiments.engine.shards import embed_shards, own_device, write_shards
 from experiments.engine.stages import StageRun
 from experiments.web_images.faults import junk, near_duplicate
 from foundation.errors import CurationError
@@ -201,37 +202,38 @@ def prepare(run: StageRun) -> dict[str, float]:
     renamed = np.full(len(source.names), -1)
     renamed[kept] = np.arange(len(kept))
 
-    images = [source.image(row) for row in rows]
-    labels = [int(renamed[source.labels[row]]) for row in rows]
-    kinds = [0] * len(rows)
-    share = 1 - pool.bursts - pool.junk
-    _add_bursts(images, labels, kinds, round(len(rows) * pool.bursts / share), pool, rng)
-    for _ in range(round(len(rows) * pool.junk / share)):
-        images.append(junk(pool.side, rng))
-        labels.append(-1)
-        kinds.append(2)
-    order = rng.permutation(len(images))  # what is spoiled must not be told by its place
-    images, labels, kinds = ([part[i] for i in order] for part in (images, labels, kinds))
+    share, clean = 1 - pool.bursts - pool.junk, renamed[source.labels[rows]]
+    # what is made here is held as PNG bytes; pictures of the source are read when their shard is written
+    made, copied = _bursts(source, rows, clean, round(len(rows) * pool.bursts / share), pool, rng)
+    n_copies, n_junk = len(made), round(len(rows) * pool.junk / share)
+    made += [_png(junk(pool.side, rng)) for _ in range(n_junk)]
+    labels = np.concatenate([clean, copied, np.full(n_junk, -1)])
+    kinds = np.repeat([0, 1, 2], [len(rows), n_copies, n_junk])
+    order = rng.permutation(len(labels))  # what is spoiled must not be told by its place
+    labels, kinds = labels[order], kinds[order]
+
+    def picture(place: int) -> bytes:
+        return _png(source.image(rows[place])) if place < len(rows) else made[place - len(rows)]
 
     folder = run.folder
-    _write(folder / POOL, images, labels, kinds)
+    _write(folder / POOL, lambda i: picture(int(order[i])), labels, kinds, run.progress)
     for name, mine, origin in ((BANK, bank, source), (TEST, test, other)):
-        inside = [int(row) for row in mine if renamed[origin.labels[row]] >= 0]
-        shown = [origin.image(row) for row in inside]
-        _write(folder / name, shown, [int(renamed[origin.labels[row]]) for row in inside], [0] * len(inside))
-    save_array(folder / "labels.npy", np.array(labels, dtype=np.int64))
+        inside = mine[renamed[origin.labels[mine]] >= 0]
+        answers = renamed[origin.labels[inside]]
+        _write(folder / name, partial(_stored, origin, inside), answers, np.zeros(len(inside), int), run.progress)
+    save_array(folder / "labels.npy", labels)
     embed(run, pool, seed)
-    counts = np.bincount([label for label, kind in zip(labels, kinds, strict=True) if kind == 0], minlength=len(kept))
+    counts = np.bincount(labels[kinds == 0], minlength=len(kept))
     save_json(
         folder / COUNTS,
         {
             "classes": [source.names[label] for label in kept],
             "images": counts.tolist(),
-            "kinds": {name: kinds.count(i) for i, name in enumerate(KINDS)},
-            "rows": len(images),
+            "kinds": {name: int((kinds == i).sum()) for i, name in enumerate(KINDS)},
+            "rows": len(labels),
         },
     )
-    return {"samples": float(len(images))}
+    return {"samples": float(len(labels))}
 
 
 def long_tail(
@@ -259,33 +261,54 @@ def long_tail(
     return np.concatenate(drawn), kept
 
 
-def _add_bursts(
-    images: list[Image.Image], labels: list[int], kinds: list[int], n: int, pool: PoolSettings, rng: np.random.Generator
-) -> None:
-    """Append ``n`` near-duplicates of images of the most frequent third of the classes."""
+def _bursts(
+    source: Source,
+    rows: Int[np.ndarray, "n"],
+    labels: Int[np.ndarray, "n"],
+    n: int,
+    pool: PoolSettings,
+    rng: np.random.Generator,
+) -> tuple[list[bytes], Int[np.ndarray, "m"]]:
+    """``n`` near-duplicates of images of the most frequent third of the classes, as PNG, and their labels."""
     counts = np.bincount(labels)
     frequent = np.argsort(-counts, kind="stable")[: max(len(counts) // 3, 1)]
     popular = rng.permutation(np.flatnonzero(np.isin(labels, frequent)))
-    added, which = 0, 0
-    while added < n:
+    made: list[bytes] = []
+    originals: list[int] = []
+    which = 0
+    while len(made) < n:
         original = int(popular[which % len(popular)])
+        image = source.image(rows[original])
         which += 1
-        for _ in range(min(int(rng.integers(pool.copies[0], pool.copies[1] + 1)), n - added)):
-            images.append(near_duplicate(images[original], rng))
-            labels.append(labels[original])
-            kinds.append(1)
-            added += 1
+        for _ in range(min(int(rng.integers(pool.copies[0], pool.copies[1] + 1)), n - len(made))):
+            made.append(_png(near_duplicate(image, rng)))
+            originals.append(original)
+    return made, labels[np.array(originals, dtype=np.int64)]
 
 
-def _write(path: Path, images: Sequence[Image.Image], labels: list[int], kinds: list[int]) -> None:
-    encoded = []
-    for image in images:
-        stream = io.BytesIO()
-        image.save(stream, "PNG", compress_level=1)
-        encoded.append({"bytes": stream.getvalue(), "path": None})
+def _png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG", compress_level=1)
+    return stream.getvalue()
+
+
+def _stored(source: Source, rows: Int[np.ndarray, "n"], i: int) -> bytes:
+    return _png(source.image(rows[i]))
+
+
+def _write(
+    path: Path,
+    picture: Callable[[int], bytes],
+    labels: Int[np.ndarray, "n"],
+    kinds: Int[np.ndarray, "n"],
+    progress: bool,
+) -> None:
     features = Features({"image": ImageFeature(), "label": Value("int64"), "kind": Value("int64")})
-    table = Dataset.from_dict({"image": encoded, "label": labels, "kind": kinds}, features=features)
-    table.to_parquet(str(path))
+
+    def row(i: int) -> dict[str, Any]:
+        return {"image": {"bytes": picture(i), "path": None}, "label": int(labels[i]), "kind": int(kinds[i])}
+
+    write_shards(path, len(labels), row, features, progress=progress)
 
 
 def embed(run: StageRun, pool: PoolSettings, seed: int) -> None:
@@ -299,14 +322,13 @@ def embed(run: StageRun, pool: PoolSettings, seed: int) -> None:
         if not result.finished:
             raise KeyboardInterrupt  # a signal: the same command goes on
         name = f"checkpoint:{result.folder}"
-    embedder = open_embedder(name, pool.image_size or None, device=str(run.speed.get("device", "cpu")))
-    opened = open_pool(run.folder / POOL)
-    embed_pool(opened, embedder, run.folder / "embeddings", n_workers=0, progress=run.progress)
+    embedder = open_embedder(name, pool.image_size or None, device=own_device(str(run.speed.get("device", "cpu"))))
+    embed_shards(open_pool(run.folder / POOL), embedder, run.folder / "embeddings", progress=run.progress)
     bank = open_pool(run.folder / BANK)
     labels = np.array(bank.with_format(None)["label"][:])
     first = np.concatenate([np.flatnonzero(labels == label)[:5] for label in np.unique(labels)])
     trusted = run.folder / "trusted"
-    embed_pool(bank.select(first), embedder, trusted, n_workers=0, progress=False)
+    embed_shards(bank.select(first), embedder, trusted)
     found = open_embeddings(str(trusted))
     save_array(run.folder / "trusted.npy", found.block(0, len(found)).float().numpy())
     if embedder.dim != pool.dim:

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.engine.arms import BASE_ARM, METHOD_ARM
+from experiments.engine.arms import BASE_ARM
 from experiments.engine.compare import Row, summarise
 from experiments.engine.stages import MARKER, StageRun
-from experiments.pages.markdown import difference, headline, origin, with_interval
+from experiments.pages.markdown import difference, headline, origin, other_arms, with_interval
 from experiments.web_images.pool import COUNTS, KINDS
 from foundation.files import load_json, write_atomically
 from foundation.tables import markdown_table
@@ -89,7 +89,7 @@ def render(
         f"Embeddings: {source['embedder']} at {source['image_size']} pixels. Subsets of "
         f"{science['curation']['size']:,} rows, levels {', '.join(map(str, science['curation']['levels']))}. "
         f"Training: {recipe['backbone']['name']}, {recipe['steps']:,} steps of {recipe['batch_size']} images.\n",
-        headline(cells, "linear", BASE_ARM, METHOD_ARM, "oracle", "linear accuracy averaged over classes"),
+        f"{headline(cells, 'linear', 'linear accuracy averaged over classes')} {other_arms(cells, 'linear')}",
         "## The data alone\n",
         "Before any training. KL to uniform of the classes of a subset (nats; 0 is as many images of each), the share "
         "of the images of the rare classes that it keeps, and the share of its rows that are near-duplicates or junk. "

@@ -1,6 +1,6 @@
 """The stages train and evaluate of the image experiment: model, images seen and probes are frozen, only rows change."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,9 +23,9 @@ from experiments.engine.curves import append_point, read_curve
 from experiments.engine.stages import StageRun
 from experiments.web_images.pool import BANK, COUNTS, KINDS, POOL, TEST
 from foundation.files import load_json, save_json
-from foundation.settings import Choices, Count, Positive, Range, check
+from foundation.settings import Choices, Count, Positive, Range, check, fill
 from pretrain.flops import flops_per_image
-from pretrain.settings import PretrainSettings, settings_from
+from pretrain.settings import PretrainSettings
 from pretrain.train import TEACHER, pretrain
 from training.run_folder import LOG, RESULT
 
@@ -35,18 +35,15 @@ class TrainSettings:
     """Section ``science.train``.
 
     Attributes:
-        recipe: of `pretrain.settings.PretrainSettings`, without seed; every arm sees steps x batch_size images.
-        speed: of the recipe: devices, checkpoints, compilation.
+        recipe: of the pretraining; every arm sees steps x batch_size images. Its seed is that of the stage, its
+            ``speed.accelerator`` that of ``speed.device``.
     """
 
-    recipe: dict[str, Any]
-    speed: dict[str, Any] = field(default_factory=dict)
+    recipe: PretrainSettings
 
     def science(self) -> dict[str, Any]:
-        """All that decides the result: the recipe with its defaults, and not ``speed``."""
-        content = asdict(self) | {"recipe": recipe_of(self, 0).science()}
-        content.pop("speed")
-        return content
+        """All that decides the result: the recipe with its defaults, and not its ``speed``."""
+        return asdict(self) | {"recipe": recipe_of(self, 0).science()}
 
 
 @dataclass(frozen=True)
@@ -74,9 +71,9 @@ class EvaluateSettings:
 
 
 def recipe_of(train: TrainSettings, seed: int, device: str = "cpu") -> PretrainSettings:
-    """The recipe with its seed and place; keys and types checked."""
-    speed = {"accelerator": "cpu" if device == "cpu" else "gpu", **train.speed}
-    return settings_from({**train.recipe, "seed": seed, "speed": speed})
+    """The recipe with its seed and place."""
+    speed = replace(train.recipe.speed, accelerator="cpu" if device == "cpu" else "gpu")
+    return replace(train.recipe, seed=seed, speed=speed)
 
 
 def budget(train: TrainSettings, _dim: int) -> tuple[float, int, float]:
@@ -86,16 +83,16 @@ def budget(train: TrainSettings, _dim: int) -> tuple[float, int, float]:
     return samples, recipe.steps, samples * flops_per_image(recipe)["total"]
 
 
-def fit(run: StageRun) -> dict[str, float]:
+def train(run: StageRun) -> dict[str, float]:
     """Stage action: pretrain on the subset. Writes ``run/`` with ``teacher/``, ``curve.jsonl`` and ``data.json``."""
-    train, seed = TrainSettings(**run.settings), run.seed or 0
-    recipe = recipe_of(train, seed, str(run.speed.get("device", "cpu")))
+    settings, seed = fill(TrainSettings, run.settings, "science.train"), run.seed or 0
+    recipe = recipe_of(settings, seed, str(run.speed.get("device", "cpu")))
     pool = open_pool(run.upstream("prepare") / POOL)
     rows = Subset.load(run.upstream("curate") / "subset").rows()
     result = pretrain(recipe, pool, run.folder / "run", rows, run.progress)
     if not result.finished:
         raise KeyboardInterrupt  # a signal: the same command goes on
-    samples, _, flops = budget(train, 0)
+    samples, _, flops = budget(settings, 0)
     if getattr(rank_zero_only, "rank", 0):  # one process of several: the first writes
         return {"samples": samples, "flops": flops}
     assert result.samples == samples, f"{result.samples} images were seen, {samples:.0f} are the budget of every arm"
@@ -123,7 +120,7 @@ def labelled(path: Path, classes: list[str]) -> LabelledImages:
     return LabelledImages(path.stem, sources, labels, classes, [f"{path.stem} {i}" for i in range(len(sources))])
 
 
-def judge(run: StageRun) -> dict[str, float]:
+def evaluate(run: StageRun) -> dict[str, float]:
     """Stage action: frozen features of the teacher on a balanced bank and test set; writes ``metrics.json``.
 
     Head, medium and tail are thirds of the classes by their images in the pool, near-duplicates left out.

@@ -31,8 +31,8 @@ SMALL = [
     "science.curation.n_resamples=1",
     "science.curation.max_iterations=5",
     "science.curation.semdedup_clusters=10",
-    "science.train.steps=60",
-    "science.train.log_every=20",
+    "science.train.recipe.steps=60",
+    "science.train.recipe.log_every=20",
     "tracking.wandb=off",
     "speed.threads=1",
 ]
@@ -72,6 +72,17 @@ def test_every_experiment_builds_at_every_scale(experiment: str, scale: str):
     assert {"raw", "hierarchical_resampled"} <= set(built.rows)
     names = [stage.identity for stage in in_order(built.stages)]
     assert len(set(names)) == len(names)
+
+
+def test_a_setting_of_the_code_that_stands_in_no_file_is_overridden_by_its_name():
+    """The same key in every experiment, whether its file names it or not; a recipe is chosen by its name."""
+    for experiment, name in {"web_images": "collapse", "satellite": "collapse", "text": "z_loss"}.items():
+        recipe = compose([f"experiment={experiment}", f"science.train.recipe.{name}=0.5"])["science"]["train"]["recipe"]
+        assert recipe[name] == 0.5
+    chosen = compose(["experiment=web_images", "scale=paper", "pretrain@science.train.recipe=conv_cpu"])
+    assert chosen["science"]["train"]["recipe"]["backbone"]["name"] == "resnet18"
+    with pytest.raises(CurationError, match=r"did you mean 'science\.train\.recipe\.collapse'"):
+        compose(["experiment=web_images", "science.train.recipe.colapse=0.5"])
 
 
 def test_two_arms_differ_by_their_subset_alone():
@@ -190,8 +201,7 @@ def test_the_report_opens_and_says_the_verdict(finished: Path, assert_opens):
         for item in metrics["summary"]
         if item["arm"] == "hierarchical_resampled" and item["metric"] == "error_macro"
     )
-    word = {"better": "Supported.", "worse": "Contradicted"}.get(method["verdict"], "Not shown")
-    assert word in page.find_element("css selector", ".verdict").text
+    assert f"{method['verdict'].capitalize()}." in page.find_element("css selector", ".verdict").text
     text = page.find_element("tag name", "body").text
     for arm in ARMS:
         assert arm in text
@@ -247,7 +257,7 @@ def test_batches_are_a_function_of_seed_and_step():
 
 def test_killed_in_training_it_resumes_to_the_same_numbers(tmp_path: Path):
     """Two processes are killed with no chance to clean up; the third ends as one that was left alone."""
-    steps = ["science.train.steps=3000", "science.train.log_every=20", "arms=[raw]", "seeds=[0]"]
+    steps = ["science.train.recipe.steps=3000", "science.train.recipe.log_every=20", "arms=[raw]", "seeds=[0]"]
     command = [
         sys.executable,
         str(ROOT / "scripts/run_experiment.py"),
@@ -285,7 +295,7 @@ def test_the_headline_of_every_domain_is_one_metric():
 
 def test_a_sweep_runs_an_experiment_for_each_value(tmp_path: Path):
     command = [sys.executable, str(ROOT / "scripts/run_experiment.py"), "-m", *SMALL, "seeds=[0]", "arms=[raw]"]
-    command += ["science.train.steps=20,40", f"output.runs={tmp_path}/steps-${{science.train.steps}}"]
+    command += ["science.train.recipe.steps=20,40", f"output.runs={tmp_path}/steps-${{science.train.recipe.steps}}"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     values = [(tmp_path / f"steps-{steps}" / "metrics.csv").read_text() for steps in (20, 40)]
@@ -300,8 +310,8 @@ def test_the_key_of_a_training_knows_every_default_and_nothing_of_speed(experime
         built = build(compose([f"experiment={experiment}", "seeds=[0]", "arms=[raw]", *more]))
         return next(stage.key for stage in in_order(built.stages) if stage.name == "train")
 
-    section = f"scale.{experiment}"
+    section = "science.train.recipe"
     plain = key()
     assert key(f"{section}.speed.checkpoint_every=7") == plain
-    assert key(f"++{section}.recipe.{default}") == plain
-    assert key(f"++{section}.recipe.{default}5") != plain
+    assert key(f"{section}.{default}") == plain
+    assert key(f"{section}.{default}5") != plain

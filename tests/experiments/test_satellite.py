@@ -24,17 +24,17 @@ from satellite.tiles import footprints, load_tiles
 SMALL = [
     "experiment=satellite",
     "seeds=[0,1]",
-    "scale.satellite.pool.scene=[448,448]",
-    "scale.satellite.pool.block=64",
-    "scale.satellite.pool.margin=4",
-    "scale.satellite.pool.rows=40",
-    "scale.satellite.pool.labelled=20",
+    "science.pool.scene=[448,448]",
+    "science.pool.block=64",
+    "science.pool.margin=4",
+    "science.pool.rows=40",
+    "science.pool.labelled=20",
     "science.curation.size=16",
     "science.curation.levels=[12,6,3]",
     "science.curation.n_resamples=1",
     "science.curation.max_iterations=5",
-    "scale.satellite.recipe.steps=2",
-    "scale.satellite.recipe.batch_size=8",
+    "science.train.recipe.steps=2",
+    "science.train.recipe.batch_size=8",
     "tracking.wandb=off",
     "speed.threads=1",
 ]
@@ -77,7 +77,7 @@ def test_the_page_is_written_and_calls_generated_scenes_synthetic(finished: Path
 
 def test_a_trained_decoder_can_judge_too(finished: Path):
     head = "{steps:4,batch_size:4,backbone:{blocks:[1,2,3,4]},head:{width:8,n_bins:16}}"
-    more = ["seeds=[0]", "arms=[raw]", f"+scale.satellite.evaluate.head={head}"]
+    more = ["seeds=[0]", "arms=[raw]", f"+science.evaluate.head={head}"]
     assert run_experiment(small(finished, *more), "the command", lambda _line: None, False) == 0
     assert len(list((finished / "raw/seed0").glob("evaluate-*/head/model/model.safetensors"))) == 1
 
@@ -95,9 +95,7 @@ def test_every_scale_builds_with_equal_budgets(scale: str, tmp_path: Path):
 def test_missing_rasters_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CURATED_SSL_DATA", str(tmp_path))
     lines: list[str] = []
-    config = small(
-        tmp_path / "run", "scale.satellite.pool.image=none.tif", "+scale.satellite.pool.heights=chm.tif", "seeds=[0]"
-    )
+    config = small(tmp_path / "run", "science.pool.image=none.tif", "+science.pool.heights=chm.tif", "seeds=[0]")
     assert run_experiment(config, "the command", lines.append, False) != 0
     assert any("none.tif is not there; set CURATED_SSL_DATA" in line for line in lines)
 

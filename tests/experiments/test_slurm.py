@@ -26,8 +26,8 @@ OPTIONS = [
     "science.curation.size=300",
     "science.curation.n_resamples=1",
     "science.curation.max_iterations=5",
-    "science.train.steps=6000",
-    "science.train.log_every=50",
+    "science.train.recipe.steps=6000",
+    "science.train.recipe.log_every=50",
     "tracking.wandb=off",
     "speed.threads=1",
 ]
@@ -120,7 +120,7 @@ def test_a_killed_job_is_submitted_again_and_ends_with_the_same_result(slurm: di
 
 @pytest.mark.slow
 def test_a_preempted_job_is_queued_again_by_itself(slurm: dict[str, str], tmp_path: Path):
-    jobs = launch(slurm, tmp_path / "run", *ON_SLURM, "arms=[raw]", "science.train.steps=12000")
+    jobs = launch(slurm, tmp_path / "run", *ON_SLURM, "arms=[raw]", "science.train.recipe.steps=12000")
     curve = "raw/seed0/train-*/curve.jsonl"
     wait(lambda: any(len(path.read_text().splitlines()) >= 5 for path in tmp_path.glob(f"run/{curve}")), "training")
     victim = jobs["train raw seed 0"]
@@ -128,7 +128,7 @@ def test_a_preempted_job_is_queued_again_by_itself(slurm: dict[str, str], tmp_pa
     wait(lambda: states(slurm, jobs)["train raw seed 0"] == "PENDING", "the job to be queued again")
     wait(lambda: states(slurm, jobs)["compare"] in ("COMPLETED", "FAILED", "CANCELLED"), "the end", 500)
     assert set(states(slurm, jobs).values()) == {"COMPLETED"}, logs(tmp_path / "run")
-    launch(slurm, tmp_path / "whole", "arms=[raw]", "science.train.steps=12000")
+    launch(slurm, tmp_path / "whole", "arms=[raw]", "science.train.recipe.steps=12000")
     assert (tmp_path / "run/metrics.csv").read_bytes() == (tmp_path / "whole/metrics.csv").read_bytes()
 
 

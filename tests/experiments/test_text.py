@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation import CurationError, Subset, open_embeddings
+from curation.lexical import embed_lexically
 from experiments.engine.experiment import build, open_domain
-from experiments.engine.settings import CONFIGS, compose
+from experiments.engine.settings import compose
 from experiments.engine.stages import in_order, run_stage
 from experiments.launch import plan_table, run_experiment
 from experiments.pages.verdict import judge_claim, read_values
@@ -25,9 +26,8 @@ from experiments.text.pool import PASSAGES, passages_of, zipf_sizes
 from experiments.text.report import _domains, render
 from experiments.text.training import cut_to_budget, recipe_of
 from foundation.files import load_array, load_json
-from curation.lexical import embed_lexically
+from foundation.settings import fill
 from text_lm.model import count_parameters, llama_config, load_model
-from text_lm.settings import load_settings
 
 ARMS = ["raw", "flat", "hierarchical_resampled", "semdedup", "oracle", "all"]
 DOMAINS = {"law": 24, "sport": 12, "food": 8, "stars": 6, "lone": 1}
@@ -39,16 +39,16 @@ SMALL = [
     "science.pool.test_bytes=2000",
     "science.curation.size=50",
     "science.curation.levels=[30,10,5]",
-    "scale.text.studies.levels=[10,5]",
-    "scale.text.studies.other_levels=[[30,10,5],[5]]",
+    "science.studies.levels=[10,5]",
+    "science.studies.other_levels=[[30,10,5],[5]]",
     "science.curation.n_resamples=1",
     "science.curation.max_iterations=5",
     "science.curation.semdedup_clusters=5",
     "science.train.unique_tokens=3000",
     "science.train.passage_tokens=100",
-    "scale.text.recipe.model={width:16,layers:1,heads:2,context:32}",
-    "scale.text.recipe.tokens=5120",
-    "scale.text.recipe.batch_size=16",
+    "science.train.recipe.model={width:16,layers:1,heads:2,context:32}",
+    "science.train.recipe.tokens=5120",
+    "science.train.recipe.batch_size=16",
     "tracking.wandb=off",
     "speed.threads=1",
 ]
@@ -142,7 +142,7 @@ def test_the_page_tells_what_happened_and_names_no_machine(finished: Path, texts
     page = (finished / "results" / "text.md").read_text()
     summary = json.loads((finished / "metrics.json").read_text())["summary"]
     method = next(x for x in summary if x["arm"] == "hierarchical_resampled" and x["metric"] == "bpb_macro")
-    assert {"better": "Curated wins", "worse": "Curated loses"}.get(method["verdict"], "Not told apart") in page
+    assert f"**{method['verdict'].capitalize()}**" in page
     assert f"{method['mean']:.3f}" in page
     for text in (*ARMS, "seeds=[0,1,2]", "5,120 tokens", "| law |", "levels 30, 10, 5", "up to 4 copies"):
         assert text in page, text
@@ -159,8 +159,8 @@ NGRAM = [
     "science.pool.sections=8",
     "science.pool.left_out=[food]",
     "science.pool.rows=100",
-    "scale.text.studies=null",
-    "scale.text.recipe.tokens=1024",
+    "science.studies=null",
+    "science.train.recipe.tokens=1024",
 ]
 
 
@@ -291,28 +291,28 @@ def test_a_rerun_skips_everything(finished: Path, texts: Path, monkeypatch: pyte
 def test_a_killed_training_goes_on_to_the_same_model(
     finished: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from text_lm.train import _StepData
+    from training.data import StepData
 
     monkeypatch.setenv("CURATED_SSL_DATA", str(texts))
     config = small(tmp_path, "science.pool.source=pool.parquet", "arms=[raw]", "seeds=[0]")
-    config["science"]["train"]["speed"] = {"checkpoint_every": 1}
+    config["science"]["train"]["recipe"]["speed"] = {"checkpoint_every": 1}
     experiment = build(config)
     *before, train = [item for item in in_order(experiment.stages) if item.name in ("prepare", "curate", "train")]
     options = begin_stage(experiment, config, False)
     for item in before:
         run_stage(item, tmp_path, **options)
-    loader = _StepData.train_dataloader
+    loader = StepData.train_dataloader
 
-    def dies(self: _StepData):
+    def dies(self: StepData):
         for number, batch in enumerate(loader(self)):
             if number == 4:
                 raise SystemExit
             yield batch
 
-    monkeypatch.setattr(_StepData, "train_dataloader", dies)
+    monkeypatch.setattr(StepData, "train_dataloader", dies)
     with pytest.raises(BaseException):  # noqa: B017, PT011
         run_stage(train, tmp_path, **options)
-    monkeypatch.setattr(_StepData, "train_dataloader", loader)
+    monkeypatch.setattr(StepData, "train_dataloader", loader)
     assert not (train.folder(tmp_path) / "data.json").exists()
     run_stage(train, tmp_path, **options)
     whole = stage(finished, "raw", 0, "train") / "run" / "model" / "model.safetensors"
@@ -388,9 +388,7 @@ def test_every_scale_has_a_plan_without_its_data(scale: str, tmp_path: Path, mon
 def test_the_paper_scale_is_the_seven_billion_recipe():
     config = compose(["experiment=text", "scale=paper"])
     domain = open_domain("text")
-    mine = recipe_of(domain.train(**config["science"]["train"]), 0, "cuda")
-    theirs = load_settings(CONFIGS / "text_lm" / "recipe" / "paper_7b.yaml")
-    assert mine.science() == theirs.science()
+    mine = recipe_of(fill(domain.train_settings, config["science"]["train"]), 0, "cuda")
     assert (mine.speed.devices, mine.speed.nodes, mine.speed.strategy) == (8, 32, "fsdp")
     from transformers import LlamaForCausalLM
 
@@ -453,7 +451,7 @@ def test_a_table_of_ranks_follows_the_domain_through_the_seeds():
 
 
 @pytest.mark.parametrize(
-    ("curated", "words"), [(1.0, "Curated wins"), (3.0, "Curated loses"), (2.001, "Not told apart")]
+    ("curated", "words"), [(1.0, "**Better**"), (3.0, "**Worse**"), (2.001, "**No significant difference**")]
 )
 def test_the_sentence_follows_the_numbers(curated: float, words: str, tmp_path: Path):
     assert words in page(2.0, curated, tmp_path)

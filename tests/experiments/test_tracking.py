@@ -33,8 +33,8 @@ TINY = [
     "science.curation.size=200",
     "science.curation.n_resamples=1",
     "science.curation.max_iterations=3",
-    "science.train.steps=20",
-    "science.train.log_every=10",
+    "science.train.recipe.steps=20",
+    "science.train.recipe.log_every=10",
     "speed.threads=1",
 ]
 

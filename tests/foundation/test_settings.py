@@ -157,7 +157,7 @@ def every_settings_class() -> list[type]:
     waiting += [*TASKS.values(), NgramSettings, Studies, TextStudies, ToySettings]
     for name in ("simulated", "text", "web_images", "satellite"):
         domain = open_domain(name)
-        waiting += [domain.pool, domain.train, domain.evaluate]
+        waiting += [domain.pool_settings, domain.train_settings, domain.evaluate_settings]
     found: dict[type, None] = {}
     while waiting:
         kind = waiting.pop()

@@ -10,6 +10,7 @@ from curation import HierarchicalKMeans, nearest_centroid
 from curation.embeddings import open_embeddings
 from curation.kmeans import CentroidSearch, kmeans
 from curation.kmeans.lloyd import LloydState, fit_centroids
+from curation.kmeans.settings import KMeansSettings
 from curation.kmeans.update import ClusterSums
 
 pytestmark = pytest.mark.gpu
@@ -113,17 +114,17 @@ def test_a_fit_is_the_one_of_the_cpu(seeding: str, metric: str, device: str):
 def test_a_stopped_fit_goes_on_to_the_same_bytes(device: str, tmp_path: Path):
     np.save(tmp_path / "x.npy", mixture(6000, 48).astype(np.float16))
     x, kept = open_embeddings(tmp_path / "x.npy"), []
-    options = {"max_iterations": 9, "device": device}
+    settings = KMeansSettings(max_iterations=9, device=device)
 
     def stop(state: LloydState) -> None:
         kept.append(state)
         if len(kept) == 4:
             raise KeyboardInterrupt
 
-    whole = fit_centroids(x, 70, np.random.default_rng(1), **options)  # type: ignore[arg-type]
+    whole = fit_centroids(x, 70, np.random.default_rng(1), settings)
     with pytest.raises(KeyboardInterrupt):
-        fit_centroids(x, 70, np.random.default_rng(1), on_iteration=stop, **options)  # type: ignore[arg-type]
-    rest = fit_centroids(x, 70, np.random.default_rng(1), resume=kept[-1], **options)  # type: ignore[arg-type]
+        fit_centroids(x, 70, np.random.default_rng(1), settings, on_iteration=stop)
+    rest = fit_centroids(x, 70, np.random.default_rng(1), settings, resume=kept[-1])
     assert rest[0].tobytes() == whole[0].tobytes()
     assert rest[1] == whole[1]
 

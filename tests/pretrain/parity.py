@@ -23,8 +23,8 @@ from pretrain.heads import PROTOTYPES, Prototypes  # noqa: E402
 from pretrain.losses import dino_loss, gram_loss, ibot_loss, koleo_loss, patch_weights  # noqa: E402
 from pretrain.network import build_networks  # noqa: E402
 from pretrain.optimiser import parameter_groups, parameter_kinds, set_rates  # noqa: E402
-from pretrain.schedules import ScheduleSettings, schedule  # noqa: E402
 from pretrain.settings import load_settings  # noqa: E402
+from training.schedules import ScheduleSettings, schedule  # noqa: E402
 
 TEMPERATURE = 0.1
 TINY = {"embed_dim": 32, "depth": 3, "num_heads": 2, "init_values": 0.5}  # LayerScale large enough to matter

@@ -139,7 +139,7 @@ def test_workers_change_nothing(pool, whole: Path, tmp_path: Path):
 
 
 def test_micro_batches_take_the_same_images(pool, tmp_path: Path):
-    result = pretrain(settings("speed.micro_batch_size=4"), pool, tmp_path / "run", progress=False)
+    result = pretrain(settings("micro_batch_size=4"), pool, tmp_path / "run", progress=False)
     assert result.samples == 48
     assert result.coverage == {"samples": 48, "epochs": 2.0, "unique_samples": 24, "times_seen": 2.0}
 
@@ -247,7 +247,7 @@ def test_a_convolutional_backbone_says_what_to_switch_off(pool, tmp_path: Path):
         (["backbone.name=vit_nonsense"], "is no model of timm"),
         (["crops.local_size=9"], r"crops\.local_size 9 is no multiple of the 8-pixel patches"),
         (["backbone.args={wings: 2}"], "timm cannot make"),
-        (["speed.micro_batch_size=3"], "multiple"),
+        (["micro_batch_size=8", "batch_size=12"], "multiple"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_anything_is_written(

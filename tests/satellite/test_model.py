@@ -13,12 +13,13 @@ pytest.importorskip("lightning")
 
 from foundation.errors import CurationError
 from satellite.backbone import open_backbone, spread
-from satellite.export import load_model
+from satellite.export import Seen, load_model
 from satellite.head import bin_heights, make_head
 from satellite.losses import gradient_loss, height_loss, huber_loss, l1_loss, sig_loss
 from satellite.settings import BackboneSettings, HeadSettings, LossSettings, TrainSettings, load_settings
 from satellite.tiles import TileSettings, cut_tiles
 from satellite.train import train
+from training.checkpoints import Checkpoints
 
 VIT = {"patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
 TINY = BackboneSettings("vit_tiny_patch16_224", args=VIT)
@@ -113,7 +114,7 @@ def test_training_learns_and_its_model_stands_alone(table, tmp_path: Path):
     assert len(lines) == 2
     (tmp_path / "run/model").rename(tmp_path / "elsewhere")
     model = load_model(tmp_path / "elsewhere")
-    assert (model.tile, model.resolution, model.bands) == (32, 0.5, (1, 2, 3))
+    assert model.seen == Seen((1, 2, 3), tile=32, resolution=0.5)
     assert model.model(torch.zeros(1, 3, 32, 32)).shape == (1, 32, 32)
     (tmp_path / "elsewhere/model.safetensors").write_bytes(b"short")
     with pytest.raises(CurationError, match="no whole model"):
@@ -131,18 +132,16 @@ def test_a_frozen_backbone_stays_as_it_is(table, tmp_path: Path):
 def test_a_killed_run_ends_as_one_that_was_not(table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings = replace(SMALL, speed=replace(SMALL.speed, checkpoint_every=10, log_every=10))
     train(settings, table, TILES, tmp_path / "whole", progress=False)
-    import satellite.train as module
+    plain = Checkpoints.on_train_batch_end
 
-    class Killing(module._Log):
-        def on_train_batch_end(self, trainer, *rest):
-            super().on_train_batch_end(trainer, *rest)
-            if trainer.global_step == 17:
-                signal.raise_signal(signal.SIGTERM)
+    def killing(self: Checkpoints, trainer, *rest) -> None:
+        if trainer.global_step == 17:
+            signal.raise_signal(signal.SIGTERM)
+        plain(self, trainer, *rest)
 
-    monkeypatch.setattr(module, "_Log", Killing)
+    monkeypatch.setattr(Checkpoints, "on_train_batch_end", killing)
     first = train(settings, table, TILES, tmp_path / "run", progress=False)
-    assert not first.finished
-    assert first.step == 17
+    assert (first.finished, first.step) == (False, 17)
     monkeypatch.undo()
     assert train(settings, table, TILES, tmp_path / "run", progress=False).finished
     files = [tmp_path / name / "model/model.safetensors" for name in ("whole", "run")]

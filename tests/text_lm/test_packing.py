@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foundation.errors import CurationError
-from text_lm.data import StepDataset, step_loader
-from text_lm.packing import IGNORE, TokenStream
+from text_lm.packing import IGNORE, TokenBatches, TokenStream
 from text_lm.tokenizer import open_tokenizer
 from text_lm.tokens import TokenStore, tokenise_pool
-from training.batches import BatchPlan
+from training.data import BatchPlan, StepBatches
 
 BYTES = open_tokenizer("bytes")
 TEXTS = ["one two three", "", "a", "four five", "  \n", "six seven eight nine ten", "é" * 7, "<|eos|> is plain text"]
@@ -122,38 +121,18 @@ def test_epochs_differ_and_repeat_with_the_seed():
 
 @pytest.mark.parametrize(("world", "micro"), [(1, 8), (1, 2), (2, 2), (4, 1)])
 def test_a_step_is_the_same_batch_for_any_number_of_processes(world: int, micro: int):
-    stream = TokenStream(in_memory([11] * 40), np.arange(40), 0)
-    whole = next(iter(StepDataset(stream, BatchPlan(8, 8), 16, 5, 6)))
-    parts = []
-    for rank in range(world):
-        parts += list(StepDataset(stream, BatchPlan(8, micro, rank, world), 16, 5, 6))
+    batches = TokenBatches(TokenStream(in_memory([11] * 40), np.arange(40), 0), 8, 16)
+    whole = next(iter(StepBatches(batches, BatchPlan(8, 8), 5, 6)))
+    parts = [part for rank in range(world) for part in StepBatches(batches, BatchPlan(8, micro, rank, world), 5, 6)]
     rows = sorted(row.tolist() for part in parts for row in part["inputs"])
     assert rows == sorted(whole["inputs"].tolist())
     assert {int(part["n_targets"]) for part in parts} == {int((whole["targets"] != IGNORE).sum())}
 
 
-def test_starting_at_a_step_gives_the_steps_an_uninterrupted_run_gives():
-    stream = TokenStream(in_memory([7] * 30), np.arange(30), 2)
-    plan = BatchPlan(4, 2)
-    full = list(StepDataset(stream, plan, 8, 0, 20))
-    late = list(StepDataset(TokenStream(stream.store, stream.documents, 2), plan, 8, 13, 20))
-    assert all((a["inputs"] == b["inputs"]).all() for a, b in zip(full[13 * 2 :], late, strict=True))
-
-
-def test_loader_workers_keep_the_order():
-    stream = TokenStream(in_memory([7] * 30), np.arange(30), 2)
-    plan = BatchPlan(4, 2)
-    alone = list(step_loader(stream, plan, 8, 0, 6))
-    workers = list(step_loader(stream, plan, 8, 0, 6, n_workers=2))
-    assert all((a["inputs"] == b["inputs"]).all() for a, b in zip(alone, workers, strict=True))
-
-
-def test_bad_plans_and_small_subsets_are_refused():
+def test_small_subsets_are_refused():
     stream = TokenStream(in_memory([7] * 3), np.arange(3), 2)
     with pytest.raises(CurationError, match="27 tokens, fewer than one batch of 4 x 8"):
-        step_loader(stream, BatchPlan(4, 4), 8, 0, 1)
-    with pytest.raises(CurationError, match="multiple of micro-batch size"):
-        BatchPlan(6, 4)
+        TokenBatches(stream, 4, 8)
     with pytest.raises(CurationError, match="no document"):
         TokenStream(stream.store, np.array([], np.int64), 0)
 

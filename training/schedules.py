@@ -1,4 +1,7 @@
-"""Schedules over steps: warm-up, cosine, truncation. All are resolved before the training loop starts."""
+"""Schedules over steps: warm-up, then cosine, linear, constant, or warm-up-stable-decay.
+
+All are resolved before the training loop starts.
+"""
 
 import math
 from collections.abc import Callable
@@ -9,7 +12,8 @@ from foundation.errors import CurationError
 from foundation.settings import Choices, NonNegative, check
 
 Schedule = Callable[[int], float]
-SHAPES = ("cosine", "linear", "constant")
+SHAPES = ("cosine", "linear", "constant")  # of `schedule`
+RATES = ("cosine", "wsd", "constant")  # of `rate_factor`
 
 
 @dataclass(frozen=True)
@@ -64,3 +68,40 @@ def schedule(settings: ScheduleSettings, steps: int, name: str = "schedule") -> 
         return peak + (end - peak) * progress
 
     return value
+
+
+def rate_factor(name: str, steps: int, warmup: int, final: float = 0.1, decay: int | None = None) -> Schedule:
+    """The factor of the peak learning rate of a language model at a step, counted from 0.
+
+    A linear warm-up from 0 before the first step, so that step 0 trains; ``final`` is reached after the last.
+
+    Args:
+        name: of the way from 1 to ``final``: "cosine" (half of one), "wsd" (1 until the last ``decay`` steps, then
+            linear: warm-up-stable-decay, Hu et al. 2024), or "constant" (stays at 1).
+        steps: length of the run.
+        warmup: steps of the linear warm-up.
+        final: factor at the end.
+        decay: steps of the decay of "wsd"; None takes a fifth of the run.
+
+    Raises:
+        CurationError: an unknown name, or parts that do not fit into the run.
+    """
+    decay = max(steps // 5, 1) if decay is None else decay
+    if warmup < 0 or warmup > steps or not 0 <= final <= 1:
+        raise CurationError(f"warmup {warmup} must lie in 0..{steps} steps and final_lr {final} in 0..1")
+    if name not in RATES:
+        raise CurationError(f"schedule {name!r} is unknown; use {', '.join(RATES)}")
+    if name == "wsd" and (decay < 1 or warmup + decay > steps):
+        raise CurationError(f"warmup {warmup} and decay {decay} do not fit into {steps} steps")
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        if name == "constant":
+            return 1.0
+        if name == "wsd":
+            return 1 - (1 - final) * min(max(step - (steps - decay), 0) / decay, 1.0)
+        progress = min((step - warmup) / max(steps - warmup, 1), 1.0)
+        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return factor

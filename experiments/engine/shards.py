@@ -1,0 +1,120 @@
+"""Rows of a prepared pool and their embeddings, shard by shard: memory holds one, and a killed stage keeps whole ones.
+
+Any number of processes (tasks of a SLURM job, torchrun) may call the same function on the same folder: each takes the
+next shard that nobody has, and all return when all shards are there. The lock of a dead process is free again.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from datasets import Dataset, Features
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from curation.embed import embed_pool
+from curation.embedders import Embedder
+from foundation.files import load_array, load_json, save_array, save_json, write_atomically
+
+ROWS_PER_SHARD = 4096
+ROWS_PER_PART = 65_536  # of embeddings; a multiple of the batch size, so that parts do not show in a batch
+
+
+def _unfinished(paths: list[Path], title: str, progress: bool) -> Iterator[int]:
+    """Numbers of the paths that are not there, each held by this process while it is worked on.
+
+    What another process holds is passed over once, and waited for at the end.
+    """
+    with tqdm(total=len(paths), desc=title, unit="shard", leave=False, disable=not progress) as bar:
+        for seconds in (0, -1):  # not at all, for ever
+            for number, path in enumerate(paths):
+                if not path.exists():
+                    with (
+                        suppress(Timeout),
+                        FileLock(path.parent / f".{path.name}.lock", timeout=seconds),
+                    ):
+                        if not path.exists():
+                            yield number
+                bar.n = sum(path.exists() for path in paths[: number + 1])
+                bar.refresh()
+
+
+def write_shards(
+    folder: Path,
+    n_rows: int,
+    row: Callable[[int], dict[str, Any]],
+    features: Features,
+    rows_per_shard: int = ROWS_PER_SHARD,
+    progress: bool = False,
+) -> None:
+    """``folder/00000.parquet`` and so on, which `curation.pool.open_pool` reads as one pool in this order.
+
+    Shards that are there are kept: ``row`` must give the same for the same index, whatever was asked before.
+
+    Args:
+        n_rows: of the pool.
+        row: index -> columns; called once for every row of a shard that is not there.
+        features: of the columns.
+        rows_per_shard: so many rows are held in memory, and lost by a kill.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = range(0, n_rows, rows_per_shard)
+    paths = [folder / f"{number:05}.parquet" for number in range(len(starts))]
+    for number in _unfinished(paths, folder.name, progress):
+        rows = [row(i) for i in range(starts[number], min(starts[number] + rows_per_shard, n_rows))]
+        write_atomically(paths[number], Dataset.from_list(rows, features=features).to_parquet)
+
+
+def read_column(folder: Path, name: str) -> np.ndarray:
+    """A column of integers of all shards, in order."""
+    found: np.ndarray = pq.read_table(folder, columns=[name])[name].to_numpy()
+    return found
+
+
+def embed_shards(
+    pool: Any, embedder: Embedder, folder: Path, rows_per_part: int = ROWS_PER_PART, progress: bool = False
+) -> None:
+    """Embeddings of a pool as `curation.embed.embed_pool` writes them, part by part: ``folder/part-00000`` and so on.
+
+    ``embeddings.json`` of the whole names the shards of all parts; it is written last, and nothing is copied.
+
+    Raises:
+        CurationError: see `embed_pool`; no image of a part can be read.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = range(0, len(pool), rows_per_part)
+    parts = [folder / f"part-{number:05}" for number in range(len(starts))]
+    done = [part.with_suffix(".done") for part in parts]
+    for number in _unfinished(done, folder.name, progress):
+        rows = range(starts[number], min(starts[number] + rows_per_part, len(pool)))
+        embed_pool(pool.select(rows), embedder, parts[number], n_workers=0, progress=progress)
+        save_json(done[number], {})
+    infos = [load_json(part / "embeddings.json") for part in parts]
+    row_ids = [load_array(part / "row_ids.npy") + start for part, start in zip(parts, starts, strict=True)]
+    save_array(folder / "row_ids.npy", np.concatenate(row_ids))
+    whole = {**infos[0], "pool_rows": len(pool), "rows": sum(info["rows"] for info in infos)}
+    whole["shards"] = [
+        {**shard, "file": f"{part.name}/{shard['file']}"}
+        for part, info in zip(parts, infos, strict=True)
+        for shard in info["shards"]
+    ]
+    whole["skipped"] = {
+        str(int(row) + start): reason
+        for info, start in zip(infos, starts, strict=True)
+        for row, reason in info["skipped"].items()
+    }
+    save_json(folder / "embeddings.json", whole)
+
+
+def own_device(device: str) -> str:
+    """The GPU of this process among those of its machine; any other device as it is."""
+    if device != "cuda":
+        return device
+    import torch
+
+    local = int(os.environ.get("SLURM_LOCALID", os.environ.get("LOCAL_RANK", 0)))
+    return f"cuda:{local % max(torch.cuda.device_count(), 1)}"

@@ -1,0 +1,264 @@
+"""`python -m pretrain`, `text_lm` and `satellite` under bent settings and files."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.numpy import load_file
+
+pytest.importorskip("lightning")
+pytest.importorskip("rasterio")
+
+import text_lm.cli
+import text_lm.train  # noqa: F401 - all imported before a clock runs
+from satellite.tiles import load_tiles
+
+sys.path.insert(0, str(Path(__file__).parent))
+from hostile_engine import Command, Hostile, few
+
+RUN = ("batch_size=", "micro_batch_size=", "seed=", "speed.checkpoint_every=", "speed.log_every=", "speed.peak_flops=")
+
+
+def weights_are_finite(name: str) -> Callable[[Path], None]:
+    def valid(folder: Path) -> None:
+        found = load_file(folder / "out" / name)
+        assert found
+        assert all(np.isfinite(value).all() for value in found.values())
+
+    return valid
+
+
+def tiles_are_whole(folder: Path) -> None:
+    assert len(load_tiles(folder / "out.parquet")[0])
+
+
+VIT = "{patch_size: 8, embed_dim: 16, depth: 1, num_heads: 2}"
+CPU = ("speed.accelerator=cpu",)
+PRETRAIN = ("train", "images", "-o", "out", "steps=2", "batch_size=4", "backbone.name=vit_tiny_patch16_224")
+PRETRAIN += (f"backbone.args={VIT}", "crops.global_size=16", "crops.local_size=8", "crops.n_local=1", "collapse=0")
+PRETRAIN += ("loss.dino_head={n_prototypes: 8, hidden: 8, bottleneck: 4}", "probe.every=0", *CPU)
+TEXT = ("train", "tokens", "-o", "out", "tokens=64", "batch_size=2", "model.width=8", "model.layers=1", *CPU)
+TEXT += ("model.heads=1", "model.context=16")
+HEIGHTS = ("train", "tiles.parquet", "-o", "out", "steps=2", "batch_size=2", "backbone.name=vit_tiny_patch16_224", *CPU)
+HEIGHTS += (f"backbone.args={VIT}", "head.kind=linear", "head.n_bins=8")
+FOLDS = ("--block=", "--folds=", "--fold=", "--margin=")
+OPTIMISER = ("learning_rate=", "weight_decay=", "clip=")
+TILES = ("tiles", "rgb.tif", "--heights", "chm.tif", "-o", "out.parquet", "--size=32")
+COMMANDS = {
+    "pretrain": Command(
+        "pretrain.cli",
+        PRETRAIN,
+        (
+            *(f"optimiser.{name}" for name in (*OPTIMISER[::2], "layer_decay=", "freeze_last_layer=", "final_rate=")),
+            *("loss.koleo=", "loss.dino_head.n_prototypes=", "loss.sinkhorn_iterations=", "backbone.drop_path="),
+            *("mask.low=", "mask.high=", "probe.every=", "probe.k=", "max_bad=", "collapse=", "speed.cache_gb=", *RUN),
+        ),
+        ("images/a/0.png",),
+        valid=weights_are_finite("teacher/model.safetensors"),
+    ),
+    "text train": Command(
+        "text_lm.cli",
+        TEXT,
+        (*OPTIMISER, "warmup=", "decay=", "final_lr=", "z_loss=", "eps=", "model.heads=", "model.kv_heads=", *RUN),
+        tuple(f"tokens/{name}" for name in ("tokens.json", "tokens.bin", "starts.npy", "rows.npy", "bytes.npy")),
+        valid=weights_are_finite("model/model.safetensors"),
+    ),
+    "text cut": Command(
+        "text_lm.cli",
+        ("cut", "texts.jsonl", "-o", "out.parquet", "--target=40", "--shortest=5"),
+        ("--target=", "--shortest="),
+        ("texts.jsonl",),
+        ("out.parquet", "out.counts.json"),
+    ),
+    "text dedup": Command(
+        "text_lm.cli",
+        ("dedup", "texts.parquet", "-o", "out.parquet"),
+        ("--near=",),
+        ("texts.parquet",),
+        ("out.parquet",),
+    ),
+    "text split": Command(
+        "text_lm.cli",
+        ("split", "texts.parquet", "-o", "out", "--share=0.3"),
+        ("--share=", "--seed="),
+        ("texts.parquet",),
+    ),
+    "text tokenise": Command("text_lm.cli", ("tokenise", "texts.parquet", "-o", "out"), (), ("texts.parquet",)),
+    "text tokenizer": Command(
+        "text_lm.cli", ("tokenizer", "texts.parquet", "-o", "out", "--size=262"), ("--size=",), ("texts.parquet",)
+    ),
+    "text perplexity": Command(
+        "text_lm.cli",
+        ("perplexity", "run/model", "texts.parquet"),
+        ("--stride=", "--batch-size="),
+        tuple(f"run/model/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")),
+    ),
+    "text plan": Command("text_lm.cli", ("plan",), ("--vocab=", "--mfu=", "--gpus=", "tokens=", "batch_size=")),
+    "tiles": Command(
+        "satellite.cli",
+        TILES,
+        ("--size=", "--stride=", "--min-valid=", "--resolution="),
+        ("rgb.tif", "chm.tif"),
+        ("out.parquet",),
+        valid=tiles_are_whole,
+    ),
+    "heights": Command(
+        "satellite.cli",
+        HEIGHTS,
+        (
+            *OPTIMISER,
+            "warmup=",
+            "jitter=",
+            "white=",
+            "min_valid=",
+            "head.n_bins=",
+            "head.highest=",
+            "loss.sig=",
+            *RUN,
+            *FOLDS,
+        ),
+        ("tiles.parquet", "rgb.tif", "chm.tif"),
+        valid=weights_are_finite("model/model.safetensors"),
+    ),
+    "predict": Command(
+        "satellite.cli",
+        ("predict", "heights/model", "rgb.tif", "-o", "out.tif"),
+        ("--overlap=", "--white=", "--batch-size="),
+        ("heights/model/config.json", "heights/model/model.safetensors", "rgb.tif"),
+        ("out.tif",),
+    ),
+    "picture pool": Command(
+        "satellite.cli", ("pool", "tiles.parquet", "-o", "out.parquet"), ("--white=",), (), ("out.parquet",)
+    ),
+}
+SLOW = ("pretrain", "text train", "heights", "predict", "tiles", "text perplexity")
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from experiments.satellite.scenes import forest_scene, save_scene
+
+    folder, rng = tmp_path_factory.mktemp("world"), np.random.default_rng(0)
+    for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
+        (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (20, 20, 3), np.uint8)).save(folder / "images" / name)
+    texts = [None, "", *(f"The number {i} is here; its square is {i * i}, and so on it goes." for i in range(20))]
+    pool = Dataset.from_dict(
+        {"text": texts, "domain": [f"d{i % 2}" for i in range(22)], "source": list("abcdefghijklmnopqrstuv")}
+    )
+    pool.to_parquet(str(folder / "texts.parquet"))
+    pool.select(range(2, 22)).to_json(str(folder / "texts.jsonl"))
+    for made, wanted in zip(save_scene(forest_scene(64, 64, seed=1), folder, 0.5), ("rgb.tif", "chm.tif"), strict=True):
+        made.rename(folder / wanted)
+    tools = Hostile(folder, folder)
+    for name, words in (
+        ("text tokenise", ("tokenise", "texts.parquet", "-o", "tokens")),
+        ("text train", (*TEXT, "-o", "run")),
+        ("tiles", (*TILES, "-o", "tiles.parquet")),
+        ("heights", (*HEIGHTS, "-o", "heights")),
+    ):
+        ended = tools.call(COMMANDS[name], words)
+        assert ended.code == 0, ended.err
+    return folder
+
+
+@pytest.fixture
+def hostile(world: Path, tmp_path: Path) -> Hostile:
+    return Hostile(world, tmp_path)
+
+
+def bend(n: int, method: str) -> Any:
+    @few(n)
+    @given(data=st.data())
+    def run(hostile: Hostile, name: str, data: st.DataObject) -> None:
+        getattr(hostile, method)(COMMANDS[name], data)
+
+    return run
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_good_call_works(hostile: Hostile, name: str):
+    hostile.fresh(COMMANDS[name])
+    ended = hostile.call(COMMANDS[name], COMMANDS[name].words)
+    assert ended.code == 0, ended.err
+    COMMANDS[name].valid(hostile.work)
+
+
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.numbers])
+def test_bent_settings(hostile: Hostile, name: str):
+    bend(3 if name in SLOW else 5, "bend_settings")(hostile, name)
+
+
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.files])
+def test_bent_files(hostile: Hostile, name: str):
+    bend(3 if name in SLOW else 5, "bend_file")(hostile, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.numbers])
+def test_many_bent_settings(hostile: Hostile, name: str):
+    bend(40 if name in SLOW else 100, "bend_settings")(hostile, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.files])
+def test_many_bent_files(hostile: Hostile, name: str):
+    bend(40 if name in SLOW else 100, "bend_file")(hostile, name)
+
+
+CASES = [
+    ("pretrain", "crops.global_size=17", "multiple of the 8-pixel patches"),
+    ("pretrain", "loss.dino_head.n_prototypes=0", "n_prototypes is 0; it must be at least 2"),
+    ("pretrain", "seed=100000000000000000000", "seed is"),
+    ("pretrain", "optimiser.learning_rate=nan", "learning_rate is nan"),
+    ("pretrain", "batch_size=3000000000", "batch_size is 3000000000"),
+    ("text train", "seed=-1", "seed is -1"),
+    ("text train", "model.layers=1000000000", "model.layers is 1000000000"),
+    ("text cut", "--target=-5", "--target is -5; it must be at least 0"),
+    ("text plan", "--mfu=nan", "--mfu is nan"),
+    ("tiles", "--size=17", None),
+    ("tiles", "--resolution=1e-5", "finer than 1/16"),
+    ("tiles", "--stride=-1", "--stride is -1"),
+    ("tiles", "--heights=rgb.tif", "has 3 bands; heights have one"),
+    ("predict", "--overlap=9999", "overlap 9999 is more than three quarters"),
+    ("heights", "--block=nan", "--block is nan"),
+    ("heights", "backbone.name=hf-hub:no-body/no-model", "timm cannot make"),
+]
+
+
+@pytest.mark.parametrize(("name", "word", "said"), CASES, ids=[f"{name} {word}" for name, word, _ in CASES])
+def test_what_once_hung_or_passed(hostile: Hostile, name: str, word: str, said: str | None):
+    command = COMMANDS[name]
+    hostile.fresh(command)
+    start = word.split("=")[0]
+    words = command.words
+    if start == "--heights":
+        words = tuple(part for part in words if part not in ("--heights", "chm.tif"))
+    words = (*(part for part in words if not part.startswith(f"{start}=")), word)
+    ended = hostile.check(command, words, word)
+    assert said is None or (ended.code == 2 and said in ended.err), ended.err
+
+
+def test_tiles_that_are_no_multiple_of_a_patch_and_complex_rasters_are_refused(hostile: Hostile):
+    import rasterio
+
+    hostile.fresh(COMMANDS["tiles"])
+    odd = tuple(word.replace("--size=32", "--size=17").replace("out.parquet", "tiles.parquet") for word in TILES)
+    assert hostile.call(COMMANDS["tiles"], odd).code == 0
+    ended = hostile.call(COMMANDS["heights"], HEIGHTS)
+    assert ended.code == 2
+    assert "tiles of 17 pixels are no multiple of the 8-pixel patches" in ended.err
+    with rasterio.open(hostile.work / "rgb.tif") as source:
+        profile, values = {**source.profile, "dtype": "complex64"}, source.read().astype(np.complex64)
+    with rasterio.open(hostile.work / "complex.tif", "w", **profile) as target:
+        target.write(values)
+    ended = hostile.call(COMMANDS["tiles"], ("tiles", "complex.tif", "-o", "out.parquet", "--size=32"))
+    assert ended.code == 2
+    assert "holds complex numbers" in ended.err
