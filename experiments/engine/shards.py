@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from curation.embed import embed_pool
 from curation.embedders import Embedder
-from foundation.files import load_array, load_json, save_array, save_json, write_atomically
+from foundation.files import checksum, load_array, load_json, save_array, save_json, write_atomically
 
 ROWS_PER_SHARD = 4096
 ROWS_PER_PART = 65_536  # of embeddings; a multiple of the batch size, so that parts do not show in a batch
@@ -107,7 +107,8 @@ def embed_shards(
         for info, start in zip(infos, starts, strict=True)
         for row, reason in info["skipped"].items()
     }
-    save_json(folder / "embeddings.json", whole)
+    whole["row_ids_checksum"] = checksum(folder / "row_ids.npy")
+    save_json(folder / "embeddings.json", whole, seal=True)
 
 
 def own_device(device: str) -> str:

@@ -177,7 +177,7 @@ def test_saved_dataset(tmp_path):
         (lambda root: root, "it is empty"),
         (lambda root: root / "missing", "does not exist"),
         (lambda root: (root / "a.xyz").write_bytes(b"1") and root, "none of its 1 files"),
-        (lambda root: (root / "a.jsonl").write_bytes(b"{broken\n") and root, "cannot be read as json"),
+        (lambda root: (root / "a.jsonl").write_bytes(b"{broken\n") and root, "line 1 is not JSON"),
         (lambda root: (root / "a.parquet").write_bytes(b"PAR1") and root, "cannot be read as parquet"),
         (lambda root: [(root / n).write_bytes(b"1") for n in ("a.png", "a.tar")] and root, "holds both"),
         (lambda root: "nobody/has-this-pool", "no local path"),

@@ -145,7 +145,7 @@ def test_the_kept_rows_of_other_embeddings_are_refused(tmp_path: Path):
     with pytest.raises(CurationError, match="chosen by other embeddings"):
         kept_rows(x + 1, tmp_path)
     np.save(tmp_path / "row_ids.npy", np.arange(7))
-    with pytest.raises(CurationError, match=r"not the file that report\.json describes"):
+    with pytest.raises(CurationError, match=r"not what report\.json describes"):
         kept_rows(x, tmp_path)
 
 
@@ -248,7 +248,7 @@ def test_dedup_filter_cluster_and_baseline_in_a_row(files: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("dedup {x} -o {out} --threshold 1.5", "threshold 1.5 is a cosine"),
+        ("dedup {x} -o {out} --threshold 1.5", "--threshold is 1.5; it must be above 0"),
         ("dedup {x} -o {out} --by exact", "needs the pool of the embeddings"),
         ("dedup {x} -o {out} --by sound", "by 'sound' is unknown"),
         ("dedup {pool} -o {out} --by embedding", "needs embeddings"),
@@ -260,10 +260,10 @@ def test_dedup_filter_cluster_and_baseline_in_a_row(files: Path, capsys: pytest.
         ("filter {numbers} -o {out}", "no column image or text"),
         ("filter {pool} -o {out} --workers 0 --min-side 500", "leaves none of the 47 rows"),
         ("filter {pool} -o {out} --max-aspect 0.5", "at least 1"),
-        ("filter {pool} -o {out} --nsfw 2", "is a probability"),
+        ("filter {pool} -o {out} --nsfw 2", "--nsfw is 2.0; it must be at least 0 and at most 1"),
         ("filter {pool} -o {out} --rows {empty}", "no finished preparation"),
         ("baseline oracle {x} -o {out} --size 5", "needs the true labels"),
-        ("baseline oracle {x} -o {out} --size 5 --pool {pool}", "no column 'label'"),
+        ("baseline oracle {x} -o {out} --size 5 --pool {pool}", "no label column 'label'"),
         ("baseline retrieval {x} -o {out} --size 5", "give --trusted"),
         ("baseline random {x} -o {out} --size 48", "between 1 and the 47 rows"),
         ("baseline flat {x} -o {out} --size 5 --clusters 99", "99 clusters of 47 rows"),
@@ -271,7 +271,7 @@ def test_dedup_filter_cluster_and_baseline_in_a_row(files: Path, capsys: pytest.
         ("run {pool} -o {out} --size 5 --embedder {net} --levels 9,x", "level 'x'"),
         ("run {pool} -o {out} --size 5 --embedder {net} --levels 9,3 --resamples 1,2,3", "n_resamples has 3 values"),
         ("run {pool} -o {out} --size 5 --embedder {net} --levels 99,3", "99 clusters of 47 rows"),
-        ("run {pool} -o {out} --size 5 --embedder {net} --labels class", "no column 'class'"),
+        ("run {pool} -o {out} --size 5 --embedder {net} --labels class", "no label column 'class'"),
         ("run {pool} -o {out} --size 5 --embedder {net} --device cuda:77", "device 'cuda:77'"),
     ],
 )

@@ -132,7 +132,7 @@ def test_a_folder_carries_its_architecture_and_other_weights_are_refused(tmp_pat
         "pretrained_cfg": {"input_size": [3, 32, 32], "mean": [0.1, 0.2, 0.3], "std": [0.5] * 3, "num_classes": 0},
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CurationError, match=r"no model\.safetensors"):
+    with pytest.raises(CurationError, match=r"model\.safetensors does not exist"):
         open_model(str(tmp_path), device="cpu")
     save_file(network.state_dict(), tmp_path / "model.safetensors")
     model = open_model(str(tmp_path), device="cpu")

@@ -160,7 +160,7 @@ def test_a_test_set_that_was_seen_is_refused_with_counts(files: dict[str, str], 
 
 
 def test_mistakes_are_one_line(files: dict[str, str], tmp_path: Path):
-    with pytest.raises(CurationError, match="not there"):
+    with pytest.raises(CurationError, match="does not exist"):
         run_ngram({"train": "none.parquet", "test": files["test"]})
     (tmp_path / "bad.jsonl").write_text('{"words": "a"}\n')
     with pytest.raises(CurationError, match="no field 'text'"):

@@ -156,7 +156,7 @@ def test_results_are_tidy_and_compared_by_pairs(colour_model: FrozenModel, folde
     evaluate(colour_model, [make_task("retrieval", {"test": str(folder)})], SETTINGS, tmp_path / "other")
     with pytest.raises(CurationError, match="no figure of the same test rows"):
         compare(tmp_path / "good", tmp_path / "other")
-    with pytest.raises(CurationError, match="no folder of results"):
+    with pytest.raises(CurationError, match="does not exist; evaluate again"):
         compare(tmp_path / "good", tmp_path / "nothing")
 
 

@@ -48,7 +48,7 @@ def test_a_finished_write_takes_the_place_of_the_old(tmp_path: Path):
 def test_what_cannot_be_written_is_one_line_with_the_path(tmp_path: Path):
     (tmp_path / "file").write_text("in the way")
     for write in (lambda: save_json(tmp_path / "file/x.json", {}), lambda: _folder(tmp_path / "file/x")):
-        with pytest.raises(CurationError, match=r"cannot write .*file/x") as caught:
+        with pytest.raises(CurationError, match=r"(cannot write .*file/x|file/.*a file is in its way)") as caught:
             write()
         assert "\n" not in str(caught.value)
 

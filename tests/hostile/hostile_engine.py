@@ -22,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-PATIENCE = 30  # seconds until a command hangs
+PATIENCE = 120  # seconds until a command hangs: 30 on a machine of its own
 FIRST = 120  # of the first call of a command, which imports and compiles
 _called: set[tuple[str, str]] = set()
 INTEGERS = (-1, 0, 1, 2, 3, 7, 1000, 2**31, 2**32, 2**63, -(2**63), 10**30)
