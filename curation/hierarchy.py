@@ -287,6 +287,7 @@ class HierarchicalKMeans:
             numbers = {"level": number, "steps": step + 1, "inertias": inertias, "seconds": seconds}
             checkpoint.save("step", arrays, numbers)
             checkpoint.drop("lloyd")
+            checkpoint.drop_pieces()
         assert labels is not None
         assert distances is not None
         assert centroids is not None
@@ -353,6 +354,7 @@ class HierarchicalKMeans:
         title = f"level {number + 1} of {len(self.plans)}, k={plan.k}"
         title += f", resampling {step} of {plan.n_resamples}" if step else ""
         where = {"level": number, "step": step}
+        pieces = checkpoint.pieces(number, step)
 
         def save(state: LloydState) -> None:
             checkpoint.save_lloyd(state, where)
@@ -371,6 +373,7 @@ class HierarchicalKMeans:
             resume=checkpoint.load_lloyd(where),
             on_iteration=save,
             group=self.group,
+            folder=pieces and pieces / "seeding",
         )
         if plan.n_splits == 1:
             return Centroids(points)
@@ -387,4 +390,5 @@ class HierarchicalKMeans:
             self.precision,
             progress=f"{title}, splitting in {plan.n_splits}" if self.progress else False,
             group=self.group,
+            folder=pieces and pieces / "splits",
         )

@@ -30,7 +30,8 @@ def claim(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
                 raise CurationError(f"{folder} holds a run with {what}; use another folder or delete it")
         if (folder / RESULT).exists():
             return load_json(folder / RESULT)
-    elif folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
+    # of several processes another may have written it meanwhile
+    elif folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()) and not path.exists():
         raise CurationError(f"{folder} is not empty and holds no run; use another folder")
     save_json(path, identity)
     return None

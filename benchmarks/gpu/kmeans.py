@@ -94,18 +94,21 @@ def nearest(context: Context) -> list[Row]:
     rows = [setup.row("ours, exact", seconds_of(lambda: search.nearest(x), setup.device), truth, truth)]
     context.save(rows)
     if setup.device == "cuda" and search._use_kernel():
-        from curation.kmeans.fused import best_two
+        from curation.kmeans.fused import best_two, rounded_rows
 
-        low, slack = search._lower(x, rounded=False)
-        best, second, index = best_two(low, search.low, search.half_norms)
+        low, norm, residual = rounded_rows(x)
+        slack = search._slack(norm, residual, rounded=False)
+        best, second, index, tops = best_two(low, search.low, search.half_norms)
         times = seconds_of(lambda: best_two(low, search.low, search.half_norms), setup.device)
         rows.append(setup.row("ours, the kernel alone", times, index, truth))
         again = float((second >= best - slack).double().mean())
         context.notes.append(f"{again:.2%} of the rows are within the rounding bound of a second centroid")
-        times = seconds_of(lambda: search._lower(x, rounded=False), setup.device)
+        tiles = float((tops >= best - slack).sum(0).double().mean())
+        context.notes.append(f"{tiles:.2f} tiles of a row, on average, hold what is within that bound")
+        times = seconds_of(lambda: rounded_rows(x), setup.device)
         rows.append({"what": "ours, rounding and bounds", "shape": setup.shape, "seconds": statistics.median(times)})
         context.save(rows)
-        del low, slack, best, second, index
+        del low, slack, best, second, index, tops, norm, residual
     transposed, half = setup.centroids.to(torch.bfloat16).T, setup.centroids.square().sum(1) / 2
 
     def plain() -> Tensor:
@@ -209,7 +212,7 @@ def block_shapes(context: Context) -> list[Row]:
     setup = _Setup(context)
     search = CentroidSearch(setup.centroids)
     truth = setup.truth()
-    low, _slack = search._lower(setup.x, rounded=False)
+    low = setup.x.to(search.dtype)
     rows: list[Row] = []
     for shape in fused.SHAPES:
         name = f"{shape.rows} x {shape.centroids} x {shape.dim}, {shape.warps} warps, {shape.stages} stages"

@@ -25,6 +25,8 @@ SCORE_BYTES = 16 << 20  # of a block of scores: large products keep all cores bu
 GPU_SCORE_BYTES = 1 << 29
 CHUNK = 64  # columns whose largest score is kept
 ROWS_AT_ONCE = 32  # of one thread
+UNSURE_AT_ONCE = 1 << 16  # rows that the kernel could not decide
+PAIRS_AT_MOST = 1 << 22  # of such rows and tiles of centroids
 FEW_DIMENSIONS = 16  # below, a matrix product costs more than plain differences
 UNIT_ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float32: 2.0**-23}  # twice the true one: room for the bound's own error
 
@@ -303,24 +305,36 @@ class CentroidSearch:
         return self.fused and self.device.type == "cuda" and find_spec("triton") is not None
 
     def _nearest_fused(self, x: Float[Tensor, "m d"], labels: Int[Tensor, "m"], distances: Float[Tensor, "m"]) -> None:
-        """The kernel decides the rows whose second best score is out of reach; the others are looked at in full."""
-        from curation.kmeans.fused import best_two
+        """A kernel decides the rows whose second best score is out of reach; of the others it looks again at tiles."""
+        from curation.kmeans import fused
 
-        low, slack = self._lower(x, rounded=False)
-        best, second, index = best_two(low, self.low, self.half_norms)
+        if self.dtype == torch.bfloat16:
+            low, norm, residual = fused.rounded_rows(x)
+            slack = self._slack(norm, residual, rounded=False)
+        else:
+            low, slack = self._lower(x, rounded=False)
+        best, second, index, tops = fused.best_two(low, self.low, self.half_norms)
         labels.copy_(index)
-        for start in range(0, len(x), self.rows_per_block):
-            rows = slice(start, start + self.rows_per_block)
-            nearest = self.centroids[labels[rows].long()]
-            distances[rows] = (x[rows].double() - nearest.double()).square().sum(dim=1).float()
-        unsure = (second >= best - slack).nonzero().flatten()
-        for some in unsure.split(self.rows_per_block):
-            mine = x[some]
-            found = torch.empty_like(labels[: len(some)]), torch.empty_like(distances[: len(some)])
-            for first, last, scores, wide in self.scores(mine):
-                part = slice(first, last)
-                self._decide_anywhere(scores, wide, mine[part], found[0][part], found[1][part])
-            labels[some], distances[some] = found
+        every = torch.arange(len(x), device=x.device)
+        distances.copy_(fused.pair_distances(x, self.centroids, every, labels))
+        thresholds = best - slack
+        for rows in (second >= thresholds).nonzero().flatten().split(UNSURE_AT_ONCE):
+            mine = tops[:, rows]
+            if int((mine >= thresholds[rows]).sum()) > PAIRS_AT_MOST:  # nearly all centroids are as near
+                found = torch.empty_like(labels[: len(rows)]), torch.empty_like(distances[: len(rows)])
+                for first, last, scores, wide in self.scores(x[rows]):
+                    part = slice(first, last)
+                    self._decide_anywhere(scores, wide, x[rows[part]], found[0][part], found[1][part])
+                labels[rows], distances[rows] = found
+                continue
+            row, column = fused.candidates(low, self.low, self.half_norms, mine, rows, thresholds)
+            measured = fused.pair_distances(x, self.centroids, row, column)
+            smallest = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
+            smallest.scatter_reduce_(0, row, measured, "amin")
+            lowest = torch.full((len(x),), self.k, dtype=torch.int64, device=x.device)
+            lowest.scatter_reduce_(0, row, torch.where(measured == smallest[row], column, self.k), "amin")
+            labels[rows] = lowest[rows].to(labels.dtype)
+            distances[rows] = smallest[rows].float()
 
     def scores(self, x: Float[Tensor, "m d"]) -> Iterator[tuple[int, int, Tensor, Float[Tensor, "b"]]]:
         """Products x.c in blocks that fit the cache: start, stop, (b, k) scores, slack; one block at a time is kept."""

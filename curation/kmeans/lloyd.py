@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from curation.embeddings import Embeddings, open_embeddings
 from curation.group import Group
 from curation.kmeans.activity import ActiveSearch
 from curation.kmeans.assignment import CentroidSearch, assign_all, rows_per_read
+from curation.kmeans.feed import Feed
 from curation.kmeans.frame import Frame, sample_rows
 from curation.kmeans.seeding import seed_centroids
 from curation.kmeans.update import ClusterSums
@@ -118,6 +120,7 @@ def fit_centroids(
     resume: LloydState | None = None,
     on_iteration: Callable[[LloydState], None] | None = None,
     group: Group | None = None,
+    folder: Path | None = None,
 ) -> tuple[Float[np.ndarray, "k d"], list[float]]:
     """Seeding and Lloyd iterations without the final assignment; see `kmeans`.
 
@@ -125,6 +128,7 @@ def fit_centroids(
         resume: state to go on from, as ``on_iteration`` received it.
         on_iteration: called after every update.
         group: the processes that share the rows; None: this one alone.
+        folder: where a long seeding keeps its state, and goes on from it.
 
     Returns:
         (k, d) float32 centroids in the units of the data, and the inertia before each update.
@@ -144,7 +148,7 @@ def fit_centroids(
             history, done = list(resume.history), resume.iteration
         else:
             if initial is None:
-                centroids = seed_centroids(x, k, frame, rng, seeding, device, precision, bar, group)
+                centroids = seed_centroids(x, k, frame, rng, seeding, device, precision, bar, group, folder)
             else:
                 centroids = frame.apply(torch.as_tensor(np.asarray(initial))).to(device)
                 if centroids.shape != (k, x.dim):
@@ -152,9 +156,9 @@ def fit_centroids(
             history, done = [], 0
         bar.update(done)
         span = group.span(x.n_rows, rows_per_read(x.dim))
-        active = ActiveSearch(span[1] - span[0])
+        active, feed = ActiveSearch(span[1] - span[0]), Feed(x, span, centroids.device)
         for iteration in range(done, max_iterations):
-            moved, inertia = _iterate(x, centroids, frame, precision, active, group)
+            moved, inertia = _iterate(feed, centroids, frame, precision, active, group)
             history.append(inertia / frame.scale**2)
             still = torch.equal(moved, centroids)
             centroids = moved
@@ -169,21 +173,20 @@ def fit_centroids(
 
 
 def _iterate(
-    x: Embeddings, centroids: Float[Tensor, "k d"], frame: Frame, precision: str, active: ActiveSearch, group: Group
+    feed: Feed, centroids: Float[Tensor, "k d"], frame: Frame, precision: str, active: ActiveSearch, group: Group
 ) -> tuple[Float[Tensor, "k d"], float]:
     """One assignment and update; empty clusters move to the rows farthest from their centroids."""
     search = active.begin(centroids, precision)
     sums = ClusterSums(search.k, search.dim, search.device)
     farthest = _Farthest(search.k)
-    inertias = []
-    first, last = group.span(x.n_rows, rows_per_read(x.dim))
-    for start, block in x.blocks(rows_per_read(x.dim), (first, last)):
-        rows = frame.apply(block.to(search.device))
-        labels, distances = active.nearest(start - first, rows)
+    inertias = [torch.empty(0, dtype=torch.float64)]
+    for start, block in feed.blocks():
+        rows = frame.apply(block)
+        labels, distances = active.nearest(start - feed.span[0], rows)
         sums.add(rows, labels)
-        inertias.append(float(distances.sum(dtype=torch.float64)))
+        inertias.append(distances.sum(dtype=torch.float64)[None])  # fetched once: a GPU would wait for each
         farthest.add(start, distances)
-    inertia = float(group.gather(np.array(inertias, np.float64)).sum())
+    inertia = float(group.gather(torch.cat([part.cpu() for part in inertias]).numpy()).sum())
     moved, counts = sums.means(group)
     empty = (counts == 0).nonzero().flatten()
     if frame.unit:
@@ -191,7 +194,7 @@ def _iterate(
         # opposite rows can cancel to a mean without direction: such a centroid stays
         moved = torch.where(length > 1e-12, moved / length.clamp(min=1e-12), centroids)
     if len(empty):
-        moved[empty] = frame.apply(x.take(farthest.rows(len(empty), search.k, group)).to(search.device))
+        moved[empty] = frame.apply(feed.x.take(farthest.rows(len(empty), search.k, group)).to(search.device))
     return moved, inertia
 
 
@@ -202,8 +205,12 @@ class _Farthest:
         self.limit = k
         self.found = np.empty(0, np.int64)
         self.distances = np.empty(0, np.float32)
+        self.held: list[tuple[int, Tensor]] = []
 
     def add(self, start: int, distances: Tensor) -> None:
+        if distances.is_cuda:  # looked at when they are needed, which is rare
+            self.held.append((start, distances))
+            return
         n = min(self.limit, len(distances))
         largest, index = torch.topk(distances, n, sorted=False)
         found = np.concatenate([self.found, index.cpu().numpy() + start])
@@ -213,6 +220,8 @@ class _Farthest:
 
     def rows(self, n: int, k: int, group: Group) -> np.ndarray:
         """The n farthest rows of all processes, lowest row first among equals."""
+        for start, distances in self.held:
+            self.add(start, distances.cpu())
         self.found, self.distances = group.gather(self.found[:n]), group.gather(self.distances[:n])
         best = np.lexsort((self.found, -self.distances))
         self.found, self.distances = self.found[best], self.distances[best]

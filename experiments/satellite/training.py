@@ -16,6 +16,7 @@ from curation import Subset
 from curation.pool import open_pool
 from eval.canopy import CanopySettings, canopy_metrics
 from experiments.engine.curves import append_point, read_curve
+from experiments.engine.processes import placed
 from experiments.engine.stages import StageRun
 from experiments.satellite.pool import COUNTS, POOL, TILES
 from foundation.files import load_json, save_json
@@ -90,7 +91,7 @@ def recipe_of(
     train: TrainSettings, seed: int, device: str = "cpu", statistics: BandStatistics | None = None
 ) -> PretrainSettings:
     """The recipe with its seed, place and crops; keys and types checked."""
-    speed = {"accelerator": "cpu" if device == "cpu" else "gpu", **train.speed}
+    speed = {"accelerator": "cpu" if device == "cpu" else "gpu", **train.speed, **placed()}
     plain = pretrain_settings({**train.recipe, "seed": seed, "speed": speed})
     views: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in train.views.items()

@@ -21,6 +21,7 @@ from curation.embed import embed_pool
 from curation.embedders import open_embedder
 from curation.embeddings import open_embeddings
 from curation.pool import open_pool
+from experiments.engine.processes import placed
 from experiments.engine.stages import StageRun
 from experiments.web_images.faults import junk, near_duplicate
 from foundation.errors import CurationError
@@ -294,6 +295,11 @@ def embed(run: StageRun, pool: PoolSettings, seed: int) -> None:
     if name == SSL:
         from pretrain.train import pretrain
 
+        if placed():
+            raise CurationError(
+                f"science.pool.embedder={SSL} trains in the stage prepare, by one process: run the same command once "
+                "without torchrun until it is finished, then with it"
+            )
         recipe = replace(ssl_recipe(pool), seed=seed)
         result = pretrain(recipe, open_pool(run.folder / POOL), run.folder / SSL, progress=run.progress)
         if not result.finished:

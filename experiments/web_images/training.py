@@ -20,6 +20,7 @@ from eval.longtail import head_medium_tail
 from eval.models import FrozenModel, open_model
 from eval.transforms import denormalise
 from experiments.engine.curves import append_point, read_curve
+from experiments.engine.processes import placed
 from experiments.engine.stages import StageRun
 from experiments.web_images.pool import BANK, COUNTS, KINDS, POOL, TEST
 from foundation.files import load_json, save_json
@@ -75,7 +76,7 @@ class EvaluateSettings:
 
 def recipe_of(train: TrainSettings, seed: int, device: str = "cpu") -> PretrainSettings:
     """The recipe with its seed and place; keys and types checked."""
-    speed = {"accelerator": "cpu" if device == "cpu" else "gpu", **train.speed}
+    speed = {"accelerator": "cpu" if device == "cpu" else "gpu", **train.speed, **placed()}
     return settings_from({**train.recipe, "seed": seed, "speed": speed})
 
 

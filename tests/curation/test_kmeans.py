@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation import CurationError, nearest_centroid, open_embeddings
-from curation.kmeans import CentroidSearch, activity, kmeans, seeding
+from curation.kmeans import CentroidSearch, activity, feed, grouped_seeding, kmeans, seeding
 from curation.kmeans.activity import ActiveSearch
-from curation.kmeans.seeding import greedy_kmeans_plusplus
+from curation.kmeans.feed import Feed
+from curation.kmeans.greedy import greedy_choices, greedy_kmeans_plusplus
 from curation.kmeans.update import ClusterSums
 
 
@@ -180,13 +181,23 @@ def test_seeding_within_groups_is_close_to_seeding_at_once(monkeypatch: pytest.M
     x = mixture(6000, 16, 150, spread=0.5)
     at_once = np.mean([kmeans(x, 120, seed=s, max_iterations=20).inertia for s in range(5)])
     monkeypatch.setattr(seeding, "GROUPED_WORK", 0)
+    monkeypatch.setattr(grouped_seeding, "OF_A_GROUP", 12)
     grouped = [kmeans(x, 120, seed=s, max_iterations=20) for s in range(5)]
     drawn = np.mean([kmeans(x, 120, seed=s, seeding="random", max_iterations=20).inertia for s in range(5)])
-    assert np.mean([item.inertia for item in grouped]) <= at_once * 1.05
+    assert np.mean([item.inertia for item in grouped]) <= at_once * 1.03
     assert np.mean([item.inertia for item in grouped]) < drawn
     assert kmeans(x, 120, seed=0, max_iterations=20).centroids.tobytes() == grouped[0].centroids.tobytes()
     with pytest.raises(CurationError, match="distinct rows"):
         kmeans(np.repeat(x[:40], 20, axis=0), 60)
+
+
+def test_more_choices_begin_with_the_same_ones():
+    """A group whose limit was too low is asked again; what it had must stay as it was."""
+    x = mixture(300, 8, 20)
+    few, left = greedy_choices(x, 7, np.random.default_rng(4), 3)
+    many, more_left = greedy_choices(x, 30, np.random.default_rng(4), 3)
+    np.testing.assert_array_equal(many[:7], few)
+    np.testing.assert_array_equal(more_left[:7], left)
 
 
 def test_weighted_seeding_never_picks_a_row_twice():
@@ -248,6 +259,21 @@ def test_bad_input_is_named(x, settings_, message: str):
         kmeans(x, **settings_)
 
 
+def test_blocks_that_stay_on_a_gpu_are_those_that_are_read(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """Whatever the room, every pass must see every row once and in order."""
+    monkeypatch.setattr(feed, "rows_per_read", lambda dim: 256)
+    x = mixture(1000, 4, 10)
+    np.save(tmp_path / "x.npy", x)
+    source = open_embeddings(tmp_path / "x.npy")
+    for room, kept in ((0, 0), (256 * 16, 1), (600 * 16, 2), (10**9, 3)):
+        made = Feed(source, (256, 1000), torch.device("cpu"), room)
+        for _ in range(3):
+            starts, blocks = zip(*made.blocks(), strict=True)
+            assert list(starts) == [256, 512, 768]
+            np.testing.assert_array_equal(torch.cat(blocks).numpy(), x[256:])
+        assert len(made.kept) == kept
+
+
 def test_one_cluster_and_one_row():
     x = mixture(50, 3, 2)
     np.testing.assert_allclose(kmeans(x, 1).centroids[0], x.astype(np.float64).mean(0), rtol=1e-5)
@@ -259,7 +285,7 @@ def test_only_blocks_of_a_file_are_read(tmp_path, monkeypatch: pytest.MonkeyPatc
     import curation.kmeans.assignment as assignment
     import curation.kmeans.lloyd as lloyd
 
-    for module in (assignment, lloyd):
+    for module in (assignment, lloyd, feed):
         monkeypatch.setattr(module, "rows_per_read", lambda dim: 256)
     np.save(tmp_path / "x.npy", mixture(20_000, 4, 10))
     source = open_embeddings(tmp_path / "x.npy")
@@ -290,6 +316,11 @@ for n, k, dim, shift in ((300, 333, 100, 0.0), (65, 5, 17, 0.0), (200, 130, 64, 
     fused._use_kernel = lambda: True
     for mine, theirs in zip(fused.nearest(x), plain.nearest(x)):
         assert torch.equal(mine, theirs), (n, k, dim)
+    from curation.kmeans import fused as kernels
+    low, norm, residual = kernels.rounded_rows(x)
+    assert torch.equal(low, x.to(torch.bfloat16))
+    torch.testing.assert_close(norm, x.norm(dim=1))
+    torch.testing.assert_close(residual, (x - low.float()).norm(dim=1))
 print("equal")
 """
 

@@ -72,7 +72,7 @@ def test_every_block_shape_of_the_kernel_gives_the_same_best_scores(cuda: str):
     run = 0
     for shape in fused.SHAPES:
         try:
-            found, second, index = fused.best_two(x, c, half, shape)
+            found, second, index, tops = fused.best_two(x, c, half, shape)
         except Exception as error:
             if "out of resource" not in str(error):
                 raise
@@ -81,6 +81,15 @@ def test_every_block_shape_of_the_kernel_gives_the_same_best_scores(cuda: str):
         torch.testing.assert_close(found, best, rtol=1e-4, atol=1e-3)
         torch.testing.assert_close(scores.gather(1, index.long()[:, None])[:, 0], best, rtol=1e-4, atol=1e-3)
         torch.testing.assert_close(second, scores.topk(2, 1).values[:, 1], rtol=1e-4, atol=1e-3)
+        tiles = torch.stack([part.max(1).values for part in scores.split(shape.centroids, 1)])
+        torch.testing.assert_close(tops, tiles, rtol=1e-4, atol=1e-3)
+        rows, near = torch.arange(0, 1000, 3, device=cuda), best - 3.0
+        pairs = fused.candidates(x, c, half, tops[:, rows], rows, near, shape)
+        mask = torch.zeros(scores.shape, dtype=torch.bool, device=cuda)
+        mask[pairs] = True
+        clear = (scores - near[:, None]).abs() > 0.01  # rounding may take a score to the other side
+        wanted = (scores >= near[:, None]) & clear
+        assert torch.equal((mask & clear)[rows], wanted[rows])
     assert run
 
 
