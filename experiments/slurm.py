@@ -49,7 +49,8 @@ def resources_of(launch: LaunchSettings, stage: str) -> dict[str, Any]:
     Raises:
         CurationError: an unknown resource.
     """
-    wanted = {**RESOURCES, **launch.resources, **launch.stages.get(stage, {})}
+    own = {name: value for name, value in launch.stages.get(stage, {}).items() if value is not None}
+    wanted = {**RESOURCES, **launch.resources, **own}
     unknown = sorted(set(wanted) - set(RESOURCES))
     if unknown:
         raise CurationError(f"launch.resources has no {unknown[0]!r}; known are {', '.join(RESOURCES)}")
