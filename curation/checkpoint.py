@@ -143,6 +143,15 @@ class FitCheckpoint:
             return None
         return LloydState(found[1]["iteration"], found[0]["centroids"], found[1]["history"])
 
+    def pieces(self, level: int, step: int) -> Path | None:
+        """Where the parts of one k-means keep what they have found (`curation.kmeans.pieces`)."""
+        return None if self.folder is None else self.folder / "pieces" / f"level_{level + 1}_step_{step}"
+
+    def drop_pieces(self) -> None:
+        """The step is saved whole."""
+        if self.folder is not None and self.group.first:
+            shutil.rmtree(self.folder / "pieces", ignore_errors=True)
+
     def remove(self) -> None:
         """The fit is done and its tree saved: nothing is left to resume."""
         if self.folder is not None and self.group.first:

@@ -333,6 +333,7 @@ class HierarchicalKMeans:
         numbers = {"level": number, "steps": step + 1, "inertias": fit.inertias, "seconds": seconds}
         checkpoint.save("step", arrays, numbers)
         checkpoint.drop("lloyd")
+        checkpoint.drop_pieces()
         return fit
 
     def _drawn(self, points: Embeddings) -> Embeddings:
@@ -385,6 +386,7 @@ class HierarchicalKMeans:
         title = f"level {number + 1} of {len(self.plans)}, k={plan.k}"
         title += f", resampling {step} of {plan.n_resamples}" if step else ""
         where = {"level": number, "step": step}
+        pieces = checkpoint.pieces(number, step)
 
         def save(state: LloydState) -> None:
             checkpoint.save_lloyd(state, where)
@@ -398,6 +400,7 @@ class HierarchicalKMeans:
             resume=checkpoint.load_lloyd(where),
             on_iteration=save,
             group=self.group,
+            folder=pieces and pieces / "seeding",
         )
         if plan.n_splits == 1:
             return Centroids(points)
@@ -409,4 +412,5 @@ class HierarchicalKMeans:
             self.kmeans,
             progress=f"{title}, splitting in {plan.n_splits}" if self.progress else False,
             group=self.group,
+            folder=pieces and pieces / "splits",
         )

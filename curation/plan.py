@@ -19,8 +19,9 @@ from curation.community_tree import AUTO, level_of
 from curation.embeddings import open_embeddings
 from curation.hierarchy import HierarchicalKMeans
 from curation.kmeans.assignment import has_bfloat16_units
+from curation.kmeans.grouped_seeding import group_settings
 from curation.kmeans.lloyd import fit_centroids
-from curation.kmeans.seeding import GROUPED_WORK, SUBSAMPLE, TRIAL_BUDGET, grouped_settings
+from curation.kmeans.seeding import GROUPED_WORK, SUBSAMPLE, TRIAL_BUDGET
 from curation.kmeans.settings import KMeansSettings
 from curation.levels import MAX_POINTS, first_level
 from curation.neighbours import MAX_DIMENSIONS
@@ -66,6 +67,7 @@ SENT_BYTES = 8 + 8 + 4  # of each value of the centroids: float64 sum and its ro
 # the one before; n late ones together at s (1 + 0.93 + ...) = s (1 - 0.93^n) / (1 - 0.93) = 9 (1 - 0.93^n)
 FULL_ITERATIONS, KEPT, LATE_SEARCHES = 4, 0.93, 9
 GRAPH_SEARCHES = 20  # exact searches of all pairs by `curation.communities`: covers in rounds, then one for each graph
+DEVICES_A_MACHINE = 8
 SECONDS_PER_POINT = 1e-3  # of communities and the rest
 
 PROFILES = {
@@ -224,25 +226,28 @@ def plan(
         n_bytes: float,
         *,
         skinny: float = 0.0,
+        skinny_machines: float = 1.0,
         values: float = 0.0,
         share: float = 1.0,
         single_rows: float = 0.0,
         sent: float = 0.0,
     ) -> None:
-        product = share * operations / (hardware.tflops * 1e12 * devices) + skinny / (hardware.greedy_tflops * 1e12)
+        product = share * operations / (hardware.tflops * 1e12 * devices)
+        product += skinny / (hardware.greedy_tflops * 1e12 * skinny_machines)
         product += values / (hardware.pass_g_s * 1e9 * devices)
         read = n_bytes / (hardware.read_gb_s * 1e9 * devices) + single_rows * hardware.random_read_s / devices
         send = sent / (hardware.link_gb_s * 1e9) if devices > 1 else 0.0
         stages.append(Stage(name, operations + skinny, n_bytes, max(product, read) + send))
 
     def add_kmeans(name: str, n: float, k: float, width: int) -> None:
-        sample = min(n, SUBSAMPLE * k)
+        sample, machines = min(n, SUBSAMPLE * k), 1.0
         if sample * k * dim > GROUPED_WORK:
-            n_groups, group_trials = grouped_settings(int(sample), int(k), dim)
-            skinny = 2.0 * sample * (2 * k / n_groups) * dim * group_trials
+            n_groups, trials = group_settings(int(k))
+            machines = max(1.0, devices / DEVICES_A_MACHINE)  # their processors share the groups
+            skinny = 2.0 * sample * (2 * k / n_groups) * dim * trials
         else:
             skinny = 2.0 * sample * k * dim * max(1.0, min(2 + math.log(k), TRIAL_BUDGET / (sample * k * dim)))
-        add(f"{name}: seeding", 0.0, sample * dim * width, skinny=skinny)
+        add(f"{name}: seeding", 0.0, sample * dim * width, skinny=skinny, skinny_machines=machines)
         add(
             f"{name}: {max_iterations} iterations",
             2.0 * n * k * dim * max_iterations,

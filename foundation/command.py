@@ -29,6 +29,10 @@ EXTRAS = {  # package -> the extra of this project that brings it
     "transformers": "text",
     "wandb": "train",
 }
+LESS_MEMORY = (
+    "of a training lower speed.micro_batch_size, then set speed.checkpoint_activations=true; of an embedding lower "
+    "--batch-size; of k-means take fewer clusters, or split them (1000x10)"
+)
 # what torch and its libraries say of a device that is not there; none of them has a type of its own
 NO_DEVICE = (
     "No CUDA GPUs are available",
@@ -110,7 +114,7 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
         return f"out of memory ({text or 'no more could be had'}); use smaller batches or a larger machine"
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
-        return f"out of GPU memory ({text.partition('. GPU')[0]}); use smaller batches or a larger GPU"
+        return f"out of GPU memory ({text.partition('. GPU')[0]}); {LESS_MEMORY}"
     if isinstance(error, UnicodeError):
         return f"text that is read is not UTF-8 ({text[:120]}); convert the file to UTF-8"
     if isinstance(error, RuntimeError | AssertionError) and any(part in text for part in NO_DEVICE):

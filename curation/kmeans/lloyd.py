@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,7 @@ def fit_centroids(
     resume: LloydState | None = None,
     on_iteration: Callable[[LloydState], None] | None = None,
     group: Group | None = None,
+    folder: Path | None = None,
 ) -> tuple[Float[np.ndarray, "k d"], list[float]]:
     """Seeding and Lloyd iterations without the final assignment; see `kmeans`.
 
@@ -112,6 +114,7 @@ def fit_centroids(
         resume: state to go on from, as ``on_iteration`` received it.
         on_iteration: called after every update.
         group: the processes that share the rows; None: this one alone.
+        folder: where a long seeding keeps its state, and goes on from it.
 
     Returns:
         (k, d) float32 centroids in the units of the data, and the inertia before each update.
@@ -132,9 +135,8 @@ def fit_centroids(
             history, done = list(resume.history), resume.iteration
         else:
             if initial is None:
-                centroids = seed_centroids(
-                    x, k, frame, rng, settings.seeding, device, settings.precision, progress=bar, group=group
-                )
+                how = (settings.seeding, device, settings.precision)
+                centroids = seed_centroids(x, k, frame, rng, *how, progress=bar, group=group, folder=folder)
             else:
                 centroids = frame.apply(torch.as_tensor(np.asarray(initial))).to(device)
                 if centroids.shape != (k, x.dim):

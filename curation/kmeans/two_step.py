@@ -6,6 +6,7 @@ centroid within its coarse cluster, so placing it costs k1 + s distances instead
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from curation.group import Group
 from curation.kmeans.assignment import CentroidSearch, assign_all, rows_per_read
 from curation.kmeans.frame import Frame
 from curation.kmeans.lloyd import assign_filled, fit_centroids
+from curation.kmeans.pieces import Pieces
 from curation.kmeans.settings import KMeansSettings
 from curation.sampling import cluster_starts
 
@@ -95,11 +97,15 @@ def split_clusters(
     settings: KMeansSettings,
     progress: bool | str = False,
     group: Group | None = None,
+    folder: Path | None = None,
 ) -> Centroids:
     """Split every coarse cluster into up to ``n_splits`` by k-means on its own rows.
 
     A cluster with fewer distinct rows than ``n_splits`` gives one centroid for each of them. Every process splits the
     clusters of one stretch, of about equally many rows.
+
+    Args:
+        folder: where the splits of finished clusters are kept; a killed call goes on from them.
     """
     group = group or Group()
     span = group.span(x.n_rows, rows_per_read(x.dim))
@@ -114,7 +120,10 @@ def split_clusters(
     starts = starts - starts[first]
     points, coarse_of = [np.empty((0, x.dim), np.float32)], [np.empty(0, np.int64)]
     title = progress if isinstance(progress, str) else "splitting clusters"
+    pieces = Pieces(folder)
+    done = pieces.load(int(first), int(last))
     clusters = first + np.flatnonzero(np.diff(starts[first : last + 1]))
+    clusters = clusters[~np.isin(clusters, list(done))]
     bar = tqdm(clusters, desc=title, unit="cluster", leave=False, disable=not (progress and group.first))
     for cluster, _rows, member in _members(x, order, starts, bar):
         distinct = np.unique(member.block(0, member.n_rows).float().cpu().numpy(), axis=0)
@@ -125,8 +134,12 @@ def split_clusters(
             rng = np.random.default_rng([int(seeds.generate_state(1)[0]), int(cluster)])
             found, _history = fit_centroids(member, n_splits, rng, settings)
             found = assign_filled(member, found, settings).centroids
-        points.append(found)
-        coarse_of.append(np.full(len(found), cluster, np.int64))
+        done[int(cluster)] = (found,)
+        pieces.keep(int(cluster), done[int(cluster)])
+    pieces.flush()
+    for cluster in sorted(done):
+        points.append(done[cluster][0])
+        coarse_of.append(np.full(len(done[cluster][0]), cluster, np.int64))
     whole = group.assemble("split_points", np.concatenate(points))
     return Centroids(whole, coarse, group.assemble("split_coarse_of", np.concatenate(coarse_of)))
 

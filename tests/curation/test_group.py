@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from curation import ClusterTree, HierarchicalKMeans
+from curation import ClusterTree, CurationError, HierarchicalKMeans
 from curation.group import Group, _place, two_sum
-from curation.kmeans import assignment
+from curation.kmeans import assignment, grouped_seeding, pieces, seeding, two_step
+from curation.kmeans.pieces import Pieces, run_jobs, stretch
 from curation.kmeans.update import ClusterSums
 
 # small blocks, so that a small input has some for every process
@@ -28,8 +29,11 @@ from foundation.errors import CurationError
 from curation.group import joined
 from curation.hierarchy import HierarchicalKMeans
 from curation.kmeans import assignment, kmeans
+from curation.kmeans import grouped_seeding, pieces, seeding
 assignment.rows_per_read.__defaults__ = (1 << 13,)
 source, out, settings = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+if "of_a_group" in settings:
+    seeding.GROUPED_WORK, grouped_seeding.OF_A_GROUP, pieces.SECONDS = 0, settings.pop("of_a_group"), 0
 try:
     with joined() as (group, device):
         if group.first:
@@ -43,6 +47,7 @@ except CurationError as error:
 SETTINGS = {
     "plain": {"levels": [60, 12], "n_resamples": [1, 2], "max_iterations": 6},
     "two-step": {"levels": ["12x6", 10], "n_resamples": [1, 1], "max_iterations": 5, "metric": "cosine"},
+    "groups": {"levels": [90, 14], "n_resamples": [1, 1], "max_iterations": 4, "of_a_group": 9},
     "kmeans||": {"levels": [80, 9], "seeding": "kmeans||", "max_iterations": 5, "bad_rows": "drop"},
 }
 
@@ -89,7 +94,7 @@ def wide_range(n: int = 3000, dim: int = 24, bad: bool = False) -> np.ndarray:
     return x.astype(np.float32)
 
 
-@pytest.mark.parametrize(("name", "n"), [("plain", 3), ("two-step", 2), ("kmeans||", 2)])
+@pytest.mark.parametrize(("name", "n"), [("plain", 3), ("two-step", 2), ("groups", 3), ("kmeans||", 2)])
 def test_several_processes_fit_the_tree_of_one(tmp_path: Path, name: str, n: int, monkeypatch: pytest.MonkeyPatch):
     x = wide_range(bad=name == "kmeans||")
     shards = tmp_path / "shards"
@@ -97,7 +102,11 @@ def test_several_processes_fit_the_tree_of_one(tmp_path: Path, name: str, n: int
     for i, part in enumerate(np.array_split(x, 3)):
         np.save(shards / f"{i}.npy", part)
     monkeypatch.setattr(assignment.rows_per_read, "__defaults__", (1 << 13,))
-    alone = HierarchicalKMeans(**SETTINGS[name], progress=False).fit(shards)  # type: ignore[arg-type]
+    settings = dict(SETTINGS[name])
+    if "of_a_group" in settings:
+        monkeypatch.setattr(seeding, "GROUPED_WORK", 0)
+        monkeypatch.setattr(grouped_seeding, "OF_A_GROUP", settings.pop("of_a_group"))
+    alone = HierarchicalKMeans(**settings, progress=False).fit(shards)  # type: ignore[arg-type]
     out = tmp_path / "out"
     found = finish(start(n, str(shards), str(out), json.dumps(SETTINGS[name])))
     assert [code for code, _, _ in found] == [0] * n, found
@@ -133,6 +142,66 @@ def test_a_lost_process_stops_all_and_the_rerun_ends_with_the_same_tree(tmp_path
     assert [code for code, _, _ in found] == [0, 0], found
     whole = HierarchicalKMeans(**settings, progress=False).fit(tmp_path / "x.npy")
     assert ClusterTree.load(tmp_path / "killed" / "tree").checksum == whole.checksum
+
+
+@pytest.mark.parametrize("what", ["seeding", "splitting"])
+def test_a_fit_that_is_killed_while_it_seeds_or_splits_repeats_little(
+    tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
+):
+    np.save(tmp_path / "x.npy", wide_range())
+    monkeypatch.setattr(seeding, "GROUPED_WORK", 0)
+    monkeypatch.setattr(grouped_seeding, "OF_A_GROUP", 10)
+    monkeypatch.setattr(pieces, "SECONDS", 0.0)
+    settings = {"levels": ["100x4", 12], "max_iterations": 4, "progress": False}
+    module, name = (grouped_seeding, "greedy_choices") if what == "seeding" else (two_step, "assign_filled")
+    plain, calls = getattr(module, name), 0
+
+    def counted(*arguments: object, **options: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == stop:
+            raise KeyboardInterrupt
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(module, name, counted)
+    stop = 0
+    whole = HierarchicalKMeans(**settings).fit(tmp_path / "x.npy")  # type: ignore[arg-type]
+    in_all, calls, stop = calls, 0, 7
+    fit = HierarchicalKMeans(**settings, work_dir=tmp_path / "work")  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        fit.fit(tmp_path / "x.npy")
+    calls, stop = 0, 0
+    again = HierarchicalKMeans(**settings, work_dir=tmp_path / "work").fit(tmp_path / "x.npy")  # type: ignore[arg-type]
+    assert again.checksum == whole.checksum
+    assert calls <= in_all - 5
+    assert not (tmp_path / "work" / "pieces").exists()
+
+
+def test_jobs_are_dealt_out_once_and_taken_up_by_any_number_of_processes(tmp_path: Path):
+    for sizes in (np.array([0, 0, 5, 1, 1, 9, 0]), np.ones(3, np.int64), np.array([4]), np.zeros(4, np.int64)):
+        for size in (1, 2, 5):
+            spans = [stretch(sizes, Group(rank, size)) for rank in range(size)]
+            assert [spans[0][0], spans[-1][1]] == [0, len(sizes)]
+            assert all(stop == begin for (_, stop), (begin, _) in pairwise(spans))
+    for first in (0, 4):
+        kept = Pieces(tmp_path / "jobs", seconds=0)
+        for job in range(first, first + 3):
+            kept.keep(job, (np.arange(job), np.full(job, 0.5)))
+    asked: list[int] = []
+
+    def work(job: int) -> tuple[np.ndarray, ...]:
+        asked.append(job)
+        return np.arange(job), np.full(job, 0.5)
+
+    lengths, (numbers, halves) = run_jobs(np.ones(8, np.int64), work, tmp_path / "jobs", Group(), n_threads=2)
+    assert asked == [3, 7]
+    assert lengths.tolist() == list(range(8))
+    assert numbers.tolist() == [i for job in range(8) for i in range(job)]
+    assert len(halves) == 28
+    path = next((tmp_path / "jobs").glob("*.npz"))
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(CurationError, match=r"is damaged .*; delete it, and its jobs are done again"):
+        Pieces(tmp_path / "jobs").load(0, 8)
 
 
 def test_processes_that_see_other_data_are_refused(tmp_path: Path):

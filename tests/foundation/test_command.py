@@ -212,3 +212,14 @@ def test_a_full_disk_is_one_line(tmp_path: Path):
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1].startswith("curate: error: cannot write ")
     assert "Traceback" not in done.stderr
+
+
+def test_a_gpu_that_is_too_small_names_the_settings_to_lower():
+    error = torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB"
+    )
+    line = explain(error)
+    assert line is not None
+    assert "Tried to allocate 2.00 GiB" in line
+    assert "79 GiB" not in line
+    assert all(word in line for word in ("speed.micro_batch_size", "--batch-size", "checkpoint_activations=true"))

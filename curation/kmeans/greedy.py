@@ -1,0 +1,124 @@
+"""Greedy k-means++ on rows in memory: each time the best of a few rows drawn in proportion to weight x D^2."""
+
+from typing import Any
+
+import numba
+import numpy as np
+from jaxtyping import Float, Int
+
+from curation.kmeans.assignment import FEW_DIMENSIONS
+from foundation.errors import CurationError
+
+CHUNK = 1024
+PARALLEL_WORK = 2_000_000  # multiply-adds of a step that all threads share
+
+
+def _greedy(x, transposed, weights, uniforms, chosen, left):
+    """The loop of greedy k-means++; returns how many rows it found before all others were at distance 0.
+
+    ``left`` (k,) gets the weighted sum of squared distances after each choice.
+
+    ``transposed`` (d, n) serves few dimensions, where the inner loop must run over rows; it is empty otherwise.
+    """
+    n, dim, n_trials = x.shape[0], x.shape[1], uniforms.shape[1]
+    few_dimensions = transposed.shape[1] > 0
+    n_chunks = (n + CHUNK - 1) // CHUNK
+    closest = np.full(n, np.inf, np.float32)
+    distances = np.empty((n_trials, n), np.float32)
+    potentials = np.empty((n_chunks, n_trials))
+    cumulative = np.cumsum(weights)
+    candidates = np.empty(n_trials, np.int64)
+    for step in range(len(chosen)):
+        if step:
+            running = 0.0
+            for i in range(n):
+                running += weights[i] * closest[i]
+                cumulative[i] = running
+            if running <= 0:
+                return step
+        tried = n_trials if step else 1
+        for t in range(tried):
+            target = uniforms[step, t] * cumulative[-1]
+            candidates[t] = min(np.searchsorted(cumulative, target, side="right"), n - 1)
+        for chunk in numba.prange(n_chunks):
+            low, high = chunk * CHUNK, min((chunk + 1) * CHUNK, n)
+            for t in range(tried):
+                row = candidates[t]
+                if few_dimensions:
+                    part = distances[t, low:high]
+                    part[:] = np.float32(0)
+                    for f in range(dim):
+                        value = x[row, f]
+                        for i in range(high - low):
+                            difference = transposed[f, low + i] - value
+                            part[i] += difference * difference
+                else:
+                    for i in range(low, high):
+                        total = np.float32(0)
+                        for f in range(dim):
+                            difference = x[i, f] - x[row, f]
+                            total += difference * difference
+                        distances[t, i] = total
+                potential = 0.0
+                for i in range(low, high):
+                    capped = min(distances[t, i], closest[i])
+                    distances[t, i] = capped
+                    potential += weights[i] * np.float64(capped)
+                potentials[chunk, t] = potential
+        best, smallest = 0, np.inf
+        for t in range(tried):
+            potential = 0.0
+            for chunk in range(n_chunks):
+                potential += potentials[chunk, t]
+            if potential < smallest:
+                best, smallest = t, potential
+        chosen[step], left[step] = candidates[best], smallest
+        closest[:] = distances[best]
+        closest[candidates[best]] = 0
+    return len(chosen)
+
+
+_FAST: Any = {"reassoc", "contract"}
+_greedy_on_all_threads = numba.njit(parallel=True, fastmath=_FAST, cache=True)(_greedy)
+_greedy_on_one_thread = numba.njit(fastmath=_FAST, cache=True, nogil=True)(_greedy)
+
+
+def greedy_choices(
+    x: Float[np.ndarray, "n d"], wanted: int, rng: np.random.Generator, n_trials: int
+) -> tuple[Int[np.ndarray, "m"], Float[np.ndarray, "m"]]:
+    """Up to ``wanted`` rows on one thread, and the sum of squared distances that is left after each.
+
+    Fewer where all other rows are at distance 0. More of them begin with the same ones.
+    """
+    chosen, left = np.empty(wanted, np.int64), np.empty(wanted)
+    transposed = np.ascontiguousarray(x.T) if x.shape[1] <= FEW_DIMENSIONS else np.empty((x.shape[1], 0), np.float32)
+    uniforms = rng.random((wanted, n_trials))
+    found = _greedy_on_one_thread(np.ascontiguousarray(x), transposed, np.ones(len(x)), uniforms, chosen, left)
+    return chosen[:found], left[:found]
+
+
+def greedy_kmeans_plusplus(
+    x: Float[np.ndarray, "n d"], k: int, weights: Float[np.ndarray, "n"], rng: np.random.Generator, n_trials: int
+) -> Int[np.ndarray, "k"]:
+    """Rows chosen by greedy k-means++: each time the best of ``n_trials`` rows drawn in proportion to weight x D^2.
+
+    Args:
+        x: (n, d) float32, in memory.
+        weights: (n,) float64, positive.
+
+    Returns:
+        (k,) int64 distinct rows.
+
+    Raises:
+        CurationError: fewer than k distinct rows.
+    """
+    n, dim = x.shape
+    chosen = np.empty(k, np.int64)
+    transposed = np.ascontiguousarray(x.T) if dim <= FEW_DIMENSIONS else np.empty((dim, 0), np.float32)
+    # starting threads costs more than a small step itself
+    greedy = _greedy_on_all_threads if n * n_trials * dim > PARALLEL_WORK else _greedy_on_one_thread
+    uniforms = rng.random((k, n_trials))
+    found = greedy(np.ascontiguousarray(x), transposed, weights.astype(np.float64), uniforms, chosen, np.empty(k))
+    if found < k:
+        raise CurationError(f"only {found} distinct rows for k={k} clusters; lower k or remove duplicates")
+    return chosen

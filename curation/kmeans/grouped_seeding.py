@@ -1,0 +1,189 @@
+"""Seeding of very many centroids: greedy k-means++ within groups of rows, shared by all processes, kept as it goes.
+
+At once, greedy k-means++ costs rows x centroids, and rows are drawn in proportion to centroids: the square of k. Within
+groups of a few hundred centroids each it costs rows x (centroids of a group), which grows as k. The groups are the
+cells of a coarse clustering of the sample. Every group gives a sequence of choices; the k with the largest falls
+of the sum of squared distances win, so each group gets as many centroids as it needs without a guess of its dimension.
+"""
+
+import math
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from curation.embeddings import Embeddings
+from curation.group import Group
+from curation.kmeans.assignment import CentroidSearch, rows_per_read
+from curation.kmeans.frame import Frame
+from curation.kmeans.greedy import greedy_choices, greedy_kmeans_plusplus
+from curation.kmeans.pieces import run_jobs
+from foundation.errors import CurationError
+
+OF_A_GROUP = 512  # centroids, on average
+ATTEMPTS = 8  # at a limit of choices for each group, twice as many each time
+
+
+@numba.njit(cache=True)
+def _decreasing(values):
+    """The closest sequence that never rises (isotonic regression): one unlucky draw does not hide those after it."""
+    means, sizes, n = np.empty(len(values)), np.empty(len(values), np.int64), 0
+    for value in values:
+        means[n], sizes[n] = value, 1
+        n += 1
+        while n > 1 and means[n - 1] > means[n - 2]:
+            total = sizes[n - 2] + sizes[n - 1]
+            means[n - 2] = (means[n - 2] * sizes[n - 2] + means[n - 1] * sizes[n - 1]) / total
+            sizes[n - 2] = total
+            n -= 1
+    out = np.empty(len(values))
+    place = 0
+    for part in range(n):
+        out[place : place + sizes[part]] = means[part]
+        place += sizes[part]
+    return out
+
+
+def group_settings(k: int) -> tuple[int, int]:
+    """Groups, and candidates for each centroid (Arthur and Vassilvitskii: 2 + ln k)."""
+    return max(2, round(k / OF_A_GROUP)), 2 + int(math.log(k))
+
+
+def seed_in_groups(
+    x: Embeddings,
+    rows: Int[np.ndarray, "n"],
+    k: int,
+    frame: Frame,
+    rng: np.random.Generator,
+    device: str | torch.device = "cpu",
+    precision: str = "auto",
+    progress: Any = None,
+    group: Group | None = None,
+    folder: Path | None = None,
+) -> Float[Tensor, "k d"]:
+    """k of the given rows, in ``frame``, the same for any number of processes.
+
+    Args:
+        rows: of ``x``, ascending, the same in every process.
+        rng: in the same state in every process.
+        folder: where results of groups are kept; a killed call goes on from them.
+
+    Raises:
+        CurationError: fewer than k distinct rows.
+    """
+    group = group or Group()
+    n_groups, n_trials = group_settings(k)
+    root = int(rng.integers(1 << 62))
+
+    def say(text: str) -> None:
+        if progress is not None:
+            progress.set_postfix_str(f"seeding in {n_groups} groups: {text}")
+
+    centres = _centres(x, rows, n_groups, frame, np.random.default_rng([root, 0]), group)
+    labels = _labels(x, rows, centres, frame, device, precision, group)
+    order = np.argsort(labels, kind="stable")
+    starts = np.searchsorted(labels[order], np.arange(n_groups + 1))
+    sizes = np.diff(starts)
+    # twice the share of its rows is more than a group needs, unless it is far more spread out than the others
+    limits = np.ceil(sizes * min(1.0, 2.0 * k / len(rows))).astype(np.int64) + 1
+    found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    for attempt in range(ATTEMPTS):
+        again = np.array([i for i in range(n_groups) if i not in found], np.int64)
+        choose = _chooser(x, rows, order, starts, limits, again, frame, root, n_trials)
+        here = None if folder is None else folder / f"attempt_{attempt}"
+        lengths, columns = run_jobs(sizes[again] * limits[again], choose, here, group, numba.get_num_threads(), say)
+        ends = np.cumsum(lengths)
+        for i, start, end in zip(again.tolist(), ends - lengths, ends, strict=True):
+            found[i] = columns[0][start:end], columns[1][start:end]
+        falls = np.concatenate([found[i][1] for i in range(n_groups)])
+        whole = limits >= sizes
+        if len(falls) < k:
+            if whole.all():
+                raise CurationError(f"only {len(falls)} distinct rows for k={k} clusters; lower k or remove duplicates")
+            cut = ~whole
+        else:
+            threshold = np.partition(falls, len(falls) - k)[len(falls) - k]
+            # a group whose last choice would still win might have more of them
+            cut = np.array([len(found[i][0]) >= limits[i] and found[i][1][-1] >= threshold for i in range(n_groups)])
+            cut &= ~whole
+        if not cut.any() or attempt == ATTEMPTS - 1:
+            break
+        limits = np.where(cut, np.minimum(2 * limits, sizes), limits)
+        found = {i: item for i, item in found.items() if not cut[i]}
+    chosen = np.concatenate([found[i][0] for i in range(n_groups)])
+    best = np.sort(np.argsort(-falls, kind="stable")[:k])
+    return frame.apply(x.take(rows[chosen[best]]).cpu()).to(device)
+
+
+def _chooser(
+    x: Embeddings,
+    rows: np.ndarray,
+    order: np.ndarray,
+    starts: np.ndarray,
+    limits: np.ndarray,
+    again: np.ndarray,
+    frame: Frame,
+    root: int,
+    n_trials: int,
+) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
+    """The job of a group: places in ``rows`` of its choices, and the fall of the sum by each, smoothed to decrease."""
+    one_reads = threading.Lock()  # readers of parquet keep what they decoded last
+
+    def choose(job: int) -> tuple[np.ndarray, np.ndarray]:
+        number = int(again[job])
+        places = order[starts[number] : starts[number + 1]]
+        if not len(places):
+            return np.empty(0, np.int64), np.empty(0)
+        with one_reads:
+            mine = frame.apply(x.take(rows[places]).cpu()).numpy()
+        rng = np.random.default_rng([root, 1, number])
+        picked, left = greedy_choices(mine, int(min(limits[number], len(places))), rng, n_trials)
+        # the first choice of a group is worth more than any later one: no group goes without
+        return places[picked], np.concatenate([[np.inf], _decreasing(-np.diff(left))])
+
+    return choose
+
+
+def _centres(
+    x: Embeddings, rows: np.ndarray, n_groups: int, frame: Frame, rng: np.random.Generator, group: Group
+) -> Float[Tensor, "g d"]:
+    """Centres of the groups: greedy k-means++ on a few rows by the first process, then two Lloyd iterations on them."""
+    centres = torch.empty((n_groups, x.dim))
+    with group.all_or_none():
+        if group.first:
+            few = rng.permutation(len(rows))[: 64 * n_groups]  # in random order
+            some = frame.apply(x.take(rows[few]).cpu())
+            start = some[: 16 * n_groups].numpy()
+            centres = some[torch.from_numpy(greedy_kmeans_plusplus(start, n_groups, np.ones(len(start)), rng, 1))]
+            for _ in range(2):
+                labels = CentroidSearch(centres).nearest(some)[0].long()
+                sums = torch.zeros((n_groups, x.dim), dtype=torch.float64).index_add_(0, labels, some.double())
+                counts = torch.bincount(labels, minlength=n_groups)[:, None]
+                centres = torch.where(counts > 0, sums / counts.clamp(min=1), centres.double()).float()
+    return group.share_tensor(centres.contiguous())
+
+
+def _labels(
+    x: Embeddings,
+    rows: np.ndarray,
+    centres: Tensor,
+    frame: Frame,
+    device: str | torch.device,
+    precision: str,
+    group: Group,
+) -> Int[np.ndarray, "n"]:
+    """(n,) int32 nearest centre of every row of the sample; each process places its own."""
+    search = CentroidSearch(centres.to(device), precision)
+    step = rows_per_read(x.dim)
+    first, last = group.span(len(rows), step)
+    parts = [np.empty(0, np.int32)]
+    for start in range(first, last, step):
+        block = frame.apply(x.take(rows[start : min(start + step, last)]).to(search.device))
+        parts.append(search.nearest(block)[0].cpu().numpy())
+    return group.gather(np.concatenate(parts))
