@@ -111,7 +111,7 @@ def test_ground_truth_is_read_from_json_and_never_unpickled(tmp_path: Path):
         good.write_text(json.dumps(content | change))
         with pytest.raises(CurationError, match=message):
             read_ground_truth(good)
-    with pytest.raises(CurationError, match="cannot be read"):
+    with pytest.raises(CurationError, match="does not exist"):
         read_ground_truth(tmp_path / "none.json")
     with pytest.raises(CurationError, match="ranking has shape"):
         revisited(np.zeros((2, 3), int), truth)

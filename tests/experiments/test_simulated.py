@@ -156,7 +156,7 @@ def test_subset_measures_leave_the_background_out():
     assert subset_measures(toy, np.array([0, 1]))["kl"] == pytest.approx(np.log(2))
 
 
-@pytest.mark.parametrize("scale", [path.stem for path in sorted((ROOT / "configs/experiment/simulated").glob("*.yaml"))])
+@pytest.mark.parametrize("scale", sorted(path.stem for path in (ROOT / "configs/experiment/simulated").glob("*.yaml")))
 def test_every_scale_composes_to_settings_and_tasks(scale: str):
     config = compose([f"scale={scale}"])
     studies, toys = parse_studies(config)
