@@ -7,6 +7,9 @@ apart at resolution g when they share fewer than g times the edges that chance w
 What is even is a matter of belief: concepts may be as many as there are groups, or as there are places (radius covers
 of the points), on rows or on directions. No one belief is right for every embedding, but each fails in its own way, and
 the KL divergence to uniform is convex: the mean of several is never worse than they are on average, mostly far better.
+
+Concepts that overlap make no communities. There, what lies apart from its like is rare, if all are alike in scatter:
+then density is frequency. So as far as the communities found are alike in density, isolation is one more belief.
 """
 
 from collections.abc import Iterator
@@ -35,6 +38,9 @@ class CommunitySettings:
         forms: of the points: "rows" as they are, "directions" at unit length.
         trust: that the coarsest communities are concepts of equal right, see `even_shares`. Islands of few rows among
             many rows that hang together are as often one odd concept of a hundred as one domain of five.
+        isolation: weight of isolation beside the mean of the others, where density is the same all over the pool.
+        isolation_radius: of the cover whose places are apart, in median distances to the nearest neighbour.
+        scatter: standard deviation of the log density up to which isolation has its weight, and from which it has none.
     """
 
     resolutions: tuple[float, ...] = (10.0, 1.0, 0.1)
@@ -43,6 +49,9 @@ class CommunitySettings:
     neighbours: tuple[int, ...] = (15,)
     forms: tuple[str, ...] = ("directions", "rows")
     trust: float = 0.85
+    isolation: float = 0.6
+    isolation_radius: float = 0.5
+    scatter: tuple[float, float] = (1.5, 1.8)
 
 
 def communities(graph: csr_array, resolution: float, seed: int) -> Int[np.ndarray, "n"]:
@@ -93,17 +102,62 @@ def even_shares(
     return share
 
 
+def isolation_shares(
+    x: Float[np.ndarray, "n d"], radius: float, neighbours: int, weights: Float[np.ndarray, "n"]
+) -> tuple[Float[np.ndarray, "n"], float]:
+    """Shares in inverse proportion to density, and how unequal it is.
+
+    Density is r^-d, with r the distance to the last of some neighbours and d the intrinsic dimension by maximum
+    likelihood (Levina and Bickel, 2004), among the places of a cover, so that near-copies count as one.
+
+    Args:
+        radius: of the cover.
+        weights: of the points in the second answer.
+
+    Returns:
+        (n,) shares that sum to 1, and the standard deviation of the log density.
+    """
+    group, leaders = cover(x, radius)
+    distances, _found = nearest(np.ascontiguousarray(x[leaders]), min(neighbours, len(leaders) - 1))
+    apart = np.log(np.maximum(distances, 1e-9))
+    ratios = (apart[:, -1:] - apart[:, :-1]).clip(0, 5).mean(axis=1)
+    place_weights = np.bincount(group, weights=weights) / weights.sum()
+    rarity = (apart[:, -1] - apart[:, -1].mean()) / max(float(ratios.mean()), 1e-3)
+    weighted = apart[:, -1] / max(float(place_weights @ ratios), 1e-3)
+    scatter = float(np.sqrt(place_weights @ (weighted - place_weights @ weighted) ** 2))
+    share = (np.exp(np.minimum(rarity, 20.0)) / np.bincount(group))[group]
+    return share / share.sum(), scatter
+
+
+def _points(x: Float[np.ndarray, "n d"], form: str) -> tuple[Float[np.ndarray, "n d"], float]:
+    """Points in a form, and the median distance to the nearest that is elsewhere; 0: all are in one place."""
+    if form == "directions":
+        x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    distances, _found = nearest(x, 1)
+    apart = distances[distances > 0]
+    return x, float(np.median(apart)) if len(apart) else 0.0
+
+
+def _with_isolation(
+    x: Float[np.ndarray, "n d"], mean: Float[np.ndarray, "n"], settings: CommunitySettings
+) -> Float[np.ndarray, "n"]:
+    """The shares of the communities, mixed with those of isolation as far as density is even."""
+    points, unit = _points(x, settings.forms[0])
+    radius, neighbours = settings.isolation_radius * unit, max(settings.neighbours)
+    if not unit or len(x) <= neighbours:
+        return mean
+    share, scatter = isolation_shares(points, radius, neighbours, mean)
+    alike, unlike = settings.scatter
+    weight = settings.isolation * float(np.clip((unlike - scatter) / (unlike - alike), 0, 1))
+    return (1 - weight) * mean + weight * share
+
+
 def _beliefs(
     x: Float[np.ndarray, "n d"], settings: CommunitySettings, seed: int
 ) -> Iterator[tuple[float, list[np.ndarray], np.ndarray]]:
     """For each belief: its weight, nested communities of the points, and the points' shares."""
     for form in settings.forms:
-        points = x
-        if form == "directions":
-            points = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-        distances, _found = nearest(points, 1)
-        apart = distances[distances > 0]
-        unit = float(np.median(apart)) if len(apart) else 0.0
+        points, unit = _points(x, form)
         for radius, weight in zip(settings.radii, settings.weights, strict=True):
             if radius and unit:
                 group, leaders = cover(points, radius * unit)
@@ -151,5 +205,6 @@ def concept_shares(
     if not shares:
         return np.full(len(x), 1 / len(x)), [np.zeros(len(x), np.int64)], 0.0
     mean = np.average(shares, axis=0, weights=weights)
+    mean /= mean.sum()
     apart = [float(np.abs(share - mean).sum() / 2) for share in shares]
-    return mean, nested[int(np.argmin(apart))], float(np.mean(apart))
+    return _with_isolation(x, mean, settings), nested[int(np.argmin(apart))], float(np.mean(apart))

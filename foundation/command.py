@@ -3,10 +3,13 @@
 Bugs keep their traceback: only what a user or a machine can mend is turned into a line.
 """
 
+import _thread
 import os
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from foundation.errors import CurationError
 
@@ -33,7 +36,8 @@ def run_command(name: str, body: Callable[[], object]) -> None:
         SystemExit: 2 after a mistake, 130 after Ctrl-C, or what the body returned.
     """
     try:
-        code = body()
+        with _no_interrupt_lost():
+            code = body()
     except KeyboardInterrupt:
         code = INTERRUPTED
     except BrokenPipeError:  # whoever read our output is gone, as in `curate plan ... | head -1`
@@ -49,6 +53,24 @@ def run_command(name: str, body: Callable[[], object]) -> None:
         _say(f"{name}: interrupted; run the same command again to go on")
     if isinstance(code, int) and code:
         raise SystemExit(code)
+
+
+@contextmanager
+def _no_interrupt_lost() -> Iterator[None]:
+    """Raise Ctrl-C again where Python swallowed it: while an object was freed, or C code called back."""
+    before = sys.unraisablehook
+
+    def again(lost: "sys.UnraisableHookArgs") -> None:
+        if issubclass(lost.exc_type, KeyboardInterrupt):
+            threading.Timer(0.05, _thread.interrupt_main).start()  # at once, it would come within this hook
+        else:
+            before(lost)
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def warn_in_one_line(category: type[Warning]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from scipy.sparse import csr_array
 
 from curation.balance import kl_to_uniform
-from curation.communities import CommunitySettings, concept_shares, even_shares, nested_communities
+from curation.communities import CommunitySettings, concept_shares, even_shares, isolation_shares, nested_communities
 from curation.community_tree import CommunityTree
 from curation.levels import cut_line, equal_levels, first_level, graph_points, grow_levels
 from curation.neighbours import cover, nearest, shared_neighbour_graph
@@ -175,6 +175,38 @@ def test_equal_points_have_a_graph():
     assert shares.sum() == pytest.approx(1)
     assert np.bincount(np.repeat(np.arange(4), 20), weights=shares) == pytest.approx([0.25] * 4, abs=0.05)
     assert 0 <= apart <= 1
+
+
+def overlapping(scatters: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """A frequent and a rare concept, the centre of each within reach of the other's rows."""
+    rng = np.random.default_rng(5)
+    labels = rng.permutation(np.repeat([0, 1], [1800, 200]))
+    x = rng.normal(size=(2000, 16)) * np.asarray(scatters)[labels, None]
+    x[:, 0] += 3 + 2.5 * labels
+    return x.astype(np.float32), labels
+
+
+def rare_share(x: np.ndarray, labels: np.ndarray, isolation: float) -> float:
+    settings = CommunitySettings(forms=("rows",), isolation=isolation)
+    return float(concept_shares(x, settings)[0][labels == 1].sum())
+
+
+def test_where_concepts_overlap_isolation_finds_the_rare_one():
+    x, labels = overlapping((1.0, 1.0))
+    assert rare_share(x, labels, 0.6) > rare_share(x, labels, 0.0) + 0.02
+
+
+def test_isolation_says_nothing_where_scatter_differs():
+    x, labels = blobs([900, 300, 300], [0.3, 1.0, 1.0])
+    assert rare_share(x, labels, 0.6) == rare_share(x, labels, 0.0)
+
+
+def test_near_copies_are_one_place_to_isolation():
+    x, _labels = blobs([300, 300], [1.0, 1.0])
+    burst = x[:1] + np.random.default_rng(0).normal(0, 1e-4, (100, x.shape[1])).astype(np.float32)
+    share, _scatter = isolation_shares(np.concatenate([x, burst]), 0.1, 15, np.ones(700))
+    assert share.sum() == pytest.approx(1)
+    assert share[600:].sum() + share[0] < 3 / 601
 
 
 def test_large_pools_show_members_of_every_cluster_to_the_graph():

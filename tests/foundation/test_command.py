@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -159,7 +160,7 @@ def test_a_misspelt_option_is_one_line_that_names_the_help(capsys: pytest.Captur
 
 def test_ctrl_c_in_the_middle_of_a_command(tmp_path: Path):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(50_000, 64)).astype(np.float32))
-    words = ["-m", "curation", "cluster", tmp_path / "x.npy", "-o", tmp_path / "t", "--levels", "500,100"]
+    words = ["-m", "curation", "cluster", tmp_path / "x.npy", "-o", tmp_path / "t", "--levels", "5000,100"]
     process = subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "t").exists():
         assert process.poll() is None
@@ -171,6 +172,23 @@ def test_ctrl_c_in_the_middle_of_a_command(tmp_path: Path):
     assert process.returncode == 130, said
     assert said.splitlines()[-1] == "curate: interrupted; run the same command again to go on"
     assert "Traceback" not in said
+
+
+def test_ctrl_c_that_python_swallows_is_not_lost(capsys: pytest.CaptureFixture):
+    class Freed:
+        def __del__(self):
+            raise KeyboardInterrupt  # as when the signal comes while the object is freed
+
+    def body() -> None:
+        thing = Freed()
+        del thing
+        for _ in range(1000):
+            time.sleep(0.01)
+
+    with pytest.raises(SystemExit) as ended:
+        run_command("x", body)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "x: interrupted; run the same command again to go on\n"
 
 
 def test_a_reader_that_goes_away_is_no_error():
