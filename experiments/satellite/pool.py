@@ -2,7 +2,8 @@
 
 Files of the stage: ``tiles.parquet`` (all tiles), ``pool_rows.npy``, ``labelled.npy`` and ``test.npy`` (rows of it),
 ``pool.parquet`` (pictures of the pool), ``embeddings/``, ``labels.npy`` (class of canopy cover of each row of the pool,
--1: not known; only to describe subsets), ``pool.json`` (counts, statistics).
+-1: not known; only to describe subsets), ``pool.json`` (counts, statistics). With ``zipf`` the labels are classes of
+land cover, and ``test_cover.npy`` holds those of the test tiles (see `experiments.satellite.cover`).
 """
 
 import os
@@ -19,8 +20,10 @@ from jaxtyping import Int
 
 from curation.embed import embed_pool
 from curation.embedders import open_embedder
+from curation.near_duplicates import near_held_out
 from curation.pool import open_pool
 from experiments.engine.stages import StageRun
+from experiments.satellite.cover import TEST_COVER, draw_unequal, overlap_of, tile_covers
 from experiments.satellite.scenes import forest_scene, save_scene
 from foundation.errors import CurationError
 from foundation.files import save_array, save_json
@@ -35,6 +38,7 @@ SYNTHETIC = "synthetic"
 TILES, POOL, COUNTS = "tiles.parquet", "pool.parquet", "pool.json"
 COVER_CLASSES = (0.01, 0.1, 0.3, 0.6)  # borders of the share of pixels at least CANOPY metres high
 CANOPY = 5.0
+FEATURES = Features({"image": ImageFeature()})
 LEAST_LABELLED = 0.5  # share of pixels with a height, of a tile that a head learns from or is tested on
 
 
@@ -52,6 +56,9 @@ class PoolSettings:
         labelled: tiles that the head learns from, drawn from the train side, the same for every arm.
         block, n_folds, margin: metres; see `satellite.tiles.spatial_split`. Seed s tests fold s modulo n_folds.
         embedder, image_size, dim: see `curation.embedders.open_embedder`.
+        zipf: exponent of the sizes of the classes of land cover in the pool, known from heights and colours; which is
+            at the head goes in turns over the seeds, labelled tiles are even over them, and the test weighs them
+            alike. 0: the ground as it is.
     """
 
     image: str = SYNTHETIC
@@ -69,6 +76,7 @@ class PoolSettings:
     embedder: str = "efficientnet_lite0"
     image_size: Count = 64
     dim: Count = 1280
+    zipf: NonNegative = 0.0
 
     def __post_init__(self) -> None:
         check(self, "science.pool")
@@ -118,26 +126,44 @@ def prepare(run: StageRun) -> dict[str, float]:
     whole = column["valid"] >= LEAST_LABELLED
     known = whole & (column["labelled"] >= LEAST_LABELLED)
     apart = (column["row"] % pool.tile == 0) & (column["col"] % pool.tile == 0)
-    rows = _drawn(split.train[whole[split.train]], pool.rows, "rows", rng)
-    labelled = _drawn(split.train[known[split.train]], pool.labelled, "labelled", rng)
+    reader = TileReader(table, settings)
     test = split.test[(known & apart)[split.test]]
+    if pool.zipf:
+        land = tile_covers(reader, np.flatnonzero(known))
+        ground = split.train[known[split.train]]
+        rows = draw_unequal(ground, land[ground], pool.rows, pool.zipf, seed)
+        labelled = draw_unequal(ground, land[ground], pool.labelled, 0.0, seed + 1)
+    else:
+        rows = _drawn(split.train[whole[split.train]], pool.rows, "rows", rng)
+        labelled = _drawn(split.train[known[split.train]], pool.labelled, "labelled", rng)
     for name, mine in (("pool_rows", rows), ("labelled", labelled), ("test", test)):
         save_array(run.folder / f"{name}.npy", mine)
-    reader = TileReader(table, settings)
-    classes = np.array([cover_class(reader.read(int(tile))[2]) for tile in rows])
+    if pool.zipf:
+        classes = land[rows]
+        save_array(run.folder / TEST_COVER, land[test])
+    else:
+        classes = np.array([cover_class(reader.read(int(tile))[2]) for tile in rows])
     save_array(run.folder / "labels.npy", classes)
-    white = white_of(reader.dtype)
-    pictures = [{"bytes": png(reader.read(int(tile))[0], white), "path": None} for tile in rows]
-    Dataset.from_dict({"image": pictures}, features=Features({"image": ImageFeature()})).to_parquet(
-        str(run.folder / POOL)
-    )
+    Dataset.from_dict({"image": _pictures(reader, rows)}, features=FEATURES).to_parquet(str(run.folder / POOL))
     embedder = open_embedder(pool.embedder, pool.image_size or None, device=str(run.speed.get("device", "cpu")))
     if embedder.dim != pool.dim:
         raise CurationError(f"{pool.embedder} has {embedder.dim} dimensions; set science.pool.dim={embedder.dim}")
     embed_pool(open_pool(run.folder / POOL), embedder, run.folder / "embeddings", n_workers=0, progress=run.progress)
-    statistics = reader.statistics(rows)
-    save_json(run.folder / COUNTS, {**_counts(table, classes, rows, labelled, test), "statistics": asdict(statistics)})
+    counts = {**_counts(table, classes, rows, labelled, test), "statistics": asdict(reader.statistics(rows))}
+    if pool.zipf:
+        boxes = footprints(table)
+        counts |= overlap_of(boxes[np.union1d(rows, labelled)], boxes[test], pool.margin)
+        shown = Dataset.from_dict({"image": _pictures(reader, test)}, features=FEATURES)
+        embed_pool(shown, embedder, run.folder / "test_embeddings", n_workers=0, progress=run.progress)
+        near = near_held_out(run.folder / "embeddings", run.folder / "test_embeddings", progress=run.progress)
+        counts |= {"test_cover": np.bincount(land[test]).tolist(), "near_test": len(near.dropped)}
+    save_json(run.folder / COUNTS, counts)
     return {"samples": float(len(rows))}
+
+
+def _pictures(reader: TileReader, tiles: Int[np.ndarray, "n"]) -> list[dict[str, Any]]:
+    white = white_of(reader.dtype)
+    return [{"bytes": png(reader.read(int(tile))[0], white), "path": None} for tile in tiles]
 
 
 def cover_class(heights: np.ndarray) -> int:

@@ -6,7 +6,7 @@ Everything but the rows of the pretraining is the same for every arm: model, til
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -17,9 +17,11 @@ from curation.pool import open_pool
 from eval.canopy import CanopySettings, canopy_metrics
 from experiments.engine.curves import append_point, read_curve
 from experiments.engine.stages import StageRun
+from experiments.satellite.annotation import BoostedHeights
+from experiments.satellite.cover import TEST_COVER, even_metrics
 from experiments.satellite.pool import COUNTS, POOL, TILES
-from foundation.files import load_json, save_json
-from foundation.settings import Count, CountOrZero, Positive, check
+from foundation.files import load_array, load_json, save_array, save_json
+from foundation.settings import Choices, Count, CountOrZero, Positive, check
 from pretrain.flops import flops_per_image
 from pretrain.settings import PretrainSettings
 from pretrain.settings import settings_from as pretrain_settings
@@ -39,6 +41,7 @@ from training.run_folder import LOG
 
 SHOWN = ("mae", "rmse", "me", "r2", "block_r2", "block_r2_metres", "iou_2m", "iou_5m", "edge_error")
 BATCH, FOLDS = 32, 5
+JUDGES, LABELLED = ("features", "labels"), "labelled.npy"
 
 
 @dataclass(frozen=True)
@@ -49,16 +52,26 @@ class TrainSettings:
         recipe: of `pretrain.settings.PretrainSettings`, without seed and crops.
         views: of `satellite.pretraining.crops_from_above`, sides of crops in metres among them.
         speed: of the recipe: devices, checkpoints, compilation.
+        judge: what the subset is for. "features": pretraining without labels, whose frozen features get a head on
+            tiles that are the same for every arm. "labels": the tiles whose heights are learnt from, with no
+            pretraining: which tiles are worth a survey? Seconds instead of minutes, and not the paper's question.
     """
 
     recipe: dict[str, Any]
     views: dict[str, Any]
     speed: dict[str, Any] = field(default_factory=dict)
+    judge: Annotated[str, Choices(*JUDGES)] = "features"
+
+    def __post_init__(self) -> None:
+        check(self, "science.train")
 
     def science(self) -> dict[str, Any]:
         """All that decides the result: the recipe with its defaults, and not ``speed``."""
+        if self.judge == "labels":
+            return {"judge": self.judge}
         content = asdict(self) | {"recipe": recipe_of(self, 0).science()}
         content.pop("speed")
+        content.pop("judge")  # the results of before there was another keep their keys
         return content
 
 
@@ -68,7 +81,9 @@ class EvaluateSettings:
 
     Attributes:
         head: of `satellite.settings.TrainSettings`, without seed and backbone.name: a head trained on the frozen
-            teacher; {} takes the linear head in closed form (`satellite.ridge`) on ``blocks``.
+            teacher; {} takes the linear head in closed form (`satellite.ridge`) on ``blocks``. Where labels are the
+            question there is no teacher: the head brings its backbone, and {} takes boosted trees
+            (`experiments.satellite.annotation`).
         blocks: of the teacher.
         pool_pixels, pool_metres: sides of the averaged cells of block-R2.
     """
@@ -100,19 +115,27 @@ def recipe_of(
 
 def budget(train: TrainSettings, _dim: int) -> tuple[float, int, float]:
     """Tiles seen, optimiser steps, and floating-point operations of a pretraining."""
+    if train.judge == "labels":
+        return 0.0, 0, 0.0
     recipe = recipe_of(train, 0)
     samples = float(recipe.steps * recipe.batch_size)
     return samples, recipe.steps, samples * flops_per_image(recipe)["total"]
 
 
 def fit(run: StageRun) -> dict[str, float]:
-    """Stage action: pretrain on the subset. Writes ``run/`` with ``teacher/``, and ``curve.jsonl``."""
+    """Stage action: pretrain on the subset. Writes ``run/`` with ``teacher/``, and ``curve.jsonl``.
+
+    Where labels are the question: ``labelled.npy``, the tiles of the subset.
+    """
     train, seed = TrainSettings(**run.settings), run.seed or 0
     prepared = run.upstream("prepare")
+    rows = Subset.load(run.upstream("curate") / "subset").rows()
+    if train.judge == "labels":
+        save_array(run.folder / LABELLED, load_array(prepared / "pool_rows.npy")[rows])
+        return {"samples": float(len(rows))}
     statistics = BandStatistics.from_json(load_json(prepared / COUNTS)["statistics"])
     recipe = recipe_of(train, seed, str(run.speed.get("device", "cpu")), statistics)
     pool = open_pool(prepared / POOL)
-    rows = Subset.load(run.upstream("curate") / "subset").rows()
     result = pretrain(recipe, pool, run.folder / "run", rows, run.progress)
     if not result.finished:
         raise KeyboardInterrupt  # a signal: the same command goes on
@@ -129,20 +152,25 @@ def fit(run: StageRun) -> dict[str, float]:
 
 
 def head_of(evaluate: EvaluateSettings, backbone: str, seed: int, device: str = "cpu") -> HeadRun:
-    """Settings of the head on a backbone; keys and types checked."""
+    """Settings of the head on a backbone ("": its own); keys and types checked."""
     given = {**evaluate.head, "seed": seed}
-    given["backbone"] = {**given.get("backbone", {}), "name": backbone}
+    given["backbone"] = {**given.get("backbone", {}), **({"name": backbone} if backbone else {})}
     given["speed"] = {"accelerator": "cpu" if device == "cpu" else "gpu", **given.get("speed", {})}
     return head_settings(given)
 
 
 def judge(run: StageRun) -> dict[str, float]:
-    """Stage action: a head on the frozen teacher, and its errors on ground set apart; writes ``metrics.json``."""
+    """Stage action: a head on the frozen teacher, and its errors on ground set apart; writes ``metrics.json``.
+
+    Where the pool is unequal over land cover, errors on even ground are added (`experiments.satellite.cover`).
+    """
     settings, seed = EvaluateSettings(**run.settings), run.seed or 0
     prepared, trained = run.upstream("prepare"), run.upstream("train")
-    device, teacher = str(run.speed.get("device", "cpu")), str(trained / "run" / TEACHER)
+    by_labels = (trained / LABELLED).exists()
+    device, teacher = str(run.speed.get("device", "cpu")), "" if by_labels else str(trained / "run" / TEACHER)
     table, cut = load_tiles(prepared / TILES)
-    labelled, test = (np.load(prepared / f"{name}.npy", allow_pickle=False) for name in ("labelled", "test"))
+    labelled = np.asarray(load_array((trained if by_labels else prepared) / LABELLED))
+    test = np.asarray(load_array(prepared / "test.npy"))
     reader = TileReader(table, cut)
     statistics = BandStatistics.from_json(load_json(prepared / COUNTS)["statistics"])
     model: Callable[[torch.Tensor], torch.Tensor]
@@ -153,6 +181,10 @@ def judge(run: StageRun) -> dict[str, float]:
             raise KeyboardInterrupt
         trained_model = load_model(result.folder, device)
         model, statistics = trained_model.model, trained_model.statistics
+    elif by_labels:
+        learnt = list(batches(reader, statistics, labelled, "cpu"))
+        trees = BoostedHeights(seed).fit(*(torch.cat(part).numpy() for part in zip(*learnt, strict=True)))
+        model = trees.on_batch
     else:
         backbone = open_backbone(BackboneSettings(teacher, blocks=settings.blocks), reader.n_bands, cut.size).to(device)
         ridge = fit_ridge(backbone, batches(reader, statistics, labelled, device))
@@ -161,12 +193,17 @@ def judge(run: StageRun) -> dict[str, float]:
     canopy = CanopySettings(cut.resolution, settings.pool_pixels, settings.pool_metres, n_resamples=200)
     found = canopy_metrics(predicted, truth, canopy)
     metrics = {name: interval.value for name, interval in found.items() if np.isfinite(interval.value)}
+    counts = load_json(prepared / COUNTS)
+    if (prepared / TEST_COVER).exists():
+        metrics |= even_metrics(
+            predicted, truth, np.asarray(load_array(prepared / TEST_COVER)), counts["cover"], canopy
+        )
     save_json(
         run.folder / "metrics.json",
         {
             "metrics": metrics,
             "intervals": {name: [found[name].low, found[name].high] for name in SHOWN},
-            "pool": load_json(prepared / COUNTS),
+            "pool": counts,
             "test_pixels": int(np.isfinite(truth).sum()),
         },
     )

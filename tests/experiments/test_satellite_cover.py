@@ -1,0 +1,193 @@
+"""Pools unequal over land cover: sizes as asked, test ground apart, every class of the test weighing the same."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rasterio")
+pytest.importorskip("lightning")
+
+from eval.canopy import CanopySettings
+from experiments.engine.compare import Row
+from experiments.engine.experiment import build
+from experiments.engine.settings import compose
+from experiments.launch import run_experiment
+from experiments.satellite.annotation import BoostedHeights, cell_heights
+from experiments.satellite.cover import (
+    COVERS,
+    cover_classes,
+    cover_signs,
+    draw_unequal,
+    even_metrics,
+    overlap_of,
+    zipf_sizes,
+)
+from experiments.satellite.cover_report import by_rank, power_sentence
+from foundation.errors import CurationError
+from foundation.files import load_json
+
+SMALL = [
+    "experiment=satellite_cover",
+    "scale=lab",
+    "seeds=[0]",
+    "arms=[raw,oracle]",
+    "science.pool.image=synthetic",
+    "+science.pool.scene=[640,640]",
+    "science.pool.block=80",
+    "science.pool.margin=4",
+    "science.pool.rows=40",
+    "science.pool.labelled=20",
+    "science.pool.zipf=1.0",
+    "science.curation.size=15",
+    "tracking.wandb=off",
+    "speed.threads=1",
+]
+SETTINGS = CanopySettings(0.5, pool_pixels=10, pool_metres=5.0, n_resamples=5)
+
+
+def test_the_classes_of_a_pool_fall_as_a_power_of_their_rank_and_the_head_goes_in_turns():
+    classes = np.repeat(np.arange(5), 300)
+    tiles = np.arange(len(classes)) + 7
+    for seed in range(5):
+        drawn = draw_unequal(tiles, classes, 400, 1.5, seed)
+        counts = np.bincount(classes[drawn - 7], minlength=5)
+        assert len(np.unique(drawn)) == 400 == counts.sum()
+        assert counts.argmax() == seed
+        np.testing.assert_allclose(np.sort(counts)[::-1], 400 * np.arange(1, 6) ** -1.5 / 1.7604, atol=1)
+    assert zipf_sizes(11, 5, 0.0).tolist() in ([2, 2, 3, 2, 2], [2, 2, 2, 3, 2], [3, 2, 2, 2, 2])
+    with pytest.raises(
+        CurationError, match="of forest, but the train side of seed 0 has 300; lower rows, zipf or stride"
+    ):
+        draw_unequal(tiles, classes, 1200, 1.5, 0)
+
+
+def test_the_class_of_a_tile_follows_its_trees_then_its_colours():
+    shape = (3, 8, 8)
+    grey = [np.full(shape, value, np.float32) for value in (40, 60, 150, 200)]
+    green = [np.stack([np.full(shape[1:], v, np.float32) for v in (60, 120, 60)]) for _ in range(3)]
+    flat, nothing = np.zeros((8, 8)), np.full((8, 8), np.nan)
+    some, wood = flat.copy(), flat.copy()
+    some[:2], wood[:6] = 9, 20
+    wood[6:] = np.nan
+    tiles = (
+        [(c, flat) for c in grey]
+        + [(c, flat) for c in green[:2]]
+        + [(green[2], nothing), (grey[0], some), (grey[3], wood)]
+    )
+    found = cover_classes(cover_signs(colour, heights) for colour, heights in tiles)
+    assert [COVERS[kind].split()[0] for kind in found[-2:]] == ["single", "forest"]
+    assert set(found[4:7]) == {2}
+    assert found[:4].tolist() == [4, 4, 3, 3]
+
+
+def test_ground_that_pool_and_test_share_is_refused_with_its_count():
+    seen = np.array([[0.0, 0, 32, 32], [100, 0, 132, 32]])
+    test = np.array([[60.0, 0, 92, 32], [0, 60, 32, 92]])
+    assert overlap_of(seen, test, 8.0) == {"least_gap": 8.0}
+    with pytest.raises(
+        CurationError, match="1 of 2 test tiles share ground with pool or labels, or lie nearer than 9 m"
+    ):
+        overlap_of(seen, test, 9.0)
+
+
+def test_every_class_weighs_the_same_however_many_test_tiles_it_has():
+    rng = np.random.default_rng(0)
+    classes = np.repeat(np.arange(5), 2)
+    truth = np.abs(rng.normal(4 + 3 * classes[:, None, None], 2, (10, 32, 32)))
+    truth[:, :3] = np.nan
+    predicted = truth + rng.normal(0, 1 + classes[:, None, None], truth.shape)
+    predicted[:, :3] = 5.0
+    found = even_metrics(predicted, truth, classes, [9, 7, 5, 3, 1], SETTINGS)
+    more = np.concatenate([np.arange(10), np.repeat([8, 9], 6)])
+    again = even_metrics(predicted[more], truth[more], classes[more], [9, 7, 5, 3, 1], SETTINGS)
+    for name in ("even_r2", "even_block_r2", "even_mae", "even_rmse", "rare_mae"):
+        assert again[name] == pytest.approx(found[name], abs=1e-9), name
+    squares = np.array([np.nanmean((predicted - truth)[classes == kind] ** 2) for kind in range(5)])
+    assert found["even_rmse"] == pytest.approx(np.sqrt(squares).mean())
+    # as many known pixels in every class: the even R2 is the plain one
+    error = np.nansum((predicted - truth) ** 2)
+    assert found["even_r2"] == pytest.approx(1 - error / np.nansum((truth - np.nanmean(truth)) ** 2))
+    assert found["frequent_mae"] < found["rare_mae"]
+    with pytest.raises(CurationError, match="no test tile is dark ground"):
+        even_metrics(predicted[:8], truth[:8], classes[:8], [1] * 5, SETTINGS)
+
+
+def test_heights_are_learnt_from_the_tiles_that_have_them():
+    rng = np.random.default_rng(0)
+    cells = rng.random((30, 1, 4, 4))
+    images = np.repeat(np.repeat(cells, 8, 2), 8, 3).repeat(3, 1).astype(np.float32)
+    heights = 20 * images[:, 0].astype(np.float64)
+    heights[:5] = np.nan
+    heights[5, :5, :8] = np.nan  # more than half of one cell
+    assert np.isnan(cell_heights(heights)).sum() == 5 * 16 + 1
+    model = BoostedHeights().fit(images[:20], heights[:20])
+    found = cell_heights(model.predict(images[20:]).astype(np.float64))
+    assert np.abs(found - cell_heights(heights[20:])).mean() < 2.5 < np.abs(heights[20:] - heights[20:].mean()).mean()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("run")
+    (root / "results").mkdir()
+    (root / "results/satellite_plan.md").write_text("## Plan\n\nfixed before\n")
+    config = compose([*SMALL, f"output.runs={root}", f"output.report={root / 'results'}"])
+    assert run_experiment(config, "the command", lambda _line: None, False) == 0
+    return root
+
+
+def test_the_page_has_plan_power_and_every_class(finished: Path):
+    page = (finished / "results/satellite_cover.md").read_text()
+    assert page.index("fixed before") < page.index("## Results") < page.index("**Power**") < page.index("By land cover")
+    assert all(cover in page for cover in COVERS)
+    assert "Which tiles are worth a survey?" in page
+    assert str(finished) not in page
+    values = load_json(finished / "results/satellite_cover.json")["values"]
+    assert values["even_rmse"].keys() == {"raw", "oracle"}
+    assert values["kl"]["oracle"]["0"] < 0.05
+
+
+def test_every_arm_learns_from_its_own_tiles_of_the_pool_and_no_other(finished: Path):
+    pool = np.load(next((finished / "shared/seed0").glob("prepare-*")) / "pool_rows.npy")
+    learnt = {
+        arm: np.load(next((finished / arm / "seed0").glob("train-*")) / "labelled.npy") for arm in ("raw", "oracle")
+    }
+    for rows in learnt.values():
+        assert len(rows) == 15
+        assert set(rows) <= set(pool)
+    assert set(learnt["raw"]) != set(learnt["oracle"])
+    counts = load_json(next((finished / "shared/seed0").glob("prepare-*")) / "pool.json")
+    assert counts["least_gap"] >= 4
+    assert (
+        counts["cover"]
+        == np.bincount(
+            np.load(next((finished / "shared/seed0").glob("prepare-*")) / "labels.npy"), minlength=5
+        ).tolist()
+    )
+
+
+def test_the_question_decides_the_key_and_pretraining_keeps_its_own():
+    stages = {
+        judge: build(compose([*SMALL, f"science.train.judge={judge}"])).stages for judge in ("features", "labels")
+    }
+    keys = {judge: [stage.key for stage in found if stage.name == "evaluate"] for judge, found in stages.items()}
+    assert not set(keys["features"]) & set(keys["labels"])
+    plain = next(stage for stage in stages["features"] if stage.name == "evaluate").upstream[1]
+    assert plain.decides is not None
+    assert "judge" not in plain.decides
+
+
+def test_without_power_the_page_says_so():
+    def rows(effects: list[float]) -> list[Row]:
+        found = [Row("raw", seed, "even_rmse", 5.0) for seed in range(len(effects))]
+        return found + [Row("oracle", seed, "even_rmse", 5.0 + effect) for seed, effect in enumerate(effects)]
+
+    assert "so it can tell" in power_sentence(rows([-1.0, -1.1, -0.9]))
+    assert "no method can be judged" in power_sentence(rows([-1.0, 0.1, -0.9]))
+    assert "no method can be judged" in power_sentence(rows([1.0, 1.1, 0.9]))
+    assert "not known" in power_sentence(rows([-1.0]))
+
+
+def test_ranks_are_of_the_pool():
+    balance = {("raw", 0): {"pool_counts": [1, 2, 3, 4, 50], "subset_counts": [0, 1, 0, 0, 9]}}
+    assert [line.split("|")[2].strip() for line in by_rank(balance, ["raw"]).splitlines()[2:]] == ["50", "9"]
