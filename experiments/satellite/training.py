@@ -17,7 +17,7 @@ from curation.pool import open_pool
 from eval.canopy import CanopySettings, canopy_metrics
 from experiments.engine.curves import append_point, read_curve
 from experiments.engine.stages import StageRun
-from experiments.satellite.annotation import BoostedHeights
+from experiments.satellite.annotation import HandmadeMaps
 from experiments.satellite.cover import TEST_COVER, even_metrics
 from experiments.satellite.pool import COUNTS, POOL, TILES
 from foundation.files import load_array, load_json, save_array, save_json
@@ -82,8 +82,8 @@ class EvaluateSettings:
     Attributes:
         head: of `satellite.settings.TrainSettings`, without seed and backbone.name: a head trained on the frozen
             teacher; {} takes the linear head in closed form (`satellite.ridge`) on ``blocks``. Where labels are the
-            question there is no teacher: the head brings its backbone, and {} takes boosted trees
-            (`experiments.satellite.annotation`).
+            question there is no teacher: a trained head brings its backbone, and {} is the linear
+            one on features made by hand (`experiments.satellite.annotation`).
         blocks: of the teacher.
         pool_pixels, pool_metres: sides of the averaged cells of block-R2.
     """
@@ -181,12 +181,10 @@ def judge(run: StageRun) -> dict[str, float]:
             raise KeyboardInterrupt
         trained_model = load_model(result.folder, device)
         model, statistics = trained_model.model, trained_model.statistics
-    elif by_labels:
-        learnt = list(batches(reader, statistics, labelled, "cpu"))
-        trees = BoostedHeights(seed).fit(*(torch.cat(part).numpy() for part in zip(*learnt, strict=True)))
-        model = trees.on_batch
     else:
-        backbone = open_backbone(BackboneSettings(teacher, blocks=settings.blocks), reader.n_bands, cut.size).to(device)
+        chosen = BackboneSettings(teacher, blocks=settings.blocks)
+        backbone: Any = HandmadeMaps() if by_labels else open_backbone(chosen, reader.n_bands, cut.size)
+        backbone = backbone.to(device)
         ridge = fit_ridge(backbone, batches(reader, statistics, labelled, device))
         model = partial(ridge, backbone)
     predicted, truth = predict_tiles(model, reader, statistics, test, device)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("rasterio")
 pytest.importorskip("lightning")
@@ -13,7 +14,7 @@ from experiments.engine.compare import Row
 from experiments.engine.experiment import build
 from experiments.engine.settings import compose
 from experiments.launch import run_experiment
-from experiments.satellite.annotation import BoostedHeights, cell_heights
+from experiments.satellite.annotation import HandmadeMaps
 from experiments.satellite.cover import (
     COVERS,
     cover_classes,
@@ -26,20 +27,21 @@ from experiments.satellite.cover import (
 from experiments.satellite.cover_report import by_rank, power_sentence
 from foundation.errors import CurationError
 from foundation.files import load_json
+from satellite.ridge import fit_ridge
 
 SMALL = [
     "experiment=satellite_cover",
     "scale=lab",
-    "seeds=[0]",
+    "seeds=[0,1,2,3,4]",
     "arms=[raw,oracle]",
     "science.pool.image=synthetic",
-    "+science.pool.scene=[640,640]",
-    "science.pool.block=80",
+    "+science.pool.scene=[448,448]",
+    "science.pool.block=64",
     "science.pool.margin=4",
-    "science.pool.rows=40",
+    "science.pool.rows=30",
     "science.pool.labelled=20",
-    "science.pool.zipf=1.0",
-    "science.curation.size=15",
+    "science.pool.zipf=0.5",
+    "science.curation.size=10",
     "tracking.wandb=off",
     "speed.threads=1",
 ]
@@ -113,17 +115,19 @@ def test_every_class_weighs_the_same_however_many_test_tiles_it_has():
         even_metrics(predicted[:8], truth[:8], classes[:8], [1] * 5, SETTINGS)
 
 
-def test_heights_are_learnt_from_the_tiles_that_have_them():
-    rng = np.random.default_rng(0)
-    cells = rng.random((30, 1, 4, 4))
-    images = np.repeat(np.repeat(cells, 8, 2), 8, 3).repeat(3, 1).astype(np.float32)
-    heights = 20 * images[:, 0].astype(np.float64)
-    heights[:5] = np.nan
-    heights[5, :5, :8] = np.nan  # more than half of one cell
-    assert np.isnan(cell_heights(heights)).sum() == 5 * 16 + 1
-    model = BoostedHeights().fit(images[:20], heights[:20])
-    found = cell_heights(model.predict(images[20:]).astype(np.float64))
-    assert np.abs(found - cell_heights(heights[20:])).mean() < 2.5 < np.abs(heights[20:] - heights[20:].mean()).mean()
+def test_a_cell_sees_its_tile_and_no_other():
+    torch.manual_seed(0)
+    images = torch.rand(3, 3, 32, 32)
+    whole = HandmadeMaps()(images)[0][0]
+    assert whole.shape == (3, 36, 4, 4)
+    torch.testing.assert_close(whole[1:2], HandmadeMaps()(images[1:2])[0][0])
+    torch.testing.assert_close(whole[:, :3], torch.nn.functional.avg_pool2d(images, 8))
+    heights = (20 * images[:, 0]).clone()
+    heights[0] = float("nan")
+    head = fit_ridge(HandmadeMaps(), [(images[i : i + 1], heights[i : i + 1]) for i in range(3)])
+    new = torch.rand(4, 3, 32, 32)
+    error = torch.nn.functional.avg_pool2d(head(HandmadeMaps(), new) - 20 * new[:, 0], 8)
+    assert float(error.abs().mean()) < 1.0
 
 
 @pytest.fixture(scope="module")
@@ -143,8 +147,8 @@ def test_the_page_has_plan_power_and_every_class(finished: Path):
     assert "Which tiles are worth a survey?" in page
     assert str(finished) not in page
     values = load_json(finished / "results/satellite_cover.json")["values"]
-    assert values["even_rmse"].keys() == {"raw", "oracle"}
-    assert values["kl"]["oracle"]["0"] < 0.05
+    assert values["even_r2"].keys() == {"raw", "oracle"}
+    assert 0 <= values["kl"]["oracle"]["0"] < 0.1
 
 
 def test_every_arm_learns_from_its_own_tiles_of_the_pool_and_no_other(finished: Path):
@@ -153,7 +157,7 @@ def test_every_arm_learns_from_its_own_tiles_of_the_pool_and_no_other(finished: 
         arm: np.load(next((finished / arm / "seed0").glob("train-*")) / "labelled.npy") for arm in ("raw", "oracle")
     }
     for rows in learnt.values():
-        assert len(rows) == 15
+        assert len(rows) == 10
         assert set(rows) <= set(pool)
     assert set(learnt["raw"]) != set(learnt["oracle"])
     counts = load_json(next((finished / "shared/seed0").glob("prepare-*")) / "pool.json")
@@ -179,13 +183,13 @@ def test_the_question_decides_the_key_and_pretraining_keeps_its_own():
 
 def test_without_power_the_page_says_so():
     def rows(effects: list[float]) -> list[Row]:
-        found = [Row("raw", seed, "even_rmse", 5.0) for seed in range(len(effects))]
-        return found + [Row("oracle", seed, "even_rmse", 5.0 + effect) for seed, effect in enumerate(effects)]
+        found = [Row("raw", seed, "even_r2", 0.2) for seed in range(len(effects))]
+        return found + [Row("oracle", seed, "even_r2", 0.2 + effect) for seed, effect in enumerate(effects)]
 
-    assert "so it can tell" in power_sentence(rows([-1.0, -1.1, -0.9]))
-    assert "no method can be judged" in power_sentence(rows([-1.0, 0.1, -0.9]))
-    assert "no method can be judged" in power_sentence(rows([1.0, 1.1, 0.9]))
-    assert "not known" in power_sentence(rows([-1.0]))
+    assert "so it can tell" in power_sentence(rows([0.1, 0.11, 0.09]))
+    assert "no method can be judged" in power_sentence(rows([0.1, -0.01, 0.09]))
+    assert "no method can be judged" in power_sentence(rows([-0.1, -0.11, -0.09]))
+    assert "not known" in power_sentence(rows([0.1]))
 
 
 def test_ranks_are_of_the_pool():
