@@ -24,7 +24,7 @@ from experiments.satellite.cover import (
     overlap_of,
     zipf_sizes,
 )
-from experiments.satellite.cover_report import by_rank, power_sentence
+from experiments.satellite.cover_report import by_rank, cover_rows, effect_figure, power_sentence, render_cover
 from foundation.errors import CurationError
 from foundation.files import load_json
 from satellite.ridge import fit_ridge
@@ -32,12 +32,13 @@ from satellite.ridge import fit_ridge
 SMALL = [
     "experiment=satellite_cover",
     "scale=lab",
-    "seeds=[0,1,2,3,4]",
+    "seeds=[0]",
     "arms=[raw,oracle]",
     "science.pool.image=synthetic",
-    "+science.pool.scene=[448,448]",
+    "+science.pool.scene=[640,640]",
     "science.pool.block=64",
     "science.pool.margin=4",
+    "science.pool.n_folds=2",
     "science.pool.rows=30",
     "science.pool.labelled=20",
     "science.pool.zipf=0.5",
@@ -140,15 +141,33 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_the_page_has_plan_power_and_every_class(finished: Path):
-    page = (finished / "results/satellite_cover.md").read_text()
-    assert page.index("fixed before") < page.index("## Results") < page.index("**Power**") < page.index("By land cover")
+def found_of(seed: int, gain: float) -> dict:
+    """``metrics.json`` of an evaluation, made up."""
+    names = ["even_rmse", "even_mae", "even_r2", "even_block_r2", "rare_mae", "frequent_mae", "r2"]
+    names += [f"{measure}_{kind}" for measure in ("rmse", "mae", "r2", "block_r2") for kind in range(5)]
+    pool = {"test_cover": [3, 4, 5, 6, 7], "least_gap": 16.0, "near_test": 1, "rows": 250}
+    return {"metrics": dict.fromkeys(names, 1.0) | {"even_r2": 0.1 + seed / 100 + gain}, "pool": pool}
+
+
+def test_a_turn_of_five_seeds_is_one_value_and_a_part_of_one_is_none():
+    metrics = {
+        (arm, seed): found_of(seed, gain) for arm, gain in (("raw", 0.0), ("oracle", 0.1)) for seed in range(10, 27)
+    }
+    balance = {
+        key: {"measures": {"kl": 0.3}, "pool_counts": [9, 5, 3, 2, 1], "subset_counts": [2] * 5} for key in metrics
+    }
+    rows = [row for row in cover_rows(metrics, balance) if row.metric == "even_r2" and row.arm == "raw"]
+    assert [(row.seed, round(row.value, 6)) for row in rows] == [(2, 0.22), (3, 0.27), (4, 0.32)]
+    config = compose(["experiment=satellite_cover", "scale=lab"])
+    made = [{"commit": "abc", "changed": [], "device": "a CPU", "versions": {"numpy": "2"}}]
+    page = render_cover(metrics, balance, config, made)
+    assert page.index("## Results") < page.index("**Power**") < page.index("By land cover")
     assert all(cover in page for cover in COVERS)
     assert "Which tiles are worth a survey?" in page
-    assert str(finished) not in page
-    values = load_json(finished / "results/satellite_cover.json")["values"]
-    assert values["even_r2"].keys() == {"raw", "oracle"}
-    assert 0 <= values["kl"]["oracle"]["0"] < 0.1
+    assert "+0.100 [+0.100, +0.100], better" in page
+    few = {key: found for key, found in metrics.items() if key[1] < 13}
+    assert "No turn of 5 seeds is whole yet" in render_cover(few, balance, config, made)
+    assert effect_figure(cover_rows(metrics, balance)).startswith(b"\x89PNG")
 
 
 def test_every_arm_learns_from_its_own_tiles_of_the_pool_and_no_other(finished: Path):
@@ -156,6 +175,9 @@ def test_every_arm_learns_from_its_own_tiles_of_the_pool_and_no_other(finished: 
     learnt = {
         arm: np.load(next((finished / arm / "seed0").glob("train-*")) / "labelled.npy") for arm in ("raw", "oracle")
     }
+    page = (finished / "results/satellite_cover.md").read_text()
+    assert page.index("fixed before") < page.index("## Results")
+    assert str(finished) not in page
     for rows in learnt.values():
         assert len(rows) == 10
         assert set(rows) <= set(pool)
