@@ -74,13 +74,15 @@ def render_cover(metrics: Found, balance: Found, config: dict[str, Any], made: l
     pools = {seed: found["pool"] for (_, seed), found in metrics.items()}
     rows = cover_rows(metrics, balance)
     if not rows:
-        return f"# Satellite: land cover unequal on purpose\n\n## Results\n\nNo turn of {len(COVERS)} seeds is whole yet.\n"
+        return f"# Satellite: land cover unequal\n\n## Results\n\nNo turn of {len(COVERS)} seeds is whole yet.\n"
     told = list(dict.fromkeys(row.arm for row in rows))
     better = {name: "higher" if name in HIGHER else "lower" for name in TITLES}
     kinds = [f"rmse_{i}" for i in range(len(COVERS))]
     cells = {(i.arm, i.metric): i for i in summarise(rows, better | dict.fromkeys(kinds, "lower"))}
     sizes = ", ".join(map(str, zipf_sizes(pool["rows"], len(COVERS), pool["zipf"])))
     tested = np.mean([found["test_cover"] for found in pools.values()], 0)
+    shown = {key: item for key, item in cells.items() if key[1] == HEADLINE}
+    verdict = headline(shown, HEADLINE, BASE_ARM, METHOD_ARM, ORACLE, WHAT).replace("paired seeds", "paired turns")
     sections = [
         "# Satellite: land cover unequal on purpose\n",
         f"{QUESTION[science['train']['judge']]} The unit is a turn of five seeds, each class of land cover "
@@ -94,7 +96,7 @@ def render_cover(metrics: Found, balance: Found, config: dict[str, Any], made: l
             made,
             f"with {DATA} naming the folder of {pool['image']}",
         ),
-        headline({k: v for k, v in cells.items() if k[1] == HEADLINE}, HEADLINE, BASE_ARM, METHOD_ARM, ORACLE, WHAT),
+        verdict,
         power_sentence(rows),
         claims_table(rows, told),
         f"![effect over balance]({FIGURE})\n",
