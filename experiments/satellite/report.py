@@ -47,7 +47,7 @@ def write_up(config: dict[str, Any]) -> Callable[[StageRun], None]:
             balance[key] = load_json(curated.folder(root) / "balance.json")
         made = [load_json(folder / MARKER)["provenance"] for _, folder in run.before]
         report = Path(config["output"]["report"])
-        if config["science"]["pool"]["zipf"]:
+        if config["science"]["pool"].get("zipf"):
             _write_cover(metrics, balance, config, made, [run.folder, report])
             return
         page = render(metrics, balance, config, made)
