@@ -18,6 +18,7 @@ from curation.embedders import Embedder, open_embedder
 from curation.embeddings import open_embeddings
 from curation.pool import open_pool
 from curation.tiles import TileCut, open_rasters
+from experiments.satellite.cover import cover_classes, cover_signs
 from experiments.web_images.faults import junk, near_duplicate
 from foundation.errors import CurationError
 from foundation.files import checksum, load_array, save_array
@@ -85,22 +86,15 @@ def picture_pool(domain: str) -> Any:
 
 
 def land_cover(pool: Any) -> Int[np.ndarray, "n"]:
-    """Class of each tile from heights and colour: forest, some trees, green ground, bright ground, dark ground."""
+    """Class of each tile from heights and colour, of `experiments.satellite.cover.COVERS`."""
     import rasterio
 
     with rasterio.open(locate("land")) as colours, rasterio.open(locate("heights")) as heights:
         rgb, height = colours.read((1, 2, 3)).astype(np.float32), heights.read(1)
-    found = []
-    for row, col in zip(pool["row"], pool["col"], strict=True):
-        window = slice(row, row + TILES.tile), slice(col, col + TILES.tile)
-        known = height[window][np.isfinite(height[window])]
-        red, green, blue = (rgb[band][window] for band in range(3))
-        tall = (known > 5).mean() if len(known) else 0.0
-        found.append((tall, (2 * green - red - blue).mean(), (red + green + blue).mean()))
-    tall, greenness, brightness = np.array(found).T
-    ground = np.where(brightness > np.median(brightness), 3, 4)
-    ground = np.where(greenness > np.quantile(greenness, 0.6), 2, ground)
-    return np.where(tall > 0.5, 0, np.where(tall > 0.1, 1, ground))
+    places = [
+        (slice(r, r + TILES.tile), slice(c, c + TILES.tile)) for r, c in zip(pool["row"], pool["col"], strict=True)
+    ]
+    return cover_classes(cover_signs(rgb[:, rows, cols], height[rows, cols]) for rows, cols in places)
 
 
 def burst_pool(domain: str) -> Any:
