@@ -20,7 +20,7 @@ from PIL import Image
 
 from foundation.errors import CurationError
 
-SIDE, LEVELS, NEIGHBOURS = 32, 16, 6
+SIDE, LEVELS, NEIGHBOURS = 32, 16, 4
 # (rows, columns) from a pixel to those before it, the nearest first: W, N, NW, NE, WW, NN, ...
 OFFSETS = (
     (0, -1),
