@@ -130,7 +130,7 @@ def result_sections(metrics: Found, balance: Found, arms: Sequence[str], judge: 
             ["arm", *titles.values()],
             [[arm, *(with_interval(cells[arm, m].mean, cells[arm, m].interval) for m in titles)] for arm in arms],
         ),
-        f"Paired difference to raw, which is expected to win where {judge.what} like the pool's is asked for (frequent "
+        f"Paired difference to raw, which is expected to win on {judge.what} like the pool's (frequent "
         "third, weighted as the pool, nearest tenth):\n",
         markdown_table(
             ["arm", *titles.values()],
