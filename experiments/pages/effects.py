@@ -164,7 +164,7 @@ def effect_over_balance(rows: Sequence[Row], judge: Judge) -> bytes:
     """PNG: does balance buy quality? Each arm and seed, difference to raw over the KL of its subset."""
     kl = {(row.arm, row.seed): row.value for row in rows if row.metric == "kl"}
     figure, axes = plt.subplots(figsize=(7.2, 4.2))
-    for place, arm in enumerate(dict.fromkeys(row.arm for row in rows)):
+    for place, arm in enumerate(arms_of(rows)):
         effects = paired(rows, arm, judge.headline)
         if not effects or arm == BASE_ARM:
             continue
@@ -182,6 +182,45 @@ def effect_over_balance(rows: Sequence[Row], judge: Judge) -> bytes:
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return _png(figure)
+
+
+def gain_over_balance(pages: Mapping[str, Sequence[Row]], metric: Mapping[str, str]) -> bytes:
+    """PNG: what balance buys, over experiments: gain over raw as a share of the oracle's, over KL as a share of raw's.
+
+    A point is an arm of an experiment, its mean over the seeds; raw stands at (1, 0), true labels at about (0, 1). The
+    whole pool, which is more than a subset, is left out.
+
+    Args:
+        pages: title -> values of an experiment, with "kl", and the arms raw and oracle.
+        metric: title -> its headline.
+    """
+    figure, axes = plt.subplots(figsize=(7.2, 4.4))
+    arms = list(dict.fromkeys(row.arm for rows in pages.values() for row in rows))
+    shown = [arm for arm in arms if arm not in (BASE_ARM, ORACLE, *WHOLE)]
+    for place, (title, rows) in enumerate(pages.items()):
+        kl = {arm: _mean([row.value for row in rows if (row.arm, row.metric) == (arm, "kl")]) for arm in arms_of(rows)}
+        gain = {arm: _mean(list(paired(rows, arm, metric[title]).values())) for arm in kl}
+        style = style_of(place + 1)
+        for arm in (arm for arm in shown if arm in kl):
+            x, y = kl[arm] / kl[BASE_ARM], gain[arm] / gain[ORACLE]
+            axes.plot(x, y, marker=style["marker"], color=style["color"], markersize=8)
+            axes.annotate(arm, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=7)
+        axes.plot([], [], linestyle="none", marker=style["marker"], color=style["color"], label=title)
+    axes.plot([1, 0], [0, 1], color="#777777", linewidth=1, linestyle=":", label="raw to true labels")
+    axes.axhline(0, color="#777777", linewidth=1)
+    axes.set_xlabel("KL of the subset's domains to uniform, as a share of raw's (1: as unequal as raw)")
+    axes.set_ylabel("gain over raw, as a share\nof what true labels gain")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
+def arms_of(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row.arm for row in rows))
+
+
+def _png(figure: Any) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)
@@ -204,7 +243,7 @@ def power_sentence(rows: Sequence[Row], judge: Judge, oracle: str = ORACLE) -> s
 def balance_sentence(rows: Sequence[Row], judge: Judge) -> str:
     """What a nat of balance buys, over all arms but the whole pool and true domains, and all seeds."""
     kl = {(row.arm, row.seed): row.value for row in rows if row.metric == "kl"}
-    arms = [arm for arm in dict.fromkeys(row.arm for row in rows) if arm not in (BASE_ARM, ORACLE, *WHOLE)]
+    arms = [arm for arm in arms_of(rows) if arm not in (BASE_ARM, ORACLE, *WHOLE)]
     found = [
         (kl[arm, seed] - kl[BASE_ARM, seed], effect)
         for arm in arms
