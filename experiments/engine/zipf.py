@@ -30,3 +30,29 @@ def zipf_sizes(
         found[chosen] = size
         left = left[left != chosen]
     return found
+
+
+def zipf_in_turns(
+    available: Int[np.ndarray, "k"], rows: int, exponent: float, turn: int, rng: np.random.Generator
+) -> Int[np.ndarray, "k"]:
+    """As `zipf_sizes`, but the k turns of one generator's draw give every domain every rank once.
+
+    Which domain is frequent decides how much balance can gain at all: over whole rounds of turns that is no chance.
+
+    Args:
+        turn: how many ranks further each domain is than in the draw.
+
+    Raises:
+        CurationError: a domain has fewer rows than its rank asks for.
+    """
+    k = len(available)
+    shares = np.arange(1, k + 1) ** -exponent
+    sizes = np.diff(np.round(np.cumsum(shares) / shares.sum() * rows).astype(np.int64), prepend=0)
+    found = sizes[(rng.permutation(k) + turn) % k]
+    short = np.flatnonzero(available < found)
+    if len(short):
+        raise CurationError(
+            f"domain {short[0]} has {available[short[0]]:,} of the {found[short[0]]:,} rows that its turn asks for; "
+            "lower science.pool.rows"
+        )
+    return found

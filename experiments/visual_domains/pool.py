@@ -18,7 +18,7 @@ from eval.pixel_model import SIDE, grey_pictures
 from eval.rarity import NEIGHBOURS, distance_to_pool
 from experiments.engine.inputs import locate
 from experiments.engine.stages import StageRun, fingerprint
-from experiments.engine.zipf import zipf_sizes
+from experiments.engine.zipf import zipf_in_turns
 from experiments.visual_domains.sources import TILES, encoded, file_of, has_roles, picture_pool, thumbnails
 from foundation.errors import CurationError
 from foundation.files import digest_json, load_array, load_json, save_array, save_json, write_atomically
@@ -41,8 +41,8 @@ class PoolSettings:
     Attributes:
         domains: names of `experiments.visual_domains.sources.PICTURES`, or "clipart/FOLDER".
         rows: pictures in the pool of one seed.
-        zipf: the domains' pictures in the pool fall as rank^-zipf, the ranks drawn by the seed, so that no domain is
-            rare in every seed.
+        zipf: the domains' pictures in the pool fall as rank^-zipf. As many seeds as there are domains are one round: its
+            number draws the ranks, and its seeds turn them, so that every domain has every rank once.
         most, most_held: pictures of a domain, and of its held-out part, that are read at all: for time.
         test_rows: held-out pictures of each domain at most.
         test_share: of a domain without a held-out part of its own, held out by the seed: pictures drawn at random, or
@@ -218,7 +218,9 @@ def prepare(run: StageRun) -> dict[str, float]:
         trusted.append(train[: pool.trusted])
         free.append(train[pool.trusted :])
         held.append(rng.permutation(test))
-    sizes = zipf_sizes(np.array([len(part) for part in free]), pool.rows, pool.zipf, rng)
+    round_, turn = divmod(seed, len(pool.names))
+    ranks = np.random.default_rng([round_, 74])
+    sizes = zipf_in_turns(np.array([len(part) for part in free]), pool.rows, pool.zipf, turn, ranks)
     rows = np.sort(np.concatenate([part[:size] for part, size in zip(free, sizes, strict=True)]))
     new = unseen(pictures, np.concatenate(held), rows, run.progress)
     left = [part[np.isin(part, new)] for part in held]

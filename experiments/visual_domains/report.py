@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.engine.arms import BASE_ARM
 from experiments.engine.inputs import DATA
 from experiments.engine.stages import StageRun
 from experiments.pages.effects import (
@@ -24,8 +25,10 @@ from experiments.pages.effects import (
     with_words,
 )
 from experiments.pages.markdown import origin
+from experiments.pages.verdict import ORACLE
 from experiments.visual_domains.pool import POOL
 from foundation.files import load_json
+from foundation.tables import markdown_table
 
 JUDGE = Judge("bpp", "bits per pixel", "pictures", "pictures")
 NAME, PLAN, NOTES = "visual_domains", "visual_domains_plan.md", "visual_domains_notes.md"
@@ -41,11 +44,33 @@ def write_up(config: dict[str, Any]) -> Callable[[StageRun], None]:
         found, report = read_evaluations(run), Path(config["output"]["report"])
         pools = {seed: load_json(folder / POOL) for seed, folder in found.prepared.items()}
         page = with_words(render(found, pools, config), report, PLAN, NOTES)
-        rows = value_rows(found.metrics, found.balance)
+        rounds = in_rounds(found, len(config["science"]["pool"]["domains"]))
+        rows = value_rows(rounds.metrics, rounds.balance)
         about = {"experiment": NAME, "commits": sorted({item["commit"] for item in found.made})}
         save_page([run.folder, report], NAME, page, rows, about, effect_over_balance(rows, JUDGE))
 
     return action
+
+
+def in_rounds(found: Evaluations, n_domains: int) -> Evaluations:
+    """Means over the seeds of each whole round, in which every domain has every rank once, by its number.
+
+    A round that lacks a seed is left out, for its means would depend on who was frequent.
+    """
+    metrics: dict[tuple[str, int], dict[str, Any]] = {}
+    balance: dict[tuple[str, int], dict[str, Any]] = {}
+    for arm, number in dict.fromkeys((arm, seed // n_domains) for arm, seed in found.metrics):
+        keys = [(arm, number * n_domains + turn) for turn in range(n_domains)]
+        if not all(key in found.metrics for key in keys):
+            continue
+        parts = [found.metrics[key] for key in keys]
+        metrics[arm, number] = {
+            name: {key: float(np.mean([part[name][key] for part in parts])) for key in parts[0][name]}
+            for name in ("metrics", "untrained")
+        }
+        metrics[arm, number]["by_rarity"] = np.mean([part["by_rarity"] for part in parts], axis=0).tolist()
+        balance[arm, number] = {"measures": {"kl": float(np.mean([found.balance[k]["measures"]["kl"] for k in keys]))}}
+    return Evaluations(metrics, balance, found.prepared, found.made)
 
 
 def render(found: Evaluations, pools: dict[int, dict[str, Any]], config: dict[str, Any]) -> str:
@@ -59,6 +84,11 @@ def render(found: Evaluations, pools: dict[int, dict[str, Any]], config: dict[st
     science, scale = config["science"], config["scale"]["name"]
     arms, seeds = list(dict.fromkeys(arm for arm, _ in found.metrics)), sorted(pools)
     pool, train = science["pool"], science["train"]
+    rounds = in_rounds(found, len(pool["domains"]))
+    if not rounds.metrics:
+        return (
+            f"# Visual domains\n\n## Results\n\nNo whole round of {len(pool['domains'])} seeds: nothing to say yet.\n"
+        )
     sections = [
         "# Visual domains (experiment 2 of the paper, a judge that costs seconds)\n",
         "Does a pixel model of a curated subset predict held-out pictures of every domain better than one of as many "
@@ -66,7 +96,9 @@ def render(found: Evaluations, pools: dict[int, dict[str, Any]], config: dict[st
         f"`eval/pixel_model.py`) of grey pictures of {pool.get('side', 32)} x {pool.get('side', 32)} pixels and "
         f"{train['levels']} levels: deterministic, nothing to tune, the same for every arm; only the pictures change. "
         "Bits per pixel, lower is better; ± is the 95 % interval of the mean over seeds (Student's t), brackets the "
-        "95 % bootstrap interval of the paired difference to raw. Each seed draws its own split, pool and subset.\n",
+        "95 % bootstrap interval of the paired difference to raw. Each seed draws its own split, pool and subset; as many "
+        f"seeds as there are domains are a round, in which every domain has every rank once, and **rounds are what the "
+        f"tables call seeds**: {len({number for _, number in rounds.metrics})} of {len(pool['domains'])} pools each.\n",
         "## Results\n",
         origin(
             f"python scripts/run_experiment.py experiment={NAME} scale={scale} "
@@ -74,17 +106,29 @@ def render(found: Evaluations, pools: dict[int, dict[str, Any]], config: dict[st
             found.made,
             f"with {DATA} naming the folder of public data" if scale != "demo" else "",
         ),
-        *result_sections(found.metrics, found.balance, arms, JUDGE, NAME),
-        rarity_section(found.metrics, arms, JUDGE, "thumbnails of 16 x 16 colours"),
+        *result_sections(rounds.metrics, rounds.balance, arms, JUDGE, NAME),
+        rarity_section(rounds.metrics, arms, JUDGE, "thumbnails of 16 x 16 colours"),
         "## Domains\n",
-        f"{_apart(pools)} The domains' sizes fall as rank^-{pool['zipf']:g}, and each seed draws which domain has "
-        "which rank, among those that have the pictures for it. Pictures of the pool and of each subset, and bits per "
-        "pixel; means over seeds.\n",
+        f"{_apart(pools)} The domains' sizes fall as rank^-{pool['zipf']:g}. Pictures of the pool and of each subset, and "
+        "bits per pixel; means over all pools.\n",
         domain_table(found.metrics, pools, found.balance, arms, JUDGE, by_rank=True),
-        "The same by domain:\n",
+        "By the domain that is the most frequent, what true domains change:\n",
+        _by_head(found, pools),
+        "By domain, over all its ranks:\n",
         domain_table(found.metrics, pools, found.balance, arms, JUDGE, by_rank=False),
     ]
     return "\n".join(sections)
+
+
+def _by_head(found: Evaluations, pools: dict[int, dict[str, Any]]) -> str:
+    """Difference of the oracle to raw in the pools that each domain leads."""
+    effects: dict[str, list[float]] = {}
+    for seed, pool in pools.items():
+        if {(ORACLE, seed), (BASE_ARM, seed)} <= set(found.metrics):
+            oracle, raw = (found.metrics[arm, seed]["metrics"][JUDGE.headline] for arm in (ORACLE, BASE_ARM))
+            effects.setdefault(max(pool["rows_of"], key=pool["rows_of"].get), []).append(oracle - raw)
+    lines = [[name, str(len(part)), f"{np.mean(part):+.3f}"] for name, part in sorted(effects.items())]
+    return markdown_table(["most frequent", "pools", "mean over domains, difference to raw"], lines)
 
 
 def _apart(pools: dict[int, dict[str, Any]]) -> str:

@@ -57,7 +57,7 @@ def small(clip_art: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> li
     monkeypatch.setitem(sources.PICTURES, "clipart", str(clip_art))
     monkeypatch.setattr(pools, "open_embedder", lambda *_: named_thumbnails())
     domains = ",".join(f"clipart/{name}" for name in FOLDERS)
-    pool = f"{{domains: [{domains}], rows: 120, zipf: 1.2, test_rows: 12, trusted: 2, dim: 768}}"
+    pool = f"{{domains: [{domains}], rows: 100, zipf: 1.2, test_rows: 12, trusted: 2, dim: 768}}"
     return [
         "experiment=visual_domains", "scale=demo", "tracking.wandb=off", "speed.threads=1", "speed.hardware=h100",
         f"output.runs={tmp_path}/runs", f"output.report={tmp_path}/report",
@@ -78,11 +78,12 @@ def test_an_experiment_from_pictures_to_the_page(small: list[str], tmp_path: Pat
     page = (tmp_path / "report/visual_domains.md").read_text()
     rows, about = read_values(tmp_path / "report/visual_domains.json")
     value = {(row.arm, row.seed, row.metric): row.value for row in rows}
+    sizes = []
     for seed in range(3):
         prepared = next((tmp_path / f"runs/shared/seed{seed}").glob("prepare-*"))
         shared = pools.pictures_of(prepared)
         pool, test = load_array(prepared / "rows.npy"), load_array(prepared / "test.npy")
-        assert len(np.unique(pool)) == 120
+        assert len(np.unique(pool)) == 100
         grey = load_array(shared / "grey.npy")
         both = np.concatenate([grey[pool], grey[test]]).reshape(len(pool) + len(test), -1)
         # the ten copies of each folder are on one side, or left out
@@ -90,9 +91,12 @@ def test_an_experiment_from_pictures_to_the_page(small: list[str], tmp_path: Pat
             np.unique(grey[pool].reshape(len(pool), -1), axis=0)
         )
         assert len(np.unique(both, axis=0)) == distinct
-        assert value["oracle", seed, "kl"] < value["raw", seed, "kl"]
-        assert value["all", seed, "bpp_macro"] < value["raw", seed, "bpp_macro"] < 4
         assert sum(load_json(prepared / "pool.json")["in_pool_of"].values()) > 0
+        sizes.append(list(load_json(prepared / "pool.json")["rows_of"].values()))
+    assert np.all(np.sort(sizes, axis=0) == np.sort(sizes[0])[:, None])  # every domain has every rank once
+    assert {seed for _, seed, _ in value} == {0}  # the three seeds are one round
+    assert value["oracle", 0, "kl"] < value["raw", 0, "kl"]
+    assert value["all", 0, "bpp_macro"] < value["raw", 0, "bpp_macro"] < 4
     assert "Untrained, the model needs 4.00 bits per pixel" in page
     assert "| rank in the pool |" in page
     assert about["experiment"] == "visual_domains"
