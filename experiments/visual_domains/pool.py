@@ -41,8 +41,8 @@ class PoolSettings:
     Attributes:
         domains: names of `experiments.visual_domains.sources.PICTURES`, or "clipart/FOLDER".
         rows: pictures in the pool of one seed.
-        zipf: the domains' pictures in the pool fall as rank^-zipf. As many seeds as there are domains are one round: its
-            number draws the ranks, and its seeds turn them, so that every domain has every rank once.
+        zipf: the domains' pictures in the pool fall as rank^-zipf. As many seeds as there are domains are one round:
+            its number draws the ranks, and its seeds turn them, so that every domain has every rank once.
         most, most_held: pictures of a domain, and of its held-out part, that are read at all: for time.
         test_rows: held-out pictures of each domain at most.
         test_share: of a domain without a held-out part of its own, held out by the seed: pictures drawn at random, or

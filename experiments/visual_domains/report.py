@@ -96,9 +96,9 @@ def render(found: Evaluations, pools: dict[int, dict[str, Any]], config: dict[st
         f"`eval/pixel_model.py`) of grey pictures of {pool.get('side', 32)} x {pool.get('side', 32)} pixels and "
         f"{train['levels']} levels: deterministic, nothing to tune, the same for every arm; only the pictures change. "
         "Bits per pixel, lower is better; ± is the 95 % interval of the mean over seeds (Student's t), brackets the "
-        "95 % bootstrap interval of the paired difference to raw. Each seed draws its own split, pool and subset; as many "
-        f"seeds as there are domains are a round, in which every domain has every rank once, and **rounds are what the "
-        f"tables call seeds**: {len({number for _, number in rounds.metrics})} of {len(pool['domains'])} pools each.\n",
+        "95 % bootstrap interval of the paired difference to raw. Each seed draws its own split, pool and subset; "
+        "as many seeds as there are domains are a round, in which every domain has every rank once, and **rounds are "
+        f"what the tables call seeds**: {len({number for _, number in rounds.metrics})} of {len(pool['domains'])} pools each.\n",
         "## Results\n",
         origin(
             f"python scripts/run_experiment.py experiment={NAME} scale={scale} "
@@ -109,8 +109,8 @@ def render(found: Evaluations, pools: dict[int, dict[str, Any]], config: dict[st
         *result_sections(rounds.metrics, rounds.balance, arms, JUDGE, NAME),
         rarity_section(rounds.metrics, arms, JUDGE, "thumbnails of 16 x 16 colours"),
         "## Domains\n",
-        f"{_apart(pools)} The domains' sizes fall as rank^-{pool['zipf']:g}. Pictures of the pool and of each subset, and "
-        "bits per pixel; means over all pools.\n",
+        f"{_apart(pools)} The domains' sizes fall as rank^-{pool['zipf']:g}. Pictures of the pool and of each subset, "
+        "and bits per pixel; means over all pools.\n",
         domain_table(found.metrics, pools, found.balance, arms, JUDGE, by_rank=True),
         "By the domain that is the most frequent, what true domains change:\n",
         _by_head(found, pools),
