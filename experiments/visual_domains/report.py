@@ -89,6 +89,7 @@ def render(found: Evaluations, pools: dict[int, dict[str, Any]], config: dict[st
         return (
             f"# Visual domains\n\n## Results\n\nNo whole round of {len(pool['domains'])} seeds: nothing to say yet.\n"
         )
+    n_rounds = len({number for _, number in rounds.metrics})
     sections = [
         "# Visual domains (experiment 2 of the paper, a judge that costs seconds)\n",
         "Does a pixel model of a curated subset predict held-out pictures of every domain better than one of as many "
@@ -98,7 +99,7 @@ def render(found: Evaluations, pools: dict[int, dict[str, Any]], config: dict[st
         "Bits per pixel, lower is better; ± is the 95 % interval of the mean over seeds (Student's t), brackets the "
         "95 % bootstrap interval of the paired difference to raw. Each seed draws its own split, pool and subset; "
         "as many seeds as there are domains are a round, in which every domain has every rank once, and **rounds are "
-        f"what the tables call seeds**: {len({number for _, number in rounds.metrics})} of {len(pool['domains'])} pools each.\n",
+        f"what the tables call seeds**: {n_rounds} of {len(pool['domains'])} pools each.\n",
         "## Results\n",
         origin(
             f"python scripts/run_experiment.py experiment={NAME} scale={scale} "
