@@ -57,11 +57,12 @@ def small(clip_art: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> li
     monkeypatch.setitem(sources.PICTURES, "clipart", str(clip_art))
     monkeypatch.setattr(pools, "open_embedder", lambda *_: named_thumbnails())
     domains = ",".join(f"clipart/{name}" for name in FOLDERS)
-    pool = f"{{domains: [{domains}], rows: 100, zipf: 1.2, test_rows: 12, trusted: 2, dim: 768}}"
+    pool = {"domains": f"[{domains}]", "rows": 100, "zipf": 1.2, "test_rows": 12, "trusted": 2}
     return [
         "experiment=visual_domains", "scale=demo", "tracking.wandb=off", "speed.threads=1", "speed.hardware=h100",
         f"output.runs={tmp_path}/runs", f"output.report={tmp_path}/report",
-        f"scale.visual_domains.pool={pool}",
+        *(f"scale.visual_domains.pool.{key}={value}" for key, value in pool.items()),
+        "+scale.visual_domains.pool.dim=768",
         "science.curation.size=40", "science.curation.levels=[12,6,3]", "seeds=[0,1,2]",
     ]  # fmt: skip
 
