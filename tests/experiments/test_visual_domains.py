@@ -61,8 +61,8 @@ def small(clip_art: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> li
     return [
         "experiment=visual_domains", "scale=demo", "tracking.wandb=off", "speed.threads=1", "speed.hardware=h100",
         f"output.runs={tmp_path}/runs", f"output.report={tmp_path}/report",
-        *(f"scale.visual_domains.pool.{key}={value}" for key, value in pool.items()),
-        "+scale.visual_domains.pool.dim=768",
+        *(f"science.pool.{key}={value}" for key, value in pool.items()),
+        "science.pool.dim=768",
         "science.curation.size=40", "science.curation.levels=[12,6,3]", "seeds=[0,1,2]",
     ]  # fmt: skip
 
