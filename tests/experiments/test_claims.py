@@ -82,7 +82,7 @@ def test_the_figure_shows_the_experiments_that_know_balance_and_true_labels(tmp_
         for seed in range(3)
         for name, value in zip(("kl", "m_macro"), both, strict=True)
     ]
-    save_compact(tmp_path / "v.json", compact(rows, {}))
+    save_compact(tmp_path / "v.json", compact(rows, {"experiment": "made up"}))
     line = "- {claim: a, test: b, link: c, values: v.json, arm: ours, metric: m_macro, better: lower}"
     (tmp_path / CLAIMS).write_text(line)
     (tmp_path / README).write_text(f"x\n{START}\n{END}\ny")
