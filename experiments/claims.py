@@ -1,6 +1,6 @@
 """One line for each claim: effect with interval, seeds, power and verdict, from the numbers of a finished experiment.
 
-python -m experiments.claims docs/results    # writes the table of README.md anew, from claims.yaml and the values
+python -m experiments.claims docs/results    # writes the table of README.md and its figure anew, from claims.yaml
 """
 
 from functools import partial
@@ -10,7 +10,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from experiments.engine.arms import BASE_ARM
+from experiments.engine.arms import BASE_ARM, ORACLE
+from experiments.engine.compare import Row
+from experiments.pages.effects import gain_over_balance
 from experiments.pages.verdict import judge_claim, read_values
 from foundation.command import run_command
 from foundation.errors import CurationError
@@ -18,6 +20,7 @@ from foundation.files import write_atomically
 from foundation.intervals import TOO_FEW
 from foundation.tables import markdown_table
 
+FIGURE = "images/gain_over_balance.png"
 README, CLAIMS, START, END = "README.md", "claims.yaml", "<!-- claims -->", "<!-- end of claims -->"
 
 
@@ -61,12 +64,29 @@ def with_table(text: str, folder: Path) -> str:
     return f"{before}{START}\n{made}{END}{after}"
 
 
+def judged_pages(folder: Path) -> tuple[dict[str, list[Row]], dict[str, str]]:
+    """Values of the claims' files that hold the balance of each arm's subset and true labels, and their headlines."""
+    import yaml
+
+    pages, metric = {}, {}
+    for line in yaml.safe_load((folder / CLAIMS).read_text()):
+        name = Path(line.get("values", "")).stem
+        if not name or name in pages or not line["metric"].endswith("_macro"):
+            continue
+        rows, _ = read_values(folder / line["values"])
+        if any(row.metric == "kl" for row in rows) and any(row.arm == ORACLE for row in rows):
+            pages[name], metric[name] = rows, line["metric"]
+    return pages, metric
+
+
 def main(
     folder: Annotated[Path, typer.Argument(help="With README.md and claims.yaml.")] = Path("docs/results"),
 ) -> None:
-    """Write the table of claims anew."""
+    """Write the table of claims and the figure of gain over balance anew."""
     page = with_table((folder / README).read_text(), folder)
     write_atomically(folder / README, lambda stream: stream.write(page.encode()))
+    picture = gain_over_balance(*judged_pages(folder))
+    write_atomically(folder / FIGURE, lambda stream: stream.write(picture))
 
 
 if __name__ == "__main__":

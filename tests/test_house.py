@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-DOMAINS = ("satellite", "simulated", "text", "web_images")
+DOMAINS = ("satellite", "simulated", "text", "visual_domains", "web_images")
 ROOMS = {
     "foundation": set(),
     "curation": {"foundation"},

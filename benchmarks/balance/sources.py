@@ -3,42 +3,28 @@
 All but the clip art, which the repository has, lie in the folder that CURATED_SSL_DATA names.
 """
 
-import io
-import os
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from PIL import Image
 
 from curation.embed import embed_pool, read_image
 from curation.embedders import Embedder, open_embedder
 from curation.embeddings import open_embeddings
 from curation.pool import open_pool
-from curation.tiles import TileCut, open_rasters
+from experiments.engine import inputs
+from experiments.satellite.cover import cover_classes, cover_signs
+from experiments.visual_domains.sources import PICTURES, TILES, encoded, picture_pool, thumbnails
 from experiments.web_images.faults import junk, near_duplicate
 from foundation.errors import CurationError
 from foundation.files import checksum, load_array, save_array
 
-DATA = "CURATED_SSL_DATA"
-REPOSITORY = Path(__file__).parents[2]
-FILES = {
-    "photos": "domains/photos.parquet",
-    "characters": "domains/characters.parquet",
-    "speech": "domains/speech.parquet",
-    "cifar": "cifar10/train.parquet",
-    "clipart": "data/openclipart.parquet",
-    "land": "autzen/rgb.tif",
-    "heights": "autzen/canopy_height.tif",
-    "passages": "text/passages.parquet",
-}
-VISUAL = ("photos", "cifar", "characters", "speech", "clipart", "land")
-NETWORK, IMAGE_SIZE, THUMBNAIL = "efficientnet_lite0", 96, 16
-CIFAR_ROWS = 12_000
+FILES = {**PICTURES, "heights": "autzen/canopy_height.tif", "passages": "text/passages.parquet"}
+VISUAL = tuple(PICTURES)
+NETWORK, IMAGE_SIZE = "efficientnet_lite0", 96
 BURSTS, COPIES, JUNK_ROWS = 40, 40, 300  # pictures of a domain that have copies; copies of each; pictures of nothing
-TILES = TileCut(tile=64, stride=40, bands=(1, 2, 3), min_valid=0.9)
 TEXT_FORMS = ("bytes", "characters", "words", "sentences")
 WORD_PIECES = 64  # of a passage that the sentence model reads
 LEFT_OUT = ("declaration_of_human_rights", "web/singles", "web/firefox")  # one text in many languages, and tiny ones
@@ -46,61 +32,24 @@ LEFT_OUT = ("declaration_of_human_rights", "web/singles", "web/firefox")  # one 
 
 def locate(source: str) -> Path:
     """Where the file of a source lies."""
-    name = FILES[source]
-    return REPOSITORY / name if source == "clipart" else Path(os.environ.get(DATA, "data")) / name
-
-
-def encoded(picture: Image.Image) -> dict[str, Any]:
-    """A picture as pools store it."""
-    stream = io.BytesIO()
-    picture.save(stream, "png", compress_level=1)
-    return {"bytes": stream.getvalue(), "path": None}
-
-
-def _thumbnails() -> Embedder:
-    """Colours of 16 x 16 pixels: what a picture is without any network."""
-    from torchvision.transforms import Compose, InterpolationMode, Resize, ToTensor
-
-    look = Compose([Resize((THUMBNAIL, THUMBNAIL), InterpolationMode.BICUBIC), ToTensor()])
-    identity = {"embedder": "thumbnails", "image_size": THUMBNAIL}
-    return Embedder("thumbnails", 3 * THUMBNAIL**2, THUMBNAIL, look, lambda images: images.flatten(1), identity)
+    return inputs.locate(FILES[source])
 
 
 @cache
 def _embedder(name: str) -> Embedder:
-    return _thumbnails() if name == "thumbnails" else open_embedder(name, IMAGE_SIZE, "cpu")
-
-
-def picture_pool(domain: str) -> Any:
-    """The pictures of a domain, as a `datasets.Dataset`."""
-    path = locate(domain)
-    if domain == "land":
-        return open_rasters([path], path.parent, TILES)
-    pool = open_pool(path)
-    if domain == "cifar":
-        return pool.select(np.sort(np.random.default_rng(0).permutation(len(pool))[:CIFAR_ROWS]))
-    if "role" in pool.column_names:  # bank and test are for training and judging
-        return pool.select(np.flatnonzero(np.array(pool["role"]) == "pool"))
-    return pool
+    return thumbnails() if name == "thumbnails" else open_embedder(name, IMAGE_SIZE, "cpu")
 
 
 def land_cover(pool: Any) -> Int[np.ndarray, "n"]:
-    """Class of each tile from heights and colour: forest, some trees, green ground, bright ground, dark ground."""
+    """Class of each tile from heights and colour, of `experiments.satellite.cover.COVERS`."""
     import rasterio
 
     with rasterio.open(locate("land")) as colours, rasterio.open(locate("heights")) as heights:
         rgb, height = colours.read((1, 2, 3)).astype(np.float32), heights.read(1)
-    found = []
-    for row, col in zip(pool["row"], pool["col"], strict=True):
-        window = slice(row, row + TILES.tile), slice(col, col + TILES.tile)
-        known = height[window][np.isfinite(height[window])]
-        red, green, blue = (rgb[band][window] for band in range(3))
-        tall = (known > 5).mean() if len(known) else 0.0
-        found.append((tall, (2 * green - red - blue).mean(), (red + green + blue).mean()))
-    tall, greenness, brightness = np.array(found).T
-    ground = np.where(brightness > np.median(brightness), 3, 4)
-    ground = np.where(greenness > np.quantile(greenness, 0.6), 2, ground)
-    return np.where(tall > 0.5, 0, np.where(tall > 0.1, 1, ground))
+    places = [
+        (slice(r, r + TILES.tile), slice(c, c + TILES.tile)) for r, c in zip(pool["row"], pool["col"], strict=True)
+    ]
+    return cover_classes(cover_signs(rgb[:, rows, cols], height[rows, cols]) for rows, cols in places)
 
 
 def burst_pool(domain: str) -> Any:

@@ -21,6 +21,13 @@ DOMAIN = Domain(
         Metric("iou_2m", "cover IoU at 2 m", "higher"),
         Metric("iou_5m", "cover IoU at 5 m", "higher"),
         Metric("edge_error", "edge error", "lower"),
+        # of a pool that is unequal over land cover
+        Metric("even_rmse", "root mean squared error (m), mean over land cover", "lower"),
+        Metric("even_mae", "mean absolute error (m), mean over land cover", "lower"),
+        Metric("even_r2", "R2, land cover weighed alike", "higher"),
+        Metric("even_block_r2", "block-R2, land cover weighed alike", "higher"),
+        Metric("rare_mae", "mean absolute error (m), rare land cover", "lower"),
+        Metric("frequent_mae", "mean absolute error (m), frequent land cover", "lower", ours=False),
     ),
     pool_settings=PoolSettings,
     train_settings=TrainSettings,

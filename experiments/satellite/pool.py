@@ -2,7 +2,9 @@
 
 Files of the stage: ``tiles.parquet`` (all tiles), ``pool_rows.npy``, ``labelled.npy`` and ``test.npy`` (rows of it),
 ``pool.parquet/`` (shards of pictures and their cover class), ``embeddings/``, ``labels.npy`` (class of canopy cover of
-each row of the pool, -1: not known; only to describe subsets), ``pool.json`` (counts, statistics).
+each row of the pool, -1: not known; only to describe subsets), ``pool.json`` (counts, statistics). With ``zipf`` the
+labels are classes of land cover; ``test.parquet/`` and ``test_embeddings/`` hold the test tiles, and ``test_cover.npy``
+their classes (see `experiments.satellite.cover`).
 """
 
 import os
@@ -18,9 +20,11 @@ from datasets import Image as ImageFeature
 from jaxtyping import Int
 
 from curation.embedders import open_embedder
+from curation.near_duplicates import near_held_out
 from curation.pool import open_pool
 from experiments.engine.shards import embed_shards, own_device, read_column, write_shards
 from experiments.engine.stages import StageRun
+from experiments.satellite.cover import TEST_COVER, draw_unequal, overlap_of, tile_covers
 from experiments.satellite.scenes import forest_scene, save_scene
 from foundation.errors import CurationError
 from foundation.files import save_array, save_json
@@ -32,7 +36,7 @@ from satellite.tiles import Split, TileSettings, cut_tiles, footprints, save_til
 
 DATA = "CURATED_SSL_DATA"
 SYNTHETIC = "synthetic"
-TILES, POOL, COUNTS = "tiles.parquet", "pool.parquet", "pool.json"
+TILES, POOL, TEST_POOL, COUNTS = "tiles.parquet", "pool.parquet", "test.parquet", "pool.json"
 COVER_CLASSES = (0.01, 0.1, 0.3, 0.6)  # borders of the share of pixels at least CANOPY metres high
 CANOPY = 5.0
 LEAST_LABELLED = 0.5  # share of pixels with a height, of a tile that a head learns from or is tested on
@@ -52,6 +56,9 @@ class PoolSettings:
         labelled: tiles that the head learns from, drawn from the train side, the same for every arm.
         block, n_folds, margin: metres; see `satellite.tiles.spatial_split`. Seed s tests fold s modulo n_folds.
         embedder, image_size, dim: see `curation.embedders.open_embedder`.
+        zipf: exponent of the sizes of the classes of land cover in the pool, known from heights and colours; which is
+            at the head goes in turns over the seeds, labelled tiles are even over them, and the test weighs them
+            alike. 0: the ground as it is.
     """
 
     image: str = SYNTHETIC
@@ -69,6 +76,7 @@ class PoolSettings:
     embedder: str = "efficientnet_lite0"
     image_size: Count = 64
     dim: Count = 1280
+    zipf: NonNegative = 0.0
 
     def __post_init__(self) -> None:
         check(self, "science.pool")
@@ -118,20 +126,19 @@ def prepare(run: StageRun) -> dict[str, float]:
     whole = column["valid"] >= LEAST_LABELLED
     known = whole & (column["labelled"] >= LEAST_LABELLED)
     apart = (column["row"] % pool.tile == 0) & (column["col"] % pool.tile == 0)
-    rows = _drawn(split.train[whole[split.train]], pool.rows, "rows", rng)
-    labelled = _drawn(split.train[known[split.train]], pool.labelled, "labelled", rng)
+    reader = TileReader(table, settings)
     test = split.test[(known & apart)[split.test]]
+    land = tile_covers(reader, np.flatnonzero(known)) if pool.zipf else None
+    if land is None:
+        rows = _drawn(split.train[whole[split.train]], pool.rows, "rows", rng)
+        labelled = _drawn(split.train[known[split.train]], pool.labelled, "labelled", rng)
+    else:
+        ground = split.train[known[split.train]]
+        rows = draw_unequal(ground, land[ground], pool.rows, pool.zipf, seed)
+        labelled = draw_unequal(ground, land[ground], pool.labelled, 0.0, seed + 1)
     for name, mine in (("pool_rows", rows), ("labelled", labelled), ("test", test)):
         save_array(run.folder / f"{name}.npy", mine)
-    reader = TileReader(table, settings)
-    white = white_of(reader.dtype)
-
-    def row(i: int) -> dict[str, Any]:
-        values, _valid, known = reader.read(int(rows[i]))
-        return {"image": {"bytes": png(values, white), "path": None}, "cover": cover_class(known)}
-
-    features = Features({"image": ImageFeature(), "cover": Value("int64")})
-    write_shards(run.folder / POOL, len(rows), row, features, progress=run.progress)
+    _write_pictures(run.folder / POOL, reader, rows, land, run.progress)
     classes = read_column(run.folder / POOL, "cover")
     save_array(run.folder / "labels.npy", classes)
     embedder = open_embedder(
@@ -140,9 +147,37 @@ def prepare(run: StageRun) -> dict[str, float]:
     if embedder.dim != pool.dim:
         raise CurationError(f"{pool.embedder} has {embedder.dim} dimensions; set science.pool.dim={embedder.dim}")
     embed_shards(open_pool(run.folder / POOL), embedder, run.folder / "embeddings", progress=run.progress)
-    statistics = reader.statistics(rows)
-    save_json(run.folder / COUNTS, {**_counts(table, classes, rows, labelled, test), "statistics": asdict(statistics)})
+    counts = {**_counts(table, classes, rows, labelled, test), "statistics": asdict(reader.statistics(rows))}
+    if land is not None:
+        save_array(run.folder / TEST_COVER, land[test])
+        boxes = footprints(table)
+        counts |= overlap_of(boxes[np.union1d(rows, labelled)], boxes[test], pool.margin)
+        _write_pictures(run.folder / TEST_POOL, reader, test, land, run.progress)
+        embed_shards(open_pool(run.folder / TEST_POOL), embedder, run.folder / "test_embeddings", progress=run.progress)
+        near = near_held_out(run.folder / "embeddings", run.folder / "test_embeddings", progress=run.progress)
+        counts |= {"test_cover": np.bincount(land[test]).tolist(), "near_test": len(near.dropped)}
+    save_json(run.folder / COUNTS, counts)
     return {"samples": float(len(rows))}
+
+
+def _write_pictures(
+    folder: Path,
+    reader: TileReader,
+    tiles: Int[np.ndarray, "n"],
+    land: Int[np.ndarray, "all"] | None,
+    progress: bool,
+) -> None:
+    """Shards of the tiles' pictures with their class: of land cover where it is given, else of canopy cover."""
+    white = white_of(reader.dtype)
+
+    def row(i: int) -> dict[str, Any]:
+        tile = int(tiles[i])
+        values, _valid, known = reader.read(tile)
+        cover = cover_class(known) if land is None else int(land[tile])
+        return {"image": {"bytes": png(values, white), "path": None}, "cover": cover}
+
+    features = Features({"image": ImageFeature(), "cover": Value("int64")})
+    write_shards(folder, len(tiles), row, features, progress=progress)
 
 
 def cover_class(heights: np.ndarray) -> int:

@@ -12,6 +12,8 @@ from experiments.engine.compare import Row, Summary, summarise
 from experiments.engine.provenance import commits_of
 from experiments.engine.stages import MARKER, StageRun
 from experiments.pages.markdown import headline
+from experiments.pages.verdict import compact, save_compact
+from experiments.satellite.cover_report import FIGURE, NOTES, PLAN, cover_rows, effect_figure, render_cover
 from experiments.satellite.pool import COVER_CLASSES, DATA, SYNTHETIC
 from foundation.files import load_json, write_atomically
 from foundation.tables import markdown_table
@@ -30,7 +32,10 @@ LOWER = ("mae", "rmse", "edge_error")
 
 
 def write_up(config: dict[str, Any]) -> Callable[[StageRun], None]:
-    """Action of the stage that reads all evaluations: ``satellite.md`` in its folder and in ``output.report``."""
+    """Action of the stage that reads all evaluations: ``satellite.md`` in its folder and in ``output.report``.
+
+    Where the pool is unequal over land cover: ``satellite_cover.md`` instead.
+    """
 
     def action(run: StageRun) -> None:
         root = run.folder.parents[1]
@@ -42,8 +47,11 @@ def write_up(config: dict[str, Any]) -> Callable[[StageRun], None]:
             metrics[key] = load_json(folder / "metrics.json")
             balance[key] = load_json(curated.folder(root) / "balance.json")
         made = [load_json(folder / MARKER)["provenance"] for _, folder in run.before]
-        page = render(metrics, balance, config, made)
         report = Path(config["output"]["report"])
+        if config["science"]["pool"].get("zipf"):
+            _write_cover(metrics, balance, config, made, [run.folder, report])
+            return
+        page = render(metrics, balance, config, made)
         # written by hand: what no stage measures, and a picture
         notes = report / "satellite_notes.md"
         if notes.exists():
@@ -52,6 +60,31 @@ def write_up(config: dict[str, Any]) -> Callable[[StageRun], None]:
             write_atomically(folder / "satellite.md", lambda stream: stream.write(page.encode()))
 
     return action
+
+
+def _write_cover(
+    metrics: dict[tuple[str, int], dict[str, Any]],
+    balance: dict[tuple[str, int], dict[str, Any]],
+    config: dict[str, Any],
+    made: list[dict[str, Any]],
+    folders: list[Path],
+) -> None:
+    """``satellite_cover.md``, the values of every arm and seed beside it, and the figure of effect over balance."""
+    page = render_cover(metrics, balance, config, made)
+    words = {name: folders[-1] / name for name in (PLAN, NOTES)}
+    if words[PLAN].exists():
+        head, tail = page.split("## Results\n", 1)
+        page = f"{head}{words[PLAN].read_text().rstrip()}\n\n## Results\n{tail}"
+    if words[NOTES].exists():
+        page += "\n" + words[NOTES].read_text()
+    rows = cover_rows(metrics, balance)
+    about = {"experiment": "satellite", "judge": config["science"]["train"]["judge"]}
+    about |= {"commits": sorted({item["commit"] for item in made})}
+    picture = effect_figure(rows)
+    for folder in dict.fromkeys(folders):
+        write_atomically(folder / "satellite_cover.md", lambda stream: stream.write(page.encode()))
+        save_compact(folder / "satellite_cover.json", compact(rows, about))
+        write_atomically(folder / FIGURE, lambda stream: stream.write(picture))
 
 
 def render(

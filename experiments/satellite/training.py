@@ -6,7 +6,7 @@ Everything but the rows of the pretraining is the same for every arm: model, til
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -17,9 +17,11 @@ from curation.pool import open_pool
 from eval.canopy import CanopySettings, canopy_metrics
 from experiments.engine.curves import append_point, read_curve
 from experiments.engine.stages import StageRun
+from experiments.satellite.annotation import HandmadeMaps
+from experiments.satellite.cover import TEST_COVER, even_metrics
 from experiments.satellite.pool import COUNTS, POOL, TILES
-from foundation.files import load_json, save_json
-from foundation.settings import Count, CountOrZero, Positive, check, fill
+from foundation.files import load_array, load_json, save_array, save_json
+from foundation.settings import Choices, Count, CountOrZero, Positive, check, fill
 from pretrain.flops import flops_per_image
 from pretrain.settings import PretrainSettings
 from pretrain.train import TEACHER, pretrain
@@ -38,6 +40,7 @@ from training.run_folder import LOG
 
 SHOWN = ("mae", "rmse", "me", "r2", "block_r2", "block_r2_metres", "iou_2m", "iou_5m", "edge_error")
 BATCH, FOLDS = 32, 5
+JUDGES, LABELLED = ("features", "labels"), "labelled.npy"
 
 
 @dataclass(frozen=True)
@@ -48,14 +51,25 @@ class TrainSettings:
         recipe: of the pretraining. Its seed is that of the stage, its crops are those of ``views``, and its
             ``speed.accelerator`` is that of ``speed.device``.
         views: of `satellite.pretraining.crops_from_above`, sides of crops in metres among them.
+        judge: what the subset is for. "features": pretraining without labels, whose frozen features get a head on
+            tiles that are the same for every arm. "labels": the tiles whose heights are learnt from, with no
+            pretraining: which tiles are worth a survey? Seconds instead of minutes, and not the paper's question.
     """
 
     recipe: PretrainSettings
     views: dict[str, Any]
+    judge: Annotated[str, Choices(*JUDGES)] = "features"
+
+    def __post_init__(self) -> None:
+        check(self, "science.train")
 
     def science(self) -> dict[str, Any]:
         """All that decides the result: the recipe with its defaults, and not its ``speed``."""
-        return asdict(self) | {"recipe": recipe_of(self, 0).science()}
+        if self.judge == "labels":
+            return {"judge": self.judge}
+        content = asdict(self) | {"recipe": recipe_of(self, 0).science()}
+        content.pop("judge")  # the results of before there was another keep their keys
+        return content
 
 
 @dataclass(frozen=True)
@@ -64,7 +78,9 @@ class EvaluateSettings:
 
     Attributes:
         head: of `satellite.settings.TrainSettings`, without seed and backbone.name: a head trained on the frozen
-            teacher; {} takes the linear head in closed form (`satellite.ridge`) on ``blocks``.
+            teacher; {} takes the linear head in closed form (`satellite.ridge`) on ``blocks``. Where labels are the
+            question there is no teacher: a trained head brings its backbone, and {} is the linear
+            one on features made by hand (`experiments.satellite.annotation`).
         blocks: of the teacher.
         pool_pixels, pool_metres: sides of the averaged cells of block-R2.
     """
@@ -95,19 +111,28 @@ def recipe_of(
 
 def budget(train: TrainSettings, _dim: int) -> tuple[float, int, float]:
     """Tiles seen, optimiser steps, and floating-point operations of a pretraining."""
+    if train.judge == "labels":
+        return 0.0, 0, 0.0
     recipe = recipe_of(train, 0)
     samples = float(recipe.steps * recipe.batch_size)
     return samples, recipe.steps, samples * flops_per_image(recipe)["total"]
 
 
 def train(run: StageRun) -> dict[str, float]:
-    """Stage action: pretrain on the subset. Writes ``run/`` with ``teacher/``, and ``curve.jsonl``."""
+    """Stage action: pretrain on the subset. Writes ``run/`` with ``teacher/``, and ``curve.jsonl``.
+
+    Where labels are the question: ``labelled.npy``, the tiles of the subset.
+    """
     settings, seed = fill(TrainSettings, run.settings, "science.train"), run.seed or 0
     prepared = run.upstream("prepare")
+    rows = Subset.load(run.upstream("curate") / "subset").rows()
+    if settings.judge == "labels":
+        if not getattr(rank_zero_only, "rank", 0):
+            save_array(run.folder / LABELLED, load_array(prepared / "pool_rows.npy")[rows])
+        return {"samples": float(len(rows))}
     statistics = BandStatistics.from_json(load_json(prepared / COUNTS)["statistics"])
     recipe = recipe_of(settings, seed, str(run.speed.get("device", "cpu")), statistics)
     pool = open_pool(prepared / POOL)
-    rows = Subset.load(run.upstream("curate") / "subset").rows()
     result = pretrain(recipe, pool, run.folder / "run", rows, run.progress)
     if not result.finished:
         raise KeyboardInterrupt  # a signal: the same command goes on
@@ -124,20 +149,25 @@ def train(run: StageRun) -> dict[str, float]:
 
 
 def head_of(evaluate: EvaluateSettings, backbone: str, seed: int, device: str = "cpu") -> HeadRun:
-    """Settings of the head on a backbone; keys and types checked."""
+    """Settings of the head on a backbone ("": its own); keys and types checked."""
     given = {**evaluate.head, "seed": seed}
-    given["backbone"] = {**given.get("backbone", {}), "name": backbone}
+    given["backbone"] = {**given.get("backbone", {}), **({"name": backbone} if backbone else {})}
     given["speed"] = {"accelerator": "cpu" if device == "cpu" else "gpu", **given.get("speed", {})}
     return head_settings(given)
 
 
 def evaluate(run: StageRun) -> dict[str, float]:
-    """Stage action: a head on the frozen teacher, and its errors on ground set apart; writes ``metrics.json``."""
+    """Stage action: a head on the frozen teacher, and its errors on ground set apart; writes ``metrics.json``.
+
+    Where the pool is unequal over land cover, errors on even ground are added (`experiments.satellite.cover`).
+    """
     settings, seed = EvaluateSettings(**run.settings), run.seed or 0
     prepared, trained = run.upstream("prepare"), run.upstream("train")
-    device, teacher = str(run.speed.get("device", "cpu")), str(trained / "run" / TEACHER)
+    by_labels = (trained / LABELLED).exists()
+    device, teacher = str(run.speed.get("device", "cpu")), "" if by_labels else str(trained / "run" / TEACHER)
     table, cut = load_tiles(prepared / TILES)
-    labelled, test = (np.load(prepared / f"{name}.npy", allow_pickle=False) for name in ("labelled", "test"))
+    labelled = np.asarray(load_array((trained if by_labels else prepared) / LABELLED))
+    test = np.asarray(load_array(prepared / "test.npy"))
     reader = TileReader(table, cut)
     statistics = BandStatistics.from_json(load_json(prepared / COUNTS)["statistics"])
     model: Callable[[torch.Tensor], torch.Tensor]
@@ -149,19 +179,26 @@ def evaluate(run: StageRun) -> dict[str, float]:
         trained_model = load_model(result.folder, device)
         model, statistics = trained_model.model, trained_model.statistics
     else:
-        backbone = open_backbone(BackboneSettings(teacher, blocks=settings.blocks), reader.n_bands, cut.size).to(device)
+        chosen = BackboneSettings(teacher, blocks=settings.blocks)
+        backbone: Any = HandmadeMaps() if by_labels else open_backbone(chosen, reader.n_bands, cut.size)
+        backbone = backbone.to(device)
         ridge = fit_ridge(backbone, batches(reader, statistics, labelled, device))
         model = partial(ridge, backbone)
     predicted, truth = predict_tiles(model, reader, statistics, test, device)
     canopy = CanopySettings(cut.resolution, settings.pool_pixels, settings.pool_metres, n_resamples=200)
     found = canopy_metrics(predicted, truth, canopy)
     metrics = {name: interval.value for name, interval in found.items() if np.isfinite(interval.value)}
+    counts = load_json(prepared / COUNTS)
+    if (prepared / TEST_COVER).exists():
+        metrics |= even_metrics(
+            predicted, truth, np.asarray(load_array(prepared / TEST_COVER)), counts["cover"], canopy
+        )
     save_json(
         run.folder / "metrics.json",
         {
             "metrics": metrics,
             "intervals": {name: [found[name].low, found[name].high] for name in SHOWN},
-            "pool": load_json(prepared / COUNTS),
+            "pool": counts,
             "test_pixels": int(np.isfinite(truth).sum()),
         },
     )

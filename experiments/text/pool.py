@@ -16,6 +16,7 @@ from curation.text_duplicates import exact_duplicates, near_duplicates
 from eval.overlap import seen
 from eval.rarity import NEIGHBOURS, distance_to_pool
 from experiments.engine.stages import StageRun, fingerprint
+from experiments.engine.zipf import zipf_sizes
 from experiments.text.brown import SHA512, fetch_brown, read_brown
 from foundation.errors import CurationError
 from foundation.files import digest_json, load_json, save_array, save_json, write_atomically
@@ -250,33 +251,6 @@ def embed(
             embed_passages(whole, folder, model, rows_per_shard=2048, progress=run.progress)
     x = open_embeddings(str(folder))
     return [np.asarray(x.take(part)) for part in (rows, *others)]
-
-
-def zipf_sizes(
-    available: Int[np.ndarray, "k"], rows: int, exponent: float, rng: np.random.Generator
-) -> Int[np.ndarray, "k"]:
-    """Rows of each of k domains, falling as rank^-exponent, ``rows`` in all.
-
-    The most frequent rank is drawn first, among the domains that have the text for it.
-
-    Raises:
-        CurationError: no domain has.
-    """
-    shares = np.arange(1, len(available) + 1) ** -exponent
-    ends = np.round(np.cumsum(shares) / shares.sum() * rows).astype(np.int64)
-    found = np.zeros(len(available), np.int64)
-    left = np.arange(len(available))
-    for size in np.diff(ends, prepend=0):
-        fit = left[available[left] >= size]
-        if not len(fit):
-            raise CurationError(
-                f"no domain has the {size:,} passages that science.pool.zipf={exponent} asks for; "
-                "lower science.pool.rows"
-            )
-        chosen = rng.choice(fit)
-        found[chosen] = size
-        left = left[left != chosen]
-    return found
 
 
 def draw_pool(

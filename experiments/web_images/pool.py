@@ -5,7 +5,6 @@ Files of the stage: ``pool.parquet/`` (shards of image, label, kind), ``embeddin
 """
 
 import io
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -21,6 +20,7 @@ from PIL import Image
 from curation.embedders import open_embedder
 from curation.embeddings import open_embeddings
 from curation.pool import open_pool
+from experiments.engine.inputs import DATA, locate
 from experiments.engine.shards import embed_shards, own_device, write_shards
 from experiments.engine.stages import StageRun
 from experiments.web_images.faults import junk, near_duplicate
@@ -30,8 +30,6 @@ from foundation.images import read_image
 from foundation.settings import CONFIGS, BelowOne, Count, CountOrZero, NonNegative, check
 from pretrain.settings import PretrainSettings, load_settings, settings_from
 
-ROOT = Path(__file__).parents[2]
-DATA = "CURATED_SSL_DATA"
 POOL, BANK, TEST, COUNTS = "pool.parquet", "bank.parquet", "test.parquet", "pool.json"
 KINDS = ("image", "near_duplicate", "junk")
 SSL = "ssl"
@@ -111,16 +109,6 @@ def pool_rows(pool: PoolSettings) -> float:
     if pool.rows:
         return float(pool.rows)
     return float(class_sizes(pool, pool.classes).sum() / (1 - pool.bursts - pool.junk))
-
-
-def locate(source: str) -> Path:
-    """Where a file of the settings lies."""
-    path = Path(source)
-    if path.is_absolute():
-        return path
-    if (ROOT / path).exists():
-        return ROOT / path
-    return Path(os.environ[DATA]) / path if DATA in os.environ else path
 
 
 def input_files(pool: PoolSettings) -> list[Path]:

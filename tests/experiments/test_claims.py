@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.claims import CLAIMS, END, README, START, with_table
+from experiments.claims import CLAIMS, END, FIGURE, README, START, judged_pages, main, with_table
 from experiments.engine.compare import Row
 from experiments.pages.verdict import compact, judge_claim, power, read_values, save_compact
 from foundation.errors import CurationError
@@ -68,3 +68,24 @@ def test_values_survive_the_file_and_a_missing_key_is_named(tmp_path: Path):
     assert "| a | [b](c) | -0.200 [" in with_table(f"x\n{START}\n{END}\ny", tmp_path)
     with pytest.raises(CurationError, match="marks"):
         with_table("nothing", tmp_path)
+
+
+def test_the_figure_shows_the_experiments_that_know_balance_and_true_labels(tmp_path: Path):
+    pages, metric = judged_pages(RESULTS)
+    assert {"text", "text_communities"} <= set(pages)
+    assert "text_lm" not in pages  # its subsets' balance was not kept
+    assert metric["text"] == "bpb_macro"
+    arms = {"raw": (1.0, 0.0), "ours": (0.5, -0.1), "oracle": (0.0, -0.2)}
+    rows = [
+        Row(arm, seed, name, value)
+        for arm, both in arms.items()
+        for seed in range(3)
+        for name, value in zip(("kl", "m_macro"), both, strict=True)
+    ]
+    save_compact(tmp_path / "v.json", compact(rows, {"experiment": "made up"}))
+    line = "- {claim: a, test: b, link: c, values: v.json, arm: ours, metric: m_macro, better: lower}"
+    (tmp_path / CLAIMS).write_text(line)
+    (tmp_path / README).write_text(f"x\n{START}\n{END}\ny")
+    main(tmp_path)
+    assert "| a | [b](c) | -0.100" in (tmp_path / README).read_text()
+    assert (tmp_path / FIGURE).read_bytes().startswith(b"\x89PNG")

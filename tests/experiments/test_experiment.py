@@ -288,7 +288,7 @@ def test_killed_in_training_it_resumes_to_the_same_numbers(tmp_path: Path):
 
 def test_the_headline_of_every_domain_is_one_metric():
     for path in (CONFIGS / "experiment").glob("*.yaml"):
-        domain = open_domain(path.stem)
+        domain = open_domain(compose([f"experiment={path.stem}"])["name"])
         assert sum(metric.headline for metric in domain.metrics) == 1
         assert {metric.better for metric in domain.metrics} <= {"higher", "lower"}
 

@@ -17,13 +17,15 @@ from curation.lexical import embed_lexically
 from experiments.engine.experiment import build, open_domain
 from experiments.engine.settings import compose
 from experiments.engine.stages import in_order, run_stage
+from experiments.engine.zipf import zipf_sizes
 from experiments.launch import plan_table, run_experiment
+from experiments.pages.effects import domain_table
 from experiments.pages.verdict import judge_claim, read_values
 from experiments.run_folder import begin_stage
 from experiments.text import brown
 from experiments.text.brown import fetch_brown, plain_text
-from experiments.text.pool import PASSAGES, passages_of, zipf_sizes
-from experiments.text.report import _domains, render
+from experiments.text.pool import PASSAGES, passages_of
+from experiments.text.report import JUDGE, render
 from experiments.text.training import cut_to_budget, recipe_of
 from foundation.files import load_array, load_json
 from foundation.settings import fill
@@ -443,10 +445,10 @@ def test_a_table_of_ranks_follows_the_domain_through_the_seeds():
         for seed in pools
     }
     balance = {("raw", 0): {"subset_counts": [5, 1]}, ("raw", 1): {"subset_counts": [3, 6]}}
-    ranks = _domains(metrics, pools, balance, ["raw"], by_rank=True).splitlines()
+    ranks = domain_table(metrics, pools, balance, ["raw"], JUDGE, by_rank=True).splitlines()
     assert ranks[2] == "| 1 | 8 | 6 | 2.500 |"
     assert ranks[3] == "| 2 | 1 | 2 | 4.500 |"
-    names = _domains(metrics, pools, balance, ["raw"], by_rank=False).splitlines()
+    names = domain_table(metrics, pools, balance, ["raw"], JUDGE, by_rank=False).splitlines()
     assert names[2] == "| a | 5 | 4 | 3.500 |"
 
 

@@ -155,7 +155,7 @@ def every_settings_class() -> list[type]:
 
     waiting: list[Any] = [PretrainSettings, TextSettings, SatelliteSettings, RunSettings, LanguageSettings, Settings]
     waiting += [*TASKS.values(), NgramSettings, Studies, TextStudies, ToySettings]
-    for name in ("simulated", "text", "web_images", "satellite"):
+    for name in ("simulated", "text", "web_images", "visual_domains", "satellite"):
         domain = open_domain(name)
         waiting += [domain.pool_settings, domain.train_settings, domain.evaluate_settings]
     found: dict[type, None] = {}

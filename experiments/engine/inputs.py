@@ -1,0 +1,18 @@
+"""Where input files lie: in the project, or in the folder of public data that a variable names."""
+
+import os
+from pathlib import Path
+
+from experiments.engine.provenance import ROOT
+
+DATA = "CURATED_SSL_DATA"
+
+
+def locate(source: str) -> Path:
+    """Where a file of the settings lies: as given if absolute, else in the project, else in the folder of `DATA`."""
+    path = Path(source)
+    if path.is_absolute():
+        return path
+    if (ROOT / path).exists():
+        return ROOT / path
+    return Path(os.environ[DATA]) / path if DATA in os.environ else path
