@@ -8,7 +8,8 @@ from benchmarks.balance.figure import balance_figure
 from benchmarks.balance.measure import tabulate, tasks_of
 from benchmarks.balance.page import page
 from benchmarks.balance.pools import CELLS
-from benchmarks.balance.sources import DATA, Sources
+from benchmarks.balance.sources import Sources
+from experiments.engine.inputs import DATA
 from experiments.engine.provenance import provenance
 from experiments.engine.results import run_tasks
 from foundation.errors import CurationError
