@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from foundation.devices import open_device
 from foundation.errors import CurationError
-from foundation.files import digest_json, load_array, load_json, save_array, save_json
+from foundation.files import digest_json, load_array, save_array
 from foundation.locks import locked_folder
 from foundation.settings import Count, NonNegative, Range, check
 from satellite.export import TrainedModel, load_model
@@ -71,7 +71,7 @@ def predict_raster(
         crs: to reproject to, where the raster is in degrees.
 
     Raises:
-        CurationError: as `open_raster`; another resolution or number of bands than the model's; parts of another run.
+        CurationError: as `open_raster`; another resolution or number of bands than the model's.
     """
     settings, output = settings or PredictSettings(), Path(output)
     device = str(open_device(settings.device))
@@ -83,9 +83,10 @@ def predict_raster(
         )
     with ExitStack() as stack:
         raster = stack.enter_context(_open_for(trained, image, settings, crs))
-        parts = output.with_name(f".{output.name}.parts")
-        stack.enter_context(locked_folder(parts))
-        _claim(parts, trained, raster, settings)
+        whole = output.with_name(f".{output.name}.parts")
+        stack.enter_context(locked_folder(whole))
+        parts = whole / _identity(trained, raster, settings)
+        parts.mkdir(exist_ok=True)
         grid, side = raster.grid, settings.square
         seen_as = _colours(raster, trained, settings)
         squares = [(r, c) for r in range(0, grid.height, side) for c in range(0, grid.width, side)]
@@ -95,7 +96,7 @@ def predict_raster(
                 box = (r, c, min(side, grid.height - r), min(side, grid.width - c))
                 save_array(path, predict_square(trained, raster, box, settings, seen_as, device))
         _assemble(parts, squares, raster, output)
-        shutil.rmtree(parts)
+        shutil.rmtree(whole)
     return output
 
 
@@ -193,17 +194,12 @@ def _normalised(
     return normalise(values, valid, seen_as)
 
 
-def _claim(parts: Path, trained: TrainedModel, raster: Raster, settings: PredictSettings) -> None:
-    """Parts of one prediction only are put together."""
+def _identity(trained: TrainedModel, raster: Raster, settings: PredictSettings) -> str:
+    """Name of the parts of one prediction: those of another model, raster or setting lie apart."""
     science = {name: value for name, value in asdict(settings).items() if name not in ("batch_size", "device")}
     stat = raster.path.stat()
     inputs = {"model": trained.checksum, "image": str(raster.path), "bytes": stat.st_size, "changed": stat.st_mtime_ns}
-    identity = digest_json([science, inputs, asdict(raster.grid)])
-    path = parts / "parts.json"
-    if not path.exists():
-        save_json(path, {"identity": identity})
-    elif load_json(path, remedy=f"delete {parts}").get("identity") != identity:
-        raise CurationError(f"{parts} holds parts of a map of another model, raster or settings; delete it")
+    return digest_json([science, inputs, asdict(raster.grid)])[:16]
 
 
 def _assemble(parts: Path, squares: list[tuple[int, int]], raster: Raster, output: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_killed_prediction_goes_on_where_it_was(model: Path, scene, tmp_path: 
     with pytest.raises(KeyboardInterrupt):
         predict_raster(model, scene[0], tmp_path / "h.tif", settings, progress=False)
     assert not (tmp_path / "h.tif").exists()
-    with pytest.raises(CurationError, match="parts of a map of another"):
+    with pytest.raises(KeyboardInterrupt):  # parts of other settings lie apart
         predict_raster(model, scene[0], tmp_path / "h.tif", SETTINGS, progress=False)
     rest: list[int] = []
     monkeypatch.setattr(infer, "predict_square", lambda *a: (rest.append(1), real(*a))[1])
