@@ -111,14 +111,19 @@ def isolation_shares(
     likelihood (Levina and Bickel, 2004), among the places of a cover, so that near-copies count as one.
 
     Args:
-        radius: of the cover.
-        weights: of the points in the second answer.
+        x: (n, d) float32.
+        radius: of the cover, in the units of x.
+        neighbours: to the last of which r is measured.
+        weights: (n,) of the points in the second answer.
 
     Returns:
-        (n,) shares that sum to 1, and the standard deviation of the log density.
+        (n,) shares that sum to 1, and the standard deviation of the log density (nats); infinite where there are no
+        more places than neighbours, for then nothing is known of density.
     """
     group, leaders = cover(x, radius)
-    distances, _found = nearest(np.ascontiguousarray(x[leaders]), min(neighbours, len(leaders) - 1))
+    if len(leaders) <= neighbours:
+        return np.full(len(x), 1 / len(x)), np.inf
+    distances, _found = nearest(np.ascontiguousarray(x[leaders]), neighbours)
     apart = np.log(np.maximum(distances, 1e-9))
     ratios = (apart[:, -1:] - apart[:, :-1]).clip(0, 5).mean(axis=1)
     place_weights = np.bincount(group, weights=weights) / weights.sum()
@@ -143,10 +148,9 @@ def _with_isolation(
 ) -> tuple[Float[np.ndarray, "n"], float]:
     """The shares of the communities, mixed with those of isolation as far as density is even, and its weight."""
     points, unit = _points(x, settings.forms[0])
-    radius, neighbours = settings.isolation_radius * unit, max(settings.neighbours)
-    if not unit or len(x) <= neighbours:
+    if not unit:
         return mean, 0.0
-    share, scatter = isolation_shares(points, radius, neighbours, mean)
+    share, scatter = isolation_shares(points, settings.isolation_radius * unit, max(settings.neighbours), mean)
     alike, unlike = settings.scatter
     weight = settings.isolation * float(np.clip((unlike - scatter) / (unlike - alike), 0, 1))
     return (1 - weight) * mean + weight * share, weight

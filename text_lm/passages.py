@@ -34,7 +34,8 @@ def cut_passages(text: str, target: int = 1000, shortest: int = 200) -> list[str
     """Cut a text into passages of about ``target`` characters, at ends of sentences.
 
     Sentences are taken while the passage stays within ``target``; one that is longer by itself is cut at white space,
-    or in the middle of a word if there is none. A last passage shorter than ``shortest`` joins the one before it.
+    or in the middle of a word if there is none. A last passage shorter than ``shortest`` joins the one before it, if
+    the white space between them leaves room.
     No character but white space at the cuts is lost.
 
     Args:
@@ -58,7 +59,9 @@ def cut_passages(text: str, target: int = 1000, shortest: int = 200) -> list[str
     if start < len(text):
         spans.append((start, len(text)))
     if len(spans) > 1 and len(text[slice(*spans[-1])].strip()) < shortest:
-        spans[-2:] = [(spans[-2][0], spans[-1][1])]
+        joined = spans[-2][0], spans[-1][1]
+        if len(text[slice(*joined)].strip()) <= target + shortest:
+            spans[-2:] = [joined]
     return [passage for span in spans if (passage := text[slice(*span)].strip())]
 
 

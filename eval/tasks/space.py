@@ -91,11 +91,3 @@ class FeatureStats:
         if self.views:
             first, second = (bench.features(images, view) for view in two_views(bench.model, bench.settings.seed))
             bench.add(self.name, self.test, "alignment", alignment(first.pooled(), second.pooled()), len(first))
-
-
-def _unlabelled(
-    name: str, names: list[str], paths: dict[str, Path], boxes: list[tuple[float, float, float, float]] | None = None
-) -> LabelledImages:
-    """Images in an order of names."""
-    labels = torch.zeros(len(names), dtype=torch.long)
-    return LabelledImages(name, [paths[key] for key in names], labels, ["image"], names, boxes=boxes)

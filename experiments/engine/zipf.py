@@ -6,6 +6,12 @@ from jaxtyping import Int
 from foundation.errors import CurationError
 
 
+def rank_sizes(n_ranks: int, rows: int, exponent: float) -> Int[np.ndarray, "n_ranks"]:
+    """Rows of each rank, the most frequent first, falling as rank^-exponent; they sum to ``rows``."""
+    shares = np.arange(1, n_ranks + 1, dtype=np.float64) ** -exponent
+    return np.diff(np.rint(np.cumsum(shares) / shares.sum() * rows).astype(np.int64), prepend=0)
+
+
 def zipf_sizes(
     available: Int[np.ndarray, "k"], rows: int, exponent: float, rng: np.random.Generator
 ) -> Int[np.ndarray, "k"]:
@@ -16,11 +22,9 @@ def zipf_sizes(
     Raises:
         CurationError: no domain has.
     """
-    shares = np.arange(1, len(available) + 1) ** -exponent
-    ends = np.round(np.cumsum(shares) / shares.sum() * rows).astype(np.int64)
     found = np.zeros(len(available), np.int64)
     left = np.arange(len(available))
-    for size in np.diff(ends, prepend=0):
+    for size in rank_sizes(len(available), rows, exponent):
         fit = left[available[left] >= size]
         if not len(fit):
             raise CurationError(
@@ -46,9 +50,7 @@ def zipf_in_turns(
         CurationError: a domain has fewer rows than its rank asks for.
     """
     k = len(available)
-    shares = np.arange(1, k + 1) ** -exponent
-    sizes = np.diff(np.round(np.cumsum(shares) / shares.sum() * rows).astype(np.int64), prepend=0)
-    found = sizes[(rng.permutation(k) + turn) % k]
+    found = rank_sizes(k, rows, exponent)[(rng.permutation(k) + turn) % k]
     short = np.flatnonzero(available < found)
     if len(short):
         raise CurationError(

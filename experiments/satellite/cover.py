@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from eval.canopy import CanopySettings, canopy_metrics, pool
+from experiments.engine.zipf import rank_sizes
 from foundation.errors import CurationError
 from satellite.data import TileReader
 
@@ -37,13 +38,6 @@ def cover_classes(signs: Iterable[tuple[float, float, float]]) -> Int[np.ndarray
     return np.where(tall > FOREST, 0, np.where(tall > TREES, 1, ground))
 
 
-def zipf_sizes(n: int, n_classes: int, exponent: float) -> Int[np.ndarray, "k"]:
-    """Tiles of the classes by rank, falling as rank^-exponent; they sum to n."""
-    shares = np.arange(1, n_classes + 1, dtype=np.float64) ** -exponent
-    ends = np.rint(np.cumsum(shares) / shares.sum() * n).astype(np.int64)
-    return np.diff(ends, prepend=0)
-
-
 def draw_unequal(
     tiles: Int[np.ndarray, "n"], classes: Int[np.ndarray, "n"], size: int, exponent: float, seed: int
 ) -> Int[np.ndarray, "m"]:
@@ -62,7 +56,7 @@ def draw_unequal(
     head = seed % len(COVERS)
     ranked = [head, *rng.permutation([c for c in range(len(COVERS)) if c != head]).tolist()]
     drawn = []
-    for kind, wanted in zip(ranked, zipf_sizes(size, len(COVERS), exponent), strict=True):
+    for kind, wanted in zip(ranked, rank_sizes(len(COVERS), size, exponent), strict=True):
         mine = tiles[classes == kind]
         if len(mine) < wanted:
             raise CurationError(

@@ -12,11 +12,12 @@ import numpy as np
 
 from experiments.engine.arms import BASE_ARM, ORACLE
 from experiments.engine.compare import Row, summarise
+from experiments.engine.inputs import DATA
+from experiments.engine.zipf import rank_sizes
 from experiments.pages.figures import plt, style_of
 from experiments.pages.markdown import difference, headline, origin, other_arms, with_interval
 from experiments.pages.verdict import ENOUGH, judge_claim, paired, power
-from experiments.satellite.cover import COVERS, ENDS, zipf_sizes
-from experiments.satellite.pool import DATA
+from experiments.satellite.cover import COVERS, ENDS
 from foundation.tables import markdown_table
 
 HEADLINE, BETTER, WHAT = "even_r2", "higher", "R2 on even ground, where every class of land cover weighs the same"
@@ -79,7 +80,7 @@ def render_cover(metrics: Found, balance: Found, config: dict[str, Any], made: l
     better = {name: "higher" if name in HIGHER else "lower" for name in TITLES}
     kinds = [f"rmse_{i}" for i in range(len(COVERS))]
     cells = {(i.arm, i.metric): i for i in summarise(rows, better | dict.fromkeys(kinds, "lower"))}
-    sizes = ", ".join(map(str, zipf_sizes(pool["rows"], len(COVERS), pool["zipf"])))
+    sizes = ", ".join(map(str, rank_sizes(len(COVERS), pool["rows"], pool["zipf"])))
     tested = np.mean([found["test_cover"] for found in pools.values()], 0)
     shown = {key: item for key, item in cells.items() if key[1] == HEADLINE}
     verdict = f"{headline(shown, HEADLINE, WHAT)} {other_arms(shown, HEADLINE)}"

@@ -7,7 +7,6 @@ labels are classes of land cover; ``test.parquet/`` and ``test_embeddings/`` hol
 their classes (see `experiments.satellite.cover`).
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from jaxtyping import Int
 from curation.embedders import open_embedder
 from curation.near_duplicates import near_held_out
 from curation.pool import open_pool
+from experiments.engine.inputs import DATA, locate
 from experiments.engine.shards import embed_shards, own_device, read_column, write_shards
 from experiments.engine.stages import StageRun
 from experiments.satellite.cover import TEST_COVER, draw_unequal, overlap_of, tile_covers
@@ -34,7 +34,6 @@ from satellite.normalise import white_of
 from satellite.pretraining import png
 from satellite.tiles import Split, TileSettings, cut_tiles, footprints, save_tiles, spatial_split
 
-DATA = "CURATED_SSL_DATA"
 SYNTHETIC = "synthetic"
 TILES, POOL, TEST_POOL, COUNTS = "tiles.parquet", "pool.parquet", "test.parquet", "pool.json"
 COVER_CLASSES = (0.01, 0.1, 0.3, 0.6)  # borders of the share of pixels at least CANOPY metres high
@@ -80,12 +79,6 @@ class PoolSettings:
 
     def __post_init__(self) -> None:
         check(self, "science.pool")
-
-
-def locate(name: str) -> Path:
-    """Where a raster of the settings lies."""
-    path = Path(name)
-    return path if path.is_absolute() or DATA not in os.environ else Path(os.environ[DATA]) / path
 
 
 def input_files(pool: PoolSettings) -> Sequence[Path]:

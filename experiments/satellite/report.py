@@ -9,12 +9,13 @@ import numpy as np
 
 from experiments.engine.arms import BASE_ARM, METHOD_ARM
 from experiments.engine.compare import Row, Summary, summarise
+from experiments.engine.inputs import DATA
 from experiments.engine.provenance import commits_of
 from experiments.engine.stages import MARKER, StageRun
 from experiments.pages.markdown import headline
 from experiments.pages.verdict import compact, save_compact
 from experiments.satellite.cover_report import FIGURE, NOTES, PLAN, cover_rows, effect_figure, render_cover
-from experiments.satellite.pool import COVER_CLASSES, DATA, SYNTHETIC
+from experiments.satellite.pool import COVER_CLASSES, SYNTHETIC
 from foundation.files import load_json, write_atomically
 from foundation.tables import markdown_table
 

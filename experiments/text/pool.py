@@ -15,6 +15,7 @@ from curation.sentences import OFFLINE, embed_passages, open_sentence_model
 from curation.text_duplicates import exact_duplicates, near_duplicates
 from eval.overlap import seen
 from eval.rarity import NEIGHBOURS, distance_to_pool
+from experiments.engine.inputs import DATA, locate
 from experiments.engine.stages import StageRun, fingerprint
 from experiments.engine.zipf import zipf_sizes
 from experiments.text.brown import SHA512, fetch_brown, read_brown
@@ -30,7 +31,6 @@ from text_lm.tokenizer import open_tokenizer
 from text_lm.tokens import tokenise_pool
 
 BROWN = "brown"
-DATA = "CURATED_SSL_DATA"
 COLUMNS = ["text", "source", "domain"]
 PASSAGES, COUNTS, TEST, POOL = "passages.parquet", "counts.json", "test.json", "pool.json"
 DISTANCE = "distance.npy"
@@ -99,18 +99,17 @@ class PoolSettings:
         check(self, "science.pool")
 
 
-def locate(source: str) -> Path:
+def place_of(source: str) -> Path:
     """Where the text of ``science.pool.source`` lies (for "brown": where its package is kept)."""
     if source == BROWN:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         return Path(home) / "curated-ssl"
-    path = Path(source)
-    return path if path.is_absolute() or DATA not in os.environ else Path(os.environ[DATA]) / path
+    return locate(source)
 
 
 def input_files(pool: PoolSettings) -> list[Path]:
     """What decides the pool besides its settings. A missing one is left for `prepare` to name: a dry run needs none."""
-    path = locate(pool.source)
+    path = place_of(pool.source)
     return [path] if pool.source != BROWN and path.exists() else []
 
 
@@ -134,7 +133,7 @@ class Passages:
 
 
 def _documents(pool: PoolSettings) -> Iterator[Document]:
-    path = locate(pool.source)
+    path = place_of(pool.source)
     if pool.source == BROWN:
         yield from read_brown(fetch_brown(path))
         return

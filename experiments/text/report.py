@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.engine.inputs import DATA
 from experiments.engine.provenance import provenance
 from experiments.engine.results import grouped, run_tasks
 from experiments.engine.stages import StageRun
@@ -25,7 +26,7 @@ from experiments.pages.effects import (
 )
 from experiments.pages.markdown import origin, with_interval
 from experiments.text.ablations import Studies, tasks, variants
-from experiments.text.pool import BROWN, DATA, POOL
+from experiments.text.pool import BROWN, POOL
 from foundation.files import load_json
 from foundation.intervals import NO_DIFFERENCE, paired_student_interval, student_interval
 from foundation.settings import fill

@@ -209,6 +209,15 @@ def test_near_copies_are_one_place_to_isolation():
     assert share[600:].sum() + share[0] < 3 / 601
 
 
+@pytest.mark.parametrize("places", [2, 3, 10])
+def test_isolation_is_not_asked_where_there_are_few_places(places: int):
+    """A pool of many equal rows and a few others: two places have no density to compare."""
+    x = np.concatenate([np.zeros((40, 4)), np.eye(4)[np.arange(places - 1) % 4] * np.arange(1, places)[:, None]])
+    shares = concept_shares(x.astype(np.float32))
+    assert shares.isolation == 0
+    assert np.isfinite(shares.of_points).all()
+
+
 def test_large_pools_show_members_of_every_cluster_to_the_graph():
     labels = np.repeat(np.arange(10), [5, 995, *[1000] * 8])
     rows = graph_points(labels, 10, np.random.default_rng(0), limit=200)

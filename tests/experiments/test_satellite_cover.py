@@ -13,6 +13,7 @@ from eval.canopy import CanopySettings
 from experiments.engine.compare import Row
 from experiments.engine.experiment import build
 from experiments.engine.settings import compose
+from experiments.engine.zipf import rank_sizes
 from experiments.launch import run_experiment
 from experiments.satellite.annotation import HandmadeMaps
 from experiments.satellite.cover import (
@@ -22,7 +23,6 @@ from experiments.satellite.cover import (
     draw_unequal,
     even_metrics,
     overlap_of,
-    zipf_sizes,
 )
 from experiments.satellite.cover_report import by_rank, cover_rows, effect_figure, power_sentence, render_cover
 from experiments.satellite.scenes import Scene, save_scene
@@ -60,7 +60,7 @@ def test_the_classes_of_a_pool_fall_as_a_power_of_their_rank_and_the_head_goes_i
         assert len(np.unique(drawn)) == 400 == counts.sum()
         assert counts.argmax() == seed
         np.testing.assert_allclose(np.sort(counts)[::-1], 400 * np.arange(1, 6) ** -1.5 / 1.7604, atol=1)
-    assert zipf_sizes(11, 5, 0.0).tolist() in ([2, 2, 3, 2, 2], [2, 2, 2, 3, 2], [3, 2, 2, 2, 2])
+    assert rank_sizes(5, 11, 0.0).tolist() in ([2, 2, 3, 2, 2], [2, 2, 2, 3, 2], [3, 2, 2, 2, 2])
     with pytest.raises(
         CurationError, match="of forest, but the train side of seed 0 has 300; lower rows, zipf or stride"
     ):

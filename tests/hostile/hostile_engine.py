@@ -13,13 +13,13 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 PATIENCE = 120  # seconds until a command hangs: 30 on a machine of its own
@@ -230,6 +230,17 @@ def bend_json(path: Path, data: st.DataObject) -> str:
         content[SEAL] = digest_json(json.loads(json.dumps(content)))
     path.write_text(json.dumps(content))
     return said
+
+
+def bend_calls(commands: Mapping[str, Command], n: int, method: str) -> Any:
+    """A property test of n draws: (hostile, name of a command) -> None; method: "bend_settings" or "bend_file"."""
+
+    @few(n)
+    @given(data=st.data())
+    def run(hostile: Hostile, name: str, data: st.DataObject) -> None:
+        getattr(hostile, method)(commands[name], data)
+
+    return run
 
 
 def few(n: int) -> Any:

@@ -5,14 +5,12 @@ import os
 import subprocess
 import sys
 import typing
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from curation import ClusterTree, Subset
@@ -21,7 +19,7 @@ from curation.embeddings import EmbeddingWriter
 from curation.prepare import load_kept
 
 sys.path.insert(0, str(Path(__file__).parent))
-from hostile_engine import Command, Hostile, few
+from hostile_engine import Command, Hostile, bend_calls
 
 ROOT = Path(__file__).parents[2]
 ROWS = 200
@@ -173,44 +171,29 @@ def hostile(world: Path, tmp_path: Path) -> Hostile:
     return Hostile(world, tmp_path)
 
 
-def settings_test(n: int) -> Any:
-    @few(n)
-    @given(data=st.data())
-    def run(hostile: Hostile, name: str, data: st.DataObject) -> None:
-        hostile.bend_settings(COMMANDS[name], data)
-
-    return run
-
-
-def files_test(n: int) -> Any:
-    @few(n)
-    @given(data=st.data())
-    def run(hostile: Hostile, name: str, data: st.DataObject) -> None:
-        hostile.bend_file(COMMANDS[name], data)
-
-    return run
+bend = partial(bend_calls, COMMANDS)
 
 
 @pytest.mark.parametrize("name", BY_NUMBERS)
 def test_bent_numbers_are_refused_in_a_line_or_give_a_result(hostile: Hostile, name: str):
-    settings_test(6 if name not in SEVERAL else 3)(hostile, name)
+    bend(6 if name not in SEVERAL else 3, "bend_settings")(hostile, name)
 
 
 @pytest.mark.parametrize("name", BY_FILES)
 def test_bent_files_are_refused_in_a_line_or_give_a_result(hostile: Hostile, name: str):
-    files_test(6 if name not in SEVERAL else 3)(hostile, name)
+    bend(6 if name not in SEVERAL else 3, "bend_file")(hostile, name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BY_NUMBERS)
 def test_many_bent_numbers(hostile: Hostile, name: str):
-    settings_test(150 if name not in SEVERAL else 40)(hostile, name)
+    bend(150 if name not in SEVERAL else 40, "bend_settings")(hostile, name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BY_FILES)
 def test_many_bent_files(hostile: Hostile, name: str):
-    files_test(200 if name not in SEVERAL else 40)(hostile, name)
+    bend(200 if name not in SEVERAL else 40, "bend_file")(hostile, name)
 
 
 def test_every_number_of_curate_has_a_range():

@@ -2,19 +2,17 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from eval.results import load_rows
 
 sys.path.insert(0, str(Path(__file__).parent))
-from hostile_engine import Command, Hostile, few
+from hostile_engine import Command, Hostile, bend_calls
 
 
 def results_are_whole(folder: Path) -> None:
@@ -69,13 +67,7 @@ def hostile(world: Path, tmp_path: Path) -> Hostile:
     return Hostile(world, tmp_path)
 
 
-def bend(n: int, method: str) -> Any:
-    @few(n)
-    @given(data=st.data())
-    def run(hostile: Hostile, name: str, data: st.DataObject) -> None:
-        getattr(hostile, method)(COMMANDS[name], data)
-
-    return run
+bend = partial(bend_calls, COMMANDS)
 
 
 @pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.numbers])

@@ -2,14 +2,12 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from datasets import Dataset
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -21,7 +19,7 @@ import text_lm.train  # noqa: F401 - all imported before a clock runs
 from satellite.tiles import load_tiles
 
 sys.path.insert(0, str(Path(__file__).parent))
-from hostile_engine import Command, Hostile, few
+from hostile_engine import Command, Hostile, bend_calls
 
 RUN = ("batch_size=", "micro_batch_size=", "seed=", "speed.checkpoint_every=", "speed.log_every=", "speed.peak_flops=")
 
@@ -174,13 +172,7 @@ def hostile(world: Path, tmp_path: Path) -> Hostile:
     return Hostile(world, tmp_path)
 
 
-def bend(n: int, method: str) -> Any:
-    @few(n)
-    @given(data=st.data())
-    def run(hostile: Hostile, name: str, data: st.DataObject) -> None:
-        getattr(hostile, method)(COMMANDS[name], data)
-
-    return run
+bend = partial(bend_calls, COMMANDS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
