@@ -623,15 +623,26 @@ def compare(
     pool: Annotated[str | None, typer.Option(help="The pool, for pictures or texts.")] = None,
     labels: Annotated[str | None, typer.Option(help="Column of the pool with true concepts.")] = None,
     title: Annotated[str, typer.Option(help="Headline of the page.")] = "Subsets side by side",
+    embeddings: Beside = None,
+    no_check: NoCheck = False,
     no_verify: NoVerify = False,
 ) -> None:
-    """Subsets of one pool side by side, of one tree or of several: balance, overlap, maps, in one HTML file."""
+    """Subsets of one pool side by side, of one tree or of several: balance, soundness, overlap, maps, one HTML file."""
     from curation.comparison import open_candidates, write_comparison
     from curation.pool import open_pool
 
     candidates = open_candidates(folders)
     found = None if pool is None else open_pool(pool)
-    write_comparison(candidates, output, found, labels, title, commands=["curate " + shlex.join(sys.argv[1:])])
+    findings = None
+    if not no_check:
+        from curation.soundness import check_subset
+
+        findings = [
+            check_subset(item.tree, item.subset, _embeddings_of(item.tree, item.tree_folder or Path(), embeddings))
+            for item in candidates
+        ]
+    commands = ["curate " + shlex.join(sys.argv[1:])]
+    write_comparison(candidates, output, found, labels, title, commands=commands, findings=findings)
     _say(f"open {output} in a browser")
 
 

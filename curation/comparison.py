@@ -12,9 +12,10 @@ from curation.figures import concept_counts_figure
 from curation.labels import read_labels
 from curation.map import MOST_DOTS, PoolMap, draw_maps
 from curation.report import Drawn, check_page, level_rows, render, some_rows
+from curation.soundness import Finding
 from curation.subset import Subset
 from curation.tree import ClusterTree
-from curation.verdict import MEASURES, Comparison, Verdict, decimals_apart
+from curation.verdict import MEASURES, TONES, Comparison, Verdict, decimals_apart
 from foundation.errors import CurationError
 from foundation.files import write_atomically
 
@@ -24,11 +25,12 @@ MOST_SUBSETS = 6
 
 @dataclass
 class Candidate:
-    """One of the subsets that are compared, under the name that the page gives it."""
+    """One of the subsets that are compared, under the name that the page gives it; with the folder of its tree."""
 
     name: str
     tree: ClusterTree
     subset: Subset
+    tree_folder: Path | None = None
 
 
 def open_candidates(folders: Sequence[str | Path]) -> list[Candidate]:
@@ -39,14 +41,14 @@ def open_candidates(folders: Sequence[str | Path]) -> list[Candidate]:
     Raises:
         CurationError: a folder holds neither, a subset's tree is not among them, or there are fewer than two subsets.
     """
-    trees: dict[str, ClusterTree] = {}
+    trees: dict[str, tuple[ClusterTree, Path]] = {}
     subsets: list[tuple[str, Subset, str | None]] = []
     latest: str | None = None
     for folder in map(Path, folders):
         if (folder / "tree.json").exists():
             tree = ClusterTree.load(folder)
             latest = tree.checksum
-            trees.setdefault(latest, tree)
+            trees.setdefault(latest, (tree, folder))
         elif (folder / "subset.json").exists():
             subset = Subset.load(folder)
             subsets.append((str(folder), subset, subset.metadata.get("tree_checksum", latest)))
@@ -57,7 +59,8 @@ def open_candidates(folders: Sequence[str | Path]) -> list[Candidate]:
     for name, _subset, checksum in subsets:
         if checksum not in trees:
             raise CurationError(f"{name} was drawn from a tree that is not given; add the folder of its tree")
-    return [Candidate(name, trees[str(checksum)], subset) for name, subset, checksum in subsets]
+    found = [(name, subset, *trees[str(checksum)]) for name, subset, checksum in subsets]
+    return [Candidate(name, tree, subset, folder) for name, subset, tree, folder in found]
 
 
 def write_comparison(
@@ -68,6 +71,7 @@ def write_comparison(
     title: str = "Subsets side by side",
     commands: list[str] | None = None,
     seed: int = 0,
+    findings: Sequence[list[Finding]] | None = None,
 ) -> None:
     """Write the page: measures, overlap, shares of each label, maps on one projection, what differs in the settings.
 
@@ -75,6 +79,7 @@ def write_comparison(
         candidates: two to six; their trees are of one pool.
         path: the HTML file.
         pool, labels: as for `curation.report.write_report`.
+        findings: for each candidate those of its soundness check; without labels they are the verdict.
 
     Raises:
         CurationError: a name twice, trees of different pools, and what `write_report` refuses.
@@ -96,8 +101,9 @@ def write_comparison(
         "compare.html.j2",
         title=title,
         names=names,
-        verdict=_verdict(names, by_label),
+        verdict=_verdict(names, by_label, findings),
         facts=_facts(drawn),
+        checks=_checks(findings),
         measures=_measures(by_label),
         overlap=_overlap(drawn),
         agreement=_agreement(drawn, names),
@@ -120,7 +126,9 @@ def write_comparison(
     write_atomically(Path(path), lambda stream: stream.write(html))
 
 
-def _verdict(names: list[str], by_label: list[Comparison]) -> Verdict:
+def _verdict(names: list[str], by_label: list[Comparison], findings: Sequence[list[Finding]] | None) -> Verdict:
+    if not by_label and findings:
+        return _verdict_by_findings(names, findings)
     if not by_label:
         return Verdict("none", "Without labels this page cannot tell which subset is better; it shows how they differ.")
     if not all(found.measurable for found in by_label):
@@ -140,6 +148,45 @@ def _verdict(names: list[str], by_label: list[Comparison]) -> Verdict:
     if sorted(values)[1] - values[best] < high - low:
         sentence += " The next is closer to it than random draws are to each other: compare several seeds."
     return Verdict(tone, sentence)
+
+
+def _severities(found: list[Finding]) -> tuple[int, int]:
+    """Findings that are bad, and warnings."""
+    kinds = [finding.severity for finding in found]
+    return kinds.count("bad"), kinds.count("warn")
+
+
+def _verdict_by_findings(names: list[str], findings: Sequence[list[Finding]]) -> Verdict:
+    counts = [_severities(found) for found in findings]
+    told = "; ".join(
+        f"{name}: {bad} bad, {warn} to look at, of {len(found)}"
+        for name, (bad, warn), found in zip(names, counts, findings, strict=True)
+    )
+    first = [name for name, count in zip(names, counts, strict=True) if count == min(counts)]
+    if len(first) == len(names):
+        sentence = "Without labels, and by the checks of soundness alone, none of these subsets is better than another"
+    else:
+        sentence = f"Without labels: the checks of soundness find least to say against {' and '.join(first)}"
+    tone = "bad" if min(counts)[0] else "warn" if min(counts)[1] else "ok"
+    return Verdict(tone, f"{sentence} ({told}).")
+
+
+def _checks(findings: Sequence[list[Finding]] | None) -> list[dict[str, Any]]:
+    """For each severity one line, and in it the sentences of every subset."""
+    if not findings:
+        return []
+    lines = [
+        {
+            "title": TONES[severity],
+            "tone": severity,
+            "cells": [
+                [f"{finding.sentence} {finding.remedy}".strip() for finding in found if finding.severity == severity]
+                for found in findings
+            ],
+        }
+        for severity in ("bad", "warn", "ok")
+    ]
+    return [line for line in lines if any(line["cells"])]
 
 
 def _facts(drawn: list[Drawn]) -> list[dict[str, Any]]:

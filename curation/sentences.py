@@ -207,7 +207,7 @@ def _dimension(network: Any) -> int:
 
 
 def _digest(network: Any) -> str:
-    """Of the bytes of every tensor, so that it is the same for any number of threads; refuses another model's folder."""
+    """Of the bytes of every tensor: the same for any number of threads. It refuses the folder of another model."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -10,6 +10,7 @@ from datasets import Dataset
 from curation import CurationError, HierarchicalKMeans, Subset
 from curation.cli import main
 from curation.comparison import Candidate, open_candidates, write_comparison
+from curation.soundness import check_subset
 from curation.tree import ClusterTree
 
 
@@ -80,6 +81,33 @@ def test_the_page_opens_with_measures_overlap_and_maps(folders: Path, tmp_path: 
         dots = browser.find_elements("css selector", f"#map-{number} circle")
         assert len(dots) == np.count_nonzero(item.tree.row_counts(0))
     assert len(browser.find_elements("css selector", "table.shares tbody tr")) == 5
+
+
+def test_without_labels_the_checks_of_soundness_judge(folders: Path, tmp_path: Path):
+    """One subset whose tree is torn in single rows beside one of a sound tree: the page must say which."""
+    rng = np.random.default_rng(1)
+    x = (rng.normal(size=(4, 6))[rng.integers(0, 4, 400)] * 9 + rng.normal(size=(400, 6))).astype(np.float32)
+    found = []
+    for name, levels in (("sound", [40, 8]), ("torn", [390])):
+        tree = HierarchicalKMeans(levels, progress=False).fit(x)
+        found.append(Candidate(name, tree, Subset.from_rows(tree.sample(60), tree)))
+    checks = [check_subset(item.tree, item.subset, x) for item in found]
+    write_comparison(found, tmp_path / "c.html", findings=checks)
+    page = html.unescape((tmp_path / "c.html").read_text())
+    assert "the checks of soundness find least to say against sound (" in page
+    for finding in [finding for one in checks for finding in one]:
+        assert finding.sentence in page
+
+
+def test_the_command_checks_each_subset_unless_told_not_to(folders: Path, tmp_path: Path, monkeypatch):
+    names = ["tree_a", "subset_a", "random_a"]
+    for output, options in ((tmp_path / "a.html", []), (tmp_path / "b.html", ["--no-check"])):
+        monkeypatch.setattr(
+            "sys.argv", ["curate", "compare", *[str(folders / name) for name in names], "-o", str(output), *options]
+        )
+        main()
+    assert "Are they sound?" in (tmp_path / "a.html").read_text()
+    assert "Are they sound?" not in (tmp_path / "b.html").read_text()
 
 
 def test_a_tree_that_lacks_rows_of_a_concept_is_measured_over_all_concepts(folders: Path, tmp_path: Path):
