@@ -4,25 +4,49 @@ A cut into groups is worth a share where few edges join the groups. Modularity s
 apart at resolution g when they share fewer than g times the edges that chance would give them (Reichardt and Bornholdt,
 2006). Coarse resolutions find domains, fine ones the concepts within; a subset is shared evenly top-down through them.
 
-What is even is a matter of belief: concepts may be as many as there are groups, or as there are places (radius covers
-of the points), on rows or on directions. No one belief is right for every embedding, but each fails in its own way, and
-the KL divergence to uniform is convex: the mean of several is never worse than they are on average, mostly far better.
+What is even is a matter of belief: groups may be those of the points, of places (covers of the points by radius), of
+directions, or of cells by distance (`curation.distance_shares`). No one belief is right for every embedding, but each
+fails in its own way, and the KL divergence to uniform is convex: the mean of several is never worse than they are on
+average, mostly far better.
 
 Concepts that overlap make no communities. There, what lies apart from its like is rare, if all are alike in scatter:
 then density is frequency. So as far as the communities found are alike in density, isolation is one more belief.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.sparse import csr_array, csr_matrix
 from tqdm import tqdm
 
+from curation.distance_shares import distance_shares
 from curation.neighbours import cover, nearest, shared_neighbour_graph
 
 FEW_DIMENSIONS = 16
+
+
+FORMS = ("rows", "directions", "centred")
+
+
+@dataclass(frozen=True)
+class Belief:
+    """One view of the points in which communities are looked for.
+
+    Attributes:
+        form: of the points: "rows" as they are, "directions" at unit length, "centred" the same about their mean: what
+            all rows share, as the rows of one network do, no longer counts.
+        radius: of the cover, in median distances to the nearest neighbour; 0: every point stands for itself. Small
+            radii see compact concepts beside wide ones, large ones see that a crowd of near-copies is no concept.
+        weight: in the mean of all beliefs.
+        neighbours: of each place in the graph.
+    """
+
+    form: str
+    radius: float
+    weight: float
+    neighbours: int = 15
 
 
 @dataclass(frozen=True)
@@ -31,27 +55,34 @@ class CommunitySettings:
 
     Attributes:
         resolutions: of the modularity, fine to coarse.
-        radii: of the covers, in median distances to the nearest neighbour; 0: every point stands for itself.
-        weights: of the beliefs of each radius in the mean. Small radii see compact concepts beside wide ones, large
-            ones see that a crowd of near-copies is no concept.
-        neighbours: of each point in the graphs.
-        forms: of the points: "rows" as they are, "directions" at unit length.
+        beliefs: to take the mean of. Below `FEW_DIMENSIONS` all are of rows.
         trust: that the coarsest communities are concepts of equal right, see `even_shares`. Islands of few rows among
             many rows that hang together are as often one odd concept of a hundred as one domain of five.
-        isolation: weight of isolation beside the mean of the others, where density is the same all over the pool.
-        isolation_radius: of the cover whose places are apart, in median distances to the nearest neighbour.
-        scatter: standard deviation of the log density up to which isolation has its weight, and from which it has none.
+        by_distance: weights of k-means levels and of linkage in the mean (`curation.distance_shares`).
+        isolation: weight of isolation beside the mean of all others, where density differs over the pool, and where it
+            is the same.
+        isolation_radius: of the cover whose places are apart, in median distances to the nearest neighbour. Where
+            nearly all rows are within it of each other, isolation says nothing.
+        isolation_neighbours: to the last of which a place's distance is measured.
+        scatter: standard deviation of the log density from which isolation has the first of its weights, and up to
+            which it has the second.
+        scatter_radius: of the cover in which that is measured.
     """
 
     resolutions: tuple[float, ...] = (10.0, 1.0, 0.1)
-    radii: tuple[float, ...] = (0.15, 0.7, 1.0)
-    weights: tuple[float, ...] = (2.0, 1.0, 1.0)
-    neighbours: tuple[int, ...] = (15,)
-    forms: tuple[str, ...] = ("directions", "rows")
+    beliefs: tuple[Belief, ...] = (
+        Belief("directions", 0.7, 2.0),
+        Belief("directions", 0.15, 2.0, neighbours=40),
+        Belief("centred", 0.15, 2.0),
+        Belief("rows", 0.15, 2.0),
+    )
     trust: float = 0.85
-    isolation: float = 0.5
-    isolation_radius: float = 0.5
-    scatter: tuple[float, float] = (1.5, 1.8)
+    by_distance: float = 1.0
+    isolation: tuple[float, float] = (0.05, 0.7)
+    isolation_radius: float = 1.4
+    isolation_neighbours: int = 15
+    scatter: tuple[float, float] = (1.7, 1.3)
+    scatter_radius: float = 0.5
 
 
 def communities(graph: csr_array, resolution: float, seed: int) -> Int[np.ndarray, "n"]:
@@ -102,82 +133,105 @@ def even_shares(
     return share
 
 
-def isolation_shares(
-    x: Float[np.ndarray, "n d"], radius: float, neighbours: int, weights: Float[np.ndarray, "n"]
-) -> tuple[Float[np.ndarray, "n"], float]:
-    """Shares in inverse proportion to density, and how unequal it is.
+def _places(
+    x: Float[np.ndarray, "n d"], radius: float, neighbours: int
+) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "p"], Float[np.ndarray, "p"]] | None:
+    """Places of a cover: which is each point's; log distance to the last of their neighbours; 1 / dimension there.
 
-    Density is r^-d, with r the distance to the last of some neighbours and d the intrinsic dimension by maximum
-    likelihood (Levina and Bickel, 2004), among the places of a cover, so that near-copies count as one.
+    The intrinsic dimension is by maximum likelihood (Levina and Bickel, 2004). None: no more places than neighbours,
+    so that nothing is known of density.
+    """
+    group, leaders = cover(x, radius)
+    if len(leaders) <= neighbours:
+        return None
+    distances, _found = nearest(np.ascontiguousarray(x[leaders]), neighbours)
+    apart = np.log(np.maximum(distances, 1e-9))
+    return group, apart[:, -1], (apart[:, -1:] - apart[:, :-1]).clip(0, 5).mean(axis=1)
+
+
+def isolation_shares(x: Float[np.ndarray, "n d"], radius: float, neighbours: int) -> Float[np.ndarray, "n"]:
+    """Shares in inverse proportion to density r^-d, by the places of a cover, so that near-copies count as one.
 
     Args:
         x: (n, d) float32.
         radius: of the cover, in the units of x.
-        neighbours: to the last of which r is measured.
-        weights: (n,) of the points in the second answer.
+        neighbours: to the last of which r is measured; d is the intrinsic dimension.
 
     Returns:
-        (n,) shares that sum to 1, and the standard deviation of the log density (nats); infinite where there are no
-        more places than neighbours, for then nothing is known of density.
+        (n,), sum to 1; all the same where there are no more places than neighbours.
     """
-    group, leaders = cover(x, radius)
-    if len(leaders) <= neighbours:
-        return np.full(len(x), 1 / len(x)), np.inf
-    distances, _found = nearest(np.ascontiguousarray(x[leaders]), neighbours)
-    apart = np.log(np.maximum(distances, 1e-9))
-    ratios = (apart[:, -1:] - apart[:, :-1]).clip(0, 5).mean(axis=1)
-    place_weights = np.bincount(group, weights=weights) / weights.sum()
-    rarity = (apart[:, -1] - apart[:, -1].mean()) / max(float(ratios.mean()), 1e-3)
-    weighted = apart[:, -1] / max(float(place_weights @ ratios), 1e-3)
-    scatter = float(np.sqrt(place_weights @ (weighted - place_weights @ weighted) ** 2))
+    found = _places(x, radius, neighbours)
+    if found is None:
+        return np.full(len(x), 1 / len(x))
+    group, apart, slope = found
+    rarity = (apart - apart.mean()) / max(float(slope.mean()), 1e-3)
     share = (np.exp(np.minimum(rarity, 20.0)) / np.bincount(group))[group]
-    return share / share.sum(), scatter
+    return share / share.sum()
+
+
+def density_scatter(
+    x: Float[np.ndarray, "n d"], radius: float, neighbours: int, weights: Float[np.ndarray, "n"]
+) -> float:
+    """Standard deviation of the log density (nats) over weighted points; infinite where nothing is known of it."""
+    found = _places(x, radius, neighbours)
+    if found is None:
+        return np.inf
+    group, apart, slope = found
+    of_place = np.bincount(group, weights=weights) / weights.sum()
+    log_density = apart / max(float(of_place @ slope), 1e-3)
+    return float(np.sqrt(of_place @ (log_density - of_place @ log_density) ** 2))
 
 
 def _points(x: Float[np.ndarray, "n d"], form: str) -> tuple[Float[np.ndarray, "n d"], float]:
     """Points in a form, and the median distance to the nearest that is elsewhere; 0: all are in one place."""
-    if form == "directions":
+    if form == "centred":
+        x = x - x.mean(axis=0)
+    if form != "rows":
         x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     distances, _found = nearest(x, 1)
     apart = distances[distances > 0]
     return x, float(np.median(apart)) if len(apart) else 0.0
 
 
-def _with_isolation(
-    x: Float[np.ndarray, "n d"], mean: Float[np.ndarray, "n"], settings: CommunitySettings
+def _isolation(
+    points: Float[np.ndarray, "n d"], unit: float, mean: Float[np.ndarray, "n"], settings: CommunitySettings
 ) -> tuple[Float[np.ndarray, "n"], float]:
-    """The shares of the communities, mixed with those of isolation as far as density is even, and its weight."""
-    points, unit = _points(x, settings.forms[0])
-    if not unit:
+    """Shares by isolation, and their weight: the more alike density is in the subset that the mean would make."""
+    neighbours = settings.isolation_neighbours
+    scatter = density_scatter(points, settings.scatter_radius * unit, neighbours, mean) if unit else np.inf
+    if np.isinf(scatter):
         return mean, 0.0
-    share, scatter = isolation_shares(points, settings.isolation_radius * unit, max(settings.neighbours), mean)
-    alike, unlike = settings.scatter
-    weight = settings.isolation * float(np.clip((unlike - scatter) / (unlike - alike), 0, 1))
-    return (1 - weight) * mean + weight * share, weight
+    unlike, alike = settings.scatter
+    least, most = settings.isolation
+    weight = least + (most - least) * float(np.clip((unlike - scatter) / (unlike - alike), 0, 1))
+    return isolation_shares(points, settings.isolation_radius * unit, neighbours), weight
 
 
-def _beliefs(
-    x: Float[np.ndarray, "n d"], settings: CommunitySettings, seed: int
-) -> Iterator[tuple[float, list[np.ndarray], np.ndarray]]:
-    """For each belief: its weight, nested communities of the points, and the points' shares."""
-    for form in settings.forms:
-        points, unit = _points(x, form)
-        for radius, weight in zip(settings.radii, settings.weights, strict=True):
-            if radius and unit:
-                group, leaders = cover(points, radius * unit)
-            else:
-                group = leaders = np.arange(len(points))
-            places = np.ascontiguousarray(points[leaders])
-            most = min(max(settings.neighbours), len(places) - 1)
-            if most < 1:
-                continue
-            _distances, found = nearest(places, most)
-            size = np.bincount(group)
-            for k in sorted({min(k, most) for k in settings.neighbours}):
-                graph = shared_neighbour_graph(np.ascontiguousarray(found[:, :k]))
-                nested = nested_communities(graph, settings.resolutions, seed)
-                share = (even_shares(nested, size, settings.trust) / size)[group]
-                yield weight, [labels[group] for labels in nested], share
+def _nested_shares(
+    points: Float[np.ndarray, "n d"], radius: float, neighbours: int, settings: CommunitySettings, seed: int
+) -> tuple[list[Int[np.ndarray, "n"]], Float[np.ndarray, "n"]] | None:
+    """Nested communities of the points by their places in a cover, and the points' shares; None: all in one place."""
+    if radius:
+        group, leaders = cover(points, radius)
+    else:
+        group = leaders = np.arange(len(points))
+    places = np.ascontiguousarray(points[leaders])
+    k = min(neighbours, len(places) - 1)
+    if k < 1:
+        return None
+    _distances, found = nearest(places, k)
+    nested = nested_communities(shared_neighbour_graph(found), settings.resolutions, seed)
+    size = np.bincount(group)
+    return [labels[group] for labels in nested], (even_shares(nested, size, settings.trust) / size)[group]
+
+
+def _of_rows(beliefs: tuple[Belief, ...]) -> tuple[Belief, ...]:
+    """The same beliefs of rows as they are; those that are alike then are one, with the weight of all."""
+    weights: dict[tuple[float, int], float] = {}
+    for belief in beliefs:
+        view = belief.radius, belief.neighbours
+        weights[view] = weights.get(view, 0.0) + belief.weight
+    return tuple(Belief("rows", radius, weight, neighbours) for (radius, neighbours), weight in weights.items())
 
 
 @dataclass(frozen=True)
@@ -208,21 +262,28 @@ def concept_shares(
         seed: of the communities.
     """
     settings = settings or CommunitySettings()
-    if x.shape[1] < FEW_DIMENSIONS:  # directions of points in the plane say little of the points
-        settings = replace(settings, forms=("rows",))
+    flat = x.shape[1] < FEW_DIMENSIONS
+    if flat:  # directions of points in the plane say little of the points
+        settings = replace(settings, beliefs=_of_rows(settings.beliefs))
     x = np.ascontiguousarray(x, dtype=np.float32)
-    n_beliefs = len(settings.forms) * len(settings.radii) * len(settings.neighbours)
+    form_of = cache(partial(_points, x))
     shares, nested, weights = [], [], []
-    for weight, levels, share in tqdm(
-        _beliefs(x, settings, seed), total=n_beliefs, desc="communities", unit="graph", disable=not progress
-    ):
-        nested.append(levels)
-        weights.append(weight)
-        shares.append(share)
+    for belief in tqdm(settings.beliefs, desc="communities", unit="graph", disable=not progress):
+        points, unit = form_of(belief.form)
+        found = _nested_shares(points, belief.radius * unit, belief.neighbours, settings, seed)
+        if found is not None:
+            nested.append(found[0])
+            shares.append(found[1])
+            weights.append(belief.weight)
     if not shares:
         return ConceptShares(np.full(len(x), 1 / len(x)), [np.zeros(len(x), np.int64)], 0.0, 0.0)
+    by_distance = distance_shares(x, "l2" if flat else "cosine", seed) if settings.by_distance else None
+    if by_distance is not None:
+        shares += by_distance
+        weights += [settings.by_distance] * len(by_distance)
     mean = np.average(shares, axis=0, weights=weights)
     mean /= mean.sum()
     apart = [float(np.abs(share - mean).sum() / 2) for share in shares]
-    of_points, isolation = _with_isolation(x, mean, settings)
-    return ConceptShares(of_points, nested[int(np.argmin(apart))], float(np.mean(apart)), isolation)
+    lonely, isolation = _isolation(*form_of(settings.beliefs[0].form), mean, settings)
+    of_points = (1 - isolation) * mean + isolation * lonely
+    return ConceptShares(of_points, nested[int(np.argmin(apart[: len(nested)]))], float(np.mean(apart)), isolation)

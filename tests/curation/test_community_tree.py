@@ -8,12 +8,21 @@ import pytest
 from scipy.sparse import csr_array
 
 from curation.balance import kl_to_uniform
-from curation.communities import CommunitySettings, concept_shares, even_shares, isolation_shares, nested_communities
+from curation.communities import (
+    Belief,
+    CommunitySettings,
+    concept_shares,
+    even_shares,
+    isolation_shares,
+    nested_communities,
+)
 from curation.community_tree import CommunityTree
 from curation.levels import cut_line, equal_levels, first_level, graph_points, grow_levels
 from curation.neighbours import cover, nearest, shared_neighbour_graph
 from curation.tree import ClusterTree
 from foundation.errors import CurationError
+
+ROWS = (Belief("rows", 0.15, 2.0), Belief("rows", 0.7, 1.0), Belief("rows", 1.0, 1.0))
 
 
 def blobs(sizes: list[int], spreads: list[float], dim: int = 32, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -66,6 +75,13 @@ def test_the_same_seed_gives_the_same_tree_from_memory_and_from_disk(tmp_path: P
     assert CommunityTree(seed=6, progress=False).fit(x).checksum != there.checksum
 
 
+class _Unfitted:
+    """Level 1 with its settings, that can't be fitted."""
+
+    def __init__(self, tree: ClusterTree):
+        self.settings = {key: tree.settings[key] for key in ("max_iterations", "seed", "metric")}
+
+
 def test_a_fit_that_was_killed_after_level_1_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     x, _labels = blobs([300, 60, 60], [0.5, 0.5, 0.5])
     whole = CommunityTree(progress=False).fit(x)
@@ -80,7 +96,7 @@ def test_a_fit_that_was_killed_after_level_1_goes_on(tmp_path: Path, monkeypatch
     assert (tmp_path / "w" / "level_1" / "tree.json").exists()
     with pytest.raises(CurationError, match="other settings"):
         CommunityTree(progress=False, seed=1, work_dir=tmp_path / "w").fit(x, tmp_path / "tree")
-    monkeypatch.setattr("curation.hierarchy.fit_centroids", killed)  # level 1 is not fitted again
+    monkeypatch.setattr(CommunityTree, "_first", lambda *_args: _Unfitted(whole))  # level 1 is not fitted again
     assert CommunityTree(progress=False, work_dir=tmp_path / "w").fit(x, tmp_path / "tree").checksum == whole.checksum
 
 
@@ -171,7 +187,7 @@ def test_a_cover_leaves_no_point_far_from_its_leader():
 
 def test_equal_points_have_a_graph():
     x = np.repeat(np.eye(4, dtype=np.float32), 20, axis=0)
-    shares = concept_shares(x, CommunitySettings(forms=("rows",)))
+    shares = concept_shares(x, CommunitySettings(beliefs=ROWS))
     assert shares.of_points.sum() == pytest.approx(1)
     assert np.bincount(np.repeat(np.arange(4), 20), weights=shares.of_points) == pytest.approx([0.25] * 4, abs=0.05)
     assert 0 <= shares.apart <= 1
@@ -186,25 +202,25 @@ def overlapping(scatters: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
     return x.astype(np.float32), labels
 
 
-def rare_share(x: np.ndarray, labels: np.ndarray, isolation: float) -> float:
-    settings = CommunitySettings(forms=("rows",), isolation=isolation)
+def rare_share(x: np.ndarray, labels: np.ndarray, isolation: tuple[float, float]) -> float:
+    settings = CommunitySettings(beliefs=ROWS, isolation=isolation)
     return float(concept_shares(x, settings).of_points[labels == 1].sum())
 
 
 def test_where_concepts_overlap_isolation_finds_the_rare_one():
     x, labels = overlapping((1.0, 1.0))
-    assert rare_share(x, labels, 0.5) > rare_share(x, labels, 0.0) + 0.02
+    assert rare_share(x, labels, (0.0, 0.7)) > rare_share(x, labels, (0.0, 0.0)) + 0.02
 
 
 def test_isolation_says_nothing_where_scatter_differs():
     x, labels = blobs([900, 300, 300], [0.3, 1.0, 1.0])
-    assert rare_share(x, labels, 0.5) == rare_share(x, labels, 0.0)
+    assert rare_share(x, labels, (0.0, 0.7)) == rare_share(x, labels, (0.0, 0.0))
 
 
 def test_near_copies_are_one_place_to_isolation():
     x, _labels = blobs([300, 300], [1.0, 1.0])
     burst = x[:1] + np.random.default_rng(0).normal(0, 1e-4, (100, x.shape[1])).astype(np.float32)
-    share, _scatter = isolation_shares(np.concatenate([x, burst]), 0.1, 15, np.ones(700))
+    share = isolation_shares(np.concatenate([x, burst]), 0.1, 15)
     assert share.sum() == pytest.approx(1)
     assert share[600:].sum() + share[0] < 3 / 601
 
