@@ -1,27 +1,25 @@
 """Do the checks of a tree, which see no labels, fire where labels say that its subset is bad, and only there?
 
-python scripts/calibrate_checks.py [NAME=ROWS.npy:LABELS.npy ...] [--clipart] [--seed 0]
+python scripts/calibrate_checks.py [--cells clutter,manifold,clipart | all] [--work runs/balance] [--seed 0]
 
-Toys always; --clipart embeds the pictures that ship with the project (minutes); others as arrays of rows and labels.
+Every cell of the benchmark of balance whose data are there, clustered in four ways; the end counts how often a tree
+whose subset is worse than random rows is called bad, or a warning is given, and how often one that is good.
 """
 
 import argparse
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.balance.measure import EVEN, SUBSET, subset_measures
+from benchmarks.balance.methods import METHODS as DRAWS
 from benchmarks.balance.methods import former_levels
-from curation.balance import kl_to_uniform
+from benchmarks.balance.pools import CELLS
+from benchmarks.balance.sources import Sources
 from curation.community_tree import CommunityTree
-from curation.embed import embed_pool
-from curation.embedders import open_embedder
-from curation.embeddings import open_embeddings
 from curation.hierarchy import HierarchicalKMeans
-from curation.pool import open_pool
 from curation.soundness import check_tree
 from curation.tree import ClusterTree
-from experiments.simulated.data import clutter, manifold
 from foundation.options import number_type
 
 CHECKS = {
@@ -47,53 +45,55 @@ def grown(method: str, x: np.ndarray, seed: int) -> ClusterTree:
     return HierarchicalKMeans(levels, 10, seed=seed, progress=False).fit(x)
 
 
-def clipart() -> tuple[np.ndarray, np.ndarray]:
-    pool = open_pool("data/openclipart.parquet")
-    with tempfile.TemporaryDirectory() as folder:
-        embed_pool(pool, open_embedder("efficientnet_lite0", 96), folder)
-        x = open_embeddings(folder)
-        rows = np.arange(x.n_rows) if x.row_ids is None else x.row_ids
-        return x.block(0, x.n_rows).float().numpy(), np.asarray(pool["label"])[rows]
+METHODS = ("auto", "former default", "fine, l2", "paper's")
+GOOD = 0.25  # of the way from random rows to true labels
+
+
+def told_of(tree: ClusterTree, x: np.ndarray, rows: np.ndarray, seed: int) -> dict[str, list[str]]:
+    """Names and values of the findings of each severity."""
+    told: dict[str, list[str]] = {"bad": [], "warn": [], "ok": []}
+    for finding in check_tree(tree, x, rows, seed):
+        short = next((key for key, text in CHECKS.items() if text in finding.sentence), "other")
+        told[finding.severity].append(f"{short} {finding.value:.2f}")
+    return told
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pools", nargs="*")
-    parser.add_argument("--clipart", action="store_true")
+    parser.add_argument("--cells", default="clutter,manifold")
+    parser.add_argument("--work", type=Path, default=Path("runs/balance"))
     parser.add_argument("--seed", type=number_type(int, ge=0, le=2**32 - 1), default=0)
     options = parser.parse_args()
-    pools = {}
-    for name, toy in (("clutter", clutter), ("manifold", manifold)):
-        made = toy(options.seed, n_rows=6000)
-        pools[name] = made.x, made.concept_of
-    for given in options.pools:
-        name, paths = given.split("=", 1)
-        rows, labels = map(Path, paths.split(":", 1))
-        pools[name] = np.load(rows).astype(np.float32), np.load(labels)
-    if options.clipart:
-        pools["clip art"] = clipart()
-    rng = np.random.default_rng(options.seed)
-    print("| pool | tree | KL random | KL subset | bad | warnings |\n|---|---|---|---|---|---|", flush=True)
-    for name, (x, labels) in pools.items():
-        known = labels >= 0 if labels.dtype.kind in "iu" else np.ones(len(labels), bool)
-        concept = np.full(len(labels), -1)
-        concept[known] = np.unique(labels[known], return_inverse=True)[1]
-
-        def kl(rows: np.ndarray, concept: np.ndarray = concept) -> float:
-            mine = concept[rows]
-            return kl_to_uniform(np.bincount(mine[mine >= 0], minlength=concept.max() + 1))
-
-        size = len(x) // 4
-        chance = np.mean([kl(rng.choice(len(x), size, replace=False)) for _ in range(5)])
-        for method in ("auto", "former default", "fine, l2", "paper's"):
-            tree = grown(method, x, options.seed)
+    names = list(CELLS) if options.cells == "all" else options.cells.split(",")
+    sources = Sources(options.work / "embeddings")
+    verdicts: dict[str, list[str]] = {"worse than random rows": [], "between": [], "good": []}
+    print(
+        "| cell | tree | KL random | KL subset | KL labels | bad | warnings |\n|---|---|---|---|---|---|---|",
+        flush=True,
+    )
+    for name in names:
+        if CELLS[name].missing():
+            continue
+        pool = CELLS[name].pool(sources, options.seed)
+        size = len(pool.x) // SUBSET
+        chance, best = (
+            subset_measures(pool, DRAWS[key].draw(pool, size, options.seed))["kl"] for key in ("random", "labels")
+        )
+        for method in METHODS:
+            tree = grown(method, pool.x, options.seed)
             rows = tree.sample(size, seed=options.seed)
-            told: dict[str, list[str]] = {"bad": [], "warn": [], "ok": []}
-            for finding in check_tree(tree, x, rows, options.seed):
-                short = next((key for key, text in CHECKS.items() if text in finding.sentence), "other")
-                told[finding.severity].append(f"{short} {finding.value:.2f}")
-            line = f"| {name} | {method} | {chance:.2f} | {kl(rows):.2f} |"
-            print(line, ", ".join(told["bad"]), "|", ", ".join(told["warn"]), "|", flush=True)
+            kl = subset_measures(pool, rows)["kl"]
+            told = told_of(tree, pool.x, rows, options.seed)
+            cells = f"{name} | {method} | {chance:.2f} | {kl:.2f} | {best:.2f}"
+            print(f"| {cells} | {', '.join(told['bad'])} | {', '.join(told['warn'])} |", flush=True)
+            added = kl - chance
+            way = -added / max(chance - best, 1e-9)
+            bad = added > 0.05 if chance < EVEN else way < 0
+            kind = "worse than random rows" if bad else "good" if chance < EVEN or way > GOOD else "between"
+            verdicts[kind].append("bad" if told["bad"] else "warning" if told["warn"] else "nothing")
+    for kind, found in verdicts.items():
+        counts = ", ".join(f"{found.count(word)} {word}" for word in ("bad", "warning", "nothing"))
+        print(f"\n{kind}: {len(found)} trees; said of them: {counts}")
 
 
 if __name__ == "__main__":
