@@ -67,6 +67,8 @@ class CommunitySettings:
         scatter: standard deviation of the log density from which isolation has the first of its weights, and up to
             which it has the second.
         scatter_radius: of the cover in which that is measured.
+        overlap: share of the edges between communities of the middle resolution, mean over the graphs, up to which
+            isolation has no weight, since the communities say it all, and from which it has the whole.
     """
 
     resolutions: tuple[float, ...] = (10.0, 1.0, 0.1)
@@ -83,6 +85,7 @@ class CommunitySettings:
     isolation_neighbours: int = 15
     scatter: tuple[float, float] = (1.7, 1.3)
     scatter_radius: float = 0.5
+    overlap: tuple[float, float] = (0.06, 0.12)
 
 
 def communities(graph: csr_array, resolution: float, seed: int) -> Int[np.ndarray, "n"]:
@@ -194,23 +197,41 @@ def _points(x: Float[np.ndarray, "n d"], form: str) -> tuple[Float[np.ndarray, "
 
 
 def _isolation(
-    points: Float[np.ndarray, "n d"], unit: float, mean: Float[np.ndarray, "n"], settings: CommunitySettings
+    points: Float[np.ndarray, "n d"],
+    unit: float,
+    mean: Float[np.ndarray, "n"],
+    overlap: float,
+    settings: CommunitySettings,
 ) -> tuple[Float[np.ndarray, "n"], float]:
-    """Shares by isolation, and their weight: the more alike density is in the subset that the mean would make."""
+    """Shares by isolation, and their weight: the more communities overlap, and the more alike density is.
+
+    Density is looked at in the subset that the mean would make.
+    """
     neighbours = settings.isolation_neighbours
-    scatter = density_scatter(points, settings.scatter_radius * unit, neighbours, mean) if unit else np.inf
+    apart, mixed = settings.overlap
+    needed = float(np.clip((overlap - apart) / (mixed - apart), 0, 1))
+    scatter = density_scatter(points, settings.scatter_radius * unit, neighbours, mean) if unit and needed else np.inf
     if np.isinf(scatter):
         return mean, 0.0
     unlike, alike = settings.scatter
     least, most = settings.isolation
     weight = least + (most - least) * float(np.clip((unlike - scatter) / (unlike - alike), 0, 1))
-    return isolation_shares(points, settings.isolation_radius * unit, neighbours), weight
+    return isolation_shares(points, settings.isolation_radius * unit, neighbours), needed * weight
+
+
+def _between(graph: csr_array, labels: Int[np.ndarray, "n"]) -> float:
+    """Share of the weight of edges that join different clusters; of a graph without edges 0."""
+    rows, columns = graph.nonzero()
+    total = graph.data.sum()
+    return float(graph.data[labels[rows] != labels[columns]].sum() / total) if total else 0.0
 
 
 def _nested_shares(
     points: Float[np.ndarray, "n d"], radius: float, neighbours: int, settings: CommunitySettings, seed: int
-) -> tuple[list[Int[np.ndarray, "n"]], Float[np.ndarray, "n"]] | None:
-    """Nested communities of the points by their places in a cover, and the points' shares; None: all in one place."""
+) -> tuple[list[Int[np.ndarray, "n"]], Float[np.ndarray, "n"], float] | None:
+    """Nested communities of the points by their places in a cover, the points' shares, and the share of edges between
+    communities of the middle resolution; None: all points are in one place.
+    """
     if radius:
         group, leaders = cover(points, radius)
     else:
@@ -220,9 +241,11 @@ def _nested_shares(
     if k < 1:
         return None
     _distances, found = nearest(places, k)
-    nested = nested_communities(shared_neighbour_graph(found), settings.resolutions, seed)
+    graph = shared_neighbour_graph(found)
+    nested = nested_communities(graph, settings.resolutions, seed)
     size = np.bincount(group)
-    return [labels[group] for labels in nested], (even_shares(nested, size, settings.trust) / size)[group]
+    share = (even_shares(nested, size, settings.trust) / size)[group]
+    return [labels[group] for labels in nested], share, _between(graph, nested[len(nested) // 2])
 
 
 def _of_rows(beliefs: tuple[Belief, ...]) -> tuple[Belief, ...]:
@@ -267,16 +290,18 @@ def concept_shares(
         settings = replace(settings, beliefs=_of_rows(settings.beliefs))
     x = np.ascontiguousarray(x, dtype=np.float32)
     form_of = cache(partial(_points, x))
-    shares, nested, weights = [], [], []
+    shares, nested, weights, overlaps = [], [], [], []
     for belief in tqdm(settings.beliefs, desc="communities", unit="graph", disable=not progress):
         points, unit = form_of(belief.form)
         found = _nested_shares(points, belief.radius * unit, belief.neighbours, settings, seed)
         if found is not None:
             nested.append(found[0])
             shares.append(found[1])
+            overlaps.append(found[2])
             weights.append(belief.weight)
     if not shares:
         return ConceptShares(np.full(len(x), 1 / len(x)), [np.zeros(len(x), np.int64)], 0.0, 0.0)
+    overlap = float(np.average(overlaps, weights=weights))
     by_distance = distance_shares(x, "l2" if flat else "cosine", seed) if settings.by_distance else None
     if by_distance is not None:
         shares += by_distance
@@ -284,6 +309,6 @@ def concept_shares(
     mean = np.average(shares, axis=0, weights=weights)
     mean /= mean.sum()
     apart = [float(np.abs(share - mean).sum() / 2) for share in shares]
-    lonely, isolation = _isolation(*form_of(settings.beliefs[0].form), mean, settings)
+    lonely, isolation = _isolation(*form_of(settings.beliefs[0].form), mean, overlap, settings)
     of_points = (1 - isolation) * mean + isolation * lonely
     return ConceptShares(of_points, nested[int(np.argmin(apart[: len(nested)]))], float(np.mean(apart)), isolation)
