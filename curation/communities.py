@@ -69,23 +69,25 @@ class CommunitySettings:
         scatter_radius: of the cover in which that is measured.
         overlap: share of the edges between communities of the middle resolution, mean over the graphs, up to which
             isolation has no weight, since the communities say it all, and from which it has the whole.
+        sharpness: power of the shares in the end: a mean of shares that err in different places is too flat.
     """
 
     resolutions: tuple[float, ...] = (10.0, 1.0, 0.1)
     beliefs: tuple[Belief, ...] = (
         Belief("directions", 0.7, 2.0),
-        Belief("directions", 0.15, 2.0, neighbours=40),
+        Belief("directions", 0.15, 3.0, neighbours=40),
         Belief("centred", 0.15, 2.0),
         Belief("rows", 0.15, 2.0),
     )
     trust: float = 0.85
     by_distance: float = 1.0
-    isolation: tuple[float, float] = (0.05, 0.7)
+    isolation: tuple[float, float] = (0.05, 0.8)
     isolation_radius: float = 1.4
     isolation_neighbours: int = 15
     scatter: tuple[float, float] = (1.7, 1.3)
     scatter_radius: float = 0.5
     overlap: tuple[float, float] = (0.06, 0.12)
+    sharpness: float = 1.15
 
 
 def communities(graph: csr_array, resolution: float, seed: int) -> Int[np.ndarray, "n"]:
@@ -310,5 +312,6 @@ def concept_shares(
     mean /= mean.sum()
     apart = [float(np.abs(share - mean).sum() / 2) for share in shares]
     lonely, isolation = _isolation(*form_of(settings.beliefs[0].form), mean, overlap, settings)
-    of_points = (1 - isolation) * mean + isolation * lonely
+    of_points = ((1 - isolation) * mean + isolation * lonely) ** settings.sharpness
+    of_points /= of_points.sum()
     return ConceptShares(of_points, nested[int(np.argmin(apart[: len(nested)]))], float(np.mean(apart)), isolation)
