@@ -75,19 +75,19 @@ class CommunitySettings:
     resolutions: tuple[float, ...] = (10.0, 1.0, 0.1)
     beliefs: tuple[Belief, ...] = (
         Belief("directions", 0.7, 2.0),
-        Belief("directions", 0.15, 3.0, neighbours=40),
+        Belief("directions", 0.15, 4.0, neighbours=40),
         Belief("centred", 0.15, 2.0),
         Belief("rows", 0.15, 2.0),
     )
     trust: float = 0.85
     by_distance: float = 1.0
-    isolation: tuple[float, float] = (0.05, 0.8)
+    isolation: tuple[float, float] = (0.05, 0.9)
     isolation_radius: float = 1.4
     isolation_neighbours: int = 15
     scatter: tuple[float, float] = (1.7, 1.3)
     scatter_radius: float = 0.5
     overlap: tuple[float, float] = (0.06, 0.12)
-    sharpness: float = 1.15
+    sharpness: float = 1.1
 
 
 def communities(graph: csr_array, resolution: float, seed: int) -> Int[np.ndarray, "n"]:

@@ -46,17 +46,17 @@ either. A varied domain has many communities, a plain one few, so an even share 
 where that one is the head, as when clip art leads six visual domains, this is what is left of the old failure. No
 single graph wins everywhere: of rows as they are, of directions about the origin or about the mean of the pool, each
 fails somewhere. The mean of several shares is never worse than they are on average, since the KL divergence is convex,
-and mostly better: they fail in different places. The default is such a mean of four graphs and, with 18 % of the
+and mostly better: they fail in different places. The default is such a mean of four graphs and, with a sixth of the
 weight, of k-means levels with resampling and of complete linkage: by themselves they end below random rows in several
 cells, but in others than the graphs do. So that they cannot ruin a pool, their shares are brought nearer to even ones
 where they differ wildly (KL above 0.6). Such a mean is too flat, for what one belief sees the others dilute: its shares
-are raised to the power 1.15.
+are raised to the power 1.1.
 
 **Isolation** finds what communities cannot. Classes of one domain that overlap in the embedding make no communities at
 all, but they are alike in scatter, and then density is frequency: rows that lie apart from their like are of the rare
 classes. SemDeDup and D4 live on that, and lose most where scatter differs: there they take the widest concept. How
 unequal density is says which case it is, without labels: where the standard deviation of its logarithm, each community
-weighing what it deserves, is below 1.3, the default mixes 80 % of shares in inverse proportion to density into its
+weighing what it deserves, is below 1.3, the default mixes 90 % of shares in inverse proportion to density into its
 mean; above 1.7, 5 %; and none of that where communities share less than 6 % of their edges (the whole from 12 %), for
 then they say it all, and the distance from one to the next would be taken for rarity. Density is that of the places of
 a wide cover (1.4 times the distance to the nearest neighbour): crowds then count once, and where nearly all rows are
