@@ -43,21 +43,28 @@ PLAN, NOTES, FIGURE = "satellite_plan.md", "satellite_cover_notes.md", "images/s
 Found = dict[tuple[str, int], dict[str, Any]]
 
 
-def cover_rows(metrics: Found, balance: Found) -> list[Row]:
-    """Every figure of every arm and turn, the KL of its subsets ("kl") among them.
+def cover_rows(metrics: Found, balance: Found, turns: int = 1) -> list[Row]:
+    """Every figure of every arm and unit, the KL of its subsets ("kl") among them.
 
     A turn is five seeds, 5 t to 5 t + 4, each class at the head of the pool once: what differs with the head class is
-    not noise, so the mean of a turn is the unit that is paired. Turns that an arm has not finished are left out.
+    not noise, so the mean of one turn, or of several that follow each other, is the unit that is paired. Units that an
+    arm has not finished are left out.
     """
+    seeds_of_unit = turns * len(COVERS)
     values: dict[tuple[str, int, str], list[float]] = {}
     for (arm, seed), found in metrics.items():
         for name, value in (found["metrics"] | {"kl": balance[arm, seed]["measures"]["kl"]}).items():
-            values.setdefault((arm, seed // len(COVERS), name), []).append(value)
+            values.setdefault((arm, seed // seeds_of_unit, name), []).append(value)
     return [
-        Row(arm, turn, name, float(np.mean(mine)))
-        for (arm, turn, name), mine in values.items()
-        if len(mine) == len(COVERS)
+        Row(arm, unit, name, float(np.mean(mine)))
+        for (arm, unit, name), mine in values.items()
+        if len(mine) == seeds_of_unit
     ]
+
+
+def unit_name(turns: int) -> str:
+    """The plural that the page uses for what is paired."""
+    return "turns" if turns == 1 else f"units of {turns} turns"
 
 
 def render_cover(metrics: Found, balance: Found, config: dict[str, Any], made: list[dict[str, Any]]) -> str:
@@ -73,9 +80,12 @@ def render_cover(metrics: Found, balance: Found, config: dict[str, Any], made: l
     pool = science["pool"]
     arms, seeds = list(dict.fromkeys(arm for arm, _ in metrics)), sorted({seed for _, seed in metrics})
     pools = {seed: found["pool"] for (_, seed), found in metrics.items()}
-    rows = cover_rows(metrics, balance)
+    turns = science["studies"]["turns"]
+    rows = cover_rows(metrics, balance, turns)
     if not rows:
-        return f"# Satellite: land cover unequal\n\n## Results\n\nNo turn of {len(COVERS)} seeds is whole yet.\n"
+        needed = turns * len(COVERS)
+        return f"# Satellite: land cover unequal\n\n## Results\n\nNo unit of {needed} seeds is whole yet.\n"
+    several = "" if turns == 1 else f", and {turns} turns are one unit: {len({row.seed for row in rows})} units here"
     told = list(dict.fromkeys(row.arm for row in rows))
     better = {name: "higher" if name in HIGHER else "lower" for name in TITLES}
     kinds = [f"rmse_{i}" for i in range(len(COVERS))]
@@ -86,10 +96,9 @@ def render_cover(metrics: Found, balance: Found, config: dict[str, Any], made: l
     verdict = f"{headline(shown, HEADLINE, WHAT)} {other_arms(shown, HEADLINE)}"
     sections = [
         "# Satellite: land cover unequal on purpose\n",
-        f"{QUESTION[science['train']['judge']]} The unit is a turn of five seeds, each class of land cover "
-        "at the head of the pool once. ± is the 95 % interval of the mean over turns (Student's t), brackets "
-        "the 95 % bootstrap interval of the paired difference to raw. The ground as it is: "
-        "[satellite.md](satellite.md).\n",
+        f"{QUESTION[science['train']['judge']]} A turn is five seeds, each class of land cover at the head of the "
+        f"pool once{several}. ± is the 95 % interval of the mean over units (Student's t), brackets the 95 % bootstrap "
+        "interval of the paired difference to raw. The ground as it is: [satellite.md](satellite.md).\n",
         "## Results\n",
         origin(
             "python scripts/run_experiment.py experiment=satellite_cover scale=lab "
@@ -97,8 +106,8 @@ def render_cover(metrics: Found, balance: Found, config: dict[str, Any], made: l
             made,
             f"with {DATA} naming the folder of {pool['image']}",
         ),
-        verdict.replace("paired seeds", "paired turns"),
-        power_sentence(rows),
+        verdict.replace("paired seeds", f"paired {unit_name(turns)}"),
+        power_sentence(rows, unit_name(turns)),
         claims_table(rows, told),
         f"![effect over balance]({FIGURE})\n",
         "## Errors on even ground\n",
@@ -114,7 +123,7 @@ def render_cover(metrics: Found, balance: Found, config: dict[str, Any], made: l
         ),
         "## By land cover\n",
         "RMSE in metres: raw, and the others as differences to it; then R2 and block-R2 of raw and true classes about "
-        "the mean of the class itself (below 0: worse than that mean), means over turns.\n",
+        "the mean of the class itself (below 0: worse than that mean), means over units.\n",
         by_class(rows, told),
         "## Ground\n",
         f"Classes are known from heights and colours: forest (over half of the pixels above 5 m), single trees (over a "
@@ -131,16 +140,16 @@ def render_cover(metrics: Found, balance: Found, config: dict[str, Any], made: l
     return "\n".join(sections)
 
 
-def power_sentence(rows: Sequence[Row]) -> str:
+def power_sentence(rows: Sequence[Row], units: str = "turns") -> str:
     """Whether the experiment can tell at all."""
     gains = np.asarray(list(paired(rows, ORACLE, HEADLINE).values()))
     strength = power(gains)
     if np.isnan(strength):
-        return f"**Power** is not known: it takes the arm {ORACLE}, and three turns.\n"
+        return f"**Power** is not known: it takes the arm {ORACLE}, and three {units}.\n"
     told = gains.mean() > 0 and strength >= ENOUGH
     return (
         f"**Power**: true classes change R2 on even ground by {gains.mean():+.3f}, {strength:.1f} standard "
-        f"deviations of the paired difference between turns; {ENOUGH:.0f} are asked for, "
+        f"deviations of the paired difference between {units}; {ENOUGH:.0f} are asked for, "
         f"{'so it can tell' if told else 'so **no method can be judged here**'}.\n"
     )
 
@@ -157,7 +166,7 @@ def claims_table(rows: Sequence[Row], arms: Sequence[str]) -> str:
         lines.append(
             [arm, f"{kl:.3f}", difference(found.effect), str(len(effects)), f"{power(effects):.1f}", found.verdict]
         )
-    return markdown_table(["arm", "KL", "difference to raw", "turns", "its own power", "better than raw?"], lines)
+    return markdown_table(["arm", "KL", "difference to raw", "units", "its own power", "better than raw?"], lines)
 
 
 def effect_figure(rows: Sequence[Row]) -> bytes:

@@ -78,7 +78,7 @@ def _write_cover(
         page = f"{head}{words[PLAN].read_text().rstrip()}\n\n## Results\n{tail}"
     if words[NOTES].exists():
         page += "\n" + words[NOTES].read_text()
-    rows = cover_rows(metrics, balance)
+    rows = cover_rows(metrics, balance, config["science"]["studies"]["turns"])
     about = {"experiment": "satellite", "judge": config["science"]["train"]["judge"]}
     about |= {"commits": sorted({item["commit"] for item in made})}
     picture = effect_figure(rows)

@@ -182,8 +182,23 @@ def test_a_turn_of_five_seeds_is_one_value_and_a_part_of_one_is_none():
     assert "Which tiles are worth a survey?" in page
     assert "+0.100 [+0.100, +0.100], better" in page
     few = {key: found for key, found in metrics.items() if key[1] < 13}
-    assert "No turn of 5 seeds is whole yet" in render_cover(few, balance, config, made)
+    assert "No unit of 5 seeds is whole yet" in render_cover(few, balance, config, made)
     assert effect_figure(cover_rows(metrics, balance)).startswith(b"\x89PNG")
+
+
+def test_several_turns_are_one_unit_and_the_page_says_so():
+    metrics = {(arm, seed): found_of(seed, gain) for arm, gain in (("raw", 0.0), ("oracle", 0.1)) for seed in range(40)}
+    balance = {
+        key: {"measures": {"kl": 0.3}, "pool_counts": [9, 5, 3, 2, 1], "subset_counts": [2] * 5} for key in metrics
+    }
+    rows = [row for row in cover_rows(metrics, balance, 4) if row.metric == "even_r2" and row.arm == "raw"]
+    assert [(row.seed, round(row.value, 6)) for row in rows] == [(0, 0.195), (1, 0.395)]
+    config = compose(["experiment=satellite_cover", "scale=lab", "science.studies.turns=4"])
+    made = [{"commit": "abc", "changed": [], "device": "a CPU", "versions": {"numpy": "2"}}]
+    page = render_cover(metrics, balance, config, made)
+    assert "4 turns are one unit: 2 units here" in page
+    assert "deviations of the paired difference between units of 4 turns" in page or "is not known" in page
+    assert "three units of 4 turns" in page
 
 
 def test_every_arm_learns_from_its_own_tiles_of_the_pool_and_no_other(finished: Path):
