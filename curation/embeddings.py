@@ -185,7 +185,7 @@ class ParquetShard(_Shard):
         except (OSError, pa.ArrowException) as error:
             raise CurationError(f"{path} cannot be read as parquet ({_line(error)}); make it again") from error
         self.name, self.rows = str(path), self.file.metadata.num_rows
-        self.column = column or _only_list_column(self.file.schema_arrow, self.name)
+        self.column = _only_list_column(self.file.schema_arrow, self.name) if column is None else column
         if self.column not in self.file.schema_arrow.names:
             raise CurationError(
                 f"{path} has no column {self.column!r}; it has {', '.join(self.file.schema_arrow.names)}"
@@ -193,8 +193,8 @@ class ParquetShard(_Shard):
         sizes = [self.file.metadata.row_group(i).num_rows for i in range(self.file.num_row_groups)]
         self.offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
         self._group, self._held = -1, ArrowShard(self.file.schema_arrow.empty_table()[self.column], self.name)
-        self.dtype = self._held.dtype
-        self.dim = self._row_group(0).dim if self.rows else self._held.dim
+        self.dtype, self.dim = self._held.dtype, self._held.dim
+        self.dim = self._row_group(0).dim if self.rows else self.dim
 
     def _row_group(self, group: int) -> ArrowShard:
         if group != self._group:
@@ -202,8 +202,13 @@ class ParquetShard(_Shard):
                 column = self.file.read_row_group(group, [self.column])[self.column]
             except Exception as error:  # pyarrow: OSError, ArrowInvalid, ArrowNotImplementedError, ...
                 raise CurationError(f"{self.name} cannot be read as parquet ({_line(error)}); make it again") from error
-            self._held = ArrowShard(column, self.name, int(self.offsets[group]))
-            self._group = group
+            held = ArrowShard(column, self.name, int(self.offsets[group]))
+            if self.dim and held.dim not in (0, self.dim):  # 0: a group of nulls alone, which names its row
+                raise CurationError(
+                    f"row {held.first} of {self.name} has {held.dim} values where others have {self.dim}; all "
+                    "embeddings need one length"
+                )
+            self._held, self._group = held, group
         return self._held
 
     def block(self, start: int, stop: int) -> Tensor:
@@ -394,7 +399,7 @@ def open_embeddings(source: Any, column: str | None = None) -> Embeddings:
     if hasattr(source, "features") and hasattr(source, "data"):
         dataset = source if source._indices is None else source.flatten_indices()
         table = dataset.data.table
-        name = column or _only_list_column(table.schema, "the dataset")
+        name = _only_list_column(table.schema, "the dataset") if column is None else column
         if name not in table.column_names:
             raise CurationError(f"the dataset has no column {name!r}; it has {', '.join(table.column_names)}")
         return Embeddings([ArrowShard(table[name], f"dataset column {name}")])
@@ -421,7 +426,7 @@ def _open_path(path: Path, column: str | None) -> Embeddings:
                 table = pa.ipc.open_file(source).read_all()
             except pa.ArrowInvalid:
                 table = pa.ipc.open_stream(source).read_all()
-            name = column or _only_list_column(table.schema, path.name)
+            name = _only_list_column(table.schema, path.name) if column is None else column
             if name not in table.column_names:
                 raise CurationError(f"{path} has no column {name!r}; it has {', '.join(table.column_names)}")
             table[name].validate(full=True)  # offsets that leave the file would be followed

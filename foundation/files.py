@@ -149,12 +149,17 @@ def load_array(path: Path, mmap: bool = True) -> np.ndarray:
     path = regular_file(path)
     try:
         # mapped first: a header that promises more than the file holds allocates nothing
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # numpy's of a header whose sizes overflow
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.ndarray):
             array.close()
             raise ValueError("it is an .npz archive of several arrays; save the one array with numpy.save")
         if min(array.shape, default=0) < 0 or math.prod(array.shape) != array.size:
             raise ValueError(f"its header says shape {array.shape}")
+        more = path.stat().st_size - getattr(array, "offset", path.stat().st_size) - array.nbytes
+        if more > 0:
+            raise ValueError(f"{more:,} bytes follow its {array.shape} values; is it two arrays in one file?")
         return array if mmap else np.array(array)
     except Exception as error:  # numpy: ValueError, OSError, EOFError, SyntaxError, OverflowError, zipfile's
         why = " ".join(str(error).split())[:200] or type(error).__name__
