@@ -6,7 +6,7 @@ Nothing here reads the whole array: rows come in blocks, in their own dtype, fro
 import hashlib
 import mmap
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +21,9 @@ from foundation.errors import CurationError
 from foundation.files import (
     check_files,
     checksum,
+    checksums_are_verified,
     clear_folder,
+    digest_json,
     load_array,
     load_json,
     require_free_space,
@@ -372,6 +374,54 @@ class Embeddings:
         digest = hashlib.blake2b(repr(self.shape).encode(), digest_size=16)
         digest.update(self.take(rows).to("cpu", torch.float32).contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+    def digest_of_files(self) -> str | None:
+        """Of the checksums in ``embeddings.json``, where all rows lie in such a folder; nothing is read."""
+        entries = self.metadata.get("shards") or [{}]
+        known = [entry.get("checksum") for entry in entries]
+        return None if None in known else f"files {digest_json(known)}"
+
+    def digest(self, most_bytes: int | None = None) -> str | None:
+        """Checksum of every row: of the files where ``embeddings.json`` has it, else of a pass over the rows.
+
+        Args:
+            most_bytes: of rows that are read for it.
+
+        Returns:
+            None: more bytes, or no checksums are wanted (`foundation.files.verify_checksums`), or rows in memory.
+        """
+        found = self.digest_of_files()
+        if found is not None:
+            return found
+        n_bytes = self.n_rows * self.dim * DTYPES[self.dtype].itemsize
+        if not digests_are_wanted(self) or (most_bytes is not None and n_bytes > most_bytes):
+            return None
+        parts = (block_digest(block) for _start, block in self.blocks(rows_per_read(self.dim)))
+        return joined_digest(self, parts)
+
+
+def digests_are_wanted(x: Embeddings) -> bool:
+    """Whether the rows shall be remembered by their checksum: not those in memory, and not where checksums are off."""
+    return x.in_memory is None and checksums_are_verified()
+
+
+def rows_per_read(dim: int, n_bytes: int = 32 << 20) -> int:
+    """How many float32 rows make a block of ``n_bytes``; of 32 MiB, every block has a checksum of its own."""
+    return max(256, n_bytes // (4 * dim))
+
+
+def block_digest(block: Float[Tensor, "m d"]) -> bytes:
+    """(16 bytes) BLAKE2b-128 of rows as they are stored."""
+    stored = block.cpu().contiguous().view(torch.uint8).numpy()
+    return hashlib.blake2b(stored, digest_size=16).digest()
+
+
+def joined_digest(x: Embeddings, blocks: Iterable[bytes]) -> str:
+    """Of the checksums of all blocks of embeddings, in their order."""
+    whole = hashlib.blake2b(f"{x.shape} {x.dtype}".encode(), digest_size=16)
+    for part in blocks:
+        whole.update(part)
+    return "rows " + whole.hexdigest()
 
 
 def open_embeddings(source: Any, column: str | None = None) -> Embeddings:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -183,6 +184,11 @@ def verify_checksums(wanted: bool) -> None:
     os.environ[VERIFY_VARIABLE] = "1" if wanted else "0"
 
 
+def checksums_are_verified() -> bool:
+    """Whether `verify_checksums` is on."""
+    return os.environ.get(VERIFY_VARIABLE, "1") != "0"
+
+
 def check_files(expected: Iterable[tuple[Path, str | None]], remedy: str) -> None:
     """Refuse files whose bytes are not those that were written: read once each in a process, several at a time.
 
@@ -197,7 +203,7 @@ def check_files(expected: Iterable[tuple[Path, str | None]], remedy: str) -> Non
         CurationError: a file cannot be read or differs.
     """
     local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
-    if os.environ.get(VERIFY_VARIABLE, "1") == "0" or local != "0":
+    if not checksums_are_verified() or local != "0":
         return
     known = [(Path(path), said) for path, said in expected if said is not None]
     with ThreadPoolExecutor(max(1, min(4, len(known), os.cpu_count() or 1))) as pool:

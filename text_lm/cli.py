@@ -143,11 +143,10 @@ def tokenizer(
 ) -> None:
     """Train a byte-level BPE on a pool."""
     from curation.pool import open_pool
-    from text_lm.tokenizer import train_bpe
+    from text_lm.tokenizer import bpe_folder
 
-    opened = open_pool(pool, column=column)
-    train_bpe((row["text"] or "" for row in opened), size).save(output)
-    _say(f"{size:,} tokens in {output}")
+    _trained, there = bpe_folder(open_pool(pool, column=column), size, output)
+    _say(f"{size:,} tokens in {output}{', as before' * there}")
 
 
 @app.command(epilog="Example:  python -m text_lm tokenise split/train.parquet -o tokens/")
