@@ -5,6 +5,7 @@ Nothing here reads the whole array: rows come in blocks, in their own dtype, fro
 
 import hashlib
 import mmap
+import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -487,7 +488,9 @@ def _open_path(path: Path, column: str | None) -> Embeddings:
 
 
 def _open_folder(folder: Path, column: str | None) -> Embeddings:
-    if not (folder / "embeddings.json").exists():
+    if not os.path.lexists(folder / "embeddings.json"):
+        if (folder / "row_ids.npy").exists():  # rows of the pool that nothing else knows
+            raise CurationError(f"{folder} has row_ids.npy, but its embeddings.json is missing; {EMBED_AGAIN}")
         files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and not path.name.startswith("."))
         files = [path for path in files if path.name != "row_ids.npy"]
         if not files:

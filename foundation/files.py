@@ -21,6 +21,7 @@ from foundation.paths import regular_file
 from foundation.schema import check_content
 
 SEAL = "seal"  # key of a JSON file: checksum of all others
+RESULT, CHECKSUMS = "result.json", "checksums"  # of a finished run; the key of the checksums of its weights
 JSON_LIMIT = 1 << 30
 VERIFY_VARIABLE = "CURATED_SSL_VERIFY"
 _verified: dict[tuple[str, int, int, int], str] = {}  # (path, inode, bytes, time of change) -> checksum
@@ -210,6 +211,20 @@ def check_files(expected: Iterable[tuple[Path, str | None]], remedy: str) -> Non
         for (path, said), found in zip(known, pool.map(lambda item: _checksum_once(item[0]), known), strict=True):
             if found != said:
                 raise CurationError(f"{path} is not the file that was written (another checksum); {remedy}")
+
+
+def check_export(run: Path, name: str) -> None:
+    """Refuse a file or folder of a finished run that is not what it wrote; without its result nothing is known.
+
+    Raises:
+        CurationError: a file differs, or the result cannot be read.
+    """
+    if not (run / RESULT).exists():
+        return
+    known = load_json(run / RESULT, remedy="train again").get(CHECKSUMS, {})
+    check_content(dict[str, str], known, str(run / RESULT), "train again")
+    mine = [(run / file, said) for file, said in known.items() if file == name or file.startswith(f"{name}/")]
+    check_files(mine, "train again or copy it again")
 
 
 def _checksum_once(path: Path) -> str:
