@@ -37,6 +37,7 @@ PATTERN = re.compile(r"[*?\[{]")
 BRACES = re.compile(r"\{(?:(\d{1,12})\.\.(\d{1,12})|([^{}]*,[^{}]*))\}")
 CHECKED_BYTES = 1 << 30  # of text that is looked through for other encodings when it is opened
 MOST_NUMBERS = 1_000_000  # of names that braces stand for
+WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
 SPLIT_FILE = re.compile(r"(.+?)-\d{5}-of-\d{5}")
 
 
@@ -317,7 +318,7 @@ def _sample(key: str, parts: Iterator[tuple[str, bytes]]) -> dict[str, Any]:
             row["image"] = {"bytes": content, "path": name}
         elif end in ("cls", "txt", "json"):
             row[{"cls": "label", "txt": "text", "json": "json"}[end]] = content.decode(errors="replace").strip()
-    if row.get("label", "").lstrip("-").isdigit():
+    if WHOLE_NUMBER.fullmatch(row.get("label", "")):
         row["label"] = int(row["label"])
     return row
 

@@ -245,8 +245,12 @@ def plan(
 
 
 def _column(pool: Any, name: str) -> list[str]:
+    from curation.pool import check_text
+
     if name not in pool.column_names:
         raise CurationError(f"the pool has no column {name!r}; it has {', '.join(pool.column_names)}")
+    if name == "text":
+        check_text(pool, name)
     return ["" if value is None else str(value) for value in pool[name]]
 
 
