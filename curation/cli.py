@@ -13,7 +13,7 @@ from foundation.command import run_command
 from foundation.devices import open_device
 from foundation.errors import CurationError
 from foundation.locks import locked_folder
-from foundation.options import number, seed_option, whole_numbers
+from foundation.options import number, output_option, seed_option, whole_numbers
 from foundation.settings import Range
 
 app = typer.Typer(
@@ -70,7 +70,7 @@ ExportFormat = Enum(
     type=str,
 )
 
-Output = Annotated[Path, typer.Option("--output", "-o", help="Where the result goes.")]
+Output = Annotated[Path, output_option()]
 Levels = Annotated[
     str,
     typer.Option(

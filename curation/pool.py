@@ -65,6 +65,8 @@ def open_pool(source: Any, split: str = "train", column: str | None = None) -> A
 
     if isinstance(source, Dataset):
         return _name_columns(source, column, Path("."))
+    if not str(source).strip():
+        raise CurationError("the name of the pool is empty; give a folder, a file, or a Hub name such as owner/name")
     source, cut = _split_cut(str(source))
     path = Path(source)
     if not path.exists() and PATTERN.search(source):

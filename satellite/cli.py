@@ -10,7 +10,7 @@ import typer
 
 from foundation.command import run_command, warn_in_one_line
 from foundation.errors import CurationError
-from foundation.options import number, whole_numbers
+from foundation.options import number, output_option, whole_numbers
 from foundation.settings import Range
 from satellite.errors import HeightWarning
 
@@ -23,7 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 Tiles = Annotated[Path, typer.Argument(help="Table that `tiles` wrote.")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Where the result goes.")]
+Output = Annotated[Path, output_option()]
 Crs = Annotated[str, typer.Option("--crs", help="Reproject to it, as EPSG:32610; default: the raster's own.")]
 Units = Annotated[str, typer.Option(help="Of the heights: m, dm, cm, ft, us-ft.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as key=value: head.kind=linear steps=500.")]

@@ -9,7 +9,7 @@ import typer
 
 from foundation.command import run_command
 from foundation.errors import CurationError
-from foundation.options import number, seed_option
+from foundation.options import number, output_option, seed_option
 
 app = typer.Typer(
     help="From raw text to a language model: cut, filter, deduplicate, embed, tokenise, train, score.\n\n"
@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 
 Pool = Annotated[str, typer.Argument(help="Pool of passages: parquet, JSONL, a saved dataset, or a Hub name.")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Where the result goes.")]
+Output = Annotated[Path, output_option()]
 Column = Annotated[str | None, typer.Option("--column", help="Column of the text; default: text.")]
 Tokens = Annotated[Path, typer.Argument(help="Folder that `tokenise` wrote.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as key=value: model.width=256 tokens=1e8.")]
