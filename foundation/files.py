@@ -45,6 +45,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         CurationError: the disk is full or the folder cannot be written; nothing is left behind.
     """
     path = Path(path)
+    require_replaceable(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,6 +57,18 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def require_replaceable(path: Path) -> None:
+    """Refuse to put a file where a folder, pipe, socket or device is: ``-o /dev/full`` would take the device's place.
+
+    Raises:
+        CurationError: what is there is no regular file, or the path has no name.
+    """
+    if path.name in ("", ".."):
+        raise CurationError(f"{path} is a folder; name a file in it")
+    if os.path.exists(path):
+        regular_file(path, "choose another place for the file")
 
 
 @contextmanager
