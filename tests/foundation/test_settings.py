@@ -195,3 +195,14 @@ def test_every_seed_of_settings_has_the_range_of_seeds():
                     assert hint in ("Seed", "list[Seed]"), f"{path.relative_to(root)}: {kind.name}.{name}: {hint}"
                     known += 1
     assert known >= 5
+
+
+@pytest.mark.parametrize(
+    "value", ["!!bool maybe", "!!timestamp x", "!!int ''", "!!float abc", "!!python/name:os.system"]
+)
+def test_a_value_that_yaml_cannot_build_is_one_line(tmp_path: Path, value: str):
+    (tmp_path / "s.yaml").write_text(f"steps: {value}\n")
+    with pytest.raises(CurationError, match="cannot be read"):
+        read_settings(tmp_path / "s.yaml")
+    with pytest.raises(CurationError, match="cannot be read"):
+        read_settings(None, [f"steps={value}"])
