@@ -355,7 +355,6 @@ AGAIN = {  # command -> a setting that makes it another result
     "baseline": "--seed=3",
     "dedup": "--ratio=0.4",
     "filter": "--min-letters=0.5",
-    "embed": "--image-size=64",
 }
 
 
