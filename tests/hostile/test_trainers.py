@@ -189,10 +189,20 @@ def test_bent_settings(hostile: Hostile, name: str):
     bend(3 if name in SLOW else 5, "bend_settings")(hostile, name)
 
 
-# heights reads the files of tiles and of predict: it is bent in the large test alone
+# heights reads the files of tiles and of predict: it is bent at random in the large test alone
 @pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.files and name != "heights"])
 def test_bent_files(hostile: Hostile, name: str):
     bend(3 if name in SLOW else 5, "bend_file")(hostile, name)
+
+
+@pytest.mark.parametrize("name", COMMANDS["heights"].files)
+def test_heights_of_a_file_that_is_cut_or_empty_are_refused(hostile: Hostile, name: str):
+    hostile.fresh(COMMANDS["heights"])
+    whole = (hostile.work / name).read_bytes()
+    for content in (whole[: len(whole) // 2], b""):
+        (hostile.work / name).write_bytes(content)
+        ended = hostile.call(COMMANDS["heights"], HEIGHTS)
+        assert (ended.code, ended.err.count(": error: "), "Traceback" in ended.err) == (2, 1, False), ended.err
 
 
 @pytest.mark.slow
