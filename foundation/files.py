@@ -141,7 +141,7 @@ def load_json(path: Path, schema: Any = None, remedy: str = "make it again") -> 
     try:
         if path.stat().st_size > JSON_LIMIT:
             raise ValueError(f"{path.stat().st_size / 1e9:.1f} GB are too many")
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise CurationError(f"{path} cannot be read as JSON ({why}); it may be truncated: {remedy}") from error
