@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from curation.embeddings import Embeddings
+from curation.embeddings import Embeddings, block_digest, digests_are_wanted, joined_digest, rows_per_read
 from curation.group import Group
 from foundation.errors import CurationError
 
@@ -17,9 +17,28 @@ LARGEST = 1e18  # squared distances are kept as float32
 
 def find_bad_rows(x: Embeddings, unit: bool, rows_per_block: int, group: Group | None = None) -> Int[np.ndarray, "b"]:
     """(b,) int64 rows that are NaN, infinite or beyond `LARGEST`, or zero where ``unit`` is set; one pass in blocks."""
-    group = group or Group()
+    return _look_at_rows(x, unit, rows_per_block, group or Group(), None)
+
+
+def read_all_rows(x: Embeddings, unit: bool, group: Group | None = None) -> tuple[Int[np.ndarray, "b"], str | None]:
+    """What `find_bad_rows` finds, and `Embeddings.digest` from the same pass."""
+    known, group = x.digest_of_files(), group or Group()
+    parts: list[bytes] | None = [] if known is None and digests_are_wanted(x) else None
+    bad = _look_at_rows(x, unit, rows_per_read(x.dim), group, parts)
+    if parts is None:
+        return bad, known
+    mine = np.frombuffer(b"".join(parts), np.uint8).reshape(-1, 16)
+    return bad, joined_digest(x, (part.tobytes() for part in group.gather(mine)))
+
+
+def _look_at_rows(
+    x: Embeddings, unit: bool, rows_per_block: int, group: Group, digests: list[bytes] | None
+) -> Int[np.ndarray, "b"]:
+    """One pass over the rows of this process; the checksums of its blocks are appended to ``digests``."""
     found = [np.empty(0, np.int64)]
     for start, block in x.blocks(rows_per_block, group.span(x.n_rows, rows_per_block)):
+        if digests is not None:
+            digests.append(block_digest(block))
         sums = block.float().square().sum(dim=1) if block.dtype != torch.float64 else block.square().sum(dim=1)
         doubtful = ~(sums < LARGEST**2)  # NaN too
         if doubtful.any():  # many values that are not too large may have a sum that is
@@ -106,7 +125,15 @@ def check_rows(
         CurationError: a row is NaN, infinite or beyond `LARGEST`, or zero with cosine distance; the first is named by
             shard and row.
     """
-    bad = find_bad_rows(x, unit, rows_per_block, group)
+    refuse_rows(x, find_bad_rows(x, unit, rows_per_block, group), remedy)
+
+
+def refuse_rows(x: Embeddings, bad: Int[np.ndarray, "b"], remedy: str = DROP_THEM) -> None:
+    """Name the first of the rows that `find_bad_rows` found; none: nothing to say.
+
+    Raises:
+        CurationError: see `check_rows`.
+    """
     if not len(bad):
         return
     where, more = x.locate(int(bad[0])), f" ({len(bad)} bad rows in all)" if len(bad) > 1 else ""

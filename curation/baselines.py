@@ -1,5 +1,7 @@
 """What hierarchical k-means is compared with: each baseline is one function that gives a subset of a given size."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,12 @@ from curation.embeddings import Embeddings, open_embeddings
 from curation.kmeans import KMeansResult, kmeans
 from curation.kmeans.assignment import rows_per_read
 from curation.labels import read_labels
+from curation.pool import pool_fingerprint
 from curation.sampling import balanced_targets, cluster_starts, take_from_clusters
-from curation.subset import Subset
+from curation.subset import Subset, read_info
 from foundation.errors import CurationError
+from foundation.files import digest_json
+from foundation.locks import locked_folder
 
 KEEP = ("far", "near", "random")
 METHODS = ("random", "oracle", "flat", "semdedup", "d4", "retrieval")
@@ -259,6 +264,48 @@ def draw(
     if method == "semdedup":
         return semdedup_subset(x, k, size, seed=seed)
     return d4_subset(x, k, size, dedup_share, seed)
+
+
+def baseline_folder(
+    folder: Path,
+    method: str,
+    x: Embeddings,
+    size: int,
+    k: int,
+    pool: Any,
+    labels: str,
+    trusted: Any,
+    dedup_share: float,
+    metric: str,
+    seed: int,
+    overwrite: bool = False,
+    commands: Sequence[str] = (),
+) -> tuple[Subset, bool]:
+    """The subset in ``folder``: loaded where `draw` made it with these settings of these inputs, else drawn and saved.
+
+    Raises:
+        CurationError: a finished subset of others is there and is not to be overwritten, or see `draw`.
+    """
+    inputs: dict[str, Any] = {"method": method, "size": size, "k": k, "seed": seed}
+    inputs["embeddings"] = [x.fingerprint(), None if method == "random" else x.digest()]
+    if method == "oracle":
+        inputs |= {"labels": labels, "pool": None if pool is None else pool_fingerprint(pool)}
+    if method == "retrieval" and trusted is not None:
+        reference = trusted = open_embeddings(trusted)
+        inputs["trusted"] = [reference.fingerprint(), reference.digest()]
+    inputs |= {"d4": {"dedup_share": dedup_share}, "flat": {"metric": metric}}.get(method, {})
+    key = digest_json(inputs)
+    if (folder / "subset.json").exists() and not overwrite:
+        if read_info(folder).get("inputs") != key:
+            raise CurationError(
+                f"{folder} holds a finished subset of other settings or inputs; choose another -o, or give --overwrite"
+            )
+        return Subset.load(folder), True
+    with locked_folder(folder):
+        subset = draw(method, x, size, k, pool, labels, trusted, dedup_share, metric, seed)
+        subset.metadata |= {"commands": list(commands), "inputs": key}
+        subset.save(folder)
+    return subset, False
 
 
 def _of_pool(subset: Subset, x: Embeddings) -> Subset:

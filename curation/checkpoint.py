@@ -10,6 +10,7 @@ import numpy as np
 
 from curation.group import Group
 from curation.kmeans.lloyd import LloydState
+from curation.tree import same_digest
 from foundation.errors import CurationError
 from foundation.files import load_json, require_free_space, save_json, write_atomically
 from foundation.paths import regular_file
@@ -56,7 +57,7 @@ class FitCheckpoint:
         if not path.exists():
             return
         found = load_json(path, remedy=f"delete {folder} to start the fit anew")
-        different = [key for key in sorted({*self.identity, *found}) if found.get(key) != self.identity.get(key)]
+        different = [key for key in sorted({*self.identity, *found}) if not self._same(key, found.get(key))]
         if different and restart:
             shutil.rmtree(folder)
         elif different:
@@ -65,6 +66,11 @@ class FitCheckpoint:
                 f"{short(self.identity.get(different[0]))}; repeat those settings to resume it, or delete the folder "
                 "(--overwrite) to start anew"
             )
+
+    def _same(self, key: str, found: Any) -> bool:
+        if key == "embeddings_digest":
+            return same_digest(found if isinstance(found, str) else None, self.identity.get(key))
+        return bool(found == self.identity.get(key))
 
     def load(self, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
         """Arrays and numbers saved as ``name``, or None.

@@ -13,7 +13,7 @@ from foundation.command import run_command
 from foundation.devices import open_device
 from foundation.errors import CurationError
 from foundation.locks import locked_folder
-from foundation.options import number, seed_option, whole_numbers
+from foundation.options import number, output_option, seed_option, whole_numbers
 from foundation.settings import Range
 
 app = typer.Typer(
@@ -70,7 +70,7 @@ ExportFormat = Enum(
     type=str,
 )
 
-Output = Annotated[Path, typer.Option("--output", "-o", help="Where the result goes.")]
+Output = Annotated[Path, output_option()]
 Levels = Annotated[
     str,
     typer.Option(
@@ -250,10 +250,10 @@ def dedup(
         raise CurationError(f"--by {by} needs the pool of the embeddings: give --pool")
     rule = NearRule(threshold=threshold, ratio=ratio)
     wanted = Preparation(names, rule, metric.value, max_bits, overlap=overlap, junk=None)
-    kept = keep_in_folder(
+    kept, there = keep_in_folder(
         found, embeddings, output, wanted, rows, held_out, workers, overwrite, dry_run, [_typed()], progress=True
     )
-    _tell(kept, output, dry_run)
+    _tell(kept, output, dry_run, there)
 
 
 @app.command("filter", epilog="Example:  curate filter images/ -o kept/ --min-side 64 --nsfw 0.5")
@@ -288,18 +288,18 @@ def filter_rows(
         nsfw=nsfw,
     )
     found = open_pool(pool, column=column)
-    kept = keep_in_folder(
+    kept, there = keep_in_folder(
         found, None, output, wanted, rows, None, workers, overwrite, dry_run, [_typed()], progress=True
     )
-    _tell(kept, output, dry_run)
+    _tell(kept, output, dry_run, there)
 
 
 def _typed() -> str:
     return "curate " + " ".join(sys.argv[1:])
 
 
-def _tell(kept: Any, output: Path, dry_run: bool) -> None:
-    _say(kept.line())
+def _tell(kept: Any, output: Path, dry_run: bool, there: bool) -> None:
+    _say(kept.line() + ", as before" * there)
     for note in kept.report["notes"]:
         _say(note)
     _say("nothing was written (--dry-run)" if dry_run else f"open {output}/dropped.html to see what was left out")
@@ -325,13 +325,11 @@ def baseline(
     no_verify: NoVerify = False,
 ) -> None:
     """Draw a subset by a method that hierarchical k-means is compared with."""
-    from curation.baselines import clusters_of, draw, plan_of
+    from curation.baselines import baseline_folder, clusters_of, plan_of
     from curation.embeddings import open_embeddings
     from curation.pool import open_pool
     from curation.prepare import kept_rows
 
-    if (output / "subset.json").exists() and not overwrite and not dry_run:
-        raise CurationError(f"{output} holds a finished subset; choose another -o, or give --overwrite")
     source = open_embeddings(embeddings, column)
     source = source if rows is None else kept_rows(source, rows)
     k = clusters_of(method.value, source.n_rows, clusters)
@@ -339,11 +337,9 @@ def baseline(
     if dry_run:
         typer.echo(plan_of(method.value, source, size, k))
         return
-    with locked_folder(output):
-        subset = draw(method.value, source, size, k, found, labels, trusted, dedup_share, metric.value, seed)
-        subset.metadata["commands"] = [_typed()]
-        subset.save(output)
-    _say(f"{len(subset):,} rows by {method.value} in {output}/subset.parquet")
+    wanted = (size, k, found, labels, trusted, dedup_share, metric.value, seed)
+    subset, there = baseline_folder(output, method.value, source, *wanted, overwrite=overwrite, commands=[_typed()])
+    _say(f"{len(subset):,} rows by {method.value} in {output}/subset.parquet{', as before' * there}")
 
 
 @app.command(epilog="Example:  curate cluster embeddings/ -o tree/ --levels 10000,1000,100 --resamples 0,10,10")
@@ -564,19 +560,14 @@ def assign(
     no_verify: NoVerify = False,
 ) -> None:
     """Place new rows in an old tree, without fitting again: a parquet file with one cluster column per level."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     from curation.embeddings import open_embeddings
-    from curation.pipeline import place_rows
+    from curation.pipeline import place_in_file
     from curation.tree import ClusterTree
-    from foundation.files import write_atomically
 
-    if output.exists() and not overwrite:
-        raise CurationError(f"{output} is there already; choose another -o, or give --overwrite")
-    table = pa.table(place_rows(ClusterTree.load(tree), open_embeddings(embeddings, column), str(open_device(device))))
-    write_atomically(output, lambda stream: pq.write_table(table, stream))
-    _say(f"{table.num_rows:,} rows placed in {output}")
+    rows, there = place_in_file(
+        ClusterTree.load(tree), open_embeddings(embeddings, column), output, str(open_device(device)), overwrite
+    )
+    _say(f"{rows:,} rows placed in {output}{', as before' * there}")
 
 
 @app.command(epilog="Example:  curate report tree/ subset/ -o report.html --pool images/ --labels label")

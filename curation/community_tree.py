@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from curation.bad_rows import KeptRows, find_bad_rows
+from curation.bad_rows import KeptRows, read_all_rows
 from curation.communities import FEW_DIMENSIONS
 from curation.embeddings import Embeddings, open_embeddings
 from curation.group import Group
 from curation.hierarchy import HierarchicalKMeans
 from curation.kmeans.assignment import rows_per_read
 from curation.levels import MAX_POINTS, first_level, grow_levels
-from curation.tree import ClusterTree, read_tree_settings
+from curation.tree import ClusterTree, is_made_of, read_tree_settings
 from foundation.errors import CurationError, is_final
 
 AUTO = "auto"
@@ -122,20 +122,21 @@ class CommunityTree:
         if group.size > 1 and (self.work_dir is None or save_to is None):
             raise CurationError("a fit by several processes needs work_dir and save_to, on a file system they share")
         metric = metric_for(self.metric, source.dim)
-        fingerprint, dropped = source.fingerprint(), 0
+        fingerprint, digest, dropped = source.fingerprint(), None, 0
         if self.bad_rows == "drop":
-            bad = find_bad_rows(source, metric == "cosine", rows_per_read(source.dim), group)
+            bad, digest = read_all_rows(source, metric == "cosine", group)
             dropped = len(bad)
             source = KeptRows(source, bad) if dropped else source
         first = self._first(source, metric)
         known = {**first.settings, "embeddings_fingerprint": source.fingerprint()}
         folder = None if self.work_dir is None else self.work_dir / "level_1"
-        tree = None if folder is None else _finished(folder, known, self.restart)
+        tree = None if folder is None else _finished(folder, known, source, self.restart)
         if tree is None:
             tree = first.fit(source, save_to=folder, group=group)
         if group.first:
             tree = self._grown(tree, source)
             tree.settings |= {**self.settings, "embeddings_fingerprint": fingerprint, "dropped_rows": dropped}
+            tree.settings |= {"embeddings_digest": digest} if digest is not None else {}
         if save_to is None:
             return tree
         with group.all_or_none():
@@ -158,7 +159,7 @@ class CommunityTree:
             raise
 
 
-def _finished(folder: Path, known: dict[str, Any], restart: bool) -> ClusterTree | None:
+def _finished(folder: Path, known: dict[str, Any], source: Embeddings, restart: bool) -> ClusterTree | None:
     """Level 1 of an interrupted fit with these settings; None where there is none.
 
     Raises:
@@ -167,7 +168,7 @@ def _finished(folder: Path, known: dict[str, Any], restart: bool) -> ClusterTree
     if not (folder / "tree.json").exists():
         return None
     settings = read_tree_settings(folder)
-    if all(settings.get(key) == value for key, value in known.items()):
+    if all(settings.get(key) == value for key, value in known.items()) and is_made_of(settings, source):
         return ClusterTree.load(folder)
     if restart:
         return None

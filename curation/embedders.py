@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from foundation.command import explain
 from foundation.devices import open_device
 from foundation.errors import CurationError
-from foundation.files import load_json
+from foundation.files import check_export, load_json
 from foundation.paths import regular_file
 from foundation.settings import CountOrZero, Range, require_number
 from foundation.timm_models import create_timm_model
@@ -200,6 +200,7 @@ def _checkpoint(name: str, image_size: int | None, pretrained: bool) -> tuple[nn
     if weights.suffix != ".safetensors" or not weights.exists():
         raise CurationError(f"{weights} is no .safetensors file; give one, or the folder of model.safetensors")
     regular_file(weights, "give a .safetensors file, or the folder of model.safetensors")
+    check_export(weights.parent.parent, weights.parent.name)
     config = load_json(weights.parent / "config.json", _Config, "give the one that timm's save_for_hf writes")
     overlay = {key: value for key, value in config.get("pretrained_cfg", {}).items() if key != "tag"}
     options = {"num_classes": config.get("num_classes", 0), **config.get("model_args", {})}

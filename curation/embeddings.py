@@ -5,8 +5,9 @@ Nothing here reads the whole array: rows come in blocks, in their own dtype, fro
 
 import hashlib
 import mmap
+import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,9 @@ from foundation.errors import CurationError
 from foundation.files import (
     check_files,
     checksum,
+    checksums_are_verified,
     clear_folder,
+    digest_json,
     load_array,
     load_json,
     require_free_space,
@@ -185,7 +188,7 @@ class ParquetShard(_Shard):
         except (OSError, pa.ArrowException) as error:
             raise CurationError(f"{path} cannot be read as parquet ({_line(error)}); make it again") from error
         self.name, self.rows = str(path), self.file.metadata.num_rows
-        self.column = column or _only_list_column(self.file.schema_arrow, self.name)
+        self.column = _only_list_column(self.file.schema_arrow, self.name) if column is None else column
         if self.column not in self.file.schema_arrow.names:
             raise CurationError(
                 f"{path} has no column {self.column!r}; it has {', '.join(self.file.schema_arrow.names)}"
@@ -193,8 +196,8 @@ class ParquetShard(_Shard):
         sizes = [self.file.metadata.row_group(i).num_rows for i in range(self.file.num_row_groups)]
         self.offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
         self._group, self._held = -1, ArrowShard(self.file.schema_arrow.empty_table()[self.column], self.name)
-        self.dtype = self._held.dtype
-        self.dim = self._row_group(0).dim if self.rows else self._held.dim
+        self.dtype, self.dim = self._held.dtype, self._held.dim
+        self.dim = self._row_group(0).dim if self.rows else self.dim
 
     def _row_group(self, group: int) -> ArrowShard:
         if group != self._group:
@@ -202,8 +205,13 @@ class ParquetShard(_Shard):
                 column = self.file.read_row_group(group, [self.column])[self.column]
             except Exception as error:  # pyarrow: OSError, ArrowInvalid, ArrowNotImplementedError, ...
                 raise CurationError(f"{self.name} cannot be read as parquet ({_line(error)}); make it again") from error
-            self._held = ArrowShard(column, self.name, int(self.offsets[group]))
-            self._group = group
+            held = ArrowShard(column, self.name, int(self.offsets[group]))
+            if self.dim and held.dim not in (0, self.dim):  # 0: a group of nulls alone, which names its row
+                raise CurationError(
+                    f"row {held.first} of {self.name} has {held.dim} values where others have {self.dim}; all "
+                    "embeddings need one length"
+                )
+            self._held, self._group = held, group
         return self._held
 
     def block(self, start: int, stop: int) -> Tensor:
@@ -368,6 +376,54 @@ class Embeddings:
         digest.update(self.take(rows).to("cpu", torch.float32).contiguous().numpy().tobytes())
         return digest.hexdigest()
 
+    def digest_of_files(self) -> str | None:
+        """Of the checksums in ``embeddings.json``, where all rows lie in such a folder; nothing is read."""
+        entries = self.metadata.get("shards") or [{}]
+        known = [entry.get("checksum") for entry in entries]
+        return None if None in known else f"files {digest_json(known)}"
+
+    def digest(self, most_bytes: int | None = None) -> str | None:
+        """Checksum of every row: of the files where ``embeddings.json`` has it, else of a pass over the rows.
+
+        Args:
+            most_bytes: of rows that are read for it.
+
+        Returns:
+            None: more bytes, or no checksums are wanted (`foundation.files.verify_checksums`), or rows in memory.
+        """
+        found = self.digest_of_files()
+        if found is not None:
+            return found
+        n_bytes = self.n_rows * self.dim * DTYPES[self.dtype].itemsize
+        if not digests_are_wanted(self) or (most_bytes is not None and n_bytes > most_bytes):
+            return None
+        parts = (block_digest(block) for _start, block in self.blocks(rows_per_read(self.dim)))
+        return joined_digest(self, parts)
+
+
+def digests_are_wanted(x: Embeddings) -> bool:
+    """Whether the rows shall be remembered by their checksum: not those in memory, and not where checksums are off."""
+    return x.in_memory is None and checksums_are_verified()
+
+
+def rows_per_read(dim: int, n_bytes: int = 32 << 20) -> int:
+    """How many float32 rows make a block of ``n_bytes``; of 32 MiB, every block has a checksum of its own."""
+    return max(256, n_bytes // (4 * dim))
+
+
+def block_digest(block: Float[Tensor, "m d"]) -> bytes:
+    """(16 bytes) BLAKE2b-128 of rows as they are stored."""
+    stored = block.cpu().contiguous().view(torch.uint8).numpy()
+    return hashlib.blake2b(stored, digest_size=16).digest()
+
+
+def joined_digest(x: Embeddings, blocks: Iterable[bytes]) -> str:
+    """Of the checksums of all blocks of embeddings, in their order."""
+    whole = hashlib.blake2b(f"{x.shape} {x.dtype}".encode(), digest_size=16)
+    for part in blocks:
+        whole.update(part)
+    return "rows " + whole.hexdigest()
+
 
 def open_embeddings(source: Any, column: str | None = None) -> Embeddings:
     """Open embeddings without reading them.
@@ -394,7 +450,7 @@ def open_embeddings(source: Any, column: str | None = None) -> Embeddings:
     if hasattr(source, "features") and hasattr(source, "data"):
         dataset = source if source._indices is None else source.flatten_indices()
         table = dataset.data.table
-        name = column or _only_list_column(table.schema, "the dataset")
+        name = _only_list_column(table.schema, "the dataset") if column is None else column
         if name not in table.column_names:
             raise CurationError(f"the dataset has no column {name!r}; it has {', '.join(table.column_names)}")
         return Embeddings([ArrowShard(table[name], f"dataset column {name}")])
@@ -421,7 +477,7 @@ def _open_path(path: Path, column: str | None) -> Embeddings:
                 table = pa.ipc.open_file(source).read_all()
             except pa.ArrowInvalid:
                 table = pa.ipc.open_stream(source).read_all()
-            name = column or _only_list_column(table.schema, path.name)
+            name = _only_list_column(table.schema, path.name) if column is None else column
             if name not in table.column_names:
                 raise CurationError(f"{path} has no column {name!r}; it has {', '.join(table.column_names)}")
             table[name].validate(full=True)  # offsets that leave the file would be followed
@@ -432,7 +488,9 @@ def _open_path(path: Path, column: str | None) -> Embeddings:
 
 
 def _open_folder(folder: Path, column: str | None) -> Embeddings:
-    if not (folder / "embeddings.json").exists():
+    if not os.path.lexists(folder / "embeddings.json"):
+        if (folder / "row_ids.npy").exists():  # rows of the pool that nothing else knows
+            raise CurationError(f"{folder} has row_ids.npy, but its embeddings.json is missing; {EMBED_AGAIN}")
         files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and not path.name.startswith("."))
         files = [path for path in files if path.name != "row_ids.npy"]
         if not files:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from curation.bad_rows import KeptRows, check_rows, find_bad_rows
+from curation.bad_rows import KeptRows, read_all_rows, refuse_rows
 from curation.checkpoint import FitCheckpoint
 from curation.embeddings import ArrayShard, Embeddings, TensorShard, open_embeddings
 from curation.group import Group, LostProcess
@@ -232,8 +232,9 @@ class HierarchicalKMeans:
         group.agree(fingerprint, "fingerprint of the embeddings")
         group.agree(json.dumps(self.settings, default=str), "list of settings")
         dropped = 0
+        bad, digest = None, None
         if self.bad_rows == "drop":
-            bad = find_bad_rows(source, self.kmeans.metric == "cosine", rows_per_read(source.dim), group)
+            bad, digest = read_all_rows(source, self.kmeans.metric == "cosine", group)
             dropped = len(bad)
             source = KeptRows(source, bad) if dropped else source
         smallest = self.plans[0].n_clusters
@@ -241,10 +242,12 @@ class HierarchicalKMeans:
             raise CurationError(f"level 1 wants {smallest} clusters of {source.n_rows} rows; lower the levels")
         if smallest == source.n_rows and len(self.plans) > 1:
             raise CurationError(f"level 1 has as many clusters as there are rows ({smallest}), so it groups nothing")
-        if self.bad_rows == "error":
-            check_rows(source, self.kmeans.metric == "cosine", rows_per_read(source.dim), group)
+        if bad is None:
+            bad, digest = read_all_rows(source, self.kmeans.metric == "cosine", group)
+            refuse_rows(source, bad)
         settings = {**self.settings, "rows": source.n_rows, "dim": source.dim}
         settings |= {"embeddings_fingerprint": fingerprint, "dropped_rows": dropped}
+        settings |= {"embeddings_digest": digest} if digest is not None else {}
         checkpoint = FitCheckpoint(self.work_dir, settings, self.checkpoint_seconds, group, self.restart)
         levels: list[Level] = []
         points = source

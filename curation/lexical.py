@@ -84,7 +84,7 @@ def embed_lexically(
         CurationError: an unknown name, or dimensions that are none.
     """
     kind, _, rest = name.partition(":")
-    if not is_lexical(name) or (rest and (kind == BYTES or not rest.isdigit() or int(rest) < 1)):
+    if not is_lexical(name) or (rest and (kind == BYTES or not rest.isdecimal() or len(rest) > 5 or int(rest) < 1)):
         raise CurationError(f"embedder {name!r} is unknown; use {BYTES}, {CHARACTERS} or {CHARACTERS}:DIMENSIONS")
     if kind == BYTES:
         return [byte_histograms(part) for part in texts]

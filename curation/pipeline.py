@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from curation import kmeans
 from curation.card import write_dataset_card
@@ -24,12 +26,13 @@ from curation.sampling import STRATEGIES
 from curation.soundness import Finding, check_subset
 from curation.subset import Subset, read_info
 from curation.text_embedders import embed_any, has_text_only, resolve_embedder
-from curation.tree import MOST_COPIES, ClusterTree, read_tree_settings
+from curation.tree import MOST_COPIES, ClusterTree, is_made_of, read_tree_settings
 from foundation.clock import Clock
 from foundation.devices import open_device
 from foundation.errors import CurationError
-from foundation.files import load_json
+from foundation.files import digest_json, load_json, write_atomically
 from foundation.locks import locked_folder
+from foundation.paths import regular_file
 from foundation.settings import LARGEST_SEED, Range, require_number
 
 DEFAULT_PREPARATION = Preparation()
@@ -127,7 +130,9 @@ def finished_tree(source: Embeddings, folder: Path, fit: Fit, overwrite: bool) -
         settings = read_tree_settings(folder)
         wanted = {**fit.settings, "embeddings_fingerprint": source.fingerprint()}
         if all(settings.get(key) == value for key, value in wanted.items()):
-            return ClusterTree.load(folder)
+            if is_made_of(settings, source):
+                return ClusterTree.load(folder)
+            wanted["embeddings_fingerprint"] = None  # rows that the fingerprint does not look at have changed
         if not overwrite:
             _refuse_other_tree(folder, settings, wanted)
     except CurationError:
@@ -342,3 +347,37 @@ def place_rows(tree: ClusterTree, embeddings: Any, device: str = "cpu") -> dict[
     """Clusters of new rows in an old tree, as columns: ``row``, ``level_1``, ..."""
     placed = tree.assign(embeddings, device=device)
     return {"row": np.arange(len(placed))} | {f"level_{i + 1}": placed[:, i] for i in range(placed.shape[1])}
+
+
+def place_in_file(
+    tree: ClusterTree, embeddings: Any, path: Path, device: str = "cpu", overwrite: bool = False
+) -> tuple[int, bool]:
+    """Write what `place_rows` gives as parquet.
+
+    Returns:
+        Rows, and whether they were there already: placed in this tree, of these embeddings.
+
+    Raises:
+        CurationError: another file is there and is not to be overwritten, or see `ClusterTree.assign`.
+    """
+    x = open_embeddings(embeddings)
+    key = digest_json({"tree": tree.checksum, "embeddings": [x.fingerprint(), x.digest()]})
+    if path.exists() and not overwrite:
+        rows = _rows_placed(path, key)
+        if rows is None:
+            raise CurationError(f"{path} is there already; choose another -o, or give --overwrite")
+        return rows, True
+    table = pa.table(place_rows(tree, x, device)).replace_schema_metadata({"placed": key})
+    write_atomically(path, lambda stream: pq.write_table(table, stream, write_page_checksum=True))
+    return table.num_rows, False
+
+
+def _rows_placed(path: Path, key: str) -> int | None:
+    """Rows of a whole file that `place_in_file` wrote with this key; None: it is another one, or damaged."""
+    try:
+        with pq.ParquetFile(regular_file(path), page_checksum_verification=True) as file:
+            if (file.schema_arrow.metadata or {}).get(b"placed") != key.encode():
+                return None
+            return int(file.read().num_rows)
+    except (OSError, pa.ArrowException):
+        return None

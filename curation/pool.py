@@ -37,6 +37,7 @@ PATTERN = re.compile(r"[*?\[{]")
 BRACES = re.compile(r"\{(?:(\d{1,12})\.\.(\d{1,12})|([^{}]*,[^{}]*))\}")
 CHECKED_BYTES = 1 << 30  # of text that is looked through for other encodings when it is opened
 MOST_NUMBERS = 1_000_000  # of names that braces stand for
+WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
 SPLIT_FILE = re.compile(r"(.+?)-\d{5}-of-\d{5}")
 
 
@@ -64,6 +65,8 @@ def open_pool(source: Any, split: str = "train", column: str | None = None) -> A
 
     if isinstance(source, Dataset):
         return _name_columns(source, column, Path("."))
+    if not str(source).strip():
+        raise CurationError("the name of the pool is empty; give a folder, a file, or a Hub name such as owner/name")
     source, cut = _split_cut(str(source))
     path = Path(source)
     if not path.exists() and PATTERN.search(source):
@@ -317,7 +320,7 @@ def _sample(key: str, parts: Iterator[tuple[str, bytes]]) -> dict[str, Any]:
             row["image"] = {"bytes": content, "path": name}
         elif end in ("cls", "txt", "json"):
             row[{"cls": "label", "txt": "text", "json": "json"}[end]] = content.decode(errors="replace").strip()
-    if row.get("label", "").lstrip("-").isdigit():
+    if WHOLE_NUMBER.fullmatch(row.get("label", "")):
         row["label"] = int(row["label"])
     return row
 
@@ -417,11 +420,11 @@ def _beneath(paths: list[str | None], base: str, column: str) -> dict[str, list[
 def pool_fingerprint(dataset: Any) -> str:
     """BLAKE2b-128 of a pool's contents, the same in every process and on every machine.
 
-    Covers the number of rows, the names of the columns and up to 256 evenly spaced rows, of images the encoded
+    Covers the number of rows, the names of the columns and up to 1,024 evenly spaced rows, of images the encoded
     bytes (not where they lie). A change in a row outside the sample goes unseen.
     """
     names = sorted(dataset.column_names)
-    ids = np.unique(np.linspace(0, max(len(dataset) - 1, 0), min(len(dataset), 256)).astype(np.int64))
+    ids = np.unique(np.linspace(0, max(len(dataset) - 1, 0), min(len(dataset), 1024)).astype(np.int64))
     digest = hashlib.blake2b(json.dumps([len(dataset), names]).encode(), digest_size=16)
     stored = dataset.with_format("arrow")  # what is stored: nothing is decoded
     for row in stored[ids.tolist()].to_pylist() if len(ids) else []:

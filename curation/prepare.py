@@ -457,10 +457,7 @@ def prepare_folder(
         What is kept, and whether it was already there.
     """
     x = None if embeddings is None else open_embeddings(embeddings)
-    inputs: dict[str, Any] = {"settings": asdict(wanted) | {"by": list(wanted.by)}, "hashes": can_hash()}
-    inputs["pool_fingerprint"] = None if pool is None else pool_fingerprint(pool)
-    inputs["embeddings_fingerprint"] = None if x is None else x.fingerprint()
-    key = digest_json(inputs)
+    key = _inputs_key(pool, x, wanted)
     if (folder / "report.json").exists() and _read_report(folder).get("inputs") == key:
         return load_kept(folder), True
     work = folder / "unfinished"
@@ -472,6 +469,22 @@ def prepare_folder(
     save_kept(kept, folder, pool, commands)
     shutil.rmtree(work)
     return kept, False
+
+
+def _inputs_key(
+    pool: Any, x: Embeddings | None, wanted: Preparation, before: Kept | None = None, held_out: Embeddings | None = None
+) -> str:
+    """Of all that decides what is kept: the same key, the same rows."""
+    inputs: dict[str, Any] = {"settings": asdict(wanted) | {"by": list(wanted.by)}, "hashes": can_hash()}
+    inputs["pool_fingerprint"] = None if pool is None else pool_fingerprint(pool)
+    inputs["embeddings_fingerprint"] = None if x is None else x.fingerprint()
+    if x is not None:
+        inputs["embeddings_digest"] = x.digest()
+    if before is not None:
+        inputs["rows"] = before.report["checksum"]
+    if held_out is not None:
+        inputs["held_out"] = [held_out.fingerprint(), held_out.digest()]
+    return digest_json(inputs)
 
 
 def open_sources(source: str, pool: str | None, column: str | None) -> tuple[Any, Embeddings | None]:
@@ -503,20 +516,32 @@ def keep_in_folder(
     dry_run: bool = False,
     commands: Sequence[str] = (),
     progress: bool = True,
-) -> Kept:
+) -> tuple[Kept, bool]:
     """What ``curate dedup`` and ``curate filter`` do: look, and write a kept folder unless it is a dry run.
 
     Args:
         rows: kept folder of an earlier step: only its rows are looked at.
 
+    Returns:
+        What is kept, and whether the folder was already there, of the same settings and inputs.
+
     Raises:
-        CurationError: a finished folder is there, or see `find_kept`.
+        CurationError: a finished folder of others is there, or see `find_kept`.
     """
+    before = None if rows is None else load_kept(rows)
+    others = None if held_out is None else open_embeddings(held_out)
+    key = _inputs_key(pool, embeddings, wanted, before, others)
     if (folder / "report.json").exists() and not overwrite and not dry_run:
-        raise CurationError(f"{folder} holds a finished preparation; choose another -o, or give --overwrite")
-    before = None if rows is None else load_kept(rows).rows
+        if _read_report(folder).get("inputs") != key:
+            raise CurationError(
+                f"{folder} holds a finished preparation of other settings or inputs; choose another -o, or give "
+                "--overwrite"
+            )
+        return load_kept(folder), True
     with nullcontext() if dry_run else locked_folder(folder):
-        kept = find_kept(pool, embeddings, wanted, before, held_out, workers=workers, progress=progress)
+        asked = None if before is None else before.rows
+        kept = find_kept(pool, embeddings, wanted, asked, others, workers=workers, progress=progress)
+        kept.report["inputs"] = key
         if not dry_run:
             save_kept(kept, folder, pool, commands)
-    return kept
+    return kept, False

@@ -18,14 +18,15 @@ from curation.bad_rows import KeptRows
 from curation.balance import effective_number
 from curation.communities import communities
 from curation.dimension import likely_dimension, two_nearest_dimension
-from curation.embeddings import Embeddings, open_embeddings
+from curation.embeddings import Embeddings, open_embeddings, read_info
 from curation.neighbours import cover, nearest, principal_axes, shared_neighbour_graph
 from curation.subset import Subset
-from curation.tree import ClusterTree
+from curation.tree import ClusterTree, is_made_of
 from foundation.errors import CurationError
 
 SAMPLE = 4_000  # rows of the pool, and as many of the subset, that are looked at
 READ = 8_192  # rows in one read
+DIGEST_BYTES = 1 << 30  # of rows that are read whole to see that they are those of the tree: a second
 NEIGHBOURS = 20  # of a point, for its dimension
 GRAPH = 15  # neighbours in the graph of communities
 ISOLATION = 5  # the neighbour whose distance says how isolated a row is
@@ -82,7 +83,7 @@ def rows_of_tree(tree: ClusterTree, embeddings: Any) -> Embeddings:
     Raises:
         CurationError: the tree was made of others.
     """
-    x = open_embeddings(embeddings)
+    given = x = open_embeddings(embeddings)
     wanted, dim = tree.settings.get("embeddings_fingerprint"), tree.levels[0].centroids.shape[1]
     there = np.arange(x.n_rows) if x.row_ids is None else np.asarray(x.row_ids)
     mine = np.arange(tree.n_rows) if tree.row_ids is None else np.asarray(tree.row_ids)
@@ -94,6 +95,10 @@ def rows_of_tree(tree: ClusterTree, embeddings: Any) -> Embeddings:
         x = KeptRows(x, left_out)
     # rows that were left out for being infinite changed the fingerprint
     same = wanted in (None, whole, x.fingerprint()) or tree.settings.get("dropped_rows", 0) > 0
+    if wanted in (None, whole) or given.digest_of_files():
+        same = same and is_made_of(tree.settings, given, DIGEST_BYTES)
+    elif wanted == x.fingerprint():
+        same = same and is_made_of(tree.settings, x, DIGEST_BYTES)
     if x.dim != dim or not same:
         raise CurationError(
             f"the tree was made of other embeddings (fingerprint {wanted}); give those it was fitted on"
@@ -400,8 +405,11 @@ def find_embeddings(tree: ClusterTree, folder: Path) -> Embeddings | None:
     beside = folder.resolve().parent / "embeddings"
     if not beside.exists():
         return None
+    if (beside / "embeddings.json").exists() and not read_info(beside)["complete"]:
+        return None  # embedded anew
+    x = open_embeddings(beside)  # damaged ones are refused; others than those of the tree are not meant
     try:
-        return rows_of_tree(tree, beside)
+        return rows_of_tree(tree, x)
     except CurationError:
         return None
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from curation.bad_rows import check_rows
 from curation.balance import effective_number, gini, normalised_entropy
-from curation.embeddings import check_row_ids, open_embeddings
+from curation.embeddings import Embeddings, check_row_ids, open_embeddings
 from curation.kmeans.assignment import rows_per_read
 from curation.kmeans.two_step import Centroids
 from curation.sampling import balanced_targets, fractional_targets, take_from_clusters
@@ -370,6 +370,7 @@ class ClusterTree:
 class _Settings:
     metric: Annotated[str, Choices("l2", "cosine")] = "l2"
     embeddings_fingerprint: str | None = None
+    embeddings_digest: str | None = None
     pool_fingerprint: str | None = None
 
 
@@ -403,6 +404,23 @@ def read_tree_settings(folder: Path) -> dict[str, Any]:
     """
     settings: dict[str, Any] = _read_info(folder)["settings"]
     return settings
+
+
+def same_digest(one: str | None, other: str | None) -> bool:
+    """Whether two of `Embeddings.digest` may be of the same rows; None, or files against rows, tells nothing."""
+    if one is None or other is None or one.split()[0] != other.split()[0]:
+        return True
+    return one == other
+
+
+def is_made_of(settings: dict[str, Any], x: Embeddings, most_bytes: int | None = None) -> bool:
+    """Whether no row of the embeddings has changed since a tree with these settings was fitted on them.
+
+    Args:
+        most_bytes: see `Embeddings.digest`.
+    """
+    known = settings.get("embeddings_digest")
+    return known is None or same_digest(known, x.digest(most_bytes))
 
 
 def _check_level(part: dict[str, np.ndarray | None], below: int | None, where: str) -> None:

@@ -11,7 +11,7 @@ import typer
 from eval.settings import RunSettings
 from foundation.command import run_command
 from foundation.locks import locked_folder
-from foundation.options import number
+from foundation.options import number, output_option
 from foundation.settings import describe, read_settings
 
 app = typer.Typer(
@@ -24,7 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 Settings = Annotated[list[str] | None, typer.Argument(help="Settings as key=value.", show_default=False)]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the results.")]
+Output = Annotated[Path, output_option("Folder of the results.")]
 
 
 def _register(name: str, task: type) -> None:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from foundation.errors import CurationError
-from foundation.settings import Count, CountOrZero, NonNegative, Positive, check
+from foundation.settings import Count, CountOrZero, NonNegative, Positive, Seed, check
 
 Pair = tuple[Float[Tensor, "b h w d"], Tensor]  # patch features and the target at its own size
 ReadPairs = Callable[[Int[Tensor, "b"]], Pair]
@@ -32,7 +32,7 @@ class DenseSettings:
     learning_rate: Positive = 1e-3
     weight_decay: NonNegative = 1e-4
     warmup: CountOrZero = 1500
-    seed: CountOrZero = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         check(self)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from eval.images import BadImages, LabelledImages, Transform, read_batches
 from eval.models import FrozenModel, block_features
 from foundation.errors import CurationError
-from foundation.files import whole_file
+from foundation.files import checksums_are_verified, whole_file
 from foundation.paths import regular_file
 
 FORMAT = 1
@@ -174,7 +174,16 @@ def _save(path: Path, features: FeatureSet) -> None:
     if features.mean_patch is not None:
         tensors["mean_patch"] = features.mean_patch.contiguous()
     with whole_file(path) as temporary:
-        save_file(tensors, temporary, metadata={"skipped": json.dumps(features.skipped)})
+        save_file(tensors, temporary, metadata={"skipped": json.dumps(features.skipped), "digest": _digest(tensors)})
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """Checksum of names and values, for safetensors have none."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, values in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(values.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _load(path: Path, images: LabelledImages) -> FeatureSet:
@@ -184,6 +193,8 @@ def _load(path: Path, images: LabelledImages) -> FeatureSet:
         with safe_open(regular_file(path), framework="pt") as stored:
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
             skipped = json.loads(stored.metadata()["skipped"])
+            if checksums_are_verified() and stored.metadata().get("digest", _digest(tensors)) != _digest(tensors):
+                raise ValueError("its values are not those that were written")
         rows, labels = tensors["rows"], tensors["labels"]
         if not torch.equal(labels, images.labels[rows]) or any(len(x) != len(rows) for x in tensors.values()):
             raise ValueError("its rows and labels are not those of the images")

@@ -20,7 +20,7 @@ from torch import Tensor
 from eval.arrays import as_features, as_labels, count_classes
 from eval.splits import validation_split
 from foundation.errors import CurationError
-from foundation.settings import BelowOne, Choices, Count, CountOrZero, Positive, Range, check
+from foundation.settings import BelowOne, Choices, Count, Positive, Range, Seed, check
 
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -52,7 +52,7 @@ class LinearSettings:
     val_share: Annotated[float, Range(gt=0, lt=1)] = 0.1
     refit: bool = False
     precision: Annotated[str, Choices(*PRECISIONS)] = "float32"
-    seed: CountOrZero = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         check(self)

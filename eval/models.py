@@ -24,7 +24,7 @@ from eval.images import Transform
 from foundation.command import explain
 from foundation.devices import open_device
 from foundation.errors import CurationError
-from foundation.files import load_json
+from foundation.files import check_export, load_json
 from foundation.paths import regular_file
 from foundation.timm_models import create_timm_model
 
@@ -279,6 +279,7 @@ def _open_folder(folder: Path, image_size: int | None, device: torch.device, pre
     """A folder with the architecture beside its weights: an evaluation cannot take another one by mistake."""
     load_json(folder / "config.json", _Config, "give a folder that timm can load")
     regular_file(folder / "model.safetensors", "give a folder that timm can load")
+    check_export(folder.resolve().parent, folder.resolve().name)
     # timm reads architecture, weights and preprocessing of the folder, and resamples positions to the image size
     model = create_timm_model(f"local-dir:{folder.resolve()}", image_size, pretrained=True, num_classes=0)
     return from_timm(model, f"{folder.resolve().name}@{_digest(model)}", image_size, device, precision)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from foundation.errors import CurationError
-from foundation.files import load_json, save_json, write_atomically
+from foundation.files import check_files, checksum, load_json, save_json, write_atomically
 from foundation.intervals import NO_DIFFERENCE, Interval, paired_interval
 from foundation.paths import regular_file
 from foundation.tables import text_table
@@ -92,7 +92,7 @@ class Results:
         arrays = {key: np.ascontiguousarray(values, dtype=np.float32) for key, values in self.per_row.items()}
         values = to_bytes(arrays, metadata={"rows": json.dumps(self.per_row_ids)})
         write_atomically(folder / PER_ROW, lambda stream: stream.write(values))
-        save_json(folder / METRICS, content)
+        save_json(folder / METRICS, {**content, "per_row_checksum": checksum(folder / PER_ROW)}, seal=True)
         return folder / METRICS
 
 
@@ -121,6 +121,7 @@ def load_rows(folder: str | Path) -> tuple[list[Row], dict[str, np.ndarray], dic
     try:
         content = load_json(folder / METRICS, _Metrics, "evaluate again")
         rows = [Row(**row) for row in content["rows"]]
+        check_files([(folder / PER_ROW, content.get("per_row_checksum"))], "evaluate again")
         with safe_open(regular_file(folder / PER_ROW, "evaluate again"), framework="np") as stored:
             ids = json.loads(stored.metadata()["rows"])
             return rows, {key: stored.get_tensor(key) for key in ids}, ids
@@ -135,6 +136,7 @@ class _Metrics:
     """What ``metrics.json`` holds at least."""
 
     rows: list[Row]
+    per_row_checksum: str | None = None
 
 
 @dataclass(frozen=True)

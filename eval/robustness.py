@@ -63,7 +63,7 @@ def map_by_index(class_names: list[str], n_train: int) -> ClassMap:
     """
     allowed: list[tuple[int, ...]] = []
     for name in class_names:
-        if not name.isdigit() or int(name) >= n_train:
+        if not name.isdecimal() or int(name) >= n_train:
             raise CurationError(f"class folder {name!r} is not a class index below {n_train}; give a class-map file")
         allowed.append((int(name),))
     return ClassMap(allowed, n_train)
@@ -113,7 +113,7 @@ def _target(target: Any, index: dict[str, int], path: Path, name: str) -> int:
     text = str(target).strip()
     if text in index:
         return index[text]
-    if text.isdigit() and int(text) < len(index):
+    if text.isdecimal() and int(text) < len(index):
         return int(text)
     raise CurationError(f"class map {path}: {name!r} maps to {text!r}, which is neither a training class nor its index")
 

@@ -16,7 +16,7 @@ from eval.tasks import TASKS, Task
 from foundation.errors import CurationError
 from foundation.locks import locked_folder
 from foundation.settings import fill
-from foundation.yaml_files import read_yaml_text
+from foundation.yaml_files import BAD_VALUES, read_yaml_text
 
 SUITES = Path(__file__).parent / "suites"
 
@@ -94,7 +94,7 @@ def read_suite(path: str | Path) -> tuple[list[tuple[str, dict[str, Any]]], dict
     text = read_yaml_text(Path(path) if Path(path).exists() or not shipped.exists() else shipped, "suite")
     try:
         content = yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:  # ValueError: a date that there is not
+    except (yaml.YAMLError, *BAD_VALUES) as error:
         raise CurationError(f"suite {path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not isinstance(content.get("tasks"), list):
         raise CurationError(f"suite {path} must have a list 'tasks' of 'name: settings'")

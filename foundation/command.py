@@ -122,6 +122,8 @@ def explain(error: BaseException) -> str | None:
     # pyarrow's errors and safetensors' are of types that are not imported for this
     if type(error).__module__.startswith(("pyarrow", "safetensors")) or type(error).__name__ == "SafetensorError":
         return f"a file cannot be read or written: {text[:300] or type(error).__name__}"
+    if "(os error " in text:  # of libraries in Rust, such as tokenizers, which raise a bare Exception
+        return f"a file cannot be read or written: {text[:300]}"
     if isinstance(error, RuntimeError) and ("file write failed" in text or "unexpected pos" in text):
         return f"a file cannot be written; the disk may be full ({text[-160:]})"  # torch.save names no file
     return None

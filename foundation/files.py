@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ from foundation.paths import regular_file
 from foundation.schema import check_content
 
 SEAL = "seal"  # key of a JSON file: checksum of all others
+RESULT, CHECKSUMS = "result.json", "checksums"  # of a finished run; the key of the checksums of its weights
 JSON_LIMIT = 1 << 30
 VERIFY_VARIABLE = "CURATED_SSL_VERIFY"
 _verified: dict[tuple[str, int, int, int], str] = {}  # (path, inode, bytes, time of change) -> checksum
@@ -43,6 +45,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         CurationError: the disk is full or the folder cannot be written; nothing is left behind.
     """
     path = Path(path)
+    require_replaceable(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,6 +57,18 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def require_replaceable(path: Path) -> None:
+    """Refuse to put a file where a folder, pipe, socket or device is: ``-o /dev/full`` would take the device's place.
+
+    Raises:
+        CurationError: what is there is no regular file, or the path has no name.
+    """
+    if path.name in ("", ".."):
+        raise CurationError(f"{path} is a folder; name a file in it")
+    if os.path.exists(path):
+        regular_file(path, "choose another place for the file")
 
 
 @contextmanager
@@ -126,7 +141,7 @@ def load_json(path: Path, schema: Any = None, remedy: str = "make it again") -> 
     try:
         if path.stat().st_size > JSON_LIMIT:
             raise ValueError(f"{path.stat().st_size / 1e9:.1f} GB are too many")
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise CurationError(f"{path} cannot be read as JSON ({why}); it may be truncated: {remedy}") from error
@@ -149,12 +164,17 @@ def load_array(path: Path, mmap: bool = True) -> np.ndarray:
     path = regular_file(path)
     try:
         # mapped first: a header that promises more than the file holds allocates nothing
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # numpy's of a header whose sizes overflow
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.ndarray):
             array.close()
             raise ValueError("it is an .npz archive of several arrays; save the one array with numpy.save")
         if min(array.shape, default=0) < 0 or math.prod(array.shape) != array.size:
             raise ValueError(f"its header says shape {array.shape}")
+        more = path.stat().st_size - getattr(array, "offset", path.stat().st_size) - array.nbytes
+        if more > 0:
+            raise ValueError(f"{more:,} bytes follow its {array.shape} values; is it two arrays in one file?")
         return array if mmap else np.array(array)
     except Exception as error:  # numpy: ValueError, OSError, EOFError, SyntaxError, OverflowError, zipfile's
         why = " ".join(str(error).split())[:200] or type(error).__name__
@@ -178,6 +198,11 @@ def verify_checksums(wanted: bool) -> None:
     os.environ[VERIFY_VARIABLE] = "1" if wanted else "0"
 
 
+def checksums_are_verified() -> bool:
+    """Whether `verify_checksums` is on."""
+    return os.environ.get(VERIFY_VARIABLE, "1") != "0"
+
+
 def check_files(expected: Iterable[tuple[Path, str | None]], remedy: str) -> None:
     """Refuse files whose bytes are not those that were written: read once each in a process, several at a time.
 
@@ -192,13 +217,27 @@ def check_files(expected: Iterable[tuple[Path, str | None]], remedy: str) -> Non
         CurationError: a file cannot be read or differs.
     """
     local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
-    if os.environ.get(VERIFY_VARIABLE, "1") == "0" or local != "0":
+    if not checksums_are_verified() or local != "0":
         return
     known = [(Path(path), said) for path, said in expected if said is not None]
     with ThreadPoolExecutor(max(1, min(4, len(known), os.cpu_count() or 1))) as pool:
         for (path, said), found in zip(known, pool.map(lambda item: _checksum_once(item[0]), known), strict=True):
             if found != said:
                 raise CurationError(f"{path} is not the file that was written (another checksum); {remedy}")
+
+
+def check_export(run: Path, name: str) -> None:
+    """Refuse a file or folder of a finished run that is not what it wrote; without its result nothing is known.
+
+    Raises:
+        CurationError: a file differs, or the result cannot be read.
+    """
+    if not (run / RESULT).exists():
+        return
+    known = load_json(run / RESULT, remedy="train again").get(CHECKSUMS, {})
+    check_content(dict[str, str], known, str(run / RESULT), "train again")
+    mine = [(run / file, said) for file, said in known.items() if file == name or file.startswith(f"{name}/")]
+    check_files(mine, "train again or copy it again")
 
 
 def _checksum_once(path: Path) -> str:

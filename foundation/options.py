@@ -5,6 +5,7 @@ For typer ``Annotated[int, number("Rows of the subset.", ge=1)]``, for argparse 
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -67,3 +68,14 @@ def number_type(kind: type, **bounds: Any) -> Callable[[str], Any]:
         return value
 
     return read
+
+
+def output_option(help: str = "Where the result goes.") -> Any:
+    """The option ``--output``, which is never empty: an unset variable of a shell is not the folder it stands in."""
+
+    def read(text: str | Path) -> Path:
+        if not str(text).strip():
+            raise typer.BadParameter("the path is empty")
+        return Path(text)
+
+    return typer.Option("--output", "-o", help=help, parser=read, metavar="<path>")

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from foundation.errors import CurationError
-from foundation.yaml_files import check_yaml, read_yaml_text
+from foundation.yaml_files import BAD_VALUES, check_yaml, read_yaml_text
 
 T = TypeVar("T")
 _HERE = Path(__file__).parent
@@ -227,7 +227,7 @@ def _dotted(name: str, key: str) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _yaml(path: Path) -> Any:
@@ -240,7 +240,7 @@ def _yaml(path: Path) -> Any:
     text = read_yaml_text(path)
     try:
         content = OmegaConf.load(io.StringIO(text))
-    except (OmegaConfBaseException, YAMLError) as error:
+    except (OmegaConfBaseException, YAMLError, *BAD_VALUES) as error:
         raise CurationError(f"settings {path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, DictConfig):
         raise CurationError(f"settings {path} must hold key: value lines")
@@ -262,7 +262,7 @@ def _overrides(arguments: Sequence[str]) -> Any:
             # without a value it is empty text, not null
             part = OmegaConf.from_dotlist([argument if value else f"{key}=''"])
             found = OmegaConf.merge(found, part)
-        except (OmegaConfBaseException, YAMLError) as error:
+        except (OmegaConfBaseException, YAMLError, *BAD_VALUES) as error:
             raise CurationError(f"the value of {key} cannot be read: {value!r} ({_first_line(error)})") from error
     return found
 

@@ -9,6 +9,10 @@ from foundation.paths import regular_file
 MOST_BYTES, MOST_VALUES, DEEPEST = 4_000_000, 200_000, 100
 
 
+# what PyYAML raises besides its own errors for values such as "!!bool maybe", "!!timestamp x" and "!!int ''"
+BAD_VALUES = (ValueError, KeyError, IndexError, AttributeError, TypeError)
+
+
 def read_yaml_text(path: str | Path, what: str = "settings") -> str:
     """The text of a YAML file that is safe to be parsed.
 

@@ -1,6 +1,7 @@
 """What is watched while it pretrains: unreadable images, a teacher that collapses, and looks at its features."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,9 @@ class BadImages(lightning.Callback):
         self.seen: set[int] = set()
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if self.path.exists():
-            self.seen = {json.loads(line)["row"] for line in self.path.read_text().splitlines() if line.endswith("}")}
+        for line in self.path.read_text(errors="replace").splitlines() if self.path.exists() else ():
+            with suppress(ValueError, KeyError, TypeError):  # a line that a kill cut: its row is logged again
+                self.seen.add(json.loads(line)["row"])
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int

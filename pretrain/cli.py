@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from foundation.command import run_command
-from foundation.options import number
+from foundation.options import number, output_option
 
 app = typer.Typer(
     help="Pretrain a vision model on your own images by self-distillation (DINOv2), on any machine.\n\n"
@@ -29,7 +29,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as key=val
 )
 def train(
     pool: Annotated[str, typer.Argument(help="Pool of images: folder, parquet, WebDataset shards, Hub name.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")],
+    output: Annotated[Path, output_option("Folder of the run.")],
     settings: Overrides = None,
     recipe: Recipe = None,
     subset: Annotated[

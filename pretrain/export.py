@@ -7,12 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from foundation.errors import CurationError
-from foundation.files import load_json, save_json, whole_file, whole_folder
+from foundation.files import check_export, load_json, save_json, whole_file, whole_folder
 from foundation.timm_models import create_timm_model
 from pretrain.backbone import build_backbone, load_weights
 from pretrain.card import CARD, model_card
 from pretrain.settings import PretrainSettings
-from training.run_folder import check_export
 
 TEACHER = "teacher"
 STATE = "state.safetensors"

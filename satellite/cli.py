@@ -1,5 +1,6 @@
 """The command ``python -m satellite``: a thin shell over the functions of this package."""
 
+import tempfile
 import warnings
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ import typer
 
 from foundation.command import run_command, warn_in_one_line
 from foundation.errors import CurationError
-from foundation.options import number, whole_numbers
+from foundation.options import number, output_option, whole_numbers
 from foundation.settings import Range
 from satellite.errors import HeightWarning
 
@@ -22,7 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 Tiles = Annotated[Path, typer.Argument(help="Table that `tiles` wrote.")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Where the result goes.")]
+Output = Annotated[Path, output_option()]
 Crs = Annotated[str, typer.Option("--crs", help="Reproject to it, as EPSG:32610; default: the raster's own.")]
 Units = Annotated[str, typer.Option(help="Of the heights: m, dm, cm, ft, us-ft.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as key=value: head.kind=linear steps=500.")]
@@ -74,11 +75,13 @@ def pool(
 
     reader = TileReader(*load_tiles(table))
     rows = partial(tile_images, reader, white_of(reader.dtype, white))
-    try:
-        made = Dataset.from_generator(rows, features=Features(image=ImageFeature()))
-    except DatasetGenerationError as error:
-        raise error.__cause__ or error from None
-    write_atomically(output, made.to_parquet)
+    # a cache of its own: the shared one would give old pictures of a raster that has changed
+    with tempfile.TemporaryDirectory() as cache:
+        try:
+            made = Dataset.from_generator(rows, features=Features(image=ImageFeature()), cache_dir=cache)
+        except DatasetGenerationError as error:
+            raise error.__cause__ or error from None
+        write_atomically(output, made.to_parquet)
     _say(f"{len(made):,} pictures in {output}")
 
 
@@ -98,6 +101,8 @@ def train(
     from satellite.tiles import footprints, load_tiles, spatial_split
     from satellite.train import train as run
 
+    if fold >= folds:
+        raise CurationError(f"--fold is {fold}; of {folds} folds it must be below {folds}")
     settings = load_settings(config, overrides)
     known, cut = load_tiles(table)
     rows = spatial_split(footprints(known), block, folds, fold, margin).train if block else None

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from foundation.devices import open_device
 from foundation.errors import CurationError
-from foundation.files import digest_json, load_array, save_array
+from foundation.files import digest_json, load_array, require_replaceable, save_array
 from foundation.locks import locked_folder
 from foundation.settings import Count, NonNegative, Range, check
 from satellite.export import TrainedModel, load_model
@@ -74,6 +74,7 @@ def predict_raster(
         CurationError: as `open_raster`; another resolution or number of bands than the model's.
     """
     settings, output = settings or PredictSettings(), Path(output)
+    require_replaceable(output)
     device = str(open_device(settings.device))
     trained = load_model(model, device)
     if settings.overlap > 3 * trained.seen.tile // 4:

@@ -9,7 +9,7 @@ import typer
 
 from foundation.command import run_command
 from foundation.errors import CurationError
-from foundation.options import number, seed_option
+from foundation.options import number, output_option, seed_option
 
 app = typer.Typer(
     help="From raw text to a language model: cut, filter, deduplicate, embed, tokenise, train, score.\n\n"
@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 
 Pool = Annotated[str, typer.Argument(help="Pool of passages: parquet, JSONL, a saved dataset, or a Hub name.")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Where the result goes.")]
+Output = Annotated[Path, output_option()]
 Column = Annotated[str | None, typer.Option("--column", help="Column of the text; default: text.")]
 Tokens = Annotated[Path, typer.Argument(help="Folder that `tokenise` wrote.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as key=value: model.width=256 tokens=1e8.")]
@@ -143,11 +143,10 @@ def tokenizer(
 ) -> None:
     """Train a byte-level BPE on a pool."""
     from curation.pool import open_pool
-    from text_lm.tokenizer import train_bpe
+    from text_lm.tokenizer import bpe_folder
 
-    opened = open_pool(pool, column=column)
-    train_bpe((row["text"] or "" for row in opened), size).save(output)
-    _say(f"{size:,} tokens in {output}")
+    _trained, there = bpe_folder(open_pool(pool, column=column), size, output)
+    _say(f"{size:,} tokens in {output}{', as before' * there}")
 
 
 @app.command(epilog="Example:  python -m text_lm tokenise split/train.parquet -o tokens/")
@@ -246,8 +245,12 @@ def plan(
 
 
 def _column(pool: Any, name: str) -> list[str]:
+    from curation.pool import check_text
+
     if name not in pool.column_names:
         raise CurationError(f"the pool has no column {name!r}; it has {', '.join(pool.column_names)}")
+    if name == "text":
+        check_text(pool, name)
     return ["" if value is None else str(value) for value in pool[name]]
 
 

@@ -90,7 +90,7 @@ def open_filters(names: Sequence[str]) -> list[TextFilter]:
 
 def _bounds(name: str, text: str) -> tuple[int, float]:
     low, dash, high = text.partition("-")
-    if not dash or not low.isdigit() or not (high.isdigit() or not high):
+    if not dash or not low.isdecimal() or not (high.isdecimal() or not high) or len(text) > 30:
         raise CurationError(f"filter {name!r} needs bounds such as 200-2000 or 200-")
     bounds = int(low), float(high) if high else float("inf")
     if bounds[0] > bounds[1]:

@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from foundation.errors import CurationError
+from foundation.files import check_export
 from foundation.hub import hub_within_reach
 from foundation.settings import CountOrZero, Positive, Range, check
-from training.run_folder import check_export
 
 ATTENTION = ("sdpa", "flex_attention", "flash_attention_2")
 

@@ -5,8 +5,10 @@ All are saved as ordinary Hugging Face tokenisers, so that ``AutoTokenizer`` and
 
 import hashlib
 import json
+import os
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from jaxtyping import Int
 from foundation.errors import CurationError
 from foundation.files import load_json, save_json
 from foundation.hub import hub_within_reach
+from foundation.locks import locked_folder
+from foundation.settings import Count
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 N_BYTES = 256
@@ -147,6 +151,49 @@ def train_bpe(texts: Iterable[str], vocab_size: int, name: str = "bpe") -> Token
     for left, right in merges:
         order.setdefault(left + right, len(order))
     return _wrap(_byte_level(order, merges), name)
+
+
+@dataclass
+class TrainedOn:
+    """What ``trained_on.json`` holds beside a tokeniser that `bpe_folder` trained."""
+
+    pool_fingerprint: str
+    size: Count
+    fingerprint: str
+
+
+def bpe_folder(pool: Any, size: int, folder: Path) -> tuple[Tokenizer, bool]:
+    """The tokeniser in ``folder``: opened where it was trained on the texts of this pool, else trained and saved.
+
+    Returns:
+        The tokeniser, and whether it was already there.
+
+    Raises:
+        CurationError: the folder holds another tokeniser, another process writes it, or see `train_bpe`.
+    """
+    from curation.pool import pool_fingerprint
+
+    wanted = {"pool_fingerprint": pool_fingerprint(pool), "size": size}
+    note = folder / "trained_on.json"
+    with locked_folder(folder):
+        if note.exists() or (folder / "tokenizer.json").exists():
+            found = load_json(note, TrainedOn, "choose another -o") if note.exists() else {}
+            if any(found.get(key) != value for key, value in wanted.items()):
+                raise CurationError(
+                    f"{folder} holds a tokenizer of other settings or of another pool; choose another -o"
+                )
+            with suppress(CurationError):  # half written or damaged: trained again
+                there = open_tokenizer(folder)
+                if there.fingerprint == found["fingerprint"]:
+                    return there, True
+        trained = train_bpe((row["text"] or "" for row in pool), size)
+        # before the tokeniser: without it, one that is cut short would be taken for another's
+        save_json(note, {**wanted, "fingerprint": trained.fingerprint}, seal=True)
+        with tempfile.TemporaryDirectory(dir=folder) as fresh:
+            trained.save(fresh)
+            for file in sorted(Path(fresh).iterdir()):
+                os.replace(file, folder / file.name)
+    return trained, False
 
 
 def _byte_characters() -> list[str]:

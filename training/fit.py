@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from foundation.errors import CurationError
-from foundation.files import save_json
+from foundation.files import CHECKSUMS, RESULT, save_json
 from training.checkpoints import Checkpoints, ResumePoint, remove_checkpoints, signals_restored
 from training.data import Slot, StepData
 from training.devices import make_trainer
 from training.log import RunLog
 from training.module import StepModule
-from training.run_folder import CHECKSUMS, RESULT, checksums_of, is_first_process
+from training.run_folder import checksums_of, is_first_process
 
 
 @dataclass(frozen=True)

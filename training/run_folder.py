@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from foundation.errors import CurationError
-from foundation.files import check_files, checksum, digest_json, load_json, save_json, write_atomically
+from foundation.files import RESULT, checksum, digest_json, load_json, save_json, write_atomically
 from foundation.locks import locked_folder
 from foundation.schema import check_content
 
 T = TypeVar("T")
 RUN = "run.json"
 CHECKPOINT, EARLIER = "last.ckpt", "earlier.ckpt"
-CHECKSUMS = "checksums"  # of weights, in the result
 LOG = "metrics.jsonl"
-RESULT = "result.json"
 PROBE, BAD_IMAGES = "probe.jsonl", "bad_images.jsonl"  # of pretraining
 LOGS = (LOG, PROBE, BAD_IMAGES)
 
@@ -93,20 +91,6 @@ def checksums_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
         file for name in names for file in ((folder / name).rglob("*") if (folder / name).is_dir() else [folder / name])
     ]
     return {str(file.relative_to(folder)): checksum(file) for file in files if file.is_file() and file.suffix != ".md"}
-
-
-def check_export(run: Path, name: str) -> None:
-    """Refuse a file or folder of a finished run that is not what it wrote; without its result nothing is known.
-
-    Raises:
-        CurationError: a file differs, or the result cannot be read.
-    """
-    if not (run / RESULT).exists():
-        return
-    known = load_json(run / RESULT, remedy="train again").get(CHECKSUMS, {})
-    check_content(dict[str, str], known, str(run / RESULT), "train again")
-    mine = [(run / file, said) for file, said in known.items() if file == name or file.startswith(f"{name}/")]
-    check_files(mine, "train again or copy it again")
 
 
 def _kept(folder: Path) -> bool:

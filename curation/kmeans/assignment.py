@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba.extending import intrinsic
 from torch import Tensor
 
-from curation.embeddings import Embeddings, open_embeddings
+from curation.embeddings import Embeddings, open_embeddings, rows_per_read
 from curation.kmeans.frame import Frame
 from foundation.errors import CurationError
 
@@ -406,8 +406,3 @@ def assign_all(
         if progress is not None:
             progress.update(len(block))
     return labels, distances
-
-
-def rows_per_read(dim: int, n_bytes: int = 32 << 20) -> int:
-    """How many float32 rows make a block of ``n_bytes``."""
-    return max(256, n_bytes // (4 * dim))

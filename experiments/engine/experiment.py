@@ -13,7 +13,7 @@ from experiments.engine.arms import BASE_ARM, METHOD_ARM, CurationSettings, cura
 from experiments.engine.stages import Action, Cost, Stage
 from experiments.engine.tracking import TrackingSettings
 from foundation.errors import CurationError
-from foundation.settings import Count, CountOrZero, check, fill
+from foundation.settings import Count, CountOrZero, Seed, check, fill
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Settings:
     """The whole config; names as in ``configs/``."""
 
     name: str
-    seeds: list[int]
+    seeds: list[Seed]
     arms: list[str]
     science: Science
     speed: Speed

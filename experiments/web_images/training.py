@@ -22,12 +22,12 @@ from eval.transforms import denormalise
 from experiments.engine.curves import append_point, read_curve
 from experiments.engine.stages import StageRun
 from experiments.web_images.pool import BANK, COUNTS, KINDS, POOL, TEST
-from foundation.files import load_json, save_json
+from foundation.files import RESULT, load_json, save_json
 from foundation.settings import Choices, Count, Positive, Range, check, fill
 from pretrain.flops import flops_per_image
 from pretrain.settings import PretrainSettings
 from pretrain.train import TEACHER, pretrain
-from training.run_folder import LOG, RESULT
+from training.run_folder import LOG
 
 
 @dataclass(frozen=True)

@@ -223,3 +223,7 @@ def test_a_gpu_that_is_too_small_names_the_settings_to_lower():
     assert "Tried to allocate 2.00 GiB" in line
     assert "79 GiB" not in line
     assert all(word in line for word in ("speed.micro_batch_size", "--batch-size", "checkpoint_activations=true"))
+
+
+def test_a_full_disk_under_a_library_in_rust_is_one_line():
+    assert "No space left" in (explain(Exception("No space left on device (os error 28)")) or "")

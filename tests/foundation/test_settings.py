@@ -1,5 +1,6 @@
 """Settings: a misspelt key or a senseless number must be refused before hours are spent on it."""
 
+import ast
 import typing
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -175,3 +176,33 @@ def test_every_whole_number_that_a_user_may_set_has_its_range():
         hints = typing.get_type_hints(kind, include_extras=True)
         bare = {entry.name for entry in fields(kind) if hints[entry.name] in (int, list[int], tuple[int, ...])} - free
         assert not bare, f"{kind.__module__}.{kind.__name__} takes any number for {sorted(bare)}"
+
+
+def test_every_seed_of_settings_has_the_range_of_seeds():
+    """A seed that one library refuses, hours into a run, is refused before."""
+    root, known = Path(__file__).parents[2], 0
+    rooms = ("curation", "eval", "experiments", "foundation", "pretrain", "satellite", "text_lm", "training")
+    for path in (path for room in rooms for path in (root / room).rglob("*.py")):
+        text = path.read_text()
+        if "foundation.settings import" not in text:
+            continue
+        for kind in (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef)):
+            fields = [node for node in kind.body if isinstance(node, ast.AnnAssign)]
+            for entry in fields:
+                name = ast.unparse(entry.target)
+                if name in ("seed", "seeds") and any(" = " in ast.unparse(other) for other in fields):
+                    hint = ast.unparse(entry.annotation)
+                    assert hint in ("Seed", "list[Seed]"), f"{path.relative_to(root)}: {kind.name}.{name}: {hint}"
+                    known += 1
+    assert known >= 5
+
+
+@pytest.mark.parametrize(
+    "value", ["!!bool maybe", "!!timestamp x", "!!int ''", "!!float abc", "!!python/name:os.system"]
+)
+def test_a_value_that_yaml_cannot_build_is_one_line(tmp_path: Path, value: str):
+    (tmp_path / "s.yaml").write_text(f"steps: {value}\n")
+    with pytest.raises(CurationError, match="cannot be read"):
+        read_settings(tmp_path / "s.yaml")
+    with pytest.raises(CurationError, match="cannot be read"):
+        read_settings(None, [f"steps={value}"])

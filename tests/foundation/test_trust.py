@@ -18,7 +18,15 @@ import typer
 from foundation import files
 from foundation.command import run_command
 from foundation.errors import CurationError
-from foundation.files import check_files, checksum, load_array, load_json, save_json, verify_checksums
+from foundation.files import (
+    check_files,
+    checksum,
+    load_array,
+    load_json,
+    save_json,
+    verify_checksums,
+    write_atomically,
+)
 from foundation.locks import locked_folder
 from foundation.options import number, number_type, seed_option, whole_numbers
 from foundation.paths import inside, regular_file
@@ -275,3 +283,20 @@ def test_a_pipe_among_files_with_checksums_is_no_hang(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
     assert "a pipe" in refused(check_files, [(tmp_path / "pipe", "00")], "make it again")
     assert "a pipe" in refused(checksum, tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("content", [b'\xef\xbb\xbf{"a": 1}', '{"a": 1}'.encode("utf-16"), b'{"a": "\xff"}'])
+def test_json_of_another_encoding_is_refused(tmp_path: Path, content: bytes):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(CurationError, match="cannot be read as JSON"):
+        load_json(tmp_path / "a.json")
+
+
+def test_a_file_never_takes_the_place_of_what_is_no_file(tmp_path: Path):
+    """As root, -o /dev/full would replace the device."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for place in (tmp_path / "pipe", tmp_path / "folder", Path(".")):
+        with pytest.raises(CurationError, match="is a"):
+            write_atomically(place, lambda stream: stream.write(b"x"))
+    assert (tmp_path / "pipe").is_fifo()

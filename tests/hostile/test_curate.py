@@ -1,7 +1,9 @@
 """`curate` under bent settings and files: what a user must never get is a wrong tree with exit code 0, or a hang."""
 
+import io
 import json
 import os
+import pickle
 import subprocess
 import sys
 import typing
@@ -9,11 +11,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from curation import ClusterTree, Subset
+from curation import ClusterTree, Subset, open_embeddings
 from curation.cli import main as curate
 from curation.embeddings import EmbeddingWriter
 from curation.prepare import load_kept
@@ -59,8 +62,6 @@ def kept_is_whole(folder: Path) -> None:
 
 
 def embeddings_are_whole(folder: Path) -> None:
-    from curation import open_embeddings
-
     x = open_embeddings(folder / "out")
     assert np.isfinite(x.block(0, x.n_rows).float().numpy()).all()
 
@@ -137,8 +138,6 @@ BY_FILES = [name for name, command in COMMANDS.items() if command.files]
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import pyarrow as pa
-
     folder, rng = tmp_path_factory.mktemp("world"), np.random.default_rng(0)
     x = rng.normal(size=(ROWS, 8)).astype(np.float32)
     np.save(folder / "x.npy", x)
@@ -251,3 +250,182 @@ def test_the_same_tree_again_is_there_and_another_is_refused_and_kept(hostile: H
     assert ClusterTree.load(hostile.work / "out").checksum == before, "a tree stays until the new one is there"
     assert hostile.call(command, (*other, "--overwrite")).code == 0
     assert ClusterTree.load(hostile.work / "out").checksum != before
+
+
+def _header(shape: str, order: str = "<f4") -> bytes:
+    text = f"{{'descr': '{order}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    text += b" " * (63 - (10 + len(text)) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def _saved(array: np.ndarray, **options: bool) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array, **options)
+    return stream.getvalue()
+
+
+def _archive(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.savez_compressed(stream, a=array)
+    return stream.getvalue()
+
+
+def _with(array: np.ndarray, value: float) -> np.ndarray:
+    array = array.copy()
+    array[123, 3] = value
+    return array
+
+
+NO_EMBEDDINGS = {  # what an .npy may hold in place of embeddings
+    "npz": _archive,
+    "a pickle": lambda x: pickle.dumps(x),
+    "objects": lambda x: _saved(np.array([[1.0, None]], object), allow_pickle=True),
+    "big-endian": lambda x: _saved(x.astype(">f4")),
+    "uint8": lambda x: _saved(np.abs(x * 10).astype(np.uint8)),
+    "complex": lambda x: _saved(x.astype(np.complex64)),
+    "text": lambda x: _saved(x.astype(str)),
+    "fields": lambda x: _saved(np.zeros((200, 8), [("a", "f4")])),
+    "flat": lambda x: _saved(x.ravel()),
+    "three dimensions": lambda x: _saved(x.reshape(200, 4, 2)),
+    "no rows": lambda x: _saved(x[:0]),
+    "no columns": lambda x: _saved(x[:, :0]),
+    "NaN": lambda x: _saved(_with(x, np.nan)),
+    "infinite float16": lambda x: _saved(_with(x, np.inf).astype(np.float16)),
+    "1e300": lambda x: _saved(_with(x.astype(float), 1e300)),
+    "two arrays": lambda x: _saved(x) + _saved(x),
+    "bytes behind it": lambda x: _saved(x) + b"x",
+    "negative shape": lambda x: _header("(-200, -8)") + x.tobytes(),
+    "huge shape": lambda x: _header("(99999999999, 8)") + x.tobytes(),
+    "shape that overflows": lambda x: _header("(4611686018427387904, 8)") + x.tobytes(),
+    "shape of floats": lambda x: _header("(200.0, 8)") + x.tobytes(),
+    "pointers": lambda x: _header("(200, 8)", "|O") + x.tobytes(),
+    "cut in its header": lambda x: _saved(x)[:50],
+}
+
+
+@pytest.mark.parametrize("name", NO_EMBEDDINGS)
+def test_an_npy_that_holds_no_embeddings_is_refused_in_one_line(hostile: Hostile, name: str):
+    for command in (COMMANDS["cluster"], COMMANDS["assign"]):
+        hostile.fresh(command)
+        (hostile.work / "x.npy").write_bytes(NO_EMBEDDINGS[name](np.load(hostile.world / "x.npy")))
+        before = dict(os.environ)
+        ended = hostile.check(command, command.words, name)
+        assert ended.code == 2
+        assert ended.err.count("\n") == 1, ended.err  # no warning beside it
+        assert dict(os.environ) == before
+
+
+def _lists(rows: list) -> "pa.Array":
+    return pa.array(rows, pa.list_(pa.float32()))
+
+
+NO_COLUMN = {  # what a column of a parquet file may hold in place of embeddings
+    "a row of null": lambda x: _lists([*x[:99], None, *x[100:]]),
+    "nulls alone": lambda x: _lists([None] * 200),
+    "a null in a row": lambda x: _lists([*x[:99], [*x[99][:7], None], *x[100:]]),
+    "rows of 5 and 11": lambda x: _lists([*x[:99], x[99][:5], x[100] + x[101][:3], *x[101:]]),
+    "empty rows": lambda x: _lists([[]] * 200),
+    "nested rows": lambda x: pa.array([[row] for row in x], pa.list_(pa.list_(pa.float32()))),
+    "whole numbers": lambda x: pa.array([[int(v) for v in row] for row in x], pa.list_(pa.int32())),
+    "no rows": lambda x: _lists([]),
+    "row groups of two widths": lambda x: _lists([*x[:90], *(row[:4] for row in x[90:])]),
+    "a null in rows of fixed size": lambda x: pa.array([*x[:99], None, *x[100:]], pa.list_(pa.float32(), 8)),
+}
+
+
+@pytest.mark.parametrize("name", NO_COLUMN)
+def test_a_parquet_that_holds_no_embeddings_is_refused_in_one_line(hostile: Hostile, name: str):
+    command = COMMANDS["cluster parquet"]
+    hostile.fresh(command)
+    table = pa.table({"e": NO_COLUMN[name](np.load(hostile.world / "x.npy").tolist())})
+    pq.write_table(table, hostile.work / "x.parquet", row_group_size=90)
+    assert hostile.check(command, command.words, name).code == 2
+
+
+def test_an_empty_column_name_is_no_default(hostile: Hostile):
+    command = COMMANDS["cluster parquet"]
+    hostile.fresh(command)
+    assert "no column ''" in hostile.check(command, (*command.words, "--column="), "--column=").err
+
+
+AGAIN = {  # command -> a setting that makes it another result
+    "cluster": "--levels=10,3",
+    "sample": "--size=30",
+    "assign": "y.npy",
+    "baseline": "--seed=3",
+    "dedup": "--ratio=0.4",
+    "filter": "--min-letters=0.5",
+}
+
+
+@pytest.mark.parametrize("name", AGAIN)
+def test_a_finished_command_says_so_and_never_replaces_another_result(hostile: Hostile, name: str):
+    command = COMMANDS[name]
+    hostile.fresh(command)
+    np.save(hostile.work / "y.npy", np.load(hostile.work / "x.npy") + 1)
+    assert hostile.call(command, command.words).code == 0
+    place = hostile.work / command.writes[0]
+    files = [path for path in (place.rglob("*") if place.is_dir() else [place]) if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    assert hostile.call(command, command.words).code == 0
+    other = tuple("y.npy" if name == "assign" and word == "x.npy" else word for word in command.words)
+    ended = hostile.check(command, other if name == "assign" else (*other, AGAIN[name]), AGAIN[name])
+    assert ended.code == 2
+    assert {path: path.read_bytes() for path in files} == before
+
+
+def test_one_changed_value_of_a_large_pool_is_seen(hostile: Hostile):
+    """The fingerprint looks at 1,024 rows; a resumed or repeated command must see the others too."""
+    x = np.random.default_rng(0).normal(size=(4000, 8)).astype(np.float32)
+    (hostile.work / "embeddings").mkdir()
+    place = hostile.work / "embeddings/x.npy"
+    np.save(place, x)
+    fit = ("cluster", "embeddings", "-o", "out", "--levels=20,4", "--no-check")
+    command = Command("curation.cli", fit)
+    assert hostile.call(command, fit).code == 0
+    sample = ("sample", "out", "-o", "drawn", "--size=40", "--embeddings=embeddings")
+    assert hostile.call(command, sample).code == 0
+    known = open_embeddings(place).fingerprint()
+    x[1] += 1
+    np.save(place, x)
+    assert open_embeddings(place).fingerprint() == known, "row 1 is one that the fingerprint looks at"
+    for words in (fit, sample):
+        ended = hostile.call(command, words)
+        assert (ended.code, "other embeddings" in ended.err) == (2, True), ended.err
+    assert hostile.call(command, (*fit, "--no-verify")).code == 0
+    os.environ["CURATED_SSL_VERIFY"] = "1"
+    assert hostile.call(command, (*fit, "--overwrite")).code == 0
+
+
+def test_an_unfinished_fit_is_not_resumed_on_changed_rows(hostile: Hostile, monkeypatch: pytest.MonkeyPatch):
+    from curation import hierarchy
+
+    x = np.random.default_rng(0).normal(size=(4000, 8)).astype(np.float32)
+    np.save(hostile.work / "x.npy", x)
+    fit = ("cluster", "x.npy", "-o", "out", "--levels=20,4", "--no-check")
+    command = Command("curation.cli", fit)
+    with monkeypatch.context() as patch:
+
+        def stop(*_arguments: object, **_options: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(hierarchy, "members_to_resample", stop)
+        with pytest.raises(BaseException):  # noqa: B017, PT011 - the interruption itself or its exit code
+            assert hostile.call(command, fit).code == 0
+    assert (hostile.work / "out/unfinished/fit.json").exists()
+    x[1] += 1
+    np.save(hostile.work / "x.npy", x)
+    ended = hostile.call(command, fit)
+    assert (ended.code, "embeddings_digest" in ended.err) == (2, True), ended.err
+
+
+def test_embeddings_without_their_json_are_no_pool_of_their_own(hostile: Hostile):
+    """Their row_ids.npy would be left out, and rows of the tree would be taken for rows of the pool."""
+    command = COMMANDS["cluster shards"]
+    for how in ("gone", "dangling"):
+        hostile.fresh(command)
+        path = hostile.work / "emb/embeddings.json"
+        path.unlink()
+        if how == "dangling":
+            path.symlink_to("nowhere")
+        assert hostile.check(command, command.words, how).code == 2

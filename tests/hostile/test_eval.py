@@ -108,3 +108,28 @@ def test_nothing_but_a_maker_of_models_is_called(
     assert ended.code == 2
     assert "FrozenModel" in ended.err
     assert not (tmp_path / "canary").exists()
+
+
+def _flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(("name", "at"), [("metrics.json", -40), ("per_row.safetensors", -1)])
+def test_results_that_changed_are_not_compared(hostile: Hostile, name: str, at: int):
+    hostile.fresh(COMMANDS["compare"])
+    _flip(hostile.work / "one" / name, at)
+    assert hostile.check(COMMANDS["compare"], COMMANDS["compare"].words, name).code == 2
+
+
+def test_cached_features_that_changed_are_not_used(hostile: Hostile):
+    words = (*KNN, "cache=cache")
+    hostile.fresh(COMMANDS["knn"])
+    assert hostile.call(COMMANDS["knn"], words).code == 0
+    cached = sorted((hostile.work / "cache").rglob("*.safetensors"))
+    assert cached
+    for path in cached:
+        _flip(path, -1)
+    ended = hostile.call(COMMANDS["knn"], words)
+    assert (ended.code, "delete the file" in ended.err) == (2, True), ended.err

@@ -1,5 +1,6 @@
 """`python -m pretrain`, `text_lm` and `satellite` under bent settings and files."""
 
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -188,10 +189,20 @@ def test_bent_settings(hostile: Hostile, name: str):
     bend(3 if name in SLOW else 5, "bend_settings")(hostile, name)
 
 
-# heights reads the files of tiles and of predict: it is bent in the large test alone
+# heights reads the files of tiles and of predict: it is bent at random in the large test alone
 @pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.files and name != "heights"])
 def test_bent_files(hostile: Hostile, name: str):
     bend(3 if name in SLOW else 5, "bend_file")(hostile, name)
+
+
+@pytest.mark.parametrize("name", COMMANDS["heights"].files)
+def test_heights_of_a_file_that_is_cut_or_empty_are_refused(hostile: Hostile, name: str):
+    hostile.fresh(COMMANDS["heights"])
+    whole = (hostile.work / name).read_bytes()
+    for content in (whole[: len(whole) // 2], b""):
+        (hostile.work / name).write_bytes(content)
+        ended = hostile.call(COMMANDS["heights"], HEIGHTS)
+        assert (ended.code, ended.err.count(": error: "), "Traceback" in ended.err) == (2, 1, False), ended.err
 
 
 @pytest.mark.slow
@@ -255,3 +266,68 @@ def test_tiles_that_are_no_multiple_of_a_patch_and_complex_rasters_are_refused(h
     ended = hostile.call(COMMANDS["tiles"], ("tiles", "complex.tif", "-o", "out.parquet", "--size=32"))
     assert ended.code == 2
     assert "holds complex numbers" in ended.err
+
+
+def test_exported_weights_that_changed_are_nowhere_loaded(hostile: Hostile):
+    """One bit of a weight changes features, and nothing else tells of it."""
+    hostile.fresh(COMMANDS["pretrain"])
+    assert hostile.call(COMMANDS["pretrain"], PRETRAIN).code == 0
+    weights = hostile.work / "out/teacher/model.safetensors"
+    whole = weights.read_bytes()
+    embed = ("embed", "images", "-o", "embedded", "--embedder", "checkpoint:out/teacher", "--workers=0")
+    knn = (
+        "knn",
+        "model=out/teacher",
+        "train=images",
+        "test=images",
+        "ks=1",
+        "device=cpu",
+        "resamples=10",
+        "-o",
+        "judged",
+    )
+    for main, words in (("curation.cli", embed), ("eval.cli", knn)):
+        command = Command(main, words, writes=("embedded", "judged"))
+        weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        ended = hostile.call(command, words)
+        assert (ended.code, "another checksum" in ended.err) == (2, True), ended.err
+        weights.write_bytes(whole)
+        assert hostile.call(command, words).code == 0
+
+
+def test_a_tokenizer_is_trained_once_and_never_replaces_another(hostile: Hostile):
+    command = COMMANDS["text tokenizer"]
+    hostile.fresh(command)
+    assert hostile.call(command, command.words).code == 0
+    before = {path: path.read_bytes() for path in (hostile.work / "out").iterdir()}
+    assert "as before" in hostile.call(command, command.words).err
+    other = hostile.call(command, (*command.words[:-1], "--size=270"))
+    assert (other.code, "another pool" in other.err) == (2, True)
+    assert {path: path.read_bytes() for path in (hostile.work / "out").iterdir()} == before
+    (hostile.work / "out/tokenizer.json").write_bytes(b"{")  # cut short by a kill: trained again
+    assert hostile.call(command, command.words).code == 0
+    assert {path: path.read_bytes() for path in (hostile.work / "out").iterdir()} == before
+
+
+def test_pictures_of_a_raster_that_changed_are_new(hostile: Hostile):
+    """The shared cache of Hugging Face datasets knows tables of tiles, not their rasters."""
+    import rasterio
+
+    command = COMMANDS["picture pool"]
+    hostile.fresh(command)
+    assert hostile.call(command, command.words).code == 0
+    before = (hostile.work / "out.parquet").read_bytes()
+    with rasterio.open(hostile.work / "rgb.tif", "r+") as raster:
+        raster.write(255 - raster.read())
+    assert hostile.call(command, command.words).code == 0
+    assert (hostile.work / "out.parquet").read_bytes() != before
+
+
+@pytest.mark.parametrize("name", ["text cut", "text dedup", "tiles", "predict", "picture pool"])
+def test_a_result_never_takes_the_place_of_a_pipe_or_folder(hostile: Hostile, name: str):
+    command = COMMANDS[name]
+    hostile.fresh(command)
+    place = hostile.work / command.writes[0]
+    os.mkfifo(place)
+    assert hostile.call(command, command.words).code == 2
+    assert place.is_fifo()
