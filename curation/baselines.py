@@ -224,6 +224,7 @@ def draw(
     x: Embeddings,
     size: int,
     k: int = 0,
+    *,
     pool: Any = None,
     labels: str = "label",
     trusted: Any = None,
