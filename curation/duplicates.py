@@ -28,9 +28,6 @@ class DuplicateReport:
     dropped: Int[np.ndarray, "r"]
     duplicate_of: Int[np.ndarray, "r"]
 
-    def __str__(self) -> str:
-        return f"{len(self.keep):,} of {len(self.keep) + len(self.dropped):,} rows kept, {len(self.dropped):,} dropped"
-
 
 def picture_bytes(picture: Any) -> bytes:
     """The stored bytes of an undecoded picture, else its pixels."""

@@ -118,8 +118,12 @@ def test_the_drawing_of_the_house_names_every_room_and_whom_it_imports():
     page = (ROOT / "docs/architecture.md").read_text()
     rows = {match[1]: match[2] for match in re.finditer(r"^\| `(\w+)/` \|.*\| ([^|]*) \|$", page, re.M)}
     assert set(ROOMS) <= set(rows)
-    for room in ("curation", "training", "pretrain", "text_lm"):
+    for room in ("curation", "training", "pretrain", "text_lm", "benchmarks"):
         assert {name.strip() for name in rows[room].split(",")} == ROOMS[room]
+    assert rows["satellite"] == "the same, and pretrain"
+    assert ROOMS["satellite"] == ROOMS["text_lm"] | {"pretrain"}
+    assert rows["experiments"] == "all of them"
+    assert ROOMS["experiments"] == set(ROOMS) - {"experiments", "benchmarks"}
 
 
 def test_no_circle_between_modules():

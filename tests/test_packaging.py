@@ -91,7 +91,7 @@ INSTALLED: dict[str, dict[str, tuple[int, str]]] = {
         "curate demo -o demo --size 500": (0, "open demo/report.html"),
         "python -m pretrain train pictures -o run -r configs/pretrain/tiny_cpu.yaml steps=1 batch_size=4 probe.every=0":
             (0, "teacher in run/teacher"),
-        "python -m eval knn model=run/teacher train=pictures test=pictures k=1 -o results": (0, "top1"),
+        "python -m eval knn model=run/teacher train=pictures test=pictures ks=1 -o results": (0, "accuracy k=1"),
     },
     "[text,satellite]": {
         "python -m text_lm tokenise texts.jsonl -o tokens": (0, "tokens of"),
