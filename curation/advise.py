@@ -129,9 +129,9 @@ def advise(x: Any, size: int, name: str = "embeddings/", seed: int = 0, kept: st
         metric,
         levels,
         level_1,
-        10 if flat else 0,
-        repeated > REPEATED,
-        _reasons(
+        resamples=10 if flat else 0,
+        dedup=repeated > REPEATED,
+        reasons=_reasons(
             n,
             dim,
             size,
@@ -143,8 +143,8 @@ def advise(x: Any, size: int, name: str = "embeddings/", seed: int = 0, kept: st
             bad=bad,
             intrinsic=intrinsic,
         ),
-        evidence,
-        _commands(name, size, metric, levels, repeated > REPEATED, bad, kept),
+        evidence=evidence,
+        commands=_commands(name, size, metric, levels, repeated > REPEATED, bad, kept),
     )
 
 

@@ -96,22 +96,3 @@ def balance_row(counts: Int[np.ndarray, "k"], pool_counts: Int[np.ndarray, "k"] 
     if pool_counts is not None:
         row["rare_covered"], row["rare_kept"] = rarest_decile_coverage(pool_counts, counts)
     return row
-
-
-def balance_table(concept_of: Int[np.ndarray, "n"], subsets: dict[str, Int[np.ndarray, "m"]]) -> list[dict[str, Any]]:
-    """Measures of the pool and of named subsets of it.
-
-    Args:
-        concept_of: (n,) concept of every pool row: a label, or its cluster at some level.
-        subsets: name -> pool rows, repeated where copied.
-
-    Returns:
-        One row each, the pool first.
-    """
-    _values, codes = np.unique(concept_of, return_inverse=True)
-    k = int(codes.max()) + 1
-    pool = np.bincount(codes, minlength=k)
-    table = [{"name": "pool", **balance_row(pool, pool)}]
-    for name, rows in subsets.items():
-        table.append({"name": name, **balance_row(np.bincount(codes[rows], minlength=k), pool)})
-    return table

@@ -229,6 +229,7 @@ def draw(
     x: Embeddings,
     size: int,
     k: int = 0,
+    *,
     pool: Any = None,
     labels: str = "label",
     trusted: Any = None,
@@ -272,12 +273,13 @@ def baseline_folder(
     x: Embeddings,
     size: int,
     k: int,
-    pool: Any,
-    labels: str,
-    trusted: Any,
-    dedup_share: float,
-    metric: str,
-    seed: int,
+    *,
+    pool: Any = None,
+    labels: str = "label",
+    trusted: Any = None,
+    dedup_share: float = 0.75,
+    metric: str = "cosine",
+    seed: int = 0,
     overwrite: bool = False,
     commands: Sequence[str] = (),
 ) -> tuple[Subset, bool]:
@@ -302,7 +304,18 @@ def baseline_folder(
             )
         return Subset.load(folder), True
     with locked_folder(folder):
-        subset = draw(method, x, size, k, pool, labels, trusted, dedup_share, metric, seed)
+        subset = draw(
+            method,
+            x,
+            size,
+            k,
+            pool=pool,
+            labels=labels,
+            trusted=trusted,
+            dedup_share=dedup_share,
+            metric=metric,
+            seed=seed,
+        )
         subset.metadata |= {"commands": list(commands), "inputs": key}
         subset.save(folder)
     return subset, False

@@ -183,6 +183,7 @@ def embed(
         str,
         typer.Argument(help="Folder or pattern of images, parquet, JSONL, WebDataset .tar or GeoTIFF; or Hub name."),
     ],
+    *,
     output: Output,
     embedder: Embedder = "auto",
     weights: Weights = None,
@@ -216,6 +217,7 @@ def embed(
 @app.command(epilog="Example:  curate dedup embeddings/ -o kept/ --pool images/")
 def dedup(
     source: Annotated[str, typer.Argument(help="Embeddings, or a pool of images or text.")],
+    *,
     output: Output,
     pool: Annotated[str | None, typer.Option(help="The pool of the embeddings: bytes, hashes, pictures shown.")] = None,
     by: Annotated[
@@ -251,7 +253,16 @@ def dedup(
     rule = NearRule(threshold=threshold, ratio=ratio)
     wanted = Preparation(names, rule, metric.value, max_bits, overlap=overlap, junk=None)
     kept, there = keep_in_folder(
-        found, embeddings, output, wanted, rows, held_out, workers, overwrite, dry_run, [_typed()], progress=True
+        found,
+        embeddings,
+        output,
+        wanted,
+        rows=rows,
+        held_out=held_out,
+        workers=workers,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        commands=[_typed()],
     )
     _tell(kept, output, dry_run, there)
 
@@ -259,6 +270,7 @@ def dedup(
 @app.command("filter", epilog="Example:  curate filter images/ -o kept/ --min-side 64 --nsfw 0.5")
 def filter_rows(
     pool: Annotated[str, typer.Argument(help="A pool of images or text.")],
+    *,
     output: Output,
     min_side: Annotated[int, number("Images: shorter side, pixels.", ge=0)] = 16,
     max_aspect: Annotated[float, number("Images: longer side by shorter; 0: any.", ge=0)] = 10.0,
@@ -289,7 +301,15 @@ def filter_rows(
     )
     found = open_pool(pool, column=column)
     kept, there = keep_in_folder(
-        found, None, output, wanted, rows, None, workers, overwrite, dry_run, [_typed()], progress=True
+        found,
+        None,
+        output,
+        wanted,
+        rows=rows,
+        workers=workers,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        commands=[_typed()],
     )
     _tell(kept, output, dry_run, there)
 
@@ -309,6 +329,7 @@ def _tell(kept: Any, output: Path, dry_run: bool, there: bool) -> None:
 def baseline(
     method: Annotated[Baseline, typer.Argument(help="random, oracle, flat, semdedup, d4 or retrieval.")],
     embeddings: Annotated[Path, typer.Argument(help="Folder of shards, .npy, parquet or Arrow file.")],
+    *,
     output: Output,
     size: Annotated[int, number("Rows of the subset.", ge=1)],
     clusters: Annotated[int, number("k of flat, semdedup and d4; 0: a row in 50, at most 50,000.", ge=0)] = 0,
@@ -337,14 +358,28 @@ def baseline(
     if dry_run:
         typer.echo(plan_of(method.value, source, size, k))
         return
-    wanted = (size, k, found, labels, trusted, dedup_share, metric.value, seed)
-    subset, there = baseline_folder(output, method.value, source, *wanted, overwrite=overwrite, commands=[_typed()])
+    subset, there = baseline_folder(
+        output,
+        method.value,
+        source,
+        size,
+        k,
+        pool=found,
+        labels=labels,
+        trusted=trusted,
+        dedup_share=dedup_share,
+        metric=metric.value,
+        seed=seed,
+        overwrite=overwrite,
+        commands=[_typed()],
+    )
     _say(f"{len(subset):,} rows by {method.value} in {output}/subset.parquet{', as before' * there}")
 
 
 @app.command(epilog="Example:  curate cluster embeddings/ -o tree/ --levels 10000,1000,100 --resamples 0,10,10")
 def cluster(
     embeddings: Annotated[Path, typer.Argument(help="Folder of shards, .npy, parquet or Arrow file.")],
+    *,
     output: Output,
     levels: Levels = "auto",
     resamples: Resamples = None,
@@ -462,6 +497,7 @@ def give_advice(
 @app.command(epilog="Example:  curate sample tree/ -o subset/ --size 100000")
 def sample(
     tree: Annotated[Path, typer.Argument(help="Folder of the tree.")],
+    *,
     output: Output,
     size: Annotated[int, number("Rows to draw, copies counted.", ge=1)],
     strategy: Annotated[Strategy, typer.Option(help="Which rows of a cluster go first.")] = Strategy("random"),
@@ -490,7 +526,15 @@ def sample(
     opened = None if pool is None else open_pool(pool)
     with locked_folder(output):
         subset, there = sample_folder(
-            found, output, size, strategy.value, method.value, max_copies, seed, opened, overwrite
+            found,
+            output,
+            size,
+            strategy=strategy.value,
+            method=method.value,
+            max_copies=max_copies,
+            seed=seed,
+            pool=opened,
+            overwrite=overwrite,
         )
         if weights:
             save_array(output / "weights.npy", found.sampling_weights(size))
@@ -574,6 +618,7 @@ def assign(
 def report(
     tree: Annotated[Path, typer.Argument(help="Folder of the tree.")],
     subset: Annotated[Path, typer.Argument(help="Folder of the subset.")],
+    *,
     output: Output,
     pool: Annotated[str | None, typer.Option(help="The pool, for galleries of pictures or texts.")] = None,
     labels: Annotated[str | None, typer.Option(help="Column of the pool with true concepts.")] = None,
@@ -639,6 +684,7 @@ def compare(
 
 @app.command(epilog="Example:  curate plan --rows 743e6 --dim 1024 --levels 100000x100,500000,50000,10000 --gpus 8")
 def plan(
+    *,
     rows: Annotated[float, number("Rows of the pool; 743e6 is fine.", ge=1, le=1e15)],
     dim: Annotated[int, number("Dimensions of an embedding.", ge=1, le=1_000_000)],
     levels: Levels = "auto",
@@ -669,10 +715,10 @@ def plan(
         dim,
         _levels(levels),
         hardware,
-        _one_or_each(resamples, "--resamples"),
-        _one_or_each(sample_sizes, "--sample-sizes"),
-        iterations,
-        dtype,
+        n_resamples=_one_or_each(resamples, "--resamples"),
+        sample_sizes=_one_or_each(sample_sizes, "--sample-sizes"),
+        max_iterations=iterations,
+        dtype=dtype,
     )
     found = with_pool(found, pool_stages(rows, dim, hardware, embedder, image_size, not no_dedup, dtype))
     proposed = proposed_levels(rows)
@@ -694,6 +740,7 @@ def run(
             help="Folder or pattern of images, parquet, JSONL, text, WebDataset .tar, GeoTIFF; or Hub name."
         ),
     ],
+    *,
     output: Output,
     size: Annotated[int, number("Rows of the subset.", ge=1)],
     embedder: Embedder = "auto",

@@ -58,6 +58,7 @@ class CommunityTree:
         metric: str = AUTO,
         max_iterations: int = 20,
         seed: int = 0,
+        *,
         fit_rows: int = 0,
         device: str | torch.device = "cpu",
         precision: str = "auto",

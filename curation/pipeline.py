@@ -187,6 +187,7 @@ def sample_folder(
     tree: ClusterTree,
     folder: Path,
     size: int,
+    *,
     strategy: str,
     method: str,
     max_copies: int,
@@ -318,7 +319,16 @@ def run_pipeline(
         tree, found = cluster_folder(x, folder / "tree", fit, overwrite)
         skipped += ["tree"] if found else []
         clock.begin("sample")
-        subset, found = sample_folder(tree, folder / "subset", size, strategy, "balanced", max_copies, seed, pool)
+        subset, found = sample_folder(
+            tree,
+            folder / "subset",
+            size,
+            strategy=strategy,
+            method="balanced",
+            max_copies=max_copies,
+            seed=seed,
+            pool=pool,
+        )
         skipped += ["subset"] if found else []
         clock.begin("check", "is the tree sound? (--no-check: not asked)" if check else "")
         findings = check_subset(tree, subset, x, seed) if check else []

@@ -307,6 +307,7 @@ def plan_tree(
     dim: int,
     levels: str | Sequence[int | str | Sequence[int]],
     hardware: Hardware,
+    *,
     n_resamples: int | Sequence[int] | None = None,
     sample_sizes: int | Sequence[int] | None = None,
     max_iterations: int | None = None,

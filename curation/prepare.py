@@ -509,6 +509,7 @@ def keep_in_folder(
     embeddings: Any,
     folder: Path,
     wanted: Preparation,
+    *,
     rows: Path | None = None,
     held_out: Path | None = None,
     workers: int | None = None,

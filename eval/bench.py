@@ -56,9 +56,16 @@ class Bench:
         if key not in self._features:
             s = self.settings
             found = extract(
-                self.model, images, s.cache or None, s.batch_size, s.n_workers, transform, s.max_bad, s.feature_dtype,
-                s.progress,
-            )  # fmt: skip
+                self.model,
+                images,
+                s.cache or None,
+                batch_size=s.batch_size,
+                n_workers=s.n_workers,
+                transform=transform,
+                max_bad=s.max_bad,
+                dtype=s.feature_dtype,
+                progress=s.progress,
+            )
             self.results.seconds["features"] = self.results.seconds.get("features", 0.0) + found.seconds
             if found.skipped:
                 self.results.skipped[images.name] = found.skipped

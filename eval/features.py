@@ -72,6 +72,7 @@ def extract(
     model: FrozenModel,
     images: LabelledImages,
     cache: str | Path | None = None,
+    *,
     batch_size: int = 64,
     n_workers: int = 0,
     transform: Transform | None = None,

@@ -14,20 +14,20 @@ from contextlib import contextmanager
 from foundation.errors import CurationError
 
 MISTAKE, INTERRUPTED = 2, 130
-EXTRAS = {  # package -> the extra of this project that brings it
-    "datasketch": "text",
-    "datatrove": "text-filters",
-    "imagehash": "filters",
-    "laspy": "satellite",
-    "lightning": "train",
-    "lm_eval": "language",
-    "onnxruntime": "filters",
-    "rasterio": "rasters",
-    "sentence_transformers": "text",
-    "submitit": "slurm",
-    "tokenizers": "text",
-    "transformers": "text",
-    "wandb": "train",
+EXTRAS = {  # package -> the extras of this project that bring it, the smallest first
+    "datasketch": ("text", "language"),
+    "datatrove": ("text-filters",),
+    "imagehash": ("filters",),
+    "laspy": ("satellite",),
+    "lightning": ("train", "text", "language", "satellite"),
+    "lm_eval": ("language",),
+    "onnxruntime": ("filters",),
+    "rasterio": ("rasters", "satellite"),
+    "sentence_transformers": ("text", "language"),
+    "submitit": ("slurm",),
+    "tokenizers": ("text", "language"),
+    "transformers": ("text", "language"),
+    "wandb": ("train", "text", "language", "satellite"),
 }
 LESS_MEMORY = (
     "of a training lower speed.micro_batch_size, then set speed.checkpoint_activations=true; of an embedding lower "
@@ -44,12 +44,13 @@ NO_DEVICE = (
 )
 
 
-def run_command(name: str, body: Callable[[], object]) -> None:
+def run_command(name: str, body: Callable[[], object], extra: str = "") -> None:
     """Run the body of a command and end the process where it did not succeed.
 
     Args:
         name: of the command, in front of its lines.
         body: returns None, or an exit code. Of a typer app: ``partial(app, standalone_mode=False, ...)``.
+        extra: of this project, that holds all that the command may need.
 
     Raises:
         SystemExit: 2 after a mistake, 130 after Ctrl-C, or what the body returned.
@@ -63,7 +64,7 @@ def run_command(name: str, body: Callable[[], object]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except Exception as error:
-        line = explain(error)
+        line = explain(error, extra)
         if line is None:
             raise
         _say(f"{name}: error: {line}")
@@ -98,13 +99,24 @@ def warn_in_one_line(category: type[Warning]) -> None:
     warnings.showwarning = lambda message, *_rest, **_options: _say(f"warning: {message}")
 
 
-def explain(error: BaseException) -> str | None:
-    """What a user has to know of an error, on one line; None where it is a bug and its traceback is wanted."""
+def missing_package(error: ModuleNotFoundError, extra: str = "") -> str | None:
+    """Which extra to install for a package that is not there: ``extra`` where it brings it; None: no extra does."""
+    known = EXTRAS.get(str(error.name).partition(".")[0])
+    named = extra if known and extra in known else known and known[0]
+    return f"this needs the package {error.name}; pip install 'curated-ssl[{named}]'" if named else None
+
+
+def explain(error: BaseException, extra: str = "") -> str | None:
+    """What a user has to know of an error, on one line; None where it is a bug and its traceback is wanted.
+
+    Args:
+        extra: see `run_command`.
+    """
     text = " ".join(str(error).split())
     if isinstance(error, CurationError):
         return text
-    if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get(str(error.name).partition(".")[0])):
-        return f"this needs the package {error.name}; pip install 'curated-ssl[{extra}]'"
+    if isinstance(error, ModuleNotFoundError):
+        return missing_package(error, extra)
     if isinstance(error, OSError):
         return f"{error.strerror or text}{f' ({error.filename})' if error.filename else ''}"
     if hasattr(error, "format_message"):  # of click, which typer brings under its own name or click's

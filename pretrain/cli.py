@@ -100,4 +100,5 @@ def _say(text: str) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command; see `foundation.command.run_command` for how it ends."""
-    run_command("pretrain", partial(app, args=arguments, prog_name="python -m pretrain", standalone_mode=False))
+    body = partial(app, args=arguments, prog_name="python -m pretrain", standalone_mode=False)
+    run_command("pretrain", body, extra="train")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from foundation.errors import CurationError
 from pretrain.flops import count_parameters, flops_per_image
 from pretrain.settings import PretrainSettings
-from training.devices import PEAK_FLOPS, peak_flops
+from training.peaks import PEAK_FLOPS, peak_flops
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def plan(settings: PretrainSettings, device: str = "H100", utilisation: float = 
     """Cost of a run on one kind of device.
 
     Args:
-        device: as in `training.devices.PEAK_FLOPS`; ``speed.peak_flops`` overrides it.
+        device: as in `training.peaks.PEAK_FLOPS`; ``speed.peak_flops`` overrides it.
         utilisation: share of the peak that goes into nominal operations (published: 0.17 to 0.46).
 
     Raises:

@@ -164,4 +164,5 @@ def main(arguments: list[str] | None = None) -> None:
     """The command; see `foundation.command.run_command` for how it ends."""
     with warnings.catch_warnings():
         warn_in_one_line(HeightWarning)
-        run_command("satellite", partial(app, args=arguments, prog_name="python -m satellite", standalone_mode=False))
+        body = partial(app, args=arguments, prog_name="python -m satellite", standalone_mode=False)
+        run_command("satellite", body, extra="satellite")

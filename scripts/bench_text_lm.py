@@ -20,7 +20,7 @@ from text_lm.settings import TrainSettings, load_settings
 from text_lm.tokenizer import open_tokenizer
 from text_lm.tokens import TokenStore, tokenise_pool
 from text_lm.train import train
-from training.devices import peak_flops
+from training.peaks import peak_flops
 
 
 def plain_loop(settings: TrainSettings, store: TokenStore, device: torch.device) -> list[float]:

@@ -26,6 +26,11 @@ SUITES = {"engine": set(), "pages": {"engine"}} | {domain: {"engine", "pages"} f
 MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 
 
+POSITIONAL = 8  # arguments; a call with more of them cannot be read, and two of one type swap unseen
+# compiled kernels: neither Numba nor Triton takes keyword-only arguments
+KERNELS = {"curation/kmeans/activity.py": {"_decide_among_moved"}, "curation/kmeans/fused.py": {"_best_two"}}
+
+
 def imported(path: Path) -> set[str]:
     """Modules that a file imports at its top level, function bodies left out."""
     found = set()
@@ -113,8 +118,12 @@ def test_the_drawing_of_the_house_names_every_room_and_whom_it_imports():
     page = (ROOT / "docs/architecture.md").read_text()
     rows = {match[1]: match[2] for match in re.finditer(r"^\| `(\w+)/` \|.*\| ([^|]*) \|$", page, re.M)}
     assert set(ROOMS) <= set(rows)
-    for room in ("curation", "training", "pretrain", "text_lm"):
+    for room in ("curation", "training", "pretrain", "text_lm", "benchmarks"):
         assert {name.strip() for name in rows[room].split(",")} == ROOMS[room]
+    assert rows["satellite"] == "the same, and pretrain"
+    assert ROOMS["satellite"] == ROOMS["text_lm"] | {"pretrain"}
+    assert rows["experiments"] == "all of them"
+    assert ROOMS["experiments"] == set(ROOMS) - {"experiments", "benchmarks"}
 
 
 def test_no_circle_between_modules():
@@ -147,6 +156,27 @@ def test_the_lock_is_of_the_versions_that_constraints_pin_and_holds_what_the_ext
     wanted += [line for extra in named[1].split(",") for line in extras[extra] if not line.startswith("curated-ssl")]
     names = {re.sub(r"[-_.]+", "-", re.split(r"[\[><=; ]", line)[0]).lower() for line in wanted}
     assert names <= set(lock), f"renew requirements.lock: {sorted(names - set(lock))} are not in it"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_takes_nine_positional_arguments(path: Path):
+    whole = ast.parse(path.read_text())
+    methods = {
+        item
+        for node in ast.walk(whole)
+        if isinstance(node, ast.ClassDef)
+        for item in node.body
+        if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)
+        and not any(ast.unparse(decorator) == "staticmethod" for decorator in item.decorator_list)
+    }
+    long = set()
+    for node in ast.walk(whole):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            n = len(node.args.posonlyargs) + len(node.args.args) - (node in methods)  # self is not counted
+            long |= {getattr(node, "name", "lambda")} if n > POSITIONAL else set()
+        elif isinstance(node, ast.Call) and len(node.args) > POSITIONAL:  # of a dataclass, too
+            long.add(ast.unparse(node.func).partition("[")[0])
+    assert long == KERNELS.get(str(path.relative_to(ROOT)), set()), "make the later ones keyword-only, or a dataclass"
 
 
 @pytest.mark.parametrize("room", sorted(set(ROOMS) - {"foundation"}))

@@ -260,4 +260,5 @@ def _say(text: str) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command; see `foundation.command.run_command` for how it ends."""
-    run_command("text_lm", partial(app, args=arguments, prog_name="python -m text_lm", standalone_mode=False))
+    body = partial(app, args=arguments, prog_name="python -m text_lm", standalone_mode=False)
+    run_command("text_lm", body, extra="text")

@@ -3,7 +3,7 @@
 from foundation.errors import CurationError
 from text_lm.model import count_parameters, flops_per_token
 from text_lm.settings import TrainSettings
-from training.devices import PEAK_FLOPS, peak_flops
+from training.peaks import PEAK_FLOPS, peak_flops
 
 
 def plan_run(

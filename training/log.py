@@ -10,8 +10,8 @@ import lightning
 import torch
 from tqdm import tqdm
 
-from training.devices import peak_of
 from training.module import StepModule
+from training.peaks import peak_of
 from training.run_folder import LOG, forget_after
 
 

@@ -13,7 +13,7 @@ from experiments.engine.inputs import DATA
 from experiments.engine.provenance import provenance
 from experiments.engine.results import run_tasks
 from foundation.errors import CurationError
-from foundation.files import save_json, write_atomically
+from foundation.files import digest_json, save_json, write_atomically
 from foundation.settings import nearest_name
 
 
@@ -82,5 +82,5 @@ def run_benchmark(
     write_atomically(output, lambda stream: stream.write(text.encode()))
     entries = {cell: {name: asdict(entry) for name, entry in row.items()} for cell, row in table.entries.items()}
     found = {"command": command, "seeds": numbers, "even": table.even, "skipped": missing, "cells": entries}
-    made = {record["provenance"]["commit"]: record["provenance"] for record in records}
+    made = {digest_json(record["provenance"]): record["provenance"] for record in records}
     save_json(output.with_suffix(".json"), {**found, "source": list(made.values())})

@@ -107,6 +107,7 @@ def domains(
     sources: Sources,
     rng: np.random.Generator,
     seed: int,
+    *,
     rows: int,
     exponent: float,
     head: str | None = None,

@@ -184,6 +184,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _blank(part: Part, options: Options, started: float) -> dict[str, Any]:
+    found, changed = commit()
     return {
         "name": part.name,
         "identity": identity(part, options),
@@ -194,7 +195,8 @@ def _blank(part: Part, options: Options, started: float) -> dict[str, Any]:
         "notes": [],
         "seconds": 0.0,
         "started": started,
-        "commit": commit()[0],
+        "commit": found,
+        "changed": changed,
     }
 
 

@@ -10,7 +10,7 @@ import torch
 
 from foundation.devices import gpu_names
 from foundation.errors import CurationError
-from training.devices import peak_flops
+from training.peaks import peak_flops
 
 PACKAGES = ("torch", "triton", "lightning", "timm", "transformers", "datasets", "numpy", "numba")
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.gpu.parts import STEPS, Part
+from experiments.engine.provenance import commits_of
 from foundation.tables import markdown_table
 
 # key of a row -> heading and format
@@ -78,7 +79,7 @@ def write_page(results: dict[str, dict[str, Any]], parts: Sequence[Part], machin
             if result is None:
                 lines += [f"{part.title}: not run yet.", ""]
                 continue
-            where = f"commit {result['commit']}, {result['seconds']:.0f} s"
+            where = f"commit {commits_of([result])}, {result['seconds']:.0f} s"
             if len(mine) > 1:
                 lines += [f"### {part.title}", ""]
             if result["rows"]:

@@ -9,6 +9,7 @@ of the sum of squared distances win, so each group gets as many centroids as it 
 import math
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,22 +56,38 @@ def group_settings(k: int) -> tuple[int, int]:
     return max(2, round(k / OF_A_GROUP)), 2 + int(math.log(k))
 
 
+@dataclass(frozen=True)
+class Sample:
+    """Rows that are seeded on.
+
+    Args:
+        rows: (n,) rows of ``x``, ascending, the same in every process.
+        frame: in which their distances are measured.
+    """
+
+    x: Embeddings
+    rows: Int[np.ndarray, "n"]
+    frame: Frame
+
+    def take(self, places: Any) -> Float[Tensor, "m d"]:
+        """The rows at these places of the sample (indices or a slice), float32 in the frame, on the CPU."""
+        return self.frame.apply(self.x.take(self.rows[places]).cpu())
+
+
 def seed_in_groups(
-    x: Embeddings,
-    rows: Int[np.ndarray, "n"],
+    sample: Sample,
     k: int,
-    frame: Frame,
     rng: np.random.Generator,
     device: str | torch.device = "cpu",
     precision: str = "auto",
+    *,
     progress: Any = None,
     group: Group | None = None,
     folder: Path | None = None,
 ) -> Float[Tensor, "k d"]:
-    """k of the given rows, in ``frame``, the same for any number of processes.
+    """k rows of the sample, in its frame, the same for any number of processes.
 
     Args:
-        rows: of ``x``, ascending, the same in every process.
         rng: in the same state in every process.
         folder: where results of groups are kept; a killed call goes on from them.
 
@@ -85,17 +102,18 @@ def seed_in_groups(
         if progress is not None:
             progress.set_postfix_str(f"seeding in {n_groups} groups: {text}")
 
-    centres = _centres(x, rows, n_groups, frame, np.random.default_rng([root, 0]), group)
-    labels = _labels(x, rows, centres, frame, device, precision, group)
+    centres = _centres(sample, n_groups, np.random.default_rng([root, 0]), group)
+    labels = _labels(sample, centres, device, precision, group)
     order = np.argsort(labels, kind="stable")
-    starts = np.searchsorted(labels[order], np.arange(n_groups + 1))
-    sizes = np.diff(starts)
+    members = np.split(order, np.searchsorted(labels[order], np.arange(1, n_groups)))
+    sizes = np.array([len(places) for places in members])
     # twice the share of its rows is more than a group needs, unless it is far more spread out than the others
-    limits = np.ceil(sizes * min(1.0, 2.0 * k / len(rows))).astype(np.int64) + 1
+    limits = np.ceil(sizes * min(1.0, 2.0 * k / len(sample.rows))).astype(np.int64) + 1
     found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for attempt in range(ATTEMPTS):
         again = np.array([i for i in range(n_groups) if i not in found], np.int64)
-        choose = _chooser(x, rows, order, starts, limits, again, frame, root, n_trials)
+        mine, seeds = [members[i] for i in again], [[root, 1, i] for i in again.tolist()]
+        choose = _chooser(sample, mine, limits[again], seeds, n_trials)
         here = None if folder is None else folder / f"attempt_{attempt}"
         lengths, columns = run_jobs(sizes[again] * limits[again], choose, here, group, numba.get_num_threads(), say)
         ends = np.cumsum(lengths)
@@ -118,72 +136,60 @@ def seed_in_groups(
         found = {i: item for i, item in found.items() if not cut[i]}
     chosen = np.concatenate([found[i][0] for i in range(n_groups)])
     best = np.sort(np.argsort(-falls, kind="stable")[:k])
-    return frame.apply(x.take(rows[chosen[best]]).cpu()).to(device)
+    return sample.take(chosen[best]).to(device)
 
 
 def _chooser(
-    x: Embeddings,
-    rows: np.ndarray,
-    order: np.ndarray,
-    starts: np.ndarray,
-    limits: np.ndarray,
-    again: np.ndarray,
-    frame: Frame,
-    root: int,
-    n_trials: int,
+    sample: Sample, members: list[np.ndarray], limits: np.ndarray, seeds: list[list[int]], n_trials: int
 ) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
-    """The job of a group: places in ``rows`` of its choices, and the fall of the sum by each, smoothed to decrease."""
+    """The job of a group: places in the sample of its choices, and the fall of the sum by each, smoothed to decrease.
+
+    Args:
+        members: of each group, its places in the sample; ``limits`` and ``seeds``: its most choices, its random seed.
+    """
     one_reads = threading.Lock()  # readers of parquet keep what they decoded last
 
     def choose(job: int) -> tuple[np.ndarray, np.ndarray]:
-        number = int(again[job])
-        places = order[starts[number] : starts[number + 1]]
+        places = members[job]
         if not len(places):
             return np.empty(0, np.int64), np.empty(0)
         with one_reads:
-            mine = frame.apply(x.take(rows[places]).cpu()).numpy()
-        rng = np.random.default_rng([root, 1, number])
-        picked, left = greedy_choices(mine, int(min(limits[number], len(places))), rng, n_trials)
+            mine = sample.take(places).numpy()
+        rng = np.random.default_rng(seeds[job])
+        picked, left = greedy_choices(mine, int(min(limits[job], len(places))), rng, n_trials)
         # the first choice of a group is worth more than any later one: no group goes without
         return places[picked], np.concatenate([[np.inf], _decreasing(-np.diff(left))])
 
     return choose
 
 
-def _centres(
-    x: Embeddings, rows: np.ndarray, n_groups: int, frame: Frame, rng: np.random.Generator, group: Group
-) -> Float[Tensor, "g d"]:
+def _centres(sample: Sample, n_groups: int, rng: np.random.Generator, group: Group) -> Float[Tensor, "g d"]:
     """Centres of the groups: greedy k-means++ on a few rows by the first process, then two Lloyd iterations on them."""
-    centres = torch.empty((n_groups, x.dim))
+    dim = sample.x.dim
+    centres = torch.empty((n_groups, dim))
     with group.all_or_none():
         if group.first:
-            few = rng.permutation(len(rows))[: 64 * n_groups]  # in random order
-            some = frame.apply(x.take(rows[few]).cpu())
+            some = sample.take(rng.permutation(len(sample.rows))[: 64 * n_groups])  # in random order
             start = some[: 16 * n_groups].numpy()
             centres = some[torch.from_numpy(greedy_kmeans_plusplus(start, n_groups, np.ones(len(start)), rng, 1))]
             for _ in range(2):
                 labels = CentroidSearch(centres).nearest(some)[0].long()
-                sums = torch.zeros((n_groups, x.dim), dtype=torch.float64).index_add_(0, labels, some.double())
+                sums = torch.zeros((n_groups, dim), dtype=torch.float64).index_add_(0, labels, some.double())
                 counts = torch.bincount(labels, minlength=n_groups)[:, None]
                 centres = torch.where(counts > 0, sums / counts.clamp(min=1), centres.double()).float()
     return group.share_tensor(centres.contiguous())
 
 
 def _labels(
-    x: Embeddings,
-    rows: np.ndarray,
-    centres: Tensor,
-    frame: Frame,
-    device: str | torch.device,
-    precision: str,
-    group: Group,
+    sample: Sample, centres: Tensor, device: str | torch.device, precision: str, group: Group
 ) -> Int[np.ndarray, "n"]:
     """(n,) int32 nearest centre of every row of the sample; each process places its own."""
     search = CentroidSearch(centres.to(device), precision)
-    step = rows_per_read(x.dim)
-    first, last = group.span(len(rows), step)
+    step = rows_per_read(sample.x.dim)
+    first, last = group.span(len(sample.rows), step)
     parts = [np.empty(0, np.int32)]
     for start in range(first, last, step):
-        block = frame.apply(x.take(rows[start : min(start + step, last)]).to(search.device))
+        taken = sample.x.take(sample.rows[start : min(start + step, last)])
+        block = sample.frame.apply(taken.to(search.device))
         parts.append(search.nearest(block)[0].cpu().numpy())
     return group.gather(np.concatenate(parts))

@@ -22,7 +22,7 @@ from curation.group import Group
 from curation.kmeans.assignment import CentroidSearch, rows_per_read
 from curation.kmeans.frame import Frame
 from curation.kmeans.greedy import greedy_kmeans_plusplus
-from curation.kmeans.grouped_seeding import seed_in_groups
+from curation.kmeans.grouped_seeding import Sample, seed_in_groups
 from foundation.errors import CurationError
 
 STRATEGIES = ("auto", "kmeans++", "kmeans||", "random")
@@ -76,7 +76,9 @@ def seed_centroids(
     n_sample = min(x.n_rows, SUBSAMPLE * k)
     if strategy == "auto" and n_sample * k * x.dim > GROUPED_WORK:
         rows = np.arange(x.n_rows) if n_sample == x.n_rows else np.sort(rng.choice(x.n_rows, n_sample, replace=False))
-        return seed_in_groups(x, rows, k, frame, rng, device, precision, progress, group, folder)
+        return seed_in_groups(
+            Sample(x, rows, frame), k, rng, device, precision, progress=progress, group=group, folder=folder
+        )
     if strategy == "kmeans||":
         candidates, weights = _oversample(x, k, frame, rng, device, precision, progress, group)
     elif not group.first:

@@ -78,7 +78,20 @@ def summarise(rows: Sequence[Row], better: dict[str, str], base: str = BASE_ARM)
             difference, low, high, verdict = judge_difference(differences, direction)
             if arm == base:
                 verdict = ""
-            found.append(Summary(arm, metric, mean, half, difference, low, high, verdict, len(mine), len(common)))
+            found.append(
+                Summary(
+                    arm,
+                    metric,
+                    mean,
+                    half,
+                    difference=difference,
+                    low=low,
+                    high=high,
+                    verdict=verdict,
+                    seeds=len(mine),
+                    pairs=len(common),
+                )
+            )
     return found
 
 

@@ -12,8 +12,11 @@ from curation.plan import plan as curation_plan
 from experiments.engine.arms import BASE_ARM, METHOD_ARM, CurationSettings, curate, subset_settings
 from experiments.engine.stages import Action, Cost, Stage
 from experiments.engine.tracking import TrackingSettings
+from foundation.command import missing_package
 from foundation.errors import CurationError
 from foundation.settings import Count, CountOrZero, Seed, check, fill
+
+EXTRAS_OF_DOMAINS = {"text": "language", "satellite": "satellite"}  # the others need "train" alone
 
 
 @dataclass(frozen=True)
@@ -196,8 +199,18 @@ class Experiment:
 
 
 def open_domain(name: str) -> Domain:
-    """The `Domain` of ``experiments/<name>/domain.py``."""
-    return importlib.import_module(f"experiments.{name}.domain").DOMAIN
+    """The `Domain` of ``experiments/<name>/domain.py``.
+
+    Raises:
+        CurationError: it needs packages that an extra brings.
+    """
+    try:
+        return importlib.import_module(f"experiments.{name}.domain").DOMAIN
+    except ModuleNotFoundError as error:
+        missing = missing_package(error, EXTRAS_OF_DOMAINS.get(name, "train"))
+        if missing is None:
+            raise
+        raise CurationError(f"experiment {name}: {missing}") from error
 
 
 def parse(config: dict[str, Any]) -> Settings:

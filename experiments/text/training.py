@@ -64,10 +64,6 @@ class TrainSettings:
     def has_lm(self) -> bool:
         return self.judge != "ngram"
 
-    @property
-    def has_ngram(self) -> bool:
-        return self.judge != "lm"
-
     def science(self) -> dict[str, Any]:
         """All that decides the result: the recipe with its defaults, and not its ``speed``."""
         return asdict(self) | {"recipe": recipe_of(self, 0).science()}

@@ -1,9 +1,8 @@
-"""Baselines and duplicates: a comparison is only fair if each baseline does what its paper says."""
+"""Baselines: a comparison is only fair if each baseline does what its paper says."""
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from curation import CurationError
 from curation.baselines import (
@@ -15,7 +14,6 @@ from curation.baselines import (
     semdedup_scores,
     semdedup_subset,
 )
-from curation.duplicates import embedding_duplicates, exact_duplicates, held_out_duplicates, perceptual_duplicates
 
 RNG = np.random.default_rng(0)
 DIRECTIONS = RNG.normal(size=(12, 16))
@@ -83,54 +81,8 @@ def test_retrieval_takes_the_nearest_neighbours():
         (lambda: semdedup_subset(POOL, 5), "either size or epsilon"),
         (lambda: semdedup_subset(POOL, 5, size=3, keep="best", progress=False), "keep 'best'"),
         (lambda: retrieval_subset(POOL, np.ones((2, 3), np.float32), 5), "trusted set 3"),
-        (lambda: embedding_duplicates(POOL, threshold=1.5), "cosine similarity"),
-        (lambda: held_out_duplicates(POOL, np.ones((2, 3), np.float32)), "held-out set 3"),
     ],
 )
 def test_bad_settings_are_named(call, message: str):
     with pytest.raises(CurationError, match=message):
         call()
-
-
-def test_embedding_duplicates_agree_with_all_pairs():
-    x = np.concatenate([POOL[:200], 3 * POOL[:50] + 1e-4])
-    report = embedding_duplicates(x, threshold=0.98, progress=False)
-    unit = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float64)
-    from scipy.sparse import csr_array
-    from scipy.sparse.csgraph import connected_components
-
-    n_groups, groups = connected_components(csr_array(unit @ unit.T >= 0.98), directed=False)
-    assert len(report.keep) == n_groups
-    assert (groups[report.dropped] == groups[report.duplicate_of]).all()
-    assert (report.duplicate_of < report.dropped).all()
-
-
-def test_rows_of_the_test_set_are_found():
-    held_out = POOL[[5, 17]] * 2
-    report = held_out_duplicates(POOL, held_out, threshold=0.9999, progress=False)
-    assert {5, 17} <= set(report.dropped)
-    assert report.duplicate_of[list(report.dropped).index(17)] == 1
-
-
-def picture(seed: int) -> Image.Image:
-    coarse = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((64, 64), Image.Resampling.BICUBIC)
-
-
-def pool_of(pictures: list[Image.Image]):
-    from datasets import Dataset, Features
-    from datasets import Image as ImageFeature
-
-    return Dataset.from_dict({"image": pictures}, features=Features({"image": ImageFeature()}))
-
-
-def test_exact_and_perceptual_duplicates():
-    pytest.importorskip("imagehash")
-    pictures = [picture(i) for i in range(6)]
-    pool = pool_of([*pictures, pictures[2], pictures[4].resize((48, 48))])
-    exact = exact_duplicates(pool, progress=False)
-    assert list(exact.dropped) == [6]
-    assert list(exact.duplicate_of) == [2]
-    looks = perceptual_duplicates(pool, progress=False)
-    assert dict(zip(looks.dropped, looks.duplicate_of, strict=True)) == {6: 2, 7: 4}
-    assert str(looks).startswith("6 of 8 rows kept")

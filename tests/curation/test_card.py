@@ -16,7 +16,7 @@ from curation.subset import Subset
 def test_the_card_beside_a_subset_names_its_tree_and_loads_as_a_dataset(tmp_path: Path):
     x = np.random.default_rng(0).normal(size=(400, 4)).astype(np.float32)
     tree = HierarchicalKMeans([20, 5], n_resamples=0, max_iterations=3, progress=False).fit(x)
-    subset, _ = sample_folder(tree, tmp_path / "subset", 60, "random", "balanced", 2, seed=3)
+    subset, _ = sample_folder(tree, tmp_path / "subset", 60, strategy="random", method="balanced", max_copies=2, seed=3)
     card = DatasetCard.load(tmp_path / "subset/README.md")
     assert card.data.to_dict()["configs"] == [{"config_name": "default", "data_files": "subset.parquet"}]
     assert card.data.license == "unknown"

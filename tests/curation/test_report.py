@@ -12,7 +12,6 @@ from sklearn.neighbors import KernelDensity
 
 from curation import CurationError, HierarchicalKMeans, Subset
 from curation.balance import (
-    balance_table,
     effective_number,
     gini,
     kde_kl_to_uniform,
@@ -57,12 +56,6 @@ def test_density_measure_agrees_with_scikit_learn():
     density = np.exp(KernelDensity(bandwidth=0.5).fit(points).score_samples(mesh))
     density /= density.sum()
     assert kde_kl_to_uniform(points, step=0.1) == pytest.approx(np.sum(density * np.log(density * len(mesh))), rel=1e-6)
-
-
-def test_table_has_the_pool_first():
-    table = balance_table(np.array(["a", "a", "b"]), {"one": np.array([2])})
-    assert [row["name"] for row in table] == ["pool", "one"]
-    assert table[1]["concepts"] == 1
 
 
 N_CONCEPTS = 8

@@ -3,10 +3,12 @@
 import errno
 import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -17,7 +19,7 @@ import torch
 import typer
 
 from curation import HierarchicalKMeans
-from foundation.command import explain, run_command
+from foundation.command import EXTRAS, explain, run_command
 from foundation.errors import CurationError
 
 ROOT = Path(__file__).parents[2]
@@ -96,6 +98,33 @@ def test_what_torch_and_numpy_really_raise_is_understood():
     with pytest.raises(RuntimeError) as no_device:
         torch.device("abacus")
     assert "cannot be used" in (explain(no_device.value) or "")
+
+
+def test_what_is_missing_names_the_extra_that_brings_all_the_command_needs():
+    lightning = ModuleNotFoundError("No module named 'lightning.pytorch'", name="lightning.pytorch")
+    assert "curated-ssl[train]" in (explain(lightning) or "")
+    assert "curated-ssl[satellite]" in (explain(lightning, "satellite") or "")
+    # the extra of the command does not bring it
+    assert "curated-ssl[filters]" in (explain(ModuleNotFoundError(name="imagehash"), "satellite") or "")
+    assert explain(ModuleNotFoundError(name="foundation.nothing")) is None
+
+
+def test_the_extras_that_messages_name_bring_the_package():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+    def brought(extra: str) -> set[str]:
+        found = set()
+        for line in extras[extra]:
+            name, inside = re.match(r"([\w.-]+)(?:\[([\w,-]+)\])?", line).groups()  # type: ignore[union-attr]
+            found |= (
+                set().union(*map(brought, inside.split(","))) if name == "curated-ssl" else {name.replace("-", "_")}
+            )
+        return found
+
+    for package, named in EXTRAS.items():
+        bring = {extra for extra in extras if extra not in ("dev", "gpu") and package in brought(extra)}
+        assert set(named) == bring
+        assert len(brought(named[0])) == min(len(brought(extra)) for extra in bring), f"{package}: the smallest first"
 
 
 def test_a_bug_keeps_its_traceback():

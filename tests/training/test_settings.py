@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from foundation.errors import CurationError
-from training.devices import peak_flops, peak_of
+from training.peaks import peak_flops, peak_of
 from training.settings import RunSettings, fill_run
 
 
