@@ -295,7 +295,8 @@ def baseline_folder(
     if method == "retrieval" and trusted is not None:
         reference = trusted = open_embeddings(trusted)
         inputs["trusted"] = [reference.fingerprint(), reference.digest()]
-    inputs |= {"d4": {"dedup_share": dedup_share}, "flat": {"metric": metric}}.get(method, {})
+    of_method: dict[str, dict[str, Any]] = {"d4": {"dedup_share": dedup_share}, "flat": {"metric": metric}}
+    inputs |= of_method.get(method, {})
     key = digest_json(inputs)
     if (folder / "subset.json").exists() and not overwrite:
         if read_info(folder).get("inputs") != key:

@@ -183,7 +183,7 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, values in sorted(tensors.items()):
         digest.update(name.encode())
-        digest.update(values.contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(memoryview(values.contiguous().reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()
 
 
