@@ -169,7 +169,7 @@ def page(
     """
     made = [record["provenance"] for record in records]
     old = [seed for seed in seeds if seed in DEVELOPMENT_SEEDS]
-    note = f"The default was chosen on seeds {' and '.join(map(str, DEVELOPMENT_SEEDS))}. "
+    note = f"The default was chosen on seeds {', '.join(map(str, DEVELOPMENT_SEEDS))}. "
     if old:
         note += f"**Seeds {', '.join(map(str, old))} of this page are among them: choices were made on these numbers.**"
     else:
