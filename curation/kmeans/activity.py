@@ -18,65 +18,137 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from curation.kmeans.assignment import (
-    CHUNK,
     ROWS_AT_ONCE,
     CentroidSearch,
-    _as_float32,
-    _chunk_maxima,
+    _panel_maxima,
     _score_bound,
     _squared_distance,
     bits,
 )
+from curation.kmeans.tiles import PANEL, as_float32, multiply_block, pack_row, take_next
 
 WORTH_IT = 0.7  # share of moved centroids above which all are searched
+
+
+@numba.njit(fastmath={"reassoc", "contract", "nnan", "nsz"}, inline="always")
+def _own_score(x, centroid, half_norm):
+    """Score of a row's own centroid in float64."""
+    score = -half_norm
+    for f in range(x.shape[0]):
+        score += np.float64(x[f]) * np.float64(centroid[f])
+    return score
+
+
+@numba.njit(fastmath={"reassoc", "contract", "nnan", "nsz"}, inline="always")
+def _decide_row_among_moved(scores, half_norms, largest, slack, x, centroids, moved, own, score, bound):
+    """Nearest of a row's own centroid and the moved ones, squared distance, and the bound on the scores of all others.
+
+    Args:
+        scores: products with the moved centroids; half_norms: |c|^2 / 2 of these; moved: (m,) their numbers, ascending.
+        largest: largest score of every panel.
+        score: of the own centroid; bound: on those that stayed.
+    """
+    nearest, smallest = own, _squared_distance(x, centroids[own])
+    runner_up, others = np.inf, np.float32(-np.inf)
+    threshold = np.float32(score - slack)
+    for panel in range(len(largest)):
+        if largest[panel] < threshold:  # never the panel of the own centroid: it scores above
+            others = max(others, largest[panel])
+            continue
+        for j in range(panel * PANEL, min((panel + 1) * PANEL, len(moved))):
+            value = as_float32(scores[j]) - half_norms[j]
+            if moved[j] == own:
+                continue
+            if value < threshold:
+                others = max(others, value)
+                continue
+            distance = _squared_distance(x, centroids[moved[j]])
+            if distance < smallest or (distance == smallest and moved[j] < nearest):
+                nearest, smallest, runner_up = moved[j], distance, smallest
+            else:
+                runner_up = min(runner_up, distance)
+    return nearest, smallest, max(bound, _score_bound(x, runner_up, others, slack))
 
 
 @numba.njit(parallel=True, fastmath={"reassoc", "contract", "nnan", "nsz"}, cache=True)
 def _decide_among_moved(
     scores, half_norms, slack, x, centroids, exact_half_norms, moved, column_of, labels, distances, bounds, again
 ):
-    """Nearest of a row's own centroid and the moved ones; ``again`` marks the rows for which that is not enough.
-
-    Args:
-        scores: (b, m) products with the moved centroids.
-        half_norms: (m,) |c|^2 / 2 of the moved ones; exact_half_norms: (k,) float64 of all.
-        moved: (m,) their numbers, ascending; column_of: (k,) the inverse, -1 for those that stayed.
-        labels, distances, bounds: of the last iteration; updated.
-    """
+    """`_decide_row_among_moved` for all rows of a product that torch has made; see `_search_moved`."""
     n, m = scores.shape
     for part_of_rows in numba.prange((n + ROWS_AT_ONCE - 1) // ROWS_AT_ONCE):
-        largest = np.empty((m + CHUNK - 1) // CHUNK, np.float32)
+        largest = np.empty((m + PANEL - 1) // PANEL, np.float32)
         for i in range(part_of_rows * ROWS_AT_ONCE, min((part_of_rows + 1) * ROWS_AT_ONCE, n)):
             own = labels[i]
-            score = -exact_half_norms[own]
-            for f in range(x.shape[1]):
-                score += np.float64(x[i, f]) * np.float64(centroids[own, f])
+            score = _own_score(x[i], centroids[own], exact_half_norms[own])
             again[i] = column_of[own] >= 0 and score <= bounds[i]
             if again[i]:
                 continue
-            nearest, smallest = own, _squared_distance(x[i], centroids[own])
-            runner_up, others = np.inf, np.float32(-np.inf)
-            _chunk_maxima(scores[i], half_norms, largest)
-            threshold = np.float32(score - slack[i])
-            for part in range(len(largest)):
-                if largest[part] < threshold:  # never the part of the own centroid: it scores above
-                    others = max(others, largest[part])
-                    continue
-                for j in range(part * CHUNK, min((part + 1) * CHUNK, m)):
-                    value = _as_float32(scores[i, j]) - half_norms[j]
-                    if moved[j] == own:
-                        continue
-                    if value < threshold:
-                        others = max(others, value)
-                        continue
-                    distance = _squared_distance(x[i], centroids[moved[j]])
-                    if distance < smallest or (distance == smallest and moved[j] < nearest):
-                        nearest, smallest, runner_up = moved[j], distance, smallest
-                    else:
-                        runner_up = min(runner_up, distance)
-            bounds[i] = max(bounds[i], _score_bound(x[i], runner_up, others, slack[i]))
-            labels[i] = nearest
-            distances[i] = smallest
+            _panel_maxima(scores[i], half_norms, largest)
+            labels[i], distances[i], bounds[i] = _decide_row_among_moved(
+                scores[i], half_norms, largest, slack[i], x[i], centroids, moved, own, score, bounds[i]
+            )
+
+
+@numba.njit(parallel=True, fastmath={"reassoc", "contract", "nnan", "nsz"}, cache=True)
+def _search_moved(
+    x,
+    packed,
+    half_norms,
+    terms,
+    centroids,
+    exact_half_norms,
+    moved,
+    column_of,
+    rooms,
+    next_block,
+    labels,
+    distances,
+    bounds,
+    again,
+):
+    """Product and decision among the moved centroids; ``again`` marks the rows for which that is not enough.
+
+    Args:
+        packed, half_norms, terms, rooms, next_block: as for `curation.kmeans.assignment._search`, of the moved ones.
+        exact_half_norms: (k,) float64 of all centroids.
+        moved: (m,) numbers of the moved ones, ascending; column_of: (k,) the inverse, -1 for those that stayed.
+        labels, distances, bounds: of the last iteration; updated.
+    """
+    all_tiles, all_low, all_scores, all_maxima = rooms
+    at_once = all_scores.shape[1]
+    for worker in numba.prange(all_scores.shape[0]):
+        tiles, low, scores, maxima = all_tiles[worker], all_low[worker], all_scores[worker], all_maxima[worker]
+        some, own_score, slack = np.empty(at_once, np.int64), np.empty(at_once), np.empty(at_once, np.float32)
+        while True:
+            first = take_next(next_block) * at_once
+            if first >= len(x):
+                break
+            n_kept = 0
+            for i in range(first, min(first + at_once, len(x))):
+                own = labels[i]
+                score = _own_score(x[i], centroids[own], exact_half_norms[own])
+                again[i] = column_of[own] >= 0 and score <= bounds[i]
+                if not again[i]:
+                    some[n_kept], own_score[n_kept] = i, score
+                    norm, residual = pack_row(x[i], low, tiles, n_kept)
+                    slack[n_kept] = norm * terms[0] + residual * terms[1] + terms[2]
+                    n_kept += 1
+            multiply_block(tiles, n_kept, packed, half_norms, scores, maxima)
+            for place in range(n_kept):
+                i = some[place]
+                labels[i], distances[i], bounds[i] = _decide_row_among_moved(
+                    scores[place],
+                    half_norms,
+                    maxima[place],
+                    slack[place],
+                    x[i],
+                    centroids,
+                    moved,
+                    labels[i],
+                    own_score[place],
+                    bounds[i],
+                )
 
 
 class ActiveSearch:
@@ -128,25 +200,26 @@ class ActiveSearch:
         mine = self.labels[start : start + len(x)]
         distances = torch.empty(len(x), dtype=torch.float32)
         again = np.empty(len(x), np.bool_)
-        for first, last, scores, slack in self.moved_search.scores(x):
-            _decide_among_moved(
-                bits(scores),
-                self.moved_search.half_norms.numpy(),
-                slack.numpy(),
-                x[first:last].numpy(),
-                self.search.centroids.numpy(),
-                self.exact_half_norms,
-                self.moved,
-                self.column_of,
-                mine[first:last],
-                distances[first:last].numpy(),
-                bounds[first:last],
-                again[first:last],
-            )
-        rows = np.flatnonzero(again)
-        if len(rows):
-            fresh = np.empty(len(rows), np.float32)
-            labels, squared = self.search.nearest(x[torch.from_numpy(rows)], fresh)
-            mine[rows], distances[torch.from_numpy(rows)], bounds[rows] = labels.numpy(), squared, fresh
+        centroids, among = self.search.centroids.numpy(), (self.exact_half_norms, self.moved, self.column_of)
+        if self.search.tiled:
+            packed = self.moved_search.packed
+            assert packed is not None
+            how = packed.values, packed.half_norms, self.moved_search.slack_terms(rounded=False), centroids
+            state = mine, distances.numpy(), bounds
+            _search_moved(x.numpy(), *how, *among, packed.rooms(), np.zeros(1, np.int64), *state, again)
+            rows = np.flatnonzero(again)
+            self.search.search_rows(x, rows, *state)
+        else:
+            half_norms = self.moved_search.half_norms.numpy()
+            for first, last, scores, slack in self.moved_search.scores(x):
+                here = slice(first, last)
+                state = mine[here], distances[here].numpy(), bounds[here]
+                how = bits(scores), half_norms, slack.numpy(), x[here].numpy(), centroids
+                _decide_among_moved(*how, *among, *state, again[here])
+            rows = np.flatnonzero(again)
+            if len(rows):
+                fresh = np.empty(len(rows), np.float32)
+                labels, squared = self.search.nearest(x[torch.from_numpy(rows)], fresh)
+                mine[rows], distances[torch.from_numpy(rows)], bounds[rows] = labels.numpy(), squared, fresh
         self.searched += float(len(x)) * len(self.moved) + float(len(rows)) * self.search.k
         return torch.from_numpy(mine.copy()), distances
