@@ -213,6 +213,23 @@ def bits(scores: Tensor) -> np.ndarray:
     return (scores.view(torch.uint16) if scores.dtype == torch.bfloat16 else scores).numpy()
 
 
+def slack_terms(
+    dim: int, largest_norm: float, largest_residual: float, output: float = UNIT_ROUNDOFF[torch.float32]
+) -> Float[np.ndarray, "3"]:
+    """Factors of a row's norm, of its rounding residual, and a constant: they sum to the slack of the row.
+
+    The slack is twice the bound on |computed score - true score|. With x = low + residual, |x.c - low.low_c| <=
+    |residual||c| + |low||residual_c| (Cauchy-Schwarz); the product then rounds its float32 sums and its output.
+
+    Args:
+        largest_norm, largest_residual: of all centroids, the residual being what rounding took of each.
+        output: roundoff of what the product writes.
+    """
+    sums = (dim + SUM_TERMS) * SUM_ROUNDOFF * largest_norm
+    of_norm = LOW_NORM * largest_residual + sums + output * largest_norm
+    return TWICE * np.array([of_norm, largest_norm, HALF_NORM_ROUNDOFF * largest_norm**2]) + np.array([0, 0, SMALLEST])
+
+
 class CentroidSearch:
     """Centroids prepared for nearest-neighbour queries.
 
@@ -250,17 +267,9 @@ class CentroidSearch:
         self.room: Tensor | None = None  # kept between blocks: fresh memory costs a page fault every 4 kB
 
     def slack_terms(self, rounded: bool = True) -> Float[np.ndarray, "3"]:
-        """Factors of a row's norm, of its rounding residual, and a constant: they sum to the slack of the row.
-
-        The slack is twice the bound on |computed score - true score|. With x = low + residual, |x.c - low.low_c| <=
-        |residual||c| + |low||residual_c| (Cauchy-Schwarz); the product then rounds its float32 sums and, where
-        ``rounded`` is set, its output.
-        """
-        sums = (self.dim + SUM_TERMS) * SUM_ROUNDOFF * self.largest_norm
-        output = UNIT_ROUNDOFF[self.dtype if rounded else torch.float32] * self.largest_norm
-        of_norm = LOW_NORM * self.largest_residual + sums + output
-        constant = HALF_NORM_ROUNDOFF * self.largest_norm**2
-        return TWICE * np.array([of_norm, self.largest_norm, constant]) + np.array([0, 0, SMALLEST])
+        """`slack_terms` of these centroids; ``rounded`` where the product rounds its output, too."""
+        output = UNIT_ROUNDOFF[self.dtype if rounded else torch.float32]
+        return slack_terms(self.dim, self.largest_norm, self.largest_residual, output)
 
     def _slack(self, norm: Any, residual: Any, rounded: bool = True) -> Any:
         of_norm, of_residual, constant = self.slack_terms(rounded).tolist()

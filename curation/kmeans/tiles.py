@@ -1,8 +1,8 @@
 """Products of rows and centroids, one tile in registers at a time, so that scores never leave the cache of their core.
 
-A tile is ``TILE_ROWS`` rows times a panel of ``PANEL`` centroids; each step of depth multiplies and adds a float32, or a
-pair of bfloat16 where the CPU has units for them. How the tiles run is said in LLVM's own terms, since numba
-cannot be told to keep an array in registers.
+A tile is ``TILE_ROWS`` rows times a panel of ``PANEL`` centroids; each step of depth multiplies and adds a float32, or
+a pair of bfloat16 where the CPU has units for them. How the tiles run is said in LLVM's own terms, since numba cannot
+be told to keep an array in registers.
 """
 
 import itertools
@@ -19,16 +19,16 @@ from numba.extending import intrinsic, overload
 LANES = 16  # of one vector; a CPU with shorter ones takes several
 
 
-def _has_feature(name: str) -> bool:
+def has_feature(name: str) -> bool:
     """Whether numba compiles for a CPU with this feature (NUMBA_CPU_FEATURES overrules what the CPU has)."""
     if config.CPU_FEATURES is not None:
         return f"+{name}" in config.CPU_FEATURES.split(",")
     return bool(llvmlite.binding.get_host_cpu_features().get(name, False))
 
 
-PAIRS = _has_feature("avx512bf16")  # products of pairs of bfloat16
-VECTORS = 2 if _has_feature("avx512f") else 1  # of a panel
-TILE_ROWS = 12 if _has_feature("avx512f") else 6  # as many as registers hold, with room for a row and a panel
+PAIRS = has_feature("avx512bf16")  # products of pairs of bfloat16
+VECTORS = 2 if has_feature("avx512f") else 1  # of a panel
+TILE_ROWS = 12 if has_feature("avx512f") else 6  # as many as registers hold, with room for a row and a panel
 PANEL = VECTORS * LANES
 CACHE_BYTES = 384 << 10  # of the scores of a block of rows: most of what a core has for itself
 ROWS_AT_MOST, ROWS_AT_LEAST = 16 * TILE_ROWS, 4 * TILE_ROWS  # of a block; few would read the centroids too often
