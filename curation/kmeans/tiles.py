@@ -184,6 +184,17 @@ def multiply_block(rows, n_rows, packed, half_norms, scores, maxima):
             multiply_tile(rows, tile, packed, half_norms, panel, scores, maxima)
 
 
+@numba.njit
+def multiply_some(rows, needed, packed, half_norms, scores, maxima):
+    """`multiply_tile` of each tile with the first ``needed`` panels; these are ascending."""
+    first = 0
+    for panel in range(needed[-1] if len(needed) else 0):
+        while needed[first] <= panel:
+            first += 1
+        for tile in range(first, len(needed)):
+            multiply_tile(rows, tile, packed, half_norms, panel, scores, maxima)
+
+
 def pack_row(x, low, tiles, place):
     """Put a float32 row at its place in the tiles, rounded to their kind; its norm and that of what rounding took.
 
