@@ -160,38 +160,61 @@ def _search(x, rows, packed, half_norms, terms, centroids, rooms, next_block, la
 
 
 @numba.njit(parallel=True, fastmath={"reassoc", "contract", "nnan", "nsz"}, cache=True)
-def _nearest_in_few_dimensions(x, transposed, slack, centroids, labels, distances):
+def _nearest_in_few_dimensions(x, axis, order, transposed, slack, centroids, labels, distances):
     """Exact argmin without a product: float32 differences, whose error is relative, propose; float64 decides.
 
-    ``transposed`` is (d, k), so that the inner loop runs over centroids; ``slack`` is relative.
+    Centroids come sorted along one axis, so that a row looks at those around it until the axis alone is too far.
+
+    Args:
+        axis, order: the axis, and the (k,) numbers of the centroids along it.
+        transposed: (d, k) centroids in that order, so that the inner loop runs over them.
+        slack: relative, above 1; with room for the error of one squared difference.
     """
-    n, k, chunk, rows_at_once = len(x), transposed.shape[1], 64, 256
+    n, k, chunk, rows_at_once = len(x), transposed.shape[1], 32, 256
+    n_chunks = (k + chunk - 1) // chunk
     for part in numba.prange((n + rows_at_once - 1) // rows_at_once):
-        squared = np.empty(k, np.float32)
+        squared, least = np.empty(k, np.float32), np.empty(n_chunks, np.float32)
         for i in range(part * rows_at_once, min((part + 1) * rows_at_once, n)):
-            squared[:] = np.float32(0)
-            for f in range(x.shape[1]):
-                value = x[i, f]
-                for j in range(k):
-                    difference = value - transposed[f, j]
-                    squared[j] += difference * difference
-            best = np.float32(np.inf)
-            for j in range(k):
-                best = min(best, squared[j])
+            along = x[i, axis]
+            after = min(np.searchsorted(transposed[axis], along) // chunk, n_chunks - 1)
+            before, best = after - 1, np.float32(np.inf)
+            first_seen, last_seen = after, after  # chunks from here to before there
+            while True:
+                limit = best * slack + np.float32(SMALLEST)
+                current = -1
+                if after < n_chunks:
+                    gap = max(transposed[axis, after * chunk] - along, np.float32(0))
+                    if gap * gap <= limit:
+                        current, after, last_seen = after, after + 1, after + 1
+                if current < 0 and before >= 0:
+                    gap = max(along - transposed[axis, before * chunk + chunk - 1], np.float32(0))
+                    if gap * gap <= limit:
+                        current, before, first_seen = before, before - 1, before
+                if current < 0:
+                    break
+                first, last = current * chunk, min(current * chunk + chunk, k)
+                there = squared[first:last]
+                there[:] = np.float32(0)
+                for f in range(x.shape[1]):
+                    value = x[i, f]
+                    for j in range(last - first):
+                        difference = value - transposed[f, first + j]
+                        there[j] += difference * difference
+                smallest_here = np.float32(np.inf)
+                for j in range(last - first):
+                    smallest_here = min(smallest_here, there[j])
+                least[current] = smallest_here
+                best = min(best, smallest_here)
             threshold = best * slack + np.float32(SMALLEST)
             nearest, smallest = -1, np.inf
-            for first in range(0, k, chunk):
-                last = min(first + chunk, k)
-                least = np.float32(np.inf)
-                for j in range(first, last):
-                    least = min(least, squared[j])
-                if least > threshold:
+            for current in range(first_seen, last_seen):
+                if least[current] > threshold:
                     continue
-                for j in range(first, last):
+                for j in range(current * chunk, min(current * chunk + chunk, k)):
                     if squared[j] <= threshold:
-                        distance = _squared_distance(x[i], centroids[j])
-                        if distance < smallest:  # strict: a tie goes to the lower index
-                            nearest, smallest = j, distance
+                        distance = _squared_distance(x[i], centroids[order[j]])
+                        if distance < smallest or (distance == smallest and order[j] < nearest):
+                            nearest, smallest = order[j], distance
             labels[i] = nearest
             distances[i] = smallest
 
@@ -305,10 +328,12 @@ class CentroidSearch:
         distances = torch.empty(len(x), dtype=torch.float32, device=self.device)
         if self.few_dimensions:
             relative = np.float32(1 + 2 * (self.dim + FEW_TERMS) * SUM_ROUNDOFF)
-            transposed = self.centroids.t().contiguous().numpy()
-            _nearest_in_few_dimensions(
-                x.numpy(), transposed, relative, self.centroids.numpy(), labels.numpy(), distances.numpy()
-            )
+            centroids = self.centroids.numpy()
+            axis = int(np.ptp(centroids, axis=0).argmax())
+            order = np.argsort(centroids[:, axis], kind="stable")
+            transposed = np.ascontiguousarray(centroids[order].T)
+            how = axis, order, transposed, relative, centroids
+            _nearest_in_few_dimensions(x.numpy(), *how, labels.numpy(), distances.numpy())
             return labels, distances
         if self._use_kernel() and len(x):
             self._nearest_fused(x, labels, distances)
