@@ -127,7 +127,7 @@ Work = Callable[[], np.ndarray]
 
 def _interleaved(
     works: dict[str, Work], repeats: int, judge: Callable[[np.ndarray], float] | None = None
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """Name, seconds of every run, and what ``judge`` says of each result."""
     rows: list[dict[str, Any]] = [{"name": name, "seconds": [], "mean_squared_distance": []} for name in works]
     with tqdm(total=repeats * len(works), desc="benchmark", unit="run") as bar:
