@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ REFERENCES = {"seeding": "scikit-learn greedy k-means++"}  # else faiss
 
 def units() -> str:
     """The units of the CPU that products run on here."""
-    amx = getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    amx = capabilities.get("amx_bf16", False)
     if "NUMBA_CPU_FEATURES" in os.environ:
         return "restricted to AVX2"
     if PAIRS:
@@ -156,7 +158,7 @@ def _lloyd(rows: int, dim: int, k: int, iterations: int, repeats: int) -> list[d
     }
     for work in peers.values():  # compiled code and thread pools come up before the clock runs
         work(x[: 4 * k], 3)
-    works = {name: (lambda work=work: work(x, iterations)) for name, work in peers.items()}
+    works: dict[str, Work] = {name: partial(work, x, iterations) for name, work in peers.items()}
     return _interleaved(works, repeats, lambda centroids: mean_squared_distance(x, centroids))
 
 
@@ -168,8 +170,8 @@ def _grid(repeats: int) -> list[dict[str, Any]]:
         for k in [k for other, k in GRID if other == dim]:
             start = _start(x, k)
             works: dict[str, Work] = {
-                "ours, auto precision": lambda x=x, start=start: _our_lloyd(x, start, GRID_ITERATIONS, "auto"),
-                "faiss.Kmeans": lambda x=x, start=start: _faiss_lloyd(x, start, GRID_ITERATIONS),
+                "ours, auto precision": partial(_our_lloyd, x, start, GRID_ITERATIONS, "auto"),
+                "faiss.Kmeans": partial(_faiss_lloyd, x, start, GRID_ITERATIONS),
             }
             _our_lloyd(x[:20_000], start, 1, "auto")
             found += [{"size": f"d {dim}, k {k}", **row} for row in _interleaved(works, repeats)]
@@ -181,7 +183,7 @@ def _seeding(rows: int, dim: int, k: int, iterations: int, repeats: int, skip_sl
     names = {"auto": "auto", "greedy k-means++": "kmeans++", "k-means||": "kmeans||", "random rows": "random"}
     works: dict[str, Work] = {}
     for name, strategy in names.items():
-        works[f"ours, {name}"] = lambda strategy=strategy: _our_seeding(x, k, 0, strategy)
+        works[f"ours, {name}"] = partial(_our_seeding, x, k, 0, strategy)
         _our_seeding(x[: 40 * 32], 32, 0, strategy)
     if not skip_slow:
         works[REFERENCES["seeding"]] = lambda: _scikit_seeding(x, k, 0)

@@ -13,6 +13,8 @@ because what moves far is measured again, spares most rows the second. Labels ar
 ties included, so a run that is killed and goes on without this state ends with the same bytes.
 """
 
+from typing import Any
+
 import numba
 import numpy as np
 import torch
@@ -250,6 +252,8 @@ class ActiveSearch:
         mine = self.labels[start : start + len(x)]
         distances = torch.empty(len(x), dtype=torch.float32)
         again = np.empty(len(x), np.bool_)
+        how: tuple[Any, ...]
+        state: tuple[Any, ...]
         centroids, among = self.search.centroids.numpy(), (self.exact_half_norms, self.moved, self.column_of)
         if self.search.tiled:
             packed = self.moved_search.packed

@@ -163,7 +163,7 @@ def greedy_kmeans_plusplus(
     n, dim = x.shape
     chosen = np.empty(k, np.int64)
     # starting threads costs more than a small step itself
-    greedy = _greedy_on_all_threads if n * n_trials * dim > PARALLEL_WORK else _greedy_on_one_thread
+    greedy: Any = _greedy_on_all_threads if n * n_trials * dim > PARALLEL_WORK else _greedy_on_one_thread
     uniforms = rng.random((k, n_trials))
     found = greedy(*_prepare(x), weights.astype(np.float64), uniforms, chosen, np.empty(k))
     if found < k:
