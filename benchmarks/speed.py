@@ -1,21 +1,65 @@
-"""Speed of k-means beside its peers: Lloyd from a given start, seeding, and the inertia that each reaches."""
+"""Speed of k-means beside its peers: Lloyd from a given start, a grid of sizes, seeding, the toy of rings.
 
+Every part names the units of the CPU that it ran on; a page keeps the runs of other kinds of CPU.
+"""
+
+import json
+import os
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from curation import HierarchicalKMeans
 from curation.embeddings import open_embeddings
-from curation.kmeans import kmeans
 from curation.kmeans.frame import Frame
 from curation.kmeans.lloyd import fit_centroids
 from curation.kmeans.seeding import seed_centroids
 from curation.kmeans.settings import KMeansSettings
+from curation.kmeans.tiles import PAIRS, has_feature
 from experiments.engine.provenance import commits_of
+from experiments.simulated.data import rings
+from foundation.files import save_json
 from foundation.tables import markdown_table
+
+# what each runtime reads as it is loaded; a part that torch or faiss decides by itself may still use more
+AVX2_ALONE = {
+    "NUMBA_CPU_NAME": "haswell",
+    "NUMBA_CPU_FEATURES": "+64bit,+cmov,+cx8,+cx16,+fxsr,+mmx,+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+avx,+avx2,"
+    "+fma,+f16c,+bmi,+bmi2,+popcnt,+lzcnt,+movbe,+xsave",
+    "OPENBLAS_CORETYPE": "Haswell",
+    "FAISS_OPT_LEVEL": "avx2",
+    "FAISS_SIMD_LEVEL": "AVX2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}
+GRID = [(dim, k) for dim in (64, 256, 768, 1536) for k in (100, 1000, 10_000)]
+GRID_ROWS, GRID_ITERATIONS = 50_000, 3  # the first ones, in which nothing is skipped
+PARTS = {
+    "lloyd": "Lloyd iterations from the same start",
+    "grid": f"Grid: {GRID_ITERATIONS} Lloyd iterations of {GRID_ROWS:,} rows from the same start",
+    "seeding": "Seeding, then the same Lloyd iterations",
+    "rings": "Toy of rings: 29,700 points in the plane, levels 1000 and 300, resampled 15 times and twice",
+}
+REFERENCES = {"seeding": "scikit-learn greedy k-means++"}  # else faiss
+
+
+def units() -> str:
+    """The units of the CPU that products run on here."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    amx = capabilities.get("amx_bf16", False)
+    if "NUMBA_CPU_FEATURES" in os.environ:
+        return "restricted to AVX2"
+    if PAIRS:
+        return "amx_bf16" if amx else "avx512_bf16, no AMX"
+    return next((name for name in ("avx512f", "avx2") if has_feature(name)), "no AVX2") + " without bfloat16"
 
 
 def long_tailed_mixture(n: int, dim: int, n_concepts: int = 2000, noise: float = 0.06, seed: int = 0) -> np.ndarray:
@@ -80,74 +124,136 @@ def _timed(work: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
     return time.perf_counter() - started, found
 
 
-def run_benchmark(
-    rows: int, dim: int, k: int, iterations: int, repeats: int, threads: int, skip_slow: bool
-) -> dict[str, list[dict[str, Any]]]:
-    """Lloyd and seeding of everyone, interleaved ``repeats`` times after one warm-up on little data.
+Work = Callable[[], np.ndarray]
 
-    Returns:
-        "lloyd" and "seeding": name, seconds of every run, mean squared distance after ``iterations``.
-    """
-    import faiss
 
-    torch.set_num_threads(threads)
-    faiss.omp_set_num_threads(threads)
+def _interleaved(
+    works: dict[str, Work], repeats: int, judge: Callable[[np.ndarray], float] | None = None
+) -> list[dict[str, Any]]:
+    """Name, seconds of every run, and what ``judge`` says of each result."""
+    rows: list[dict[str, Any]] = [{"name": name, "seconds": [], "mean_squared_distance": []} for name in works]
+    with tqdm(total=repeats * len(works), desc="benchmark", unit="run") as bar:
+        for _repeat in range(repeats):
+            for row, work in zip(rows, works.values(), strict=True):
+                seconds, found = _timed(work)
+                row["seconds"].append(seconds)
+                if judge is not None:
+                    row["mean_squared_distance"].append(judge(found))
+                bar.update()
+    return rows
+
+
+def _start(x: np.ndarray, k: int) -> np.ndarray:
+    return x[np.sort(np.random.default_rng(1).choice(len(x), k, replace=False))]
+
+
+def _lloyd(rows: int, dim: int, k: int, iterations: int, repeats: int) -> list[dict[str, Any]]:
     x = long_tailed_mixture(rows, dim)
-    start = x[np.sort(np.random.default_rng(1).choice(rows, k, replace=False))]
-    lloyd: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
-        "ours, auto precision": lambda x, start, n: _our_lloyd(x, start, n, "auto"),
-        "ours, float32 products": lambda x, start, n: _our_lloyd(x, start, n, "float32"),
-        "faiss.Kmeans": _faiss_lloyd,
-        "scikit-learn KMeans": _scikit_lloyd,
+    start = _start(x, k)
+    peers: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+        "ours, auto precision": lambda x, n: _our_lloyd(x, start, n, "auto"),
+        "ours, float32 products": lambda x, n: _our_lloyd(x, start, n, "float32"),
+        "faiss.Kmeans": lambda x, n: _faiss_lloyd(x, start, n),
+        "scikit-learn KMeans": lambda x, n: _scikit_lloyd(x, start, n),
     }
-    seeding: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
-        "ours, auto": lambda x, k, seed: _our_seeding(x, k, seed, "auto"),
-        "ours, greedy k-means++": lambda x, k, seed: _our_seeding(x, k, seed, "kmeans++"),
-        "ours, k-means||": lambda x, k, seed: _our_seeding(x, k, seed, "kmeans||"),
-        "random rows": lambda x, k, seed: _our_seeding(x, k, seed, "random"),
-    }
+    for work in peers.values():  # compiled code and thread pools come up before the clock runs
+        work(x[: 4 * k], 3)
+    works: dict[str, Work] = {name: partial(work, x, iterations) for name, work in peers.items()}
+    return _interleaved(works, repeats, lambda centroids: mean_squared_distance(x, centroids))
+
+
+def _grid(repeats: int) -> list[dict[str, Any]]:
+    """As "lloyd" for ours and faiss; ``size`` says d and k."""
+    found: list[dict[str, Any]] = []
+    for dim in sorted({dim for dim, _k in GRID}):
+        x = long_tailed_mixture(GRID_ROWS, dim)
+        for k in [k for other, k in GRID if other == dim]:
+            start = _start(x, k)
+            works: dict[str, Work] = {
+                "ours, auto precision": partial(_our_lloyd, x, start, GRID_ITERATIONS, "auto"),
+                "faiss.Kmeans": partial(_faiss_lloyd, x, start, GRID_ITERATIONS),
+            }
+            _our_lloyd(x[:20_000], start, 1, "auto")
+            found += [{"size": f"d {dim}, k {k}", **row} for row in _interleaved(works, repeats)]
+    return found
+
+
+def _seeding(rows: int, dim: int, k: int, iterations: int, repeats: int, skip_slow: bool) -> list[dict[str, Any]]:
+    x = long_tailed_mixture(rows, dim)
+    names = {"auto": "auto", "greedy k-means++": "kmeans++", "k-means||": "kmeans||", "random rows": "random"}
+    works: dict[str, Work] = {}
+    for name, strategy in names.items():
+        works[f"ours, {name}"] = partial(_our_seeding, x, k, 0, strategy)
+        _our_seeding(x[: 40 * 32], 32, 0, strategy)
     if not skip_slow:
-        seeding["scikit-learn greedy k-means++"] = _scikit_seeding
-    for work in lloyd.values():  # compiled code and thread pools come up before the clock runs
-        work(x[: 4 * k], start, 1)
-    for seed_work in seeding.values():
-        seed_work(x[: 40 * 32], 32, 0)
-    kmeans(x[: 4 * k], min(64, k), max_iterations=1)
-    found: dict[str, dict[str, dict[str, Any]]] = {"lloyd": {}, "seeding": {}}
-    with tqdm(total=repeats * (len(lloyd) + len(seeding)), desc="benchmark", unit="run") as bar:
-        for repeat in range(repeats):
-            for name, work in lloyd.items():
-                seconds, centroids = _timed(lambda work=work: work(x, start, iterations))  # type: ignore[misc]
-                row = found["lloyd"].setdefault(name, {"name": name, "seconds": [], "mean_squared_distance": []})
-                row["seconds"].append(seconds)
-                row["mean_squared_distance"].append(mean_squared_distance(x, centroids))
-                bar.update()
-            for name, seed_work in seeding.items():
-                seconds, seeds = _timed(lambda w=seed_work, r=repeat: w(x, k, r))  # type: ignore[misc]
-                row = found["seeding"].setdefault(name, {"name": name, "seconds": [], "mean_squared_distance": []})
-                row["seconds"].append(seconds)
-                after = _our_lloyd(x, seeds, iterations, "auto")
-                row["mean_squared_distance"].append(mean_squared_distance(x, after))
-                bar.update()
-    return {part: list(rows_.values()) for part, rows_ in found.items()}
+        works[REFERENCES["seeding"]] = lambda: _scikit_seeding(x, k, 0)
+    return _interleaved(works, repeats, lambda c: mean_squared_distance(x, _our_lloyd(x, c, iterations, "auto")))
 
 
-def markdown(results: dict[str, list[dict[str, Any]]], command: str, source: dict[str, Any]) -> str:
-    """The results as a page; ratios are medians of the ratios run by run."""
-    references = {"lloyd": "faiss.Kmeans", "seeding": "scikit-learn greedy k-means++"}
-    titles = {"lloyd": "Lloyd iterations from the same start", "seeding": "Seeding, then the same Lloyd iterations"}
-    lines = ["# Speed of k-means", "", f"`{command}`", ""]
-    lines += [f"Commit {commits_of([source])}, {source['device']}.", f"Versions: {source['versions']}.", ""]
-    lines += ["Runs of all rows are interleaved; the mean squared distance comes from one float64 evaluator.", ""]
-    for part, rows in results.items():
-        reference = next((row for row in rows if row["name"] == references[part]), rows[-1])
-        lines += [f"## {titles[part]}", ""]
-        cells = []
-        for row in rows:
-            ratio = np.median(np.array(reference["seconds"]) / np.array(row["seconds"]))
-            times = row["seconds"]
-            seconds = f"{np.median(times):.2f} ({min(times):.2f} to {max(times):.2f})"
-            cells.append([row["name"], seconds, f"{ratio:.1f}", f"{np.mean(row['mean_squared_distance']):.5f}"])
-        faster = f"times faster than {reference['name']}"
-        lines.append(markdown_table(["", "seconds: median (min to max)", faster, "mean squared distance"], cells))
-    return "\n".join(lines)
+def _rings(repeats: int) -> list[dict[str, Any]]:
+    x = rings(0).x
+
+    def fit(rows: np.ndarray, levels: list[int]) -> np.ndarray:
+        return HierarchicalKMeans(levels=levels, n_resamples=[15, 2], progress=False).fit(rows).levels[0].centroids
+
+    fit(x[::20], [100, 30])
+    return _interleaved({"ours": lambda: fit(x, [1000, 300])}, repeats)
+
+
+def run_part(part: str, threads: int, repeats: int, sizes: dict[str, int], skip_slow: bool) -> list[dict[str, Any]]:
+    """One of `PARTS`: name, seconds of every run, mean squared distance after the iterations.
+
+    Args:
+        sizes: rows, dim, k, iterations, for "lloyd" and "seeding".
+    """
+    torch.set_num_threads(threads)
+    numba.set_num_threads(threads)
+    if part in ("lloyd", "grid"):
+        import faiss
+
+        faiss.omp_set_num_threads(threads)
+    if part == "lloyd":
+        return _lloyd(**sizes, repeats=repeats)
+    if part == "seeding":
+        return _seeding(**sizes, repeats=repeats, skip_slow=skip_slow)
+    return _grid(repeats) if part == "grid" else _rings(repeats)
+
+
+def keep(path: Path, run: dict[str, Any]) -> list[dict[str, Any]]:
+    """Add a run to the file of all, in place of the one of this part on this kind of CPU; all runs."""
+    runs = json.loads(path.read_text()).get("runs", []) if path.exists() else []
+    key = run["part"], run["units"], run["source"]["device"]
+    runs = [other for other in runs if (other["part"], other["units"], other["source"]["device"]) != key] + [run]
+    save_json(path, {"runs": runs})
+    return runs
+
+
+def markdown(runs: list[dict[str, Any]]) -> str:
+    """All runs as a page; ratios are medians of the ratios run by run."""
+    lines = ["# Speed of k-means", ""]
+    lines += [
+        "Runs of a table are interleaved; the mean squared distance comes from one float64 evaluator. *Restricted to"
+    ]
+    lines += ["AVX2* is a newer CPU whose runtimes were told to use AVX2 alone, ours and the peers'.", ""]
+    for part, title in PARTS.items():
+        for run in (run for run in runs if run["part"] == part):
+            source = run["source"]
+            lines += [f"## {title}: {run['units']}", "", f"`{run['command']}`", ""]
+            lines += [f"Commit {commits_of([source])}, {source['device']}, load {run['load']:.1f} at the start.", ""]
+            lines += [f"Versions: {source['versions']}.", ""]
+            lines += [_table(run["rows"], REFERENCES.get(part, "faiss.Kmeans")), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(rows: list[dict[str, Any]], reference: str) -> str:
+    """One line for each row; times faster than the reference of the same size, where there is one."""
+    cells = []
+    for row in rows:
+        times = row["seconds"]
+        peer = next((r for r in rows if r["name"] == reference and r.get("size") == row.get("size")), None)
+        ratio = "-" if peer is None else f"{np.median(np.array(peer['seconds']) / np.array(times)):.1f}"
+        name = ", ".join(part for part in (row.get("size"), row["name"]) if part)
+        error = f"{np.mean(row['mean_squared_distance']):.5f}" if row["mean_squared_distance"] else "-"
+        cells.append([name, f"{np.median(times):.2f} ({min(times):.2f} to {max(times):.2f})", ratio, error])
+    header = ["", "seconds: median (min to max)", f"times faster than {reference}", "mean squared distance"]
+    return markdown_table(header, cells)

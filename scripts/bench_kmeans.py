@@ -1,18 +1,18 @@
 """k-means against the peers that are installed: interleaved in one run, same data, one float64 evaluator.
 
-python scripts/bench_kmeans.py --rows 100000 --dim 256 -k 1000 -o docs/results/speed.md
+python scripts/bench_kmeans.py lloyd -o docs/results/speed.md    # or grid, seeding, rings; runs on other CPUs stay
+python scripts/bench_kmeans.py lloyd --avx2 -o docs/results/speed.md      # with AVX2 alone, on a CPU that has more
 python scripts/bench_kmeans.py --busy [--threads 2]     # ours alone, beside one busy process for each core
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.speed import markdown, run_benchmark
+from benchmarks.speed import AVX2_ALONE, PARTS, keep, markdown, run_part, units
 from experiments.engine.provenance import provenance
 from foundation.command import run_command
 from foundation.options import number_type
@@ -61,6 +61,7 @@ def measure_busy(rows: int, dim: int, k: int, iterations: int, threads: int, rep
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="?", choices=list(PARTS), default="lloyd")
     parser.add_argument("--rows", type=number_type(int, ge=1), default=100_000)
     parser.add_argument("--dim", type=number_type(int, ge=1), default=256)
     parser.add_argument("-k", type=number_type(int, ge=1), default=1000)
@@ -69,24 +70,23 @@ def main() -> None:
     parser.add_argument("--threads", type=number_type(int, ge=1, le=1024), default=2)
     parser.add_argument("--skip-slow", action="store_true", help="leave out greedy k-means++ of scikit-learn")
     parser.add_argument("--busy", action="store_true", help="ours beside one busy process for each core")
-    parser.add_argument("-o", "--output", type=Path, help="markdown; figures go to a .json beside it")
+    parser.add_argument("--avx2", action="store_true", help="restrict all runtimes to AVX2")
+    parser.add_argument("-o", "--output", type=Path, help="markdown; figures are kept in a .json beside it")
     arguments = parser.parse_args()
     if arguments.busy:
         sizes = (arguments.rows, arguments.dim, arguments.k, arguments.iterations)
         print(measure_busy(*sizes, arguments.threads, arguments.repeats))
         return
-    settings = {key: value for key, value in vars(arguments).items() if key not in ("output", "busy")}
-    results = run_benchmark(**settings)
-    source = provenance("cpu", arguments.threads)
-    command = " ".join(["python", *sys.argv])
-    text = markdown(results, command, source)
-    print(text)
+    if arguments.avx2 and "NUMBA_CPU_FEATURES" not in os.environ:  # read as the runtimes are loaded
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **AVX2_ALONE})
+    sizes = {name: getattr(arguments, name) for name in ("rows", "dim", "k", "iterations")}
+    run = {"part": arguments.part, "units": units(), "load": os.getloadavg()[0]}
+    run["rows"] = run_part(arguments.part, arguments.threads, arguments.repeats, sizes, arguments.skip_slow)
+    run |= {"command": " ".join(["python", *sys.argv]), "source": provenance("cpu", arguments.threads)}
+    print(markdown([run]))
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(text)
-        arguments.output.with_suffix(".json").write_text(
-            json.dumps({"command": command, "source": source, "results": results}, indent=2) + "\n"
-        )
+        arguments.output.write_text(markdown(keep(arguments.output.with_suffix(".json"), run)))
 
 
 if __name__ == "__main__":

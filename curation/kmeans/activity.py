@@ -3,13 +3,17 @@
 From iteration to iteration every row keeps its nearest centroid and an upper bound on the score x.c - |c|^2 / 2 of all
 others. A centroid that did not move keeps its scores, so a row needs
 
-- the moved centroids alone, where its own did not move, or moved and still scores above the bound;
+- the moved centroids alone, where its own did not move, or moved and still scores above the bound; of these, where
+  its own scores far above the bound, only those that moved so far that they could have crossed what lies between
+  (Cauchy-Schwarz: x.(c' - c) <= |x||c' - c|), while the bound rises by what the others moved;
 - all centroids otherwise.
 
-The first half is the activity detection of Kaukoranta, Fraenti and Nevalainen (2000); the bound, which needs no decay
-because whatever moves is measured again, spares most rows the second. Labels are the same as those of a full search,
+The first half is the activity detection of Kaukoranta, Fraenti and Nevalainen (2000); the bound, which hardly decays
+because what moves far is measured again, spares most rows the second. Labels are the same as those of a full search,
 ties included, so a run that is killed and goes on without this state ends with the same bytes.
 """
+
+from typing import Any
 
 import numba
 import numpy as np
@@ -18,65 +22,178 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from curation.kmeans.assignment import (
-    CHUNK,
     ROWS_AT_ONCE,
     CentroidSearch,
-    _as_float32,
-    _chunk_maxima,
+    _panel_maxima,
     _score_bound,
     _squared_distance,
     bits,
 )
+from curation.kmeans.tiles import PANEL, TILE_ROWS, as_float32, multiply_some, pack_row, take_next
 
-WORTH_IT = 0.7  # share of moved centroids above which all are searched
+WORTH_IT = 0.95  # share of moved centroids above which all are searched
+MARGIN_USED = 0.3  # of what a row's own centroid scores above the bound, in one iteration
+ROUNDING = 2.0**-22  # of a bound that becomes a float32
+
+
+@numba.njit(fastmath={"reassoc", "contract", "nnan", "nsz"}, inline="always")
+def _own_score(x, centroid, half_norm):
+    """Score of a row's own centroid in float64."""
+    score = -half_norm
+    for f in range(x.shape[0]):
+        score += np.float64(x[f]) * np.float64(centroid[f])
+    return score
+
+
+@numba.njit(fastmath={"reassoc", "contract", "nnan", "nsz"}, inline="always")
+def _decide_row_among_moved(scores, half_norms, largest, slack, x, centroids, moved, own, score, bound):
+    """Nearest of a row's own centroid and the moved ones, squared distance, and the bound on the scores of all others.
+
+    Args:
+        scores: products with the moved centroids; half_norms: |c|^2 / 2 of these; moved: (m,) their numbers.
+        largest: largest score of every panel.
+        score: of the own centroid; bound: on those that stayed.
+    """
+    nearest, smallest = own, _squared_distance(x, centroids[own])
+    runner_up, others = np.inf, np.float32(-np.inf)
+    threshold = np.float32(score - slack)
+    for panel in range(len(largest)):
+        if largest[panel] < threshold:  # never the panel of the own centroid: it scores above
+            others = max(others, largest[panel])
+            continue
+        for j in range(panel * PANEL, min((panel + 1) * PANEL, len(moved))):
+            value = as_float32(scores[j]) - half_norms[j]
+            if moved[j] == own:
+                continue
+            if value < threshold:
+                others = max(others, value)
+                continue
+            distance = _squared_distance(x, centroids[moved[j]])
+            if distance < smallest or (distance == smallest and moved[j] < nearest):
+                nearest, smallest, runner_up = moved[j], distance, smallest
+            else:
+                runner_up = min(runner_up, distance)
+    return nearest, smallest, max(bound, _score_bound(x, runner_up, others, slack))
 
 
 @numba.njit(parallel=True, fastmath={"reassoc", "contract", "nnan", "nsz"}, cache=True)
 def _decide_among_moved(
     scores, half_norms, slack, x, centroids, exact_half_norms, moved, column_of, labels, distances, bounds, again
 ):
-    """Nearest of a row's own centroid and the moved ones; ``again`` marks the rows for which that is not enough.
-
-    Args:
-        scores: (b, m) products with the moved centroids.
-        half_norms: (m,) |c|^2 / 2 of the moved ones; exact_half_norms: (k,) float64 of all.
-        moved: (m,) their numbers, ascending; column_of: (k,) the inverse, -1 for those that stayed.
-        labels, distances, bounds: of the last iteration; updated.
-    """
+    """`_decide_row_among_moved` for all rows of a product that torch has made; see `_search_moved`."""
     n, m = scores.shape
     for part_of_rows in numba.prange((n + ROWS_AT_ONCE - 1) // ROWS_AT_ONCE):
-        largest = np.empty((m + CHUNK - 1) // CHUNK, np.float32)
+        largest = np.empty((m + PANEL - 1) // PANEL, np.float32)
         for i in range(part_of_rows * ROWS_AT_ONCE, min((part_of_rows + 1) * ROWS_AT_ONCE, n)):
             own = labels[i]
-            score = -exact_half_norms[own]
-            for f in range(x.shape[1]):
-                score += np.float64(x[i, f]) * np.float64(centroids[own, f])
+            score = _own_score(x[i], centroids[own], exact_half_norms[own])
             again[i] = column_of[own] >= 0 and score <= bounds[i]
             if again[i]:
                 continue
-            nearest, smallest = own, _squared_distance(x[i], centroids[own])
-            runner_up, others = np.inf, np.float32(-np.inf)
-            _chunk_maxima(scores[i], half_norms, largest)
-            threshold = np.float32(score - slack[i])
-            for part in range(len(largest)):
-                if largest[part] < threshold:  # never the part of the own centroid: it scores above
-                    others = max(others, largest[part])
-                    continue
-                for j in range(part * CHUNK, min((part + 1) * CHUNK, m)):
-                    value = _as_float32(scores[i, j]) - half_norms[j]
-                    if moved[j] == own:
-                        continue
-                    if value < threshold:
-                        others = max(others, value)
-                        continue
-                    distance = _squared_distance(x[i], centroids[moved[j]])
-                    if distance < smallest or (distance == smallest and moved[j] < nearest):
-                        nearest, smallest, runner_up = moved[j], distance, smallest
-                    else:
-                        runner_up = min(runner_up, distance)
-            bounds[i] = max(bounds[i], _score_bound(x[i], runner_up, others, slack[i]))
-            labels[i] = nearest
-            distances[i] = smallest
+            _panel_maxima(scores[i], half_norms, largest)
+            labels[i], distances[i], bounds[i] = _decide_row_among_moved(
+                scores[i], half_norms, largest, slack[i], x[i], centroids, moved, own, score, bounds[i]
+            )
+
+
+@numba.njit(fastmath={"reassoc", "contract", "nnan", "nsz"}, inline="always")
+def _columns_needed(score, bound, norm, steps, falls):
+    """How many of the moved centroids, farthest movers first, can win a row, or would use up much of its margin.
+
+    From ``m`` on, none scores more than it did by more than norm * steps[m] + falls[m].
+    """
+    least, most = 0, len(steps) - 1
+    allowed = MARGIN_USED * (score - bound)
+    while least < most:
+        middle = (least + most) // 2
+        if norm * steps[middle] + falls[middle] < allowed:
+            most = middle
+        else:
+            least = middle + 1
+    return least
+
+
+@numba.njit(parallel=True, fastmath={"reassoc", "contract", "nnan", "nsz"}, cache=True)
+def _search_moved(
+    x,
+    packed,
+    half_norms,
+    terms,
+    centroids,
+    exact_half_norms,
+    moved,
+    column_of,
+    steps,
+    falls,
+    rooms,
+    next_block,
+    labels,
+    distances,
+    bounds,
+    again,
+    columns,
+):
+    """Product and decision among the moved centroids; ``again`` marks the rows for which that is not enough.
+
+    Args:
+        packed, half_norms, terms, rooms, next_block: as for `curation.kmeans.assignment._search`, of the moved ones.
+        exact_half_norms: (k,) float64 of all centroids.
+        moved: (m,) numbers of the moved ones, farthest movers first; column_of: (k,) the inverse, -1 for the others.
+        steps, falls: (m + 1,) how far those from each on moved at most, and how much their half norms fell.
+        labels, distances, bounds: of the last iteration; updated.
+        columns: (n,) int32; gets how many moved centroids each row was compared with.
+    """
+    all_tiles, all_low, all_scores, all_maxima = rooms
+    at_once = all_scores.shape[1]
+    for worker in numba.prange(all_scores.shape[0]):
+        tiles, low, scores, maxima = all_tiles[worker], all_low[worker], all_scores[worker], all_maxima[worker]
+        some, own_score, slack = np.empty(at_once, np.int64), np.empty(at_once), np.empty(at_once, np.float32)
+        norms, needed = np.empty(at_once), np.empty(at_once, np.int64)
+        panels = np.empty(tiles.shape[0], np.int64)
+        while True:
+            first = take_next(next_block) * at_once
+            if first >= len(x):
+                break
+            n_kept = 0
+            for i in range(first, min(first + at_once, len(x))):
+                own = labels[i]
+                score = _own_score(x[i], centroids[own], exact_half_norms[own])
+                again[i] = column_of[own] >= 0 and score <= bounds[i]
+                if not again[i]:
+                    squared = 0.0
+                    for f in range(x.shape[1]):
+                        squared += np.float64(x[i, f]) * np.float64(x[i, f])
+                    some[n_kept], own_score[n_kept], norms[n_kept] = i, score, np.sqrt(squared)
+                    needed[n_kept] = _columns_needed(score, np.float64(bounds[i]), norms[n_kept], steps, falls)
+                    n_kept += 1
+            # rows that need few come together, so that whole tiles do
+            order = np.argsort(needed[:n_kept])
+            for place in range(n_kept):
+                norm, residual = pack_row(x[some[order[place]]], low, tiles, place)
+                slack[place] = norm * terms[0] + residual * terms[1] + terms[2]
+                panels[place // TILE_ROWS] = (needed[order[place]] + PANEL - 1) // PANEL
+            multiply_some(tiles, panels[: (n_kept + TILE_ROWS - 1) // TILE_ROWS], packed, half_norms, scores, maxima)
+            for place in range(n_kept):
+                i, n_panels = some[order[place]], panels[place // TILE_ROWS]
+                n_columns = min(n_panels * PANEL, len(moved))
+                columns[i] = n_columns
+                bound = np.float64(bounds[i])
+                if n_columns < len(moved):
+                    grown = steps[n_columns] * norms[order[place]] + falls[n_columns]
+                    bound += grown
+                    bound += ROUNDING * (abs(bound) + grown)
+                labels[i], distances[i], bounds[i] = _decide_row_among_moved(
+                    scores[place],
+                    half_norms,
+                    maxima[place, :n_panels],
+                    slack[place],
+                    x[i],
+                    centroids,
+                    moved,
+                    labels[i],
+                    own_score[order[place]],
+                    np.float32(bound),
+                )
 
 
 class ActiveSearch:
@@ -104,10 +221,17 @@ class ActiveSearch:
             moved = (search.centroids != self.before).any(dim=1).nonzero().flatten()
             moved = moved if len(moved) else torch.zeros(1, dtype=torch.int64)  # a search needs a centroid
             if len(moved) < WORTH_IT * search.k:
+                step = (search.centroids[moved].double() - self.before[moved].double()).norm(dim=1)
+                step, order = step.sort(descending=True, stable=True)
+                moved = moved[order]
                 self.moved = moved.numpy().astype(np.int32)
                 self.column_of = np.full(search.k, -1, np.int32)
                 self.column_of[self.moved] = np.arange(len(moved), dtype=np.int32)
                 self.exact_half_norms = (search.centroids.double().square().sum(dim=1) / 2).numpy()
+                before = (self.before[moved].double().square().sum(dim=1) / 2).numpy()
+                fall = np.maximum(before - self.exact_half_norms[self.moved], 0)
+                self.falls = np.append(np.maximum.accumulate(fall[::-1])[::-1], 0.0)
+                self.steps = np.append(step.numpy() * (1 + ROUNDING), 0.0)
                 self.moved_search = CentroidSearch(search.centroids[moved], precision)
         self.before = search.centroids.clone() if usable else None
         return search
@@ -128,25 +252,32 @@ class ActiveSearch:
         mine = self.labels[start : start + len(x)]
         distances = torch.empty(len(x), dtype=torch.float32)
         again = np.empty(len(x), np.bool_)
-        for first, last, scores, slack in self.moved_search.scores(x):
-            _decide_among_moved(
-                bits(scores),
-                self.moved_search.half_norms.numpy(),
-                slack.numpy(),
-                x[first:last].numpy(),
-                self.search.centroids.numpy(),
-                self.exact_half_norms,
-                self.moved,
-                self.column_of,
-                mine[first:last],
-                distances[first:last].numpy(),
-                bounds[first:last],
-                again[first:last],
-            )
-        rows = np.flatnonzero(again)
-        if len(rows):
-            fresh = np.empty(len(rows), np.float32)
-            labels, squared = self.search.nearest(x[torch.from_numpy(rows)], fresh)
-            mine[rows], distances[torch.from_numpy(rows)], bounds[rows] = labels.numpy(), squared, fresh
-        self.searched += float(len(x)) * len(self.moved) + float(len(rows)) * self.search.k
+        how: tuple[Any, ...]
+        state: tuple[Any, ...]
+        centroids, among = self.search.centroids.numpy(), (self.exact_half_norms, self.moved, self.column_of)
+        if self.search.tiled:
+            packed = self.moved_search.packed
+            assert packed is not None
+            how = packed.values, packed.half_norms, self.moved_search.slack_terms(rounded=False), centroids
+            state = mine, distances.numpy(), bounds
+            columns = np.zeros(len(x), np.int32)
+            room = self.steps, self.falls, packed.rooms(), np.zeros(1, np.int64)
+            _search_moved(x.numpy(), *how, *among, *room, *state, again, columns)
+            self.searched += float(columns.sum())
+            rows = np.flatnonzero(again)
+            self.search.search_rows(x, rows, *state)
+        else:
+            self.searched += float(len(x)) * len(self.moved)
+            half_norms = self.moved_search.half_norms.numpy()
+            for first, last, scores, slack in self.moved_search.scores(x):
+                here = slice(first, last)
+                state = mine[here], distances[here].numpy(), bounds[here]
+                how = bits(scores), half_norms, slack.numpy(), x[here].numpy(), centroids
+                _decide_among_moved(*how, *among, *state, again[here])
+            rows = np.flatnonzero(again)
+            if len(rows):
+                fresh = np.empty(len(rows), np.float32)
+                labels, squared = self.search.nearest(x[torch.from_numpy(rows)], fresh)
+                mine[rows], distances[torch.from_numpy(rows)], bounds[rows] = labels.numpy(), squared, fresh
+        self.searched += float(len(rows)) * self.search.k
         return torch.from_numpy(mine.copy()), distances

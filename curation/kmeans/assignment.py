@@ -13,17 +13,24 @@ import numba
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from llvmlite import ir
-from numba.extending import intrinsic
 from torch import Tensor
 
 from curation.embeddings import Embeddings, open_embeddings, rows_per_read
 from curation.kmeans.frame import Frame
+from curation.kmeans.tiles import (
+    PAIRS,
+    PANEL,
+    PackedCentroids,
+    as_float32,
+    multiply_block,
+    pack_row,
+    round_to_bfloat16,
+    take_next,
+)
 from foundation.errors import CurationError
 
 SCORE_BYTES = 16 << 20  # of a block of scores: large products keep all cores busy, and it still fits the last cache
 GPU_SCORE_BYTES = 1 << 29
-CHUNK = 64  # columns whose largest score is kept
 ROWS_AT_ONCE = 32  # of one thread
 FEW_DIMENSIONS = 16  # below, a matrix product costs more than plain differences
 # The bound of `CentroidSearch._slack`, term by term; u = 2^-24 is the unit roundoff of float32.
@@ -37,30 +44,6 @@ FEW_TERMS = 4  # relative error of a sum of d squared differences: (d + 4) 2 u; 
 UNIT_ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float32: 2.0**-23}  # twice the true one: room for the bound's own error
 
 
-@intrinsic
-def _as_float32(typing_context: Any, value: Any) -> Any:
-    """A score as float32: bfloat16 arrives as its uint16 bit pattern, the upper half of a float32."""
-    signature = numba.float32(value)
-
-    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        if value == numba.float32:
-            return arguments[0]
-        bits = builder.shl(builder.zext(arguments[0], ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
-        return builder.bitcast(bits, ir.FloatType())
-
-    return signature, generate
-
-
-@intrinsic
-def _bits_as_float32(typing_context: Any, value: Any) -> Any:
-    """The float32 that has these 32 bits."""
-
-    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.FloatType())
-
-    return numba.float32(value), generate
-
-
 @numba.njit(fastmath={"reassoc", "contract"}, inline="always")
 def _squared_distance(x, c):
     total = 0.0
@@ -71,43 +54,21 @@ def _squared_distance(x, c):
 
 
 @numba.njit(parallel=True, fastmath={"reassoc", "contract"}, cache=True)
-def _round_to_bfloat16(bits, patterns, norm, residual):
-    """Round float32 rows (given as int32 bits) to bfloat16 bits, to nearest even; norms of the rows and of the rest."""
-    for i in numba.prange(bits.shape[0]):
-        total, rest = np.float32(0), np.float32(0)
-        for f in range(bits.shape[1]):
-            pattern = np.uint32(bits[i, f])
-            rounded = np.uint32(pattern + np.uint32(0x7FFF) + ((pattern >> np.uint32(16)) & np.uint32(1)))
-            low = np.uint16(rounded >> np.uint32(16))
-            patterns[i, f] = low
-            value = _bits_as_float32(pattern)
-            difference = value - _as_float32(low)
-            total += value * value
-            rest += difference * difference
-        norm[i], residual[i] = np.sqrt(total), np.sqrt(rest)
-
-
-@numba.njit(parallel=True, fastmath={"reassoc", "contract"}, cache=True)
-def _measure(x, norm):
-    """Euclidean norm of every row."""
+def _round_rows(x, patterns, norm, residual):
+    """`round_to_bfloat16` of every row."""
     for i in numba.prange(x.shape[0]):
-        total = np.float32(0)
-        for f in range(x.shape[1]):
-            total += x[i, f] * x[i, f]
-        norm[i] = np.sqrt(total)
+        norm[i], residual[i] = round_to_bfloat16(x[i], patterns[i])
 
 
 @numba.njit(fastmath={"reassoc", "contract", "nnan", "nsz"}, inline="always")
-def _chunk_maxima(scores, half_norms, largest):
-    """Largest score of every chunk of columns; returns the largest of all."""
-    k, best = scores.shape[0], np.float32(-np.inf)
-    for part in range(len(largest)):
+def _panel_maxima(scores, half_norms, largest):
+    """Largest score of every panel of columns, where a product did not leave it."""
+    k = scores.shape[0]
+    for panel in range((k + PANEL - 1) // PANEL):
         most = np.float32(-np.inf)
-        for j in range(part * CHUNK, min((part + 1) * CHUNK, k)):
-            most = max(most, _as_float32(scores[j]) - half_norms[j])
-        largest[part] = most
-        best = max(best, most)
-    return best
+        for j in range(panel * PANEL, min((panel + 1) * PANEL, k)):
+            most = max(most, as_float32(scores[j]) - half_norms[j])
+        largest[panel] = most
 
 
 @numba.njit(fastmath={"reassoc", "contract", "nnan", "nsz"}, inline="always")
@@ -127,85 +88,169 @@ def _score_bound(x, runner_up, others, slack):
     return bound
 
 
+@numba.njit(fastmath={"reassoc", "contract", "nnan", "nsz"}, inline="always")
+def _decide_row(scores, half_norms, largest, slack, x, centroids):
+    """Exact argmin among the centroids whose score is within ``slack`` of the best, squared distance, and a bound.
+
+    The bound is on the true score of every other centroid; half the slack bounds the error of one. ``largest`` holds
+    the largest score of every panel.
+    """
+    best = np.float32(-np.inf)
+    for panel in range(len(largest)):
+        best = max(best, largest[panel])
+    threshold = best - slack
+    nearest, smallest, runner_up, others = -1, np.inf, np.inf, np.float32(-np.inf)
+    for panel in range(len(largest)):
+        if largest[panel] < threshold:
+            others = max(others, largest[panel])
+            continue
+        for j in range(panel * PANEL, min((panel + 1) * PANEL, centroids.shape[0])):
+            score = as_float32(scores[j]) - half_norms[j]
+            if score < threshold:
+                others = max(others, score)
+                continue
+            distance = _squared_distance(x, centroids[j])
+            if distance < smallest:  # strict: a tie goes to the lower index
+                nearest, smallest, runner_up = j, distance, smallest
+            else:
+                runner_up = min(runner_up, distance)
+    return nearest, smallest, _score_bound(x, runner_up, others, slack)
+
+
 @numba.njit(parallel=True, fastmath={"reassoc", "contract", "nnan", "nsz"}, cache=True)
 def _decide(scores, half_norms, slack, x, centroids, labels, distances, bounds):
-    """Exact argmin of every row among the centroids whose score is within ``slack`` of the best.
-
-    ``bounds`` gets an upper bound on the true score of every other centroid; half the slack bounds the error of one.
-    """
+    """`_decide_row` for all rows of a product that torch has made."""
     n, k = scores.shape
     for part_of_rows in numba.prange((n + ROWS_AT_ONCE - 1) // ROWS_AT_ONCE):
-        largest = np.empty((k + CHUNK - 1) // CHUNK, np.float32)
+        largest = np.empty((k + PANEL - 1) // PANEL, np.float32)
         for i in range(part_of_rows * ROWS_AT_ONCE, min((part_of_rows + 1) * ROWS_AT_ONCE, n)):
-            threshold = _chunk_maxima(scores[i], half_norms, largest) - slack[i]
-            nearest, smallest, runner_up, others = -1, np.inf, np.inf, np.float32(-np.inf)
-            for part in range(len(largest)):
-                if largest[part] < threshold:
-                    others = max(others, largest[part])
-                    continue
-                for j in range(part * CHUNK, min((part + 1) * CHUNK, k)):
-                    score = _as_float32(scores[i, j]) - half_norms[j]
-                    if score < threshold:
-                        others = max(others, score)
-                        continue
-                    distance = _squared_distance(x[i], centroids[j])
-                    if distance < smallest:  # strict: a tie goes to the lower index
-                        nearest, smallest, runner_up = j, distance, smallest
-                    else:
-                        runner_up = min(runner_up, distance)
-            labels[i] = nearest
-            distances[i] = smallest
-            bounds[i] = _score_bound(x[i], runner_up, others, slack[i])
+            _panel_maxima(scores[i], half_norms, largest)
+            found = _decide_row(scores[i], half_norms, largest, slack[i], x[i], centroids)
+            labels[i], distances[i], bounds[i] = found
 
 
 @numba.njit(parallel=True, fastmath={"reassoc", "contract", "nnan", "nsz"}, cache=True)
-def _nearest_in_few_dimensions(x, transposed, slack, centroids, labels, distances):
+def _search(x, rows, packed, half_norms, terms, centroids, rooms, next_block, labels, distances, bounds):
+    """Product and decision of some rows of ``x``, a block at a time for each thread.
+
+    Args:
+        rows: (m,) their numbers; labels, distances and bounds of these are written.
+        packed, half_norms, rooms: of `PackedCentroids`.
+        terms: see `CentroidSearch.slack_terms`.
+        next_block: (1,) int64 zero, from which threads take their work.
+    """
+    all_tiles, all_low, all_scores, all_maxima = rooms
+    at_once = all_scores.shape[1]
+    for worker in numba.prange(all_scores.shape[0]):
+        tiles, low, scores, maxima = all_tiles[worker], all_low[worker], all_scores[worker], all_maxima[worker]
+        slack = np.empty(at_once, np.float32)
+        while True:
+            first = take_next(next_block) * at_once
+            if first >= len(rows):
+                break
+            some = rows[first : first + at_once]
+            for place in range(len(some)):
+                norm, residual = pack_row(x[some[place]], low, tiles, place)
+                slack[place] = norm * terms[0] + residual * terms[1] + terms[2]
+            multiply_block(tiles, len(some), packed, half_norms, scores, maxima)
+            for place in range(len(some)):
+                i = some[place]
+                found = _decide_row(scores[place], half_norms, maxima[place], slack[place], x[i], centroids)
+                labels[i], distances[i], bounds[i] = found
+
+
+@numba.njit(parallel=True, fastmath={"reassoc", "contract", "nnan", "nsz"}, cache=True)
+def _nearest_in_few_dimensions(x, axis, order, transposed, slack, centroids, labels, distances):
     """Exact argmin without a product: float32 differences, whose error is relative, propose; float64 decides.
 
-    ``transposed`` is (d, k), so that the inner loop runs over centroids; ``slack`` is relative.
+    Centroids come sorted along one axis, so that a row looks at those around it until the axis alone is too far.
+
+    Args:
+        axis, order: the axis, and the (k,) numbers of the centroids along it.
+        transposed: (d, k) centroids in that order, so that the inner loop runs over them.
+        slack: relative, above 1; with room for the error of one squared difference.
     """
-    n, k, chunk, rows_at_once = len(x), transposed.shape[1], 64, 256
+    n, k, chunk, rows_at_once = len(x), transposed.shape[1], 32, 256
+    n_chunks = (k + chunk - 1) // chunk
     for part in numba.prange((n + rows_at_once - 1) // rows_at_once):
-        squared = np.empty(k, np.float32)
+        squared, least = np.empty(k, np.float32), np.empty(n_chunks, np.float32)
         for i in range(part * rows_at_once, min((part + 1) * rows_at_once, n)):
-            squared[:] = np.float32(0)
-            for f in range(x.shape[1]):
-                value = x[i, f]
-                for j in range(k):
-                    difference = value - transposed[f, j]
-                    squared[j] += difference * difference
-            best = np.float32(np.inf)
-            for j in range(k):
-                best = min(best, squared[j])
+            along = x[i, axis]
+            after = min(np.searchsorted(transposed[axis], along) // chunk, n_chunks - 1)
+            before, best = after - 1, np.float32(np.inf)
+            first_seen, last_seen = after, after  # chunks from here to before there
+            while True:
+                limit = best * slack + np.float32(SMALLEST)
+                current = -1
+                if after < n_chunks:
+                    gap = max(transposed[axis, after * chunk] - along, np.float32(0))
+                    if gap * gap <= limit:
+                        current, after, last_seen = after, after + 1, after + 1
+                if current < 0 and before >= 0:
+                    gap = max(along - transposed[axis, before * chunk + chunk - 1], np.float32(0))
+                    if gap * gap <= limit:
+                        current, before, first_seen = before, before - 1, before
+                if current < 0:
+                    break
+                first, last = current * chunk, min(current * chunk + chunk, k)
+                there = squared[first:last]
+                there[:] = np.float32(0)
+                for f in range(x.shape[1]):
+                    value = x[i, f]
+                    for j in range(last - first):
+                        difference = value - transposed[f, first + j]
+                        there[j] += difference * difference
+                smallest_here = np.float32(np.inf)
+                for j in range(last - first):
+                    smallest_here = min(smallest_here, there[j])
+                least[current] = smallest_here
+                best = min(best, smallest_here)
             threshold = best * slack + np.float32(SMALLEST)
             nearest, smallest = -1, np.inf
-            for first in range(0, k, chunk):
-                last = min(first + chunk, k)
-                least = np.float32(np.inf)
-                for j in range(first, last):
-                    least = min(least, squared[j])
-                if least > threshold:
+            for current in range(first_seen, last_seen):
+                if least[current] > threshold:
                     continue
-                for j in range(first, last):
+                for j in range(current * chunk, min(current * chunk + chunk, k)):
                     if squared[j] <= threshold:
-                        distance = _squared_distance(x[i], centroids[j])
-                        if distance < smallest:  # strict: a tie goes to the lower index
-                            nearest, smallest = j, distance
+                        distance = _squared_distance(x[i], centroids[order[j]])
+                        if distance < smallest or (distance == smallest and order[j] < nearest):
+                            nearest, smallest = order[j], distance
             labels[i] = nearest
             distances[i] = smallest
+
+
+def _cpu_capabilities() -> dict[str, Any]:
+    return getattr(torch.cpu, "get_capabilities", dict)()
 
 
 def has_bfloat16_units(device: torch.device) -> bool:
     """Whether a bfloat16 product is faster than a float32 one on this device."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+    capabilities = _cpu_capabilities()
+    return bool(PAIRS or capabilities.get("amx_bf16") or capabilities.get("bf16"))
 
 
 def bits(scores: Tensor) -> np.ndarray:
     """Scores as compiled code takes them: float32, or the bit patterns of bfloat16."""
     return (scores.view(torch.uint16) if scores.dtype == torch.bfloat16 else scores).numpy()
+
+
+def slack_terms(
+    dim: int, largest_norm: float, largest_residual: float, output: float = UNIT_ROUNDOFF[torch.float32]
+) -> Float[np.ndarray, "3"]:
+    """Factors of a row's norm, of its rounding residual, and a constant: they sum to the slack of the row.
+
+    The slack is twice the bound on |computed score - true score|. With x = low + residual, |x.c - low.low_c| <=
+    |residual||c| + |low||residual_c| (Cauchy-Schwarz); the product then rounds its float32 sums and its output.
+
+    Args:
+        largest_norm, largest_residual: of all centroids, the residual being what rounding took of each.
+        output: roundoff of what the product writes.
+    """
+    sums = (dim + SUM_TERMS) * SUM_ROUNDOFF * largest_norm
+    of_norm = LOW_NORM * largest_residual + sums + output * largest_norm
+    return TWICE * np.array([of_norm, largest_norm, HALF_NORM_ROUNDOFF * largest_norm**2]) + np.array([0, 0, SMALLEST])
 
 
 class CentroidSearch:
@@ -217,6 +262,7 @@ class CentroidSearch:
     """
 
     compiled = True  # on the CPU; else plain torch, as on any other device
+    in_tiles = True  # on the CPU, where torch has no faster products; else its own
     fused = True  # on CUDA, where Triton is there; else plain torch
 
     def __init__(self, centroids: Float[Tensor, "k d"], precision: str = "auto"):
@@ -237,19 +283,20 @@ class CentroidSearch:
         row_bytes = self.k * self.low.element_size()
         budget = SCORE_BYTES if self.device.type == "cpu" else GPU_SCORE_BYTES
         self.rows_per_block = max(64, min(8192, budget // row_bytes // 64 * 64))
+        faster = precision == "bfloat16" and (not PAIRS or _cpu_capabilities().get("amx_bf16", False))
+        self.tiled = self.device.type == "cpu" and self.compiled and self.in_tiles and not faster
+        self.tiled &= not self.few_dimensions
+        self.packed = PackedCentroids(bits(self.low), self.half_norms.numpy()) if self.tiled else None
         self.room: Tensor | None = None  # kept between blocks: fresh memory costs a page fault every 4 kB
 
-    def _slack(self, norm: Any, residual: Any, rounded: bool = True) -> Any:
-        """Twice the bound on |computed score - true score| of a row of this norm and rounding residual.
+    def slack_terms(self, rounded: bool = True) -> Float[np.ndarray, "3"]:
+        """`slack_terms` of these centroids; ``rounded`` where the product rounds its output, too."""
+        output = UNIT_ROUNDOFF[self.dtype if rounded else torch.float32]
+        return slack_terms(self.dim, self.largest_norm, self.largest_residual, output)
 
-        With x = low + residual, |x.c - low.low_c| <= |residual||c| + |low||residual_c| (Cauchy-Schwarz); the product
-        then rounds its float32 sums and, where ``rounded`` is set, its output.
-        """
-        size = norm * self.largest_norm
-        sums = (self.dim + SUM_TERMS) * SUM_ROUNDOFF * size + HALF_NORM_ROUNDOFF * self.largest_norm**2
-        output = UNIT_ROUNDOFF[self.dtype if rounded else torch.float32] * size
-        error = residual * self.largest_norm + norm * LOW_NORM * self.largest_residual + sums + output
-        return TWICE * error + SMALLEST
+    def _slack(self, norm: Any, residual: Any, rounded: bool = True) -> Any:
+        of_norm, of_residual, constant = self.slack_terms(rounded).tolist()
+        return norm * of_norm + residual * of_residual + constant
 
     def _lower(self, x: Float[Tensor, "m d"], rounded: bool = True) -> tuple[Tensor, Float[Tensor, "m"]]:
         """The rows in the precision of the product, and the slack of each."""
@@ -259,11 +306,11 @@ class CentroidSearch:
             return low, self._slack(torch.linalg.vector_norm(x, dim=1), residual, rounded)
         norm, residual = np.empty(len(x), np.float32), np.zeros(len(x), np.float32)
         if self.dtype == torch.float32:
-            _measure(x.numpy(), norm)
+            norm = torch.linalg.vector_norm(x, dim=1).numpy()
             low = x
         else:
             patterns = np.empty(x.shape, np.uint16)
-            _round_to_bfloat16(x.view(torch.int32).numpy(), patterns, norm, residual)
+            _round_rows(x.numpy(), patterns, norm, residual)
             low = torch.from_numpy(patterns).view(torch.bfloat16)
         return low, torch.from_numpy(self._slack(norm, residual, rounded).astype(np.float32))
 
@@ -281,15 +328,21 @@ class CentroidSearch:
         distances = torch.empty(len(x), dtype=torch.float32, device=self.device)
         if self.few_dimensions:
             relative = np.float32(1 + 2 * (self.dim + FEW_TERMS) * SUM_ROUNDOFF)
-            transposed = self.centroids.t().contiguous().numpy()
-            _nearest_in_few_dimensions(
-                x.numpy(), transposed, relative, self.centroids.numpy(), labels.numpy(), distances.numpy()
-            )
+            centroids = self.centroids.numpy()
+            axis = int(np.ptp(centroids, axis=0).argmax())
+            order = np.argsort(centroids[:, axis], kind="stable")
+            transposed = np.ascontiguousarray(centroids[order].T)
+            how = axis, order, transposed, relative, centroids
+            _nearest_in_few_dimensions(x.numpy(), *how, labels.numpy(), distances.numpy())
             return labels, distances
         if self._use_kernel() and len(x):
             self._nearest_fused(x, labels, distances)
             return labels, distances
         on_cpu = self.device.type == "cpu" and self.compiled
+        if self.tiled:
+            others = np.empty(len(x), np.float32) if bounds is None else bounds
+            self.search_rows(x, np.arange(len(x)), labels.numpy(), distances.numpy(), others)
+            return labels, distances
         others = np.empty(len(x) if on_cpu else 0, np.float32) if bounds is None else bounds
         for start, stop, scores, slack in self.scores(x):
             found = labels[start:stop], distances[start:stop]
@@ -307,6 +360,20 @@ class CentroidSearch:
                 others[start:stop],
             )
         return labels, distances
+
+    def search_rows(
+        self,
+        x: Float[Tensor, "m d"],
+        rows: Int[np.ndarray, "r"],
+        labels: Int[np.ndarray, "m"],
+        distances: Float[np.ndarray, "m"],
+        bounds: Float[np.ndarray, "m"],
+    ) -> None:
+        """`nearest` of some rows, where this search runs in tiles; writes at the places of these rows."""
+        packed = self.packed
+        assert packed is not None
+        how = packed.values, packed.half_norms, self.slack_terms(rounded=False), self.centroids.numpy(), packed.rooms()
+        _search(x.numpy(), rows, *how, np.zeros(1, np.int64), labels, distances, bounds)
 
     def _use_kernel(self) -> bool:
         return self.fused and self.device.type == "cuda" and find_spec("triton") is not None

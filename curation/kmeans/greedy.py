@@ -1,24 +1,32 @@
-"""Greedy k-means++ on rows in memory: each time the best of a few rows drawn in proportion to weight x D^2."""
+"""Greedy k-means++ on rows in memory: each time the best of a few rows drawn in proportion to weight x D^2.
+
+A row is measured against a candidate only where a product says that the candidate may be closer than what was chosen
+before: the product's error is bounded as in `curation.kmeans.assignment`, so the choices are those of measuring all.
+"""
 
 from typing import Any
 
 import numba
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 
-from curation.kmeans.assignment import FEW_DIMENSIONS
+from curation.kmeans.assignment import FEW_DIMENSIONS, FEW_TERMS, SUM_ROUNDOFF, bits, slack_terms
+from curation.kmeans.tiles import PAIRS, PANEL, TILE_ROWS, PackedCentroids, multiply_block, pack_row
 from foundation.errors import CurationError
 
-CHUNK = 1024
+CHUNK = 1024  # rows of one thread at a time, and of one partial sum
+ROOM = 2.0**-20  # of the largest squared norm: the comparison of scores is made in float32
 PARALLEL_WORK = 2_000_000  # multiply-adds of a step that all threads share
 
 
-def _greedy(x, transposed, weights, uniforms, chosen, left):
+def _greedy(x, transposed, packed, half_norms, terms, weights, uniforms, chosen, left):
     """The loop of greedy k-means++; returns how many rows it found before all others were at distance 0.
 
     ``left`` (k,) gets the weighted sum of squared distances after each choice.
 
-    ``transposed`` (d, n) serves few dimensions, where the inner loop must run over rows; it is empty otherwise.
+    ``transposed`` (d, n) serves few dimensions, where the inner loop must run over rows; it is empty otherwise. Then
+    ``packed`` and ``half_norms`` (of `PackedCentroids`) have the rows, ``terms`` the error of their scores.
     """
     n, dim, n_trials = x.shape[0], x.shape[1], uniforms.shape[1]
     few_dimensions = transposed.shape[1] > 0
@@ -28,6 +36,10 @@ def _greedy(x, transposed, weights, uniforms, chosen, left):
     potentials = np.empty((n_chunks, n_trials))
     cumulative = np.cumsum(weights)
     candidates = np.empty(n_trials, np.int64)
+    tiles = np.zeros(((n_trials + TILE_ROWS - 1) // TILE_ROWS, packed.shape[1], TILE_ROWS), packed.dtype)
+    one, reach = np.zeros(packed.shape[1], packed.dtype), np.empty(n_trials, np.float32)
+    # |x - c|^2 = 2 (|c|^2 / 2 - score): a score below reach - within * closest cannot be that of a closer one
+    within = np.float32(0.5 * (1 + 2 * (dim + FEW_TERMS) * SUM_ROUNDOFF))
     for step in range(len(chosen)):
         if step:
             running = 0.0
@@ -40,8 +52,20 @@ def _greedy(x, transposed, weights, uniforms, chosen, left):
         for t in range(tried):
             target = uniforms[step, t] * cumulative[-1]
             candidates[t] = min(np.searchsorted(cumulative, target, side="right"), n - 1)
+            if step and not few_dimensions:
+                norm, residual = pack_row(x[candidates[t]], one, tiles, t)
+                half = 0.0
+                for f in range(dim):
+                    half += np.float64(x[candidates[t], f]) * np.float64(x[candidates[t], f]) / 2
+                reach[t] = half - (norm * terms[0] + residual * terms[1] + terms[2]) / 2
         for chunk in numba.prange(n_chunks):
             low, high = chunk * CHUNK, min((chunk + 1) * CHUNK, n)
+            first, last = low // PANEL, (high + PANEL - 1) // PANEL
+            scores = np.empty((len(tiles) * TILE_ROWS, (last - first) * PANEL), np.float32)
+            maxima = np.empty((len(tiles) * TILE_ROWS, last - first), np.float32)
+            if step and not few_dimensions:
+                norms = half_norms[first * PANEL : last * PANEL]
+                multiply_block(tiles, tried, packed[first:last], norms, scores, maxima)
             for t in range(tried):
                 row = candidates[t]
                 if few_dimensions:
@@ -54,6 +78,9 @@ def _greedy(x, transposed, weights, uniforms, chosen, left):
                             part[i] += difference * difference
                 else:
                     for i in range(low, high):
+                        if step and scores[t, i - low] - half_norms[i] < reach[t] - within * closest[i]:
+                            distances[t, i] = closest[i]
+                            continue
                         total = np.float32(0)
                         for f in range(dim):
                             difference = x[i, f] - x[row, f]
@@ -83,6 +110,28 @@ _greedy_on_all_threads = numba.njit(parallel=True, fastmath=_FAST, cache=True)(_
 _greedy_on_one_thread = numba.njit(fastmath=_FAST, cache=True, nogil=True)(_greedy)
 
 
+def _prepare(x: Float[np.ndarray, "n d"]) -> tuple[np.ndarray, ...]:
+    """What `_greedy` needs of the rows: x, transposed, packed, half_norms, terms."""
+    x = np.ascontiguousarray(x)
+    if x.shape[1] <= FEW_DIMENSIONS:
+        nothing = np.empty((0, 0, PANEL), np.float32), np.empty(0, np.float32), np.zeros(3)
+        return x, np.ascontiguousarray(x.T), *nothing
+    rows = torch.from_numpy(x)
+    dtype = torch.bfloat16 if PAIRS and x.shape[1] >= 32 else torch.float32
+    low = rows.to(dtype)
+    half_norms, residual = np.empty(len(x), np.float32), 0.0
+    for start in range(0, len(x), CHUNK):
+        here = slice(start, start + CHUNK)
+        exact = rows[here].double()
+        half_norms[here] = exact.square().sum(dim=1) / 2
+        residual = max(residual, float((exact - low[here].double()).square().sum(dim=1).max().sqrt()))
+    largest = float(np.sqrt(2 * half_norms.max(initial=0))) * (1 + SUM_ROUNDOFF)
+    terms = slack_terms(x.shape[1], largest, residual)
+    terms[2] += ROOM * largest**2
+    packed = PackedCentroids(bits(low), half_norms)
+    return x, np.empty((x.shape[1], 0), np.float32), packed.values, packed.half_norms, terms
+
+
 def greedy_choices(
     x: Float[np.ndarray, "n d"], wanted: int, rng: np.random.Generator, n_trials: int
 ) -> tuple[Int[np.ndarray, "m"], Float[np.ndarray, "m"]]:
@@ -91,9 +140,8 @@ def greedy_choices(
     Fewer where all other rows are at distance 0. More of them begin with the same ones.
     """
     chosen, left = np.empty(wanted, np.int64), np.empty(wanted)
-    transposed = np.ascontiguousarray(x.T) if x.shape[1] <= FEW_DIMENSIONS else np.empty((x.shape[1], 0), np.float32)
     uniforms = rng.random((wanted, n_trials))
-    found = _greedy_on_one_thread(np.ascontiguousarray(x), transposed, np.ones(len(x)), uniforms, chosen, left)
+    found = _greedy_on_one_thread(*_prepare(x), np.ones(len(x)), uniforms, chosen, left)
     return chosen[:found], left[:found]
 
 
@@ -114,11 +162,10 @@ def greedy_kmeans_plusplus(
     """
     n, dim = x.shape
     chosen = np.empty(k, np.int64)
-    transposed = np.ascontiguousarray(x.T) if dim <= FEW_DIMENSIONS else np.empty((dim, 0), np.float32)
     # starting threads costs more than a small step itself
-    greedy = _greedy_on_all_threads if n * n_trials * dim > PARALLEL_WORK else _greedy_on_one_thread
+    greedy: Any = _greedy_on_all_threads if n * n_trials * dim > PARALLEL_WORK else _greedy_on_one_thread
     uniforms = rng.random((k, n_trials))
-    found = greedy(np.ascontiguousarray(x), transposed, weights.astype(np.float64), uniforms, chosen, np.empty(k))
+    found = greedy(*_prepare(x), weights.astype(np.float64), uniforms, chosen, np.empty(k))
     if found < k:
         raise CurationError(f"only {found} distinct rows for k={k} clusters; lower k or remove duplicates")
     return chosen

@@ -11,25 +11,47 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from curation.group import Group, two_sum
+from curation.kmeans.tiles import take_next
+
+
+@numba.njit(cache=True)
+def _by_cluster(labels, k):
+    """Rows ordered by cluster, ascending within each, and where each cluster begins: (n,) and (k + 1,) int64."""
+    starts = np.zeros(k + 1, np.int64)
+    for label in labels:
+        starts[label + 1] += 1
+    for cluster in range(k):
+        starts[cluster + 1] += starts[cluster]
+    order, place = np.empty(len(labels), np.int64), starts[:-1].copy()
+    for row in range(len(labels)):
+        order[place[labels[row]]] = row
+        place[labels[row]] += 1
+    return order, starts
 
 
 @numba.njit(parallel=True, cache=True)
-def _add_segments(x, weights, order, starts, clusters, sums, rest, counts):
-    for s in numba.prange(len(clusters)):
-        cluster = clusters[s]
-        part = np.zeros(x.shape[1])
-        for position in range(starts[s], starts[s + 1]):
-            row = order[position]
-            weight = weights[row] if len(weights) else 1.0
-            counts[cluster] += weight
+def _add_segments(n_threads, x, weights, order, starts, next_cluster, sums, rest, counts):
+    for _worker in numba.prange(n_threads):
+        part = np.empty(x.shape[1])
+        while True:
+            cluster = take_next(next_cluster)
+            if cluster >= len(starts) - 1:
+                break
+            if starts[cluster] == starts[cluster + 1]:
+                continue
+            part[:] = 0.0
+            for position in range(starts[cluster], starts[cluster + 1]):
+                row = order[position]
+                weight = weights[row] if len(weights) else 1.0
+                counts[cluster] += weight
+                for f in range(x.shape[1]):
+                    part[f] += weight * np.float64(x[row, f])
             for f in range(x.shape[1]):
-                part[f] += weight * np.float64(x[row, f])
-        for f in range(x.shape[1]):
-            before, added = sums[cluster, f], part[f]
-            total = before + added
-            there = total - before
-            rest[cluster, f] += (before - (total - there)) + (added - there)
-            sums[cluster, f] = total
+                before, added = sums[cluster, f], part[f]
+                total = before + added
+                there = total - before
+                rest[cluster, f] += (before - (total - there)) + (added - there)
+                sums[cluster, f] = total
 
 
 class ClusterSums:
@@ -45,12 +67,11 @@ class ClusterSums:
         if self.sums.device.type != "cpu":
             self._add_anywhere(x, labels, weights)
             return
-        order = np.argsort(labels.numpy(), kind="stable")
-        ordered = labels.numpy()[order]
-        starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1], [True]]))
+        order, starts = _by_cluster(labels.numpy(), len(self.counts))
         weight = np.empty(0) if weights is None else weights.double().numpy()
         sums, rest, counts = self.sums.numpy(), self.rest.numpy(), self.counts.numpy()
-        _add_segments(x.numpy(), weight, order, starts, ordered[starts[:-1]], sums, rest, counts)
+        where = order, starts, np.zeros(1, np.int64)
+        _add_segments(numba.get_num_threads(), x.numpy(), weight, *where, sums, rest, counts)
 
     def _add_anywhere(self, x: Tensor, labels: Tensor, weights: Tensor | None) -> None:
         """The same in plain torch; a segmented sum, since scattered additions on a GPU come in any order."""

@@ -45,11 +45,12 @@ def adversarial(kind: str, d: int, rng: np.random.Generator) -> tuple[np.ndarray
     return x.astype(np.float32), c.astype(np.float32)
 
 
-@pytest.mark.parametrize("path", ["cpu", "generic"])
+@pytest.mark.parametrize("path", ["cpu", "torch's products", "generic"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["plain", "duplicates", "ties", "far", "huge", "tiny", "close"])
 @pytest.mark.parametrize("d", [2, 33, 512])
 def test_assignment_is_the_true_argmin(kind: str, d: int, precision: str, path: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(CentroidSearch, "in_tiles", path == "cpu")  # else as on a CPU with AMX
     if path == "generic":  # what a GPU runs, here on the CPU
         monkeypatch.setattr(CentroidSearch, "compiled", False)
     x, c = adversarial(kind, d, np.random.default_rng(d))
@@ -82,11 +83,15 @@ def test_every_dtype_gives_the_argmin_of_its_own_values(dtype: torch.dtype):
     np.testing.assert_array_equal(labels, torch.cdist(x.double(), c.double()).argmin(1).numpy())
 
 
+@pytest.mark.parametrize("in_tiles", [True, False])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["plain", "duplicates", "ties", "far", "close"])
 @pytest.mark.parametrize("d", [17, 130])
-def test_searching_only_what_moved_changes_no_label(kind: str, d: int, precision: str):
+def test_searching_only_what_moved_changes_no_label(
+    kind: str, d: int, precision: str, in_tiles: bool, monkeypatch: pytest.MonkeyPatch
+):
     """Centroids jump, creep and stay, in turn; a wrong bound would show as another label than that of a full search."""
+    monkeypatch.setattr(CentroidSearch, "in_tiles", in_tiles)  # else as on a CPU with AMX
     rng = np.random.default_rng(d)
     x, c = (torch.from_numpy(part) for part in adversarial(kind, d, rng))
     x = torch.cat([x, x[:50]])
@@ -188,6 +193,20 @@ def test_seeding_within_groups_is_close_to_seeding_at_once(monkeypatch: pytest.M
     assert kmeans(x, 120, seed=0, max_iterations=20).centroids.tobytes() == grouped[0].centroids.tobytes()
     with pytest.raises(CurationError, match="distinct rows"):
         kmeans(np.repeat(x[:40], 20, axis=0), 60)
+
+
+@pytest.mark.parametrize("kind", ["plain", "duplicates", "ties", "far", "close"])
+def test_seeding_that_measures_few_rows_chooses_as_if_it_measured_all(kind: str, monkeypatch: pytest.MonkeyPatch):
+    """A bound that is too tight would skip a closer row, and other seeds would come out."""
+    import curation.kmeans.greedy as greedy
+
+    x = np.concatenate(adversarial(kind, 40, np.random.default_rng(3)))
+    few = greedy.greedy_choices(x, 60, np.random.default_rng(1), 4)
+    # an infinite error of the products: every row is measured
+    monkeypatch.setattr(greedy, "slack_terms", lambda *_: np.array([0.0, 0.0, np.inf]))
+    everything = greedy.greedy_choices(x, 60, np.random.default_rng(1), 4)
+    np.testing.assert_array_equal(few[0], everything[0])
+    np.testing.assert_array_equal(few[1], everything[1])
 
 
 def test_more_choices_begin_with_the_same_ones():
