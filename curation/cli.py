@@ -235,6 +235,7 @@ def dedup(
     no_verify: NoVerify = False,
 ) -> None:
     """Leave out near-duplicates: which pool rows to keep, and a page that shows the others next to what they repeat."""
+    from curation.group import joined
     from curation.near_duplicates import NearRule
     from curation.prepare import Preparation, keep_in_folder, open_sources
 
@@ -250,10 +251,11 @@ def dedup(
         raise CurationError(f"--by {by} needs the pool of the embeddings: give --pool")
     rule = NearRule(threshold=threshold, ratio=ratio)
     wanted = Preparation(names, rule, metric.value, max_bits, overlap=overlap, junk=None)
-    kept = keep_in_folder(
-        found, embeddings, output, wanted, rows, held_out, workers, overwrite, dry_run, [_typed()], progress=True
-    )
-    _tell(kept, output, dry_run)
+    options = (rows, held_out, workers, overwrite, dry_run, [_typed()])
+    with joined() as (group, _device):
+        kept = keep_in_folder(found, embeddings, output, wanted, *options, progress=True, group=group)
+    if group.first:
+        _tell(kept, output, dry_run)
 
 
 @app.command("filter", epilog="Example:  curate filter images/ -o kept/ --min-side 64 --nsfw 0.5")

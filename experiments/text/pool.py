@@ -30,7 +30,7 @@ from text_lm.tokenizer import open_tokenizer
 
 BROWN = "brown"
 TEST, POOL = "test.json", "pool.json"
-CONSIDERED = 8  # times `test_bytes` of a domain that are looked for in the pool at most
+CONSIDERED, LEAST_CONSIDERED = 8, 4 << 20  # of a domain: times `test_bytes`, or bytes, that are looked for in the pool
 FIT_ROWS = 32_768  # passages that the axes of a lexical embedder are fitted on at most
 DISTANCE = "distance.npy"
 # settings that the passages themselves do not depend on
@@ -293,12 +293,12 @@ def _held_out(
         CurationError: no domain has one.
     """
     n_bytes, few = passages.n_bytes, np.random.default_rng([run.seed or 0, 24])
-    considered = []
+    considered, most = [], max(CONSIDERED * pool.test_bytes, LEAST_CONSIDERED)
     for code in range(len(names)):
         mine = test[domains[test] == code]
-        if n_bytes[mine].sum() > CONSIDERED * pool.test_bytes:  # of a large pool, not all that could be tested on
+        if n_bytes[mine].sum() > most:  # of a large pool, not all that could be tested on
             mine = few.permutation(mine)
-            mine = np.sort(mine[: np.searchsorted(np.cumsum(n_bytes[mine]), CONSIDERED * pool.test_bytes) + 1])
+            mine = np.sort(mine[: np.searchsorted(np.cumsum(n_bytes[mine]), most) + 1])
         considered.append(mine)
     candidates = np.concatenate(considered)
     # copies of a passage are out already; this finds one that several passages of the pool hold together

@@ -15,6 +15,7 @@ from curation import Subset
 from eval.ngram import HIGHEST, KINDS, ORDER, fit_ngrams
 from eval.rarity import parts_by_rank
 from experiments.engine.curves import append_point, read_curve
+from experiments.engine.processes import placed
 from experiments.engine.stages import StageRun
 from experiments.text.passages import PASSAGES, read_texts
 from experiments.text.pool import DISTANCE, POOL, TEST, passages_of
@@ -96,7 +97,7 @@ class EvaluateSettings:
 
 def recipe_of(train: TrainSettings, seed: int, device: str = "cpu") -> Recipe:
     """The recipe with its seed and place."""
-    speed = replace(train.recipe.speed, accelerator="cpu" if device == "cpu" else "gpu")
+    speed = replace(train.recipe.speed, accelerator="cpu" if device == "cpu" else "gpu", **placed())
     return replace(train.recipe, seed=seed + 1000 * train.initialisation, speed=speed)
 
 

@@ -21,6 +21,7 @@ from curation.embedders import open_embedder
 from curation.embeddings import open_embeddings
 from curation.pool import open_pool
 from experiments.engine.inputs import DATA, locate
+from experiments.engine.processes import placed
 from experiments.engine.shards import embed_shards, own_device, write_shards
 from experiments.engine.stages import StageRun
 from experiments.web_images.faults import junk, near_duplicate
@@ -305,7 +306,8 @@ def embed(run: StageRun, pool: PoolSettings, seed: int) -> None:
     if name == SSL:
         from pretrain.train import pretrain
 
-        recipe = replace(ssl_recipe(pool), seed=seed)
+        recipe = ssl_recipe(pool)
+        recipe = replace(recipe, seed=seed, speed=replace(recipe.speed, **placed()))
         result = pretrain(recipe, open_pool(run.folder / POOL), run.folder / SSL, progress=run.progress)
         if not result.finished:
             raise KeyboardInterrupt  # a signal: the same command goes on

@@ -20,6 +20,7 @@ from eval.longtail import head_medium_tail
 from eval.models import FrozenModel, open_model
 from eval.transforms import denormalise
 from experiments.engine.curves import append_point, read_curve
+from experiments.engine.processes import placed
 from experiments.engine.stages import StageRun
 from experiments.web_images.pool import BANK, COUNTS, KINDS, POOL, TEST
 from foundation.files import load_json, save_json
@@ -72,7 +73,7 @@ class EvaluateSettings:
 
 def recipe_of(train: TrainSettings, seed: int, device: str = "cpu") -> PretrainSettings:
     """The recipe with its seed and place."""
-    speed = replace(train.recipe.speed, accelerator="cpu" if device == "cpu" else "gpu")
+    speed = replace(train.recipe.speed, accelerator="cpu" if device == "cpu" else "gpu", **placed())
     return replace(train.recipe, seed=seed, speed=speed)
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from curation import ClusterTree, CurationError, HierarchicalKMeans
-from curation.group import Group, _place, two_sum
+from curation.group import Group, place, two_sum
 from curation.kmeans import assignment, grouped_seeding, pieces, seeding, two_step
 from curation.kmeans.pieces import Pieces, run_jobs, stretch
 from curation.kmeans.update import ClusterSums
@@ -256,13 +256,13 @@ def test_sums_of_blocks_lose_nothing_to_their_order():
 
 
 def test_the_place_of_a_process_is_read_from_torchrun_and_slurm():
-    assert _place({}) is None
-    assert _place({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) is None  # a batch script
+    assert place({}) is None
+    assert place({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) is None  # a batch script
     torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
-    assert _place({**torchrun, "MASTER_ADDR": "a", "MASTER_PORT": "7"}) == (3, 4, 1, 2, "a", 7)
+    assert place({**torchrun, "MASTER_ADDR": "a", "MASTER_PORT": "7"}) == (3, 4, 1, 2, "a", 7)
     step = {"SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1"}
     step |= {"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_JOB_ID": "40003", "SLURM_STEP_NODELIST": "node1"}
-    assert _place(step) == (9, 16, 1, 8, "node1", 20_003)
+    assert place(step) == (9, 16, 1, 8, "node1", 20_003)
 
 
 @pytest.mark.slow
