@@ -6,9 +6,8 @@ cells of a coarse clustering of the sample. Every group gives a sequence of choi
 of the sum of squared distances win, so each group gets as many centroids as it needs without a guess of its dimension.
 
 Groups cut what lies between their centres, and each piece takes a centroid of its own. So a few rounds of swaps follow,
-as in the breathing k-means of Fritzke (2020): centroids whose rows another serves as well make room for choices that
-the groups add to what all of them have. After a few Lloyd iterations the inertia is at or below that of greedy
-k-means++ over all rows (docs/results/seeding.md).
+as in the breathing k-means of Fritzke (2020): centroids whose rows another serves nearly as well make room for choices
+that the groups add to what all of them have. docs/results/seeding.md has the inertia beside greedy k-means++.
 """
 
 import math

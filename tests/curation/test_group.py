@@ -58,12 +58,12 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def start(n: int, *arguments: str) -> list[subprocess.Popen]:
+def start(n: int, *arguments: str, code: str = FIT) -> list[subprocess.Popen]:
     """n processes of the fit, as torchrun would start them."""
     place = {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n), "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     return [
         subprocess.Popen(
-            [sys.executable, "-c", FIT, *arguments],
+            [sys.executable, "-c", code, *arguments],
             env={**os.environ, **place, "MASTER_ADDR": "127.0.0.1", "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -72,6 +72,31 @@ def start(n: int, *arguments: str) -> list[subprocess.Popen]:
         )
         for rank in range(n)
     ]
+
+
+DEDUP = """
+import sys
+from curation import near_duplicates
+from curation.cli import main
+near_duplicates.EXACT_ROWS, near_duplicates.INDEX_BYTES = 300, 1100 * 24 * 2
+main(["dedup", sys.argv[1], "-o", sys.argv[2]])
+"""
+
+
+def test_several_processes_drop_the_rows_that_one_drops(tmp_path: Path):
+    """Near-duplicates of a pool that fits no index: clusters are dealt out, and the first process writes."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3000, 24))
+    np.save(tmp_path / "x.npy", np.concatenate([x, x[:400] + 1e-3 * rng.normal(size=(400, 24))]).astype(np.float32))
+    for n in (1, 2):
+        found = finish(start(n, str(tmp_path / "x.npy"), str(tmp_path / f"kept{n}"), code=DEDUP))
+        assert [code for code, _, _ in found] == [0] * n, found
+        assert "rows kept" in "".join(found[0][1:])
+        assert not any("rows kept" in "".join(said) for _, *said in found[1:])
+    one, two = (np.load(tmp_path / f"kept{n}/row_ids.npy") for n in (1, 2))
+    assert 2990 <= len(one) <= 3060
+    np.testing.assert_array_equal(one, two)
+    assert not list(tmp_path.glob("kept2/unfinished*"))
 
 
 def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
