@@ -62,6 +62,15 @@ def group_settings(k: int) -> tuple[int, int]:
     return max(2, round(k / OF_A_GROUP)), 2 + int(math.log(k))
 
 
+def seeding_work(n_rows: float, k: int, dim: int) -> float:
+    """Multiply-adds of `seed_in_groups`: greedy choices, twice as many as are taken, and the rounds of swaps."""
+    n_groups, n_trials = group_settings(k)
+    of_a_group = k / n_groups
+    choices = 2 * of_a_group * n_trials
+    swaps = SWAPS * (min(NEAR, n_groups) * of_a_group + of_a_group / 2 * n_trials)
+    return n_rows * (choices + swaps) * dim
+
+
 def seed_in_groups(
     x: Embeddings,
     rows: Int[np.ndarray, "n"],
