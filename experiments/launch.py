@@ -121,10 +121,9 @@ def run_experiment(
         if not group.first:
             follow(experiment.stages, group, root=experiment.root, **begin_stage(experiment, config, False))
             return 0
-        try:
-            return _lead(experiment, config, command, say, progress, group)
-        finally:
-            dismiss(group)
+        code = _lead(experiment, config, command, say, progress, group)
+        dismiss(group)
+        return code
 
 
 def _lead(

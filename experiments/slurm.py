@@ -26,10 +26,9 @@ class StageJob:
             if not group.first:
                 follow([stage], group, **options)
                 return str(stage.folder(experiment.root))
-            try:
-                return str(run_stage(stage, begin=announce(group), **options))
-            finally:
-                dismiss(group)
+            folder = run_stage(stage, begin=announce(group), **options)
+            dismiss(group)
+            return str(folder)
 
     def checkpoint(self, config: dict[str, Any], key: str) -> Any:
         """What submitit queues when the job is preempted or runs out of time."""

@@ -3,9 +3,10 @@
 torchrun or ``srun`` starts the same command for each process; `curation.group.joined` connects them.
 """
 
+from contextlib import suppress
 from typing import Any
 
-from curation.group import Group, place
+from curation.group import Group, LostProcess, place
 from experiments.engine.stages import Stage, in_order, run_stage
 from foundation.errors import CurationError
 
@@ -21,8 +22,12 @@ def announce(group: Group) -> Any:
 
 
 def dismiss(group: Group) -> None:
-    """The first process has no more work for the others."""
-    group.share("")
+    """The first process has no more work for the others; those that are gone need not hear it.
+
+    After an error it is not called: the others learn of it when this process ends.
+    """
+    with suppress(LostProcess):
+        group.share("")
 
 
 def follow(stages: list[Stage], group: Group, **options: Any) -> int:

@@ -38,7 +38,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 words = rng.choice(written).split()
                 words[3] = "changed"
             text = "short" if i % 13 == 0 else " ".join(words)
-            written.append(text)
+            written += [text] if i % 13 else []
             rows.append({"text": text, "domain": domain, "source": f"{domain}/{number}/{i // 4}"})
         rows += [{**row, "text": row["text"].upper()} for row in rows[:3]]
         rows += [{"text": f"{number} lone " * 9 + str(i), "domain": "lone", "source": "lone"} for i in range(3)]
