@@ -36,6 +36,9 @@ from pretrain.train import TEACHER, pretrain
 from training.run_folder import LOG, RESULT
 
 
+DECIDES = ("linear", "logistic", "knn", "segmentation")  # of a suite, the first that it has
+
+
 @dataclass(frozen=True)
 class TrainSettings:
     """Section ``science.train``.
@@ -78,8 +81,12 @@ class EvaluateSettings:
     def __post_init__(self) -> None:
         check(self, "science.evaluate")
         if self.suite:  # now, not after days of training
-            for name, part in read_suite(self.suite)[0]:
-                make_task(name, part)
+            tasks = [make_task(name, part) for name, part in read_suite(self.suite)[0]]
+            if not any(task.name in DECIDES for task in tasks):
+                raise CurationError(
+                    f"science.evaluate.suite {self.suite!r} has no evaluation that decides; give it one of "
+                    f"{', '.join(DECIDES)}"
+                )
 
     def science(self) -> dict[str, Any]:
         """All that decides the result: of a suite what it holds, not what it is called."""
@@ -226,26 +233,23 @@ def run_suite(model: FrozenModel, suite: str, device: str, folder: Path) -> Resu
 
 
 def suite_metrics(rows: list[Row]) -> dict[str, float]:
-    """Metrics of an arm from the rows of a suite: "linear" and "knn" are means over its data sets, as far as it has
-    them; every row stands beside them under its own name. A suite of logistic regressions counts these as linear."""
+    """Metrics of an arm from the rows of a suite, each of which also stands under its own name.
+
+    "linear", which decides, is the mean over data sets of the first evaluation of `DECIDES` that the suite has; of
+    several k of k-NN the best counts, as published.
+    """
     metrics = {row.key: row.value for row in rows}
-    kinds = {"linear": ("linear", "logistic"), "knn": ("knn",)}
-    for name, evaluations in kinds.items():
-        for evaluation in evaluations:
-            mine: dict[str, list[float]] = {}
-            for row in rows:
-                if row.eval == evaluation and row.metric.startswith("accuracy"):
-                    mine.setdefault(row.dataset, []).append(row.value)
-            if mine:
-                # of several k the best, as published
-                metrics[name] = float(np.mean([max(values) for values in mine.values()]))
-                break
-    for row in rows:
-        if row.metric in ("effective_rank", "effective rank"):
-            metrics["effective_rank"] = row.value
-    if "linear" not in metrics and rows:
-        metrics["linear"] = metrics.get("knn", float(np.mean([row.value for row in rows])))
-    return metrics
+    means: dict[str, float] = {}
+    for evaluation in DECIDES:
+        best: dict[str, float] = {}
+        for row in rows:
+            if row.eval == evaluation and row.metric.startswith(("accuracy", "mIoU")):
+                best[row.dataset] = max(row.value, best.get(row.dataset, 0.0))
+        if best:
+            means[evaluation] = float(np.mean(list(best.values())))
+    ranks = {"effective_rank": row.value for row in rows if row.metric == "effective rank"}
+    knn = {"knn": means["knn"]} if "knn" in means else {}
+    return metrics | ranks | knn | {"linear": next(iter(means.values()))}
 
 
 def _standardised(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
