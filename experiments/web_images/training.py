@@ -35,7 +35,6 @@ from pretrain.settings import PretrainSettings
 from pretrain.train import TEACHER, pretrain
 from training.run_folder import LOG, RESULT
 
-
 DECIDES = ("linear", "logistic", "knn", "segmentation")  # of a suite, the first that it has
 
 
@@ -247,9 +246,9 @@ def suite_metrics(rows: list[Row]) -> dict[str, float]:
                 best[row.dataset] = max(row.value, best.get(row.dataset, 0.0))
         if best:
             means[evaluation] = float(np.mean(list(best.values())))
-    ranks = {"effective_rank": row.value for row in rows if row.metric == "effective rank"}
-    knn = {"knn": means["knn"]} if "knn" in means else {}
-    return metrics | ranks | knn | {"linear": next(iter(means.values()))}
+        if evaluation == "knn" and best:
+            metrics["knn"] = means["knn"]
+    return metrics | {"linear": next(iter(means.values()))}
 
 
 def _standardised(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
