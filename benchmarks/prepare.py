@@ -216,6 +216,11 @@ def add(before: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:
     return {**both, "peak": max(before["peak"], now["peak"]), "done": now["done"]}
 
 
+def finished(stages: dict[str, Any]) -> list[str]:
+    """Stages of a pool that are done, but for the making of its source."""
+    return [stage for stage in STAGES[1:] if stages.get(stage, {}).get("done")]
+
+
 def page(figures: dict[str, Any], about: dict[str, Any]) -> str:
     """What was measured, as a page."""
     lines = ["# Pools of growing size", "", "`python -m benchmarks.prepare text images satellite`", ""]
@@ -233,17 +238,18 @@ def page(figures: dict[str, Any], about: dict[str, Any]) -> str:
     cells = []
     for name, stages in sorted(figures.items(), key=lambda item: (item[0].split("-")[0], int(item[0].split("-")[1]))):
         kind, rows = name.split("-")
-        if not all(stage in stages and stages[stage]["done"] for stage in STAGES):
+        done = finished(stages)
+        if "prepare" not in done:
             continue
-        seconds = [stages[stage]["seconds"] for stage in STAGES[1:]]
-        peak = max(stages[stage]["peak"] for stage in STAGES[1:])
+        seconds = [stages[stage]["seconds"] if stage in done else None for stage in STAGES[1:]]
+        peak = max(stages[stage]["peak"] for stage in done)
         calls = stages["prepare"]["calls"]
         cells.append(
             [
                 kind,
                 f"{int(rows):,}",
                 f"{seconds[0]:.0f}" + (f" (in {calls} calls)" if calls > 1 else ""),
-                *(f"{value:.0f}" for value in seconds[1:]),
+                *("-" if value is None else f"{value:.0f}" for value in seconds[1:]),
                 f"{1e6 * seconds[0] / int(rows):.0f}",
                 f"{peak / 1e9:.2f}" + (" **too much**" if peak > LIMIT else ""),
             ]
@@ -262,11 +268,11 @@ def plot(figures: dict[str, Any], path: Path) -> None:
         mine = {
             int(name.split("-")[1]): stages
             for name, stages in figures.items()
-            if name.startswith(f"{kind}-") and all(stages.get(stage, {}).get("done") for stage in STAGES)
+            if name.startswith(f"{kind}-") and "prepare" in finished(stages)
         }
         rows = sorted(mine)
         left.plot([n / 1e6 for n in rows], [mine[n]["prepare"]["seconds"] for n in rows], "o-", label=kind)
-        peaks = [max(mine[n][stage]["peak"] for stage in STAGES[1:]) / 1e9 for n in rows]
+        peaks = [max(mine[n][stage]["peak"] for stage in finished(mine[n])) / 1e9 for n in rows]
         right.plot([n / 1e6 for n in rows], peaks, "o-", label=kind)
     right.axhline(LIMIT / 1e9, color="grey", linestyle=":")
     left.set(xlabel="million rows", ylabel="prepare, processor seconds", xlim=(0, None), ylim=(0, None))
@@ -282,6 +288,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("docs/results/prepare.md"))
     parser.add_argument("--work", type=Path, default=Path("runs/prepare"), help="pools and stages; may be deleted")
     parser.add_argument("--seconds", type=number_type(float, gt=0), default=1e9, help="stop and go on another time")
+    parser.add_argument("--last", choices=STAGES[1:], default="train", help="the last stage that is measured")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -295,7 +302,7 @@ def main() -> None:
         for rows in options.rows:
             mine = figures.setdefault(f"{kind}-{rows}", {})
             work = (options.work / f"{kind}-{rows}").absolute()
-            for stage in STAGES:
+            for stage in STAGES[: STAGES.index(options.last) + 1]:
                 if mine.get(stage, {}).get("done"):
                     continue
                 mine[stage] = add(mine.get(stage), measure(kind, rows, stage, work, deadline))
