@@ -153,9 +153,10 @@ def config_of(kind: str, rows: int, source: Path, root: Path) -> dict[str, Any]:
             f"science.pool={{image: {source}/image.tif, heights: {source}/heights.tif, tile: 16, stride: 16, rows: "
             f"{rows}, labelled: 50, block: 200.0, n_folds: 10, margin: 8.0, {EMBEDDER}}}",
             "science.curation.size=2000",
-            VISION,
+            "science.train.recipe.steps=1",
+            "science.train.recipe.batch_size=8",
             "science.train.views={tile: 16, resolution: 0.5, global_metres: [6.0, 8.0], local_metres: [3.0, 4.0], "
-            "global_size: 16, local_size: 8, n_local: 2}",
+            "global_size: 32, local_size: 16, n_local: 0}",
         ],
     }[kind]
     return compose([*own, *SHARED, "arms=[hierarchical_resampled]", f"output.runs={root}", f"output.report={root}/r"])
