@@ -36,7 +36,6 @@ QUALITY = [  # rows, dimensions, concepts, k, centroids of a group, seeds
     (20_000, 64, 2000, 1000, 100, 3),
     (20_000, 64, 2000, 1000, 512, 3),
     (20_000, 16, 200, 1000, 100, 3),
-    (40_000, 64, 4000, 2000, 512, 2),
 ]
 DEFAULT = grouped_seeding.OF_A_GROUP
 TIMES, AT_ONCE, DIM = (1000, 2000, 4000, 8000, 16_000), 4000, 32
