@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
@@ -264,6 +265,10 @@ def near_duplicates(
         rows = np.concatenate([[number], part[moved]])
         return rows, np.concatenate([[seen], part[found[moved]].astype(np.float64)])
 
+    if group.size > 1:  # torchrun leaves OpenMP one thread, srun as many as the machine has
+        import faiss
+
+        faiss.omp_set_num_threads(torch.get_num_threads())
     lengths, (rows, values) = run_jobs(np.array([len(part) for part in parts]), search, work, group)
     heads = np.cumsum(lengths) - lengths
     dimensions = values[heads]
