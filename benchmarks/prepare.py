@@ -231,7 +231,7 @@ def page(figures: dict[str, Any], about: dict[str, Any]) -> str:
         "Generated pools through the stages of their experiments: passages of 30 words (a tenth near-copies), pictures "
         "and tiles of 16 x 16 pixels. Seconds of the processor, by one process; peak memory is resident, summed over "
         "the process tree, mapped files included, and must stay below 3 GB. Text embeds by byte histograms, pictures "
-        "by a network without pretraining of 0.4 M weights at 32 pixels: embedding at real sizes is "
+        "by a tiny network that was never trained (`test_resnet`, 32 pixels): embedding at real sizes is "
         "[another cost](../scale.md). `curate` fits 200, 40 and 10 clusters, one resampling, 5 iterations; `train` is "
         "one step. Rows are those of the source; the pool of text has four fifths of them.",
         "",

@@ -187,9 +187,11 @@ def page(found: dict[str, Any], about: dict[str, Any]) -> str:
         )
     header = ["k", "at once, s", "within groups, s", "microseconds / (k ln k)"]
     lines.append(markdown_table(header, cells).rstrip("\n") if cells else NOT_YET)
-    if len(done) > 1:
+    if len(done) > 2:
         slope = np.polyfit(np.log(done), np.log([found[f"time-{k}-groups"]["seconds"] for k in done]), 1)[0]
         lines += ["", f"Fitted exponent of k within groups: {slope:.2f}.", "", "![growth with k](images/seeding.png)"]
+    else:
+        lines += ["", "Too few sizes to say how it grows."]
     if len(done) < len(TIMES):
         missing = ", ".join(f"{k:,}" for k in TIMES if k not in done)
         lines += ["", f"k {missing}: {NOT_YET}"]
