@@ -30,6 +30,7 @@ from text_lm.tokenizer import open_tokenizer
 
 BROWN = "brown"
 TEST, POOL = "test.json", "pool.json"
+LAYOUT = 2  # of the folder of passages: one of before is left to the stages that were made from it
 CONSIDERED, LEAST_CONSIDERED = 8, 4 << 20  # of a domain: times `test_bytes`, or bytes, that are looked for in the pool
 FIT_ROWS = 32_768  # passages that the axes of a lexical embedder are fitted on at most
 DISTANCE = "distance.npy"
@@ -135,6 +136,7 @@ def shared_passages(pool: PoolSettings, run: StageRun) -> Passages:
     for own in OF_SEED:
         shared.pop(own)
     rules = Rules(**{entry.name: shared[entry.name] for entry in fields(Rules)})
+    shared["layout"] = LAYOUT
     shared["content"] = [SHA512] if pool.source == BROWN else [fingerprint(path) for path in input_files(pool)]
     folder = run.folder.parents[1] / f"passages-{digest_json(shared)[:8]}"  # beside the stages of all seeds
     return open_passages(folder, rules, *_parts(pool), open_tokenizer(pool.tokenizer), run.progress)
