@@ -61,7 +61,7 @@ def write_texts(start: int, rows: int, path: Path) -> None:
     chosen = (rng.integers(400, size=(rows, 30)) ** 2 // 400 + domains[:, None] * 280).astype(np.int64)
     copied, near = rng.random(rows) < 0.02, rng.random(rows) < 0.1
     for i in np.flatnonzero(copied | near):
-        other = int(rng.integers(max(i, 1)))
+        other = int(rng.integers(max(int(i), 1)))
         domains[i], chosen[i] = domains[other], chosen[other]
         if near[i]:
             chosen[i, 29] = rng.integers(6000)
@@ -250,9 +250,9 @@ def page(figures: dict[str, Any], about: dict[str, Any]) -> str:
             [
                 kind,
                 f"{int(rows):,}",
-                f"{seconds[0]:.0f}" + (f" (in {calls} calls)" if calls > 1 else ""),
+                f"{stages['prepare']['seconds']:.0f}" + (f" (in {calls} calls)" if calls > 1 else ""),
                 *("-" if value is None else f"{value:.0f}" for value in seconds[1:]),
-                f"{1e6 * seconds[0] / int(rows):.0f}",
+                f"{1e6 * stages['prepare']['seconds'] / int(rows):.0f}",
                 f"{peak / 1e9:.2f}" + (" **too much**" if peak > LIMIT else ""),
             ]
         )

@@ -548,7 +548,7 @@ def keep_in_folder(
         before = None if rows is None else load_kept(rows).rows
         work = None
         if group.size > 1 and not dry_run:  # of one process, which is not waited for, nothing is kept
-            key = {"settings": asdict(wanted), "embeddings": open_embeddings(embeddings).fingerprint()}
+            key: dict[str, Any] = {"settings": asdict(wanted), "embeddings": open_embeddings(embeddings).fingerprint()}
             key["rows"] = None if before is None else hashlib.blake2b(before.tobytes(), digest_size=16).hexdigest()
             work = folder / f"unfinished-{digest_json(key)[:8]}"
             group.scratch = work
