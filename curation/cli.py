@@ -237,6 +237,7 @@ def dedup(
     no_verify: NoVerify = False,
 ) -> None:
     """Leave out near-duplicates: which pool rows to keep, and a page that shows the others next to what they repeat."""
+    from curation.group import joined
     from curation.near_duplicates import NearRule
     from curation.prepare import Preparation, keep_in_folder, open_sources
 
@@ -252,19 +253,22 @@ def dedup(
         raise CurationError(f"--by {by} needs the pool of the embeddings: give --pool")
     rule = NearRule(threshold=threshold, ratio=ratio)
     wanted = Preparation(names, rule, metric.value, max_bits, overlap=overlap, junk=None)
-    kept, there = keep_in_folder(
-        found,
-        embeddings,
-        output,
-        wanted,
-        rows=rows,
-        held_out=held_out,
-        workers=workers,
-        overwrite=overwrite,
-        dry_run=dry_run,
-        commands=[_typed()],
-    )
-    _tell(kept, output, dry_run, there)
+    with joined() as (group, _device):
+        kept, there = keep_in_folder(
+            found,
+            embeddings,
+            output,
+            wanted,
+            rows=rows,
+            held_out=held_out,
+            workers=workers,
+            overwrite=overwrite,
+            dry_run=dry_run,
+            commands=[_typed()],
+            group=group,
+        )
+    if group.first:
+        _tell(kept, output, dry_run, there)
 
 
 @app.command("filter", epilog="Example:  curate filter images/ -o kept/ --min-side 64 --nsfw 0.5")

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -258,11 +258,11 @@ def joined(device: str = "cpu") -> Iterator[tuple[Group, str]]:
     Raises:
         CurationError: the others do not answer.
     """
-    place = _place(os.environ)
-    if place is None or (dist.is_available() and dist.is_initialized()):
+    here = place()
+    if here is None or (dist.is_available() and dist.is_initialized()):
         yield Group.current(), device
         return
-    rank, size, local_rank, local_size, address, port = place
+    rank, size, local_rank, local_size, address, port = here
     n_gpus = torch.cuda.device_count() if device == "cuda" else 0
     if n_gpus:
         device = f"cuda:{local_rank % n_gpus}"
@@ -284,27 +284,37 @@ def joined(device: str = "cpu") -> Iterator[tuple[Group, str]]:
         dist.destroy_process_group()
 
 
-def _place(environment: Any) -> tuple[int, int, int, int, str, int] | None:
-    """Rank, size, local rank, local size, address and port of the first process; None for one alone."""
+class Place(NamedTuple):
+    """Where a process stands among those that torchrun or ``srun`` has started, and where the first one is."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    address: str
+    port: int
+
+
+def place(environment: Any = None) -> Place | None:
+    """The place of this process; None for one alone.
+
+    Raises:
+        CurationError: the variables of torchrun or srun make no sense.
+    """
     try:
-        return _started_by(environment)
+        return _started_by(os.environ if environment is None else environment)
     except ValueError as error:
         if isinstance(error, CurationError):
             raise
         raise CurationError(f"the variables of torchrun or srun (WORLD_SIZE, RANK, ...) are odd: {error}") from error
 
 
-def _started_by(environment: Any) -> tuple[int, int, int, int, str, int] | None:
+def _started_by(environment: Any) -> Place | None:
     if int(environment.get("WORLD_SIZE", 1)) > 1 and "RANK" in environment:
         rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
         local = int(environment.get("LOCAL_RANK", 0)), int(environment.get("LOCAL_WORLD_SIZE", 1))
-        return (
-            rank,
-            size,
-            *local,
-            environment.get("MASTER_ADDR", "127.0.0.1"),
-            int(environment.get("MASTER_PORT", 29500)),
-        )
+        address = environment.get("MASTER_ADDR", "127.0.0.1")
+        return Place(rank, size, *local, address, int(environment.get("MASTER_PORT", 29500)))
     # SLURM_STEP_NUM_TASKS, not SLURM_NTASKS: the batch script itself is not a task
     size = int(environment.get("SLURM_STEP_NUM_TASKS", 1))
     if size <= 1 or "SLURM_PROCID" not in environment:
@@ -313,7 +323,8 @@ def _started_by(environment: Any) -> tuple[int, int, int, int, str, int] | None:
     port = int(environment.get("MASTER_PORT", 20_000 + int(environment.get("SLURM_JOB_ID", 0)) % 20_000))
     hosts = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", ""))
     address = environment.get("MASTER_ADDR") or _first_host(hosts)
-    return int(environment["SLURM_PROCID"]), size, int(environment.get("SLURM_LOCALID", 0)), local_size, address, port
+    local_rank = int(environment.get("SLURM_LOCALID", 0))
+    return Place(int(environment["SLURM_PROCID"]), size, local_rank, local_size, address, port)
 
 
 def _first_host(hosts: str) -> str:

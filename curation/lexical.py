@@ -1,6 +1,6 @@
 """Embeddings that need no network: byte histograms, and TF-IDF of character n-grams in fewer dimensions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,10 +71,10 @@ def is_lexical(name: str) -> bool:
     return name.partition(":")[0] in (BYTES, CHARACTERS)
 
 
-def embed_lexically(
-    name: str, fitted_on: Sequence[str], *texts: Sequence[str], seed: int = 0
-) -> list[Float[np.ndarray, "n d"]]:
-    """Embeddings of each list of texts by one embedder.
+def lexical_embedder(
+    name: str, fitted_on: Sequence[str], seed: int = 0
+) -> Callable[[Sequence[str]], Float[np.ndarray, "n d"]]:
+    """What embeds texts under this name, as float32.
 
     Args:
         name: see `is_lexical`.
@@ -86,7 +86,12 @@ def embed_lexically(
     kind, _, rest = name.partition(":")
     if not is_lexical(name) or (rest and (kind == BYTES or not rest.isdecimal() or len(rest) > 5 or int(rest) < 1)):
         raise CurationError(f"embedder {name!r} is unknown; use {BYTES}, {CHARACTERS} or {CHARACTERS}:DIMENSIONS")
-    if kind == BYTES:
-        return [byte_histograms(part) for part in texts]
-    embed = fit_characters(fitted_on, int(rest or DIMENSIONS), seed)
+    return byte_histograms if kind == BYTES else fit_characters(fitted_on, int(rest or DIMENSIONS), seed)
+
+
+def embed_lexically(
+    name: str, fitted_on: Sequence[str], *texts: Sequence[str], seed: int = 0
+) -> list[Float[np.ndarray, "n d"]]:
+    """Embeddings of each list of texts by one `lexical_embedder`."""
+    embed = lexical_embedder(name, fitted_on, seed)
     return [embed(part) for part in texts]

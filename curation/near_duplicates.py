@@ -8,16 +8,20 @@ either row's own neighbourhood; and a dropped row is always close to the very ro
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from curation.bad_rows import check_rows
 from curation.duplicates import DuplicateReport
 from curation.embeddings import Embeddings, open_embeddings
+from curation.group import Group
 from curation.kmeans.assignment import rows_per_read
+from curation.kmeans.pieces import run_jobs
 from curation.rows import SelectedRows
 from foundation.errors import CurationError
 
@@ -25,6 +29,7 @@ ROWS_PER_BLOCK = 4096
 EXACT_ROWS = 50_000  # up to here all pairs are compared; above, the rows of the nearest cells of an inverted file
 PROBES = 16  # cells of the inverted file that a row is looked for in
 INDEX_BYTES = 8 << 30  # beyond it, rows are compared within clusters that fit
+CLUSTERS_A_PART, PART_ITERATIONS = 8, 10
 EQUAL = 1e-4  # of the typical length: nearer than this, two rows are one, whatever their neighbourhood
 ROUNDING = 4e-3  # of the typical length: what an index says below this is measured again from the rows themselves
 
@@ -223,35 +228,53 @@ def near_duplicates(
     pairs: tuple[Int[np.ndarray, "p"], Int[np.ndarray, "p"]] | None = None,
     confirm: float = 0.8,
     progress: bool = True,
+    group: Group | None = None,
+    work: Path | None = None,
 ) -> NearDuplicates:
     """Rows that repeat another, by embedding; the centre of each group is kept.
 
     Up to 50,000 rows all pairs are compared; above, the nearest cells of an inverted file (faiss); where that needs
-    more than 8 GiB, within clusters.
+    more than 8 GiB, within clusters, which processes share: the result does not depend on their number.
 
     Args:
         x: (n, d), anything `open_embeddings` takes.
         metric: "cosine" brings rows to unit length first; "l2" takes them as they are.
         pairs: rows that look alike by other signs (perceptual hashes); they are duplicates where their cosine is at
             least ``confirm``, without regard to their neighbourhood.
+        group: the processes that share the work, of which each gets the whole result; None: this one alone.
+        work: where finished clusters are kept, and gone on from; all processes see it.
 
     Raises:
         CurationError: a threshold out of range, or all rows alike.
     """
-    rule = rule or NearRule()
+    rule, group = rule or NearRule(), group or Group()
     source = open_embeddings(x)
     n = source.n_rows
     if n < 2:
         return NearDuplicates(np.arange(n), np.empty(0, np.int64), np.empty(0, np.int64))
     centred = _Centred(source, metric == "cosine")
-    parts = _parts(source, metric, progress)
+    parts = _parts(source, metric, progress, group)
     centre = np.arange(n)
-    dimensions: list[float] = []
-    for part in parts:
+
+    def search(number: int) -> tuple[np.ndarray, np.ndarray]:
+        part = parts[number]
         mine = centred if len(parts) == 1 else _part_of(centred, part)
-        found, seen = _groups(mine, rule, progress)
-        dimensions.append(seen)
-        centre[part] = part[found]
+        found, seen = _groups(mine, rule, progress and group.first)
+        # what is not dropped says nothing, and the dimension is of the whole part
+        moved = np.flatnonzero(found != np.arange(len(part)))
+        rows = np.concatenate([[number], part[moved]])
+        return rows, np.concatenate([[seen], part[found[moved]].astype(np.float64)])
+
+    if group.size > 1:  # torchrun leaves OpenMP one thread, srun as many as the machine has
+        import faiss
+
+        faiss.omp_set_num_threads(torch.get_num_threads())
+    lengths, (rows, values) = run_jobs(np.array([len(part) for part in parts]), search, work, group)
+    heads = np.cumsum(lengths) - lengths
+    dimensions = values[heads]
+    body = np.ones(len(rows), bool)
+    body[heads] = False
+    centre[rows[body]] = values[body].astype(np.int64)  # rows below 2^53 are whole as float64
     ratio = rule.limit(float(np.median(dimensions)))
     if pairs is not None and len(pairs[0]):
         sure = centred.cosines(*pairs) >= confirm
@@ -276,16 +299,22 @@ def _part_of(x: _Centred, rows: Int[np.ndarray, "m"]) -> _Centred:
     return part
 
 
-def _parts(source: Embeddings, metric: str, progress: bool) -> list[Int[np.ndarray, "m"]]:
-    """Rows that are compared with each other: all, or clusters packed into parts of `INDEX_BYTES`."""
-    bytes_each = source.dim * (4 if source.n_rows <= EXACT_ROWS else 2)
+def part_sizes(n_rows: float, dim: int) -> tuple[int, int]:
+    """Rows that are compared with each other at most, and the clusters that they are packed from; (rows, 0): all."""
+    bytes_each = dim * (4 if n_rows <= EXACT_ROWS else 2)
     most = max(1024, INDEX_BYTES // bytes_each)
-    if source.n_rows <= most:
+    return (int(n_rows), 0) if n_rows <= most else (most, CLUSTERS_A_PART * math.ceil(n_rows / most))
+
+
+def _parts(source: Embeddings, metric: str, progress: bool, group: Group) -> list[Int[np.ndarray, "m"]]:
+    """Rows that are compared with each other: all, or clusters packed into parts of `INDEX_BYTES`."""
+    most, k = part_sizes(source.n_rows, source.dim)
+    if not k:
         return [np.arange(source.n_rows)]
     from curation.kmeans import kmeans
 
-    k = 8 * math.ceil(source.n_rows / most)
-    labels = kmeans(source, k, metric=metric, max_iterations=10, progress="clusters" if progress else False).labels
+    title = "clusters" if progress and group.first else False
+    labels = kmeans(source, k, metric=metric, max_iterations=PART_ITERATIONS, progress=title, group=group).labels
     order = np.argsort(labels, kind="stable")
     pieces: list[list[np.ndarray]] = []
     room = 0

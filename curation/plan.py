@@ -19,7 +19,7 @@ from curation.community_tree import AUTO, level_of
 from curation.embeddings import open_embeddings
 from curation.hierarchy import HierarchicalKMeans
 from curation.kmeans.assignment import has_bfloat16_units
-from curation.kmeans.grouped_seeding import group_settings
+from curation.kmeans.grouped_seeding import seeding_work
 from curation.kmeans.lloyd import fit_centroids
 from curation.kmeans.seeding import GROUPED_WORK, SUBSAMPLE, TRIAL_BUDGET
 from curation.kmeans.settings import KMeansSettings
@@ -242,9 +242,8 @@ def plan(
     def add_kmeans(name: str, n: float, k: float, width: int) -> None:
         sample, machines = min(n, SUBSAMPLE * k), 1.0
         if sample * k * dim > GROUPED_WORK:
-            n_groups, trials = group_settings(int(k))
             machines = max(1.0, devices / DEVICES_A_MACHINE)  # their processors share the groups
-            skinny = 2.0 * sample * (2 * k / n_groups) * dim * trials
+            skinny = 2.0 * seeding_work(sample, int(k), dim)
         else:
             skinny = 2.0 * sample * k * dim * max(1.0, min(2 + math.log(k), TRIAL_BUDGET / (sample * k * dim)))
         add(f"{name}: seeding", 0.0, sample * dim * width, skinny=skinny, skinny_machines=machines)

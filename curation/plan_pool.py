@@ -5,13 +5,14 @@ from dataclasses import replace
 from typing import Any
 
 from curation.levels import first_level
-from curation.near_duplicates import EXACT_ROWS, PROBES
-from curation.plan import BYTES, Hardware, Plan, Stage
+from curation.near_duplicates import EXACT_ROWS, PART_ITERATIONS, PROBES, part_sizes
+from curation.plan import BYTES, DEVICES_A_MACHINE, Hardware, Plan, Stage
 from foundation.errors import CurationError
 from foundation.timm_models import create_timm_model
 
 NETWORK_SHARE = 0.5  # of the speed of a large product that a network's forward pass reaches; assumed
 NEIGHBOURS_SHARE = 0.5  # the same of the search for neighbours
+PASSES = 1  # a second one only where rows repeat more often than the rule has neighbours
 SENTENCE_WEIGHTS, SENTENCE_TOKENS = 10.6e6, 128  # all-MiniLM-L6-v2 without its token table; of a passage
 
 
@@ -60,12 +61,27 @@ def pool_stages(
         stages.append(Stage(f"embed: {embedder.partition(':')[2] or embedder}, {about}"[:43], work, 0.0, 0.0))
         stages[-1] = replace(stages[-1], seconds=work / speed / NETWORK_SHARE)
     if dedup:
-        cells = 4 * math.sqrt(rows)
-        compared = rows if rows <= EXACT_ROWS else rows * PROBES / cells + cells
-        work = 2.0 * rows * compared * dim
-        # one process searches, whatever the others have
-        seconds = work / (hardware.greedy_tflops * 1e12) / NEIGHBOURS_SHARE
-        stages.append(Stage("near-duplicates", work, rows * dim * BYTES[dtype] * 2.0, seconds))
+        part, k = part_sizes(rows, dim)
+        width = dim * BYTES[dtype]
+        machines = 1.0
+        if k:
+            # clusters by k-means on the devices, then their rows one by one; the processors of all machines search
+            work = 2.0 * rows * k * dim * (PART_ITERATIONS + 1)
+            read = rows * width * (PART_ITERATIONS + 1)
+            busy = max(work / speed, read / (hardware.read_gb_s * 1e9 * hardware.n_devices))
+            stages.append(Stage(f"near-duplicates: {k:,} clusters", work, read, busy))
+            machines = min(max(1.0, hardware.n_devices / DEVICES_A_MACHINE), math.ceil(rows / part))
+        cells = 4 * math.sqrt(part)
+        compared = part if part <= EXACT_ROWS else part * PROBES / cells + cells
+        work = 2.0 * rows * compared * dim * PASSES
+        seconds = work / (hardware.greedy_tflops * 1e12) / NEIGHBOURS_SHARE / machines
+        # the mean of all rows is each process's own pass; then a part is read for its lengths, its index, its search
+        read = rows * width * (1 + 3 * PASSES)
+        single = rows * hardware.random_read_s / hardware.n_devices if k else 0.0
+        reading = rows * width / (hardware.read_gb_s * 1e9) + 3 * PASSES * (
+            single or rows * width / (hardware.read_gb_s * 1e9)
+        )
+        stages.append(Stage("near-duplicates: search", work, read, max(seconds, reading)))
     return stages
 
 

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from curation.duplicates import can_hash, similar_hashes
 from curation.embeddings import Embeddings, check_row_ids, open_embeddings
 from curation.filters.junk import JunkFilter
 from curation.filters.text import TextJunk
+from curation.group import Group
 from curation.kmeans.assignment import rows_per_read
 from curation.looks import look_at
 from curation.near_duplicates import NearDuplicates, NearRule, near_duplicates, near_held_out
@@ -166,9 +167,11 @@ def find_kept(
     wanted: Preparation,
     rows: Int[np.ndarray, "n"] | None = None,
     held_out: Any = None,
+    *,
     work: Path | None = None,
     workers: int | None = None,
     progress: bool = True,
+    group: Group | None = None,
 ) -> Kept:
     """Look for duplicates and junk, and write nothing but the unfinished work.
 
@@ -177,7 +180,9 @@ def find_kept(
         embeddings: of the rows of the pool; None: the pool alone is asked.
         rows: pool rows to look at, ascending; None: all that have an embedding, or all.
         held_out: embeddings of rows that must not be in the pool, such as a test set.
-        work: finished blocks of a pass over the pictures go here, and are removed at the end.
+        work: finished blocks of a pass over the pictures, and of the search for near-duplicates, go here, and are
+            removed at the end.
+        group: the processes that share the search among embeddings; each of them gets the result.
 
     Raises:
         CurationError: nothing to look at, nothing is left, the embeddings are not of this pool, or see the steps.
@@ -200,7 +205,7 @@ def find_kept(
         report["embeddings_fingerprint"] = x.fingerprint()
         # positions of the rows among the embeddings
         at = np.searchsorted(known, ledger.rows)
-        bad = find_bad_rows(x, wanted.metric == "cosine", rows_per_read(x.dim))
+        bad = find_bad_rows(x, wanted.metric == "cosine", rows_per_read(x.dim), group)
         ledger.drop(np.flatnonzero(np.isin(at, bad)), "not finite or zero")
     hashes = None
     if has_images(pool):
@@ -215,7 +220,7 @@ def find_kept(
         ledger.drop(left[found.dropped], "held out", -1, found.similarity)
         report["held_out"] = found.measured
     if x is not None and "embedding" in wanted.by and len(ledger.left) > 1:
-        report["near"] = _embedded(x, at, wanted, ledger, hashes, progress)
+        report["near"] = _embedded(x, at, wanted, ledger, hashes, progress, group, work)
     elif hashes is not None and "perceptual" in wanted.by:
         _hashed(wanted, ledger, hashes)
     if "embedding" in wanted.by and x is None:
@@ -302,13 +307,27 @@ def _texts(pool: Any, wanted: Preparation, ledger: _Ledger, progress: bool) -> N
 
 
 def _embedded(
-    x: Embeddings, at: np.ndarray, wanted: Preparation, ledger: _Ledger, hashes: np.ndarray | None, progress: bool
+    x: Embeddings,
+    at: np.ndarray,
+    wanted: Preparation,
+    ledger: _Ledger,
+    hashes: np.ndarray | None,
+    progress: bool,
+    group: Group | None,
+    work: Path | None,
 ) -> dict[str, float]:
     """Drop near-duplicates by embedding, and those whose hashes agree and whose embeddings confirm it."""
     left = ledger.left
     pairs = None if hashes is None else similar_hashes(hashes[left], wanted.max_bits)
     found: NearDuplicates = near_duplicates(
-        SelectedRows(x, at[left]), wanted.near, wanted.metric, pairs, wanted.confirm, progress
+        SelectedRows(x, at[left]),
+        wanted.near,
+        wanted.metric,
+        pairs,
+        wanted.confirm,
+        progress,
+        group,
+        None if work is None else work / "near",
     )
     reasons = np.full(len(found.dropped), "embedding", dtype=object)
     if hashes is not None:
@@ -517,32 +536,52 @@ def keep_in_folder(
     dry_run: bool = False,
     commands: Sequence[str] = (),
     progress: bool = True,
+    group: Group | None = None,
 ) -> tuple[Kept, bool]:
     """What ``curate dedup`` and ``curate filter`` do: look, and write a kept folder unless it is a dry run.
 
     Args:
         rows: kept folder of an earlier step: only its rows are looked at.
+        group: the processes that share the search among embeddings; the first one writes.
 
     Returns:
         What is kept, and whether the folder was already there, of the same settings and inputs.
 
     Raises:
-        CurationError: a finished folder of others is there, or see `find_kept`.
+        CurationError: a finished folder of others is there, several processes are given a pool, or see `find_kept`.
     """
+    group = group or Group()
+    if group.size > 1 and pool is not None:
+        raise CurationError(
+            "several processes compare embeddings alone: run --by exact,perceptual by one process first, then this "
+            "without the pool and with --rows KEPT"
+        )
     before = None if rows is None else load_kept(rows)
     others = None if held_out is None else open_embeddings(held_out)
     key = _inputs_key(pool, embeddings, wanted, before, others)
-    if (folder / "report.json").exists() and not overwrite and not dry_run:
-        if _read_report(folder).get("inputs") != key:
-            raise CurationError(
-                f"{folder} holds a finished preparation of other settings or inputs; choose another -o, or give "
-                "--overwrite"
-            )
-        return load_kept(folder), True
-    with nullcontext() if dry_run else locked_folder(folder):
-        asked = None if before is None else before.rows
-        kept = find_kept(pool, embeddings, wanted, asked, others, workers=workers, progress=progress)
+    with ExitStack() as held:
+        with group.all_or_none():
+            there = (folder / "report.json").exists() and not overwrite and not dry_run
+            if there and _read_report(folder).get("inputs") != key:
+                raise CurationError(
+                    f"{folder} holds a finished preparation of other settings or inputs; choose another -o, or give "
+                    "--overwrite"
+                )
+            if group.first and not there and not dry_run:
+                held.enter_context(locked_folder(folder))
+        if there:
+            return load_kept(folder), True
+        work = None
+        if group.size > 1 and not dry_run:  # of one process, which is not waited for, nothing is kept
+            group.scratch = work = folder / f"unfinished-{key[:8]}"
+        asked, shown = None if before is None else before.rows, progress and group.first
+        kept = find_kept(
+            pool, embeddings, wanted, asked, others, work=work, workers=workers, progress=shown, group=group
+        )
         kept.report["inputs"] = key
-        if not dry_run:
+        if not dry_run and group.first:
             save_kept(kept, folder, pool, commands)
+        group.barrier()
+        if group.first and work is not None:
+            shutil.rmtree(work, ignore_errors=True)
     return kept, False

@@ -7,6 +7,7 @@ anything else is flatter for it.
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 
@@ -15,6 +16,7 @@ from eval.knn import nearest_neighbours
 from foundation.errors import CurationError
 
 NEIGHBOURS, PARTS = 5, 10
+POOL_BLOCK = 1 << 18  # rows of the pool in memory
 
 
 def distance_to_pool(test: Any, pool: Any, k: int = NEIGHBOURS) -> Float[np.ndarray, "n"]:
@@ -22,15 +24,22 @@ def distance_to_pool(test: Any, pool: Any, k: int = NEIGHBOURS) -> Float[np.ndar
 
     Args:
         test: (n, d) features.
-        pool: (m, d) features of the same encoder.
+        pool: (m, d) features of the same encoder; of an array in a file a block at a time is read.
 
     Raises:
         CurationError: other widths, features that are none, or fewer than k pool rows.
     """
-    queries, gallery = as_features(test, "test features").float(), as_features(pool, "pool features").float()
-    check_same_width(gallery, queries)
-    products, _ = nearest_neighbours(F.normalize(queries, dim=1), F.normalize(gallery, dim=1), k)
-    return 1.0 - products[:, -1].double().numpy()
+    queries = F.normalize(as_features(test, "test features").float(), dim=1)
+    if len(pool) < k:
+        raise CurationError(f"k = {k} neighbours, but there are {len(pool)} pool rows to find; lower k")
+    best = torch.empty(len(queries), 0)
+    for start in range(0, len(pool), POOL_BLOCK):
+        part = as_features(pool[start : start + POOL_BLOCK], "pool features").float()
+        check_same_width(part, queries)
+        products, _ = nearest_neighbours(queries, F.normalize(part, dim=1), min(k, len(part)))
+        best = torch.cat([best, products], 1)
+        best = best.topk(min(k, best.shape[1]), dim=1).values
+    return 1.0 - best[:, -1].double().numpy()
 
 
 def parts_by_rank(values: Float[np.ndarray, "n"], parts: int = PARTS) -> Int[np.ndarray, "n"]:

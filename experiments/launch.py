@@ -5,11 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from curation.group import Group, joined, place
 from curation.plan import PROFILES, Hardware, calibrate
 from experiments.engine.experiment import Experiment, Speed, build
+from experiments.engine.processes import announce, dismiss, follow
 from experiments.engine.stages import MARKER, Stage, in_order, locked, run_stages, state_of
 from experiments.run_folder import begin_stage, finish_experiment, write_manifest
-from experiments.slurm import submit
+from experiments.slurm import resources_of, submit
 from foundation.errors import CurationError
 from foundation.files import load_json
 from foundation.settings import CONFIGS, nearest_name
@@ -55,6 +57,7 @@ def plan_table(experiment: Experiment) -> str:
     """The dry run: every stage, whether it is done and why not, and what it will cost."""
     lines = [f"{'stage':<44}{'samples':>12}{'FLOP':>11}{'time':>11}  state"]
     total, unknown, root = 0.0, 0, experiment.root
+    busy: dict[str, list[float | None]] = {}
     for stage in in_order(experiment.stages):
         state, cost = state_of(stage, root), stage.estimate
         measured = measured_seconds(stage, root)
@@ -63,13 +66,30 @@ def plan_table(experiment: Experiment) -> str:
         samples = f"{cost.samples:,.0f}" if cost.samples else "-"
         if not state.finished:
             total, unknown = total + (seconds or 0.0), unknown + (seconds is None)
+            busy.setdefault(stage.name, []).append(seconds)
         mark = "" if measured is None else "*"
         lines.append(f"{stage.identity:<44}{samples:>12}{flops:>11}{_time(seconds) + mark:>11}  {state.why}")
     rest = f", and {unknown} stages whose time is not known before they have run once" if unknown else ""
     lines += ["", f"still to run: {_time(total)} one after another{rest}; * from stages that finished here,"]
     lines.append("else operations / sustained rate of the hardware: a lower bound for small models on a CPU")
+    if experiment.settings.launch.where == "slurm":
+        lines += _jobs(experiment, busy)
     lines += [f"note: {line}" for line in experiment.warnings()]
     return "\n".join(lines)
+
+
+def _jobs(experiment: Experiment, busy: dict[str, list[float | None]]) -> list[str]:
+    """One line for each kind of job that is still to run: nodes, tasks, GPUs, hours."""
+    lines = []
+    for name, seconds in busy.items():
+        wanted = resources_of(experiment.settings.launch, name)
+        nodes, tasks, gpus = wanted["nodes"], wanted["tasks_per_node"], wanted["gpus_per_node"]
+        each = f"{nodes} node(s) x {tasks} task(s) x {gpus // max(tasks, 1) if gpus else 0} GPU(s)"
+        hours = sum(item or 0.0 for item in seconds) / 3600
+        known = "" if None not in seconds else ", some of them not known"
+        device = f"{hours * nodes * gpus:,.2f} GPU hours" if gpus else f"{hours * nodes:,.2f} node hours"
+        lines.append(f"{len(seconds)} job(s) {name}: {each}, {hours:,.2f} h in all, {device}{known}")
+    return lines
 
 
 def run_experiment(
@@ -95,7 +115,27 @@ def run_experiment(
         say(plan_table(build(config, hardware_of(speed))))
         return 0
     experiment = build(config)
-    root = experiment.root
+    if where == "slurm" and place() is not None:
+        raise CurationError("launch=slurm submits jobs itself; start it once, not by torchrun or srun")
+    with joined(experiment.settings.speed.device) as (group, _device):
+        if not group.first:
+            follow(experiment.stages, group, root=experiment.root, **begin_stage(experiment, config, False))
+            return 0
+        code = _lead(experiment, config, command, say, progress, group)
+        dismiss(group)
+        return code
+
+
+def _lead(
+    experiment: Experiment,
+    config: dict[str, Any],
+    command: str,
+    say: Callable[[str], None],
+    progress: bool,
+    group: Group,
+) -> int:
+    """What the first process, or the only one, does."""
+    root, where = experiment.root, config["launch"]["where"]
     with locked(root, "an experiment"):
         if experiment.settings.speed.fresh:
             for stage in in_order(experiment.stages):
@@ -109,7 +149,9 @@ def run_experiment(
                 say(f"job {job}: {name}")
             say(f"logs: {root / 'slurm'}; the last job writes {root / 'report.html'}")
             return 0
-        outcome = run_stages(experiment.stages, root, say, **begin_stage(experiment, config, progress))
+        outcome = run_stages(
+            experiment.stages, root, say, begin=announce(group), **begin_stage(experiment, config, progress)
+        )
         failures = {name: f"failed, {why}" for name, why in outcome.failed.items()}
         failures |= {name: f"skipped, {why}" for name, why in outcome.skipped.items()}
         report = finish_experiment(experiment, config, command, failures)

@@ -1,13 +1,15 @@
 """Stages as SLURM jobs through submitit: each waits for those before it (afterok), the comparison for all of them."""
 
-import os
 from typing import Any
 
+from curation.group import joined
 from experiments.engine.experiment import Experiment, LaunchSettings, build
+from experiments.engine.processes import announce, dismiss, follow
 from experiments.engine.stages import Stage, in_order, run_stage, state_of
 from experiments.run_folder import begin_stage, finish_experiment
 from foundation.errors import CurationError
 
+ALWAYS = {"kill-on-invalid-dep": "yes", "requeue": True}  # also after a lost node
 RESOURCES = {"nodes": 1, "tasks_per_node": 1, "cpus_per_task": 2, "gpus_per_node": 0, "mem_gb": 4, "minutes": 0}
 
 
@@ -15,13 +17,18 @@ class StageJob:
     """One stage in a job; when preempted or timed out, the same call is queued again and goes on."""
 
     def __call__(self, config: dict[str, Any], key: str) -> str:
-        rank = int(os.environ.get("SLURM_PROCID", "0"))
         experiment = build(config)
         stage = next((item for item in in_order(experiment.stages) if item.key == key), None)
         if stage is None:
             raise CurationError("an input of this stage changed since it was submitted; submit the experiment again")
-        options = begin_stage(experiment, config)
-        return str(run_stage(stage, experiment.root, leader=rank == 0, **options))
+        with joined(experiment.settings.speed.device) as (group, _device):
+            options = {"root": experiment.root, **begin_stage(experiment, config)}
+            if not group.first:
+                follow([stage], group, **options)
+                return str(stage.folder(experiment.root))
+            folder = run_stage(stage, begin=announce(group), **options)
+            dismiss(group)
+            return str(folder)
 
     def checkpoint(self, config: dict[str, Any], key: str) -> Any:
         """What submitit queues when the job is preempted or runs out of time."""
@@ -35,11 +42,22 @@ def compare_job(config: dict[str, Any], command: str) -> str:
     return str(finish_experiment(build(config), config, command))
 
 
-def _parameters(launch: LaunchSettings, stage: str, name: str) -> dict[str, Any]:
-    wanted = {**RESOURCES, **launch.resources, **launch.stages.get(stage, {})}
+def resources_of(launch: LaunchSettings, stage: str) -> dict[str, Any]:
+    """Nodes, tasks, processors, GPUs and memory of a stage's job.
+
+    Raises:
+        CurationError: an unknown resource.
+    """
+    own = {name: value for name, value in launch.stages.get(stage, {}).items() if value is not None}
+    wanted = {**RESOURCES, **launch.resources, **own}
     unknown = sorted(set(wanted) - set(RESOURCES))
     if unknown:
         raise CurationError(f"launch.resources has no {unknown[0]!r}; known are {', '.join(RESOURCES)}")
+    return wanted
+
+
+def _parameters(launch: LaunchSettings, stage: str, name: str) -> dict[str, Any]:
+    wanted = resources_of(launch, stage)
     parameters: dict[str, Any] = {
         "name": name.replace(" ", "-"),
         "timeout_min": wanted["minutes"] or launch.minutes,
@@ -47,7 +65,7 @@ def _parameters(launch: LaunchSettings, stage: str, name: str) -> dict[str, Any]
         "tasks_per_node": wanted["tasks_per_node"],
         "cpus_per_task": wanted["cpus_per_task"],
         "mem_gb": wanted["mem_gb"],
-        "slurm_additional_parameters": {"kill-on-invalid-dep": "yes"},
+        "slurm_additional_parameters": ALWAYS,
     }
     if wanted["gpus_per_node"]:
         parameters["gpus_per_node"] = wanted["gpus_per_node"]

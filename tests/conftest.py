@@ -28,6 +28,7 @@ SLOWEST = (
     "text_lm/test_train.py",
     "text_lm/test_cli.py",
     "experiments/test_text.py",
+    "experiments/test_processes.py",
     "experiments/test_satellite.py",
     "pretrain/test_train.py",
     "pretrain/test_backbones.py",

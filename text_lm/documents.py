@@ -6,7 +6,7 @@ What cannot be read is named by file and line. Nothing is held in memory but one
 import gzip
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,6 +17,8 @@ JSONL = (".jsonl", ".ndjson", ".json")
 TEXT_FIELDS = ("text", "raw_content", "content")  # ours and most; CCNet and RedPajama; code
 SOURCE_FIELDS = ("source", "url", "id")
 PACKED = (".gz", ".zst")
+SAVED = ("state.json", "dataset_dict.json")  # of `datasets.Dataset.save_to_disk`
+PART_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ def read_documents(
     bad: str = "raise",
     max_line_bytes: int = 1 << 28,
     skipped: list[str] | None = None,
+    files: Sequence[Path] | None = None,
 ) -> Iterator[Document]:
     """Read documents, in an order that all machines share.
 
@@ -58,6 +61,7 @@ def read_documents(
         bad: "raise" at the first document that cannot be read, or "skip" it.
         max_line_bytes: longest JSONL line or text file.
         skipped: gets one message for each document left out by "skip".
+        files: of the source, where only these are wanted (see `document_parts`).
 
     Raises:
         CurationError: nothing is there, or a document cannot be read; file and line are named.
@@ -65,7 +69,8 @@ def read_documents(
     if bad not in ("raise", "skip"):
         raise CurationError(f"bad={bad!r} is unknown; use raise or skip")
     fields = _Fields(text_field, domain_field, source_field)
-    for item in _items(source, fields, max_line_bytes):
+    items = _items(source, fields, max_line_bytes)
+    for item in items if files is None else _of_files(Path(source), files, fields, max_line_bytes):
         if isinstance(item, Document):
             yield item
         elif bad == "raise":
@@ -118,16 +123,51 @@ def _items(source: Any, fields: _Fields, max_bytes: int) -> Iterator[Document | 
         yield from _rows(source, fields, "row")
         return
     path = Path(source)
-    saved = path.is_dir() and any((path / name).exists() for name in ("state.json", "dataset_dict.json"))
-    if not path.exists() or saved:
+    files = _text_files(path)
+    if files is None:
         from curation.pool import open_pool
 
         yield from _rows(open_pool(source, column=fields.text), fields, f"{source} row")
         return
+    yield from _of_files(path, files, fields, max_bytes)
+
+
+def document_parts(source: str | Path, part_bytes: int = PART_BYTES) -> list[list[Path] | None]:
+    """The files of a source in lists of about ``part_bytes``: `read_documents` of each in turn gives all documents.
+
+    A file is never cut; [None] is a source that can only be read as a whole (a saved dataset, a Hub name).
+
+    Raises:
+        CurationError: a folder without text.
+    """
+    files = _text_files(Path(source))
+    if files is None:
+        return [None]
+    parts: list[list[Path] | None] = []
+    room = 0
+    for file in files:
+        size = file.stat().st_size
+        last = parts[-1] if parts else None
+        if last is None or size > room:
+            last, room = [], part_bytes
+            parts.append(last)
+        last.append(file)
+        room -= size
+    return parts
+
+
+def _text_files(path: Path) -> list[Path] | None:
+    """Files of text of a file or folder, in order; None where it is neither."""
+    if not path.exists() or (path.is_dir() and any((path / name).exists() for name in SAVED)):
+        return None
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     files = [file for file in files if not file.name.startswith(".") and _kind(file)]
     if not files:
         raise CurationError(f"{path} holds no text; it needs .jsonl, .json, .parquet or .txt files (.gz and .zst too)")
+    return files
+
+
+def _of_files(path: Path, files: Sequence[Path], fields: _Fields, max_bytes: int) -> Iterator[Document | str]:
     for file in files:
         kind = _kind(file)
         if kind == "parquet":

@@ -9,8 +9,8 @@ from foundation.errors import CurationError
 
 
 def split_by_document(
-    documents: Sequence[str],
-    domains: Sequence[str] | None = None,
+    documents: Sequence[str] | Int[np.ndarray, "r"],
+    domains: Sequence[str] | Int[np.ndarray, "r"] | None = None,
     share: float = 0.1,
     seed: int = 0,
 ) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "m"]]:
@@ -21,20 +21,20 @@ def split_by_document(
     domains counts to that of its first row.
 
     Args:
-        documents: (r,) which document each row was cut from.
-        domains: (r,) label of each row; None takes all as one.
+        documents: (r,) which document each row was cut from: names, or their numbers in the order of names.
+        domains: (r,) label of each row, likewise; None takes all as one.
 
     Returns:
         Training rows and test rows, int64, ascending.
     """
     if not 0 < share < 1:
         raise CurationError(f"share {share} must lie between 0 and 1")
-    names, first, index = np.unique(np.asarray(documents, dtype=str), return_index=True, return_inverse=True)
+    names, first, index = np.unique(_names(documents), return_index=True, return_inverse=True)
     labels = np.zeros(len(index), np.int64)
     if domains is not None:
         if len(domains) != len(index):
             raise CurationError(f"there are {len(index)} rows but {len(domains)} domains")
-        labels = np.unique(np.asarray(domains, dtype=str), return_inverse=True)[1]
+        labels = np.unique(_names(domains), return_inverse=True)[1]
     rows_of = np.bincount(index, minlength=len(names))
     held_out = np.zeros(len(names), bool)
     rng = np.random.default_rng(seed)
@@ -47,3 +47,7 @@ def split_by_document(
         held_out[mine[taken]] = True
     test = held_out[index]
     return np.flatnonzero(~test), np.flatnonzero(test)
+
+
+def _names(values: Sequence[str] | Int[np.ndarray, "r"]) -> np.ndarray:
+    return values if isinstance(values, np.ndarray) and values.dtype.kind in "iu" else np.asarray(values, dtype=str)

@@ -7,7 +7,8 @@ A folder holds ``tokens.bin`` (little-endian uint16 or uint32: bos, text, eos of
 of each document), ``tokenizer/`` and ``tokens.json``, which is written last and makes the folder whole.
 """
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +20,16 @@ from tqdm import tqdm
 from curation.pool import pool_fingerprint
 from curation.subset import Subset
 from foundation.errors import CurationError
-from foundation.files import check_files, checksum, load_array, load_json, require_free_space, save_array, save_json
+from foundation.files import (
+    check_files,
+    checksum,
+    load_array,
+    load_json,
+    require_free_space,
+    save_array,
+    save_json,
+    whole_folder,
+)
 from foundation.locks import locked_folder
 from foundation.settings import Choices, Count, Range
 from text_lm.tokenizer import Tokenizer
@@ -210,6 +220,55 @@ def _tokenise(
     }
     save_json(folder / "tokens.json", info, seal=True)
     return TokenStore.open(folder, tokenizer)
+
+
+def join_tokens(parts: Sequence[Path], folder: str | Path, fingerprint: str) -> TokenStore:
+    """One folder of tokens from those of the stretches of a pool, in their order; the parts are left as they are.
+
+    Args:
+        parts: folders of `tokenise_pool`, all by one tokeniser.
+        fingerprint: of the whole pool.
+
+    Raises:
+        CurationError: a part is not whole or of another tokeniser, or the disk is full.
+    """
+    folder = Path(folder)
+    stores = [TokenStore.open(part) for part in parts]
+    tokenizers = {store.info["tokenizer_fingerprint"] for store in stores}
+    if len(tokenizers) != 1:
+        raise CurationError(f"{folder}: its parts are of {len(tokenizers)} tokenisers; {AGAIN}")
+    require_free_space(folder.parent, sum(store.tokens.nbytes for store in stores))
+    pool_starts = np.cumsum([0, *(store.info["pool_rows"] for store in stores)])
+    token_starts = np.cumsum([0, *(len(store.tokens) for store in stores)])
+    with whole_folder(folder) as place:
+        with open(place / "tokens.bin", "wb") as stream:
+            for part in parts:
+                with open(part / "tokens.bin", "rb") as mine:
+                    shutil.copyfileobj(mine, stream, 1 << 22)
+        shifted = [store.starts[:-1] + first for store, first in zip(stores, token_starts[:-1], strict=True)]
+        rows = [store.rows + first for store, first in zip(stores, pool_starts[:-1], strict=True)]
+        whole = {"starts": [*shifted, token_starts[-1:]], "rows": rows, "bytes": [store.n_bytes for store in stores]}
+        for name, values in whole.items():
+            save_array(place / f"{name}.npy", np.concatenate(values).astype(np.int64))
+        shutil.copytree(parts[0] / "tokenizer", place / "tokenizer")
+        empty = [
+            row + int(first)
+            for store, first in zip(stores, pool_starts[:-1], strict=True)
+            for row in store.info["empty_rows"]
+        ]
+        info = {
+            **stores[0].info,
+            "pool_fingerprint": fingerprint,
+            "pool_rows": int(pool_starts[-1]),
+            "n_tokens": int(token_starts[-1]),
+            "n_documents": sum(len(store) for store in stores),
+            "n_bytes": sum(store.info["n_bytes"] for store in stores),
+            "empty_rows": empty,
+            "checksum": checksum(place / "tokens.bin"),
+            "checksums": {f"{name}.npy": checksum(place / f"{name}.npy") for name in ARRAYS},
+        }
+        save_json(place / "tokens.json", info, seal=True)
+    return TokenStore.open(folder)
 
 
 def _batches(pool: Any, column: str, batch_size: int) -> Iterator[tuple[int, list[str]]]:

@@ -64,7 +64,8 @@ def _claim(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
         if not _kept(folder) and is_first_process():  # it starts again, or another one does
             for log in LOGS:
                 (folder / log).unlink(missing_ok=True)
-    elif folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
+    # of several processes the first may have written it meanwhile
+    elif folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()) and not path.exists():
         raise CurationError(f"{folder} is not empty and holds no run; use another folder")
     if is_first_process():
         save_json(path, identity)

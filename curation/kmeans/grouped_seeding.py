@@ -4,6 +4,10 @@ At once, greedy k-means++ costs rows x centroids, and rows are drawn in proporti
 groups of a few hundred centroids each it costs rows x (centroids of a group), which grows as k. The groups are the
 cells of a coarse clustering of the sample. Every group gives a sequence of choices; the k with the largest falls
 of the sum of squared distances win, so each group gets as many centroids as it needs without a guess of its dimension.
+
+Groups cut what lies between their centres, and each piece takes a centroid of its own. So a few rounds of swaps follow,
+as in the breathing k-means of Fritzke (2020): centroids whose rows another serves nearly as well make room for choices
+that the groups add to what all of them have. docs/results/seeding.md has the inertia beside greedy k-means++.
 """
 
 import math
@@ -29,6 +33,9 @@ from foundation.errors import CurationError
 
 OF_A_GROUP = 512  # centroids, on average
 ATTEMPTS = 8  # at a limit of choices for each group, twice as many each time
+SWAPS = 3  # rounds
+NEAR = 4  # groups in which a centroid is looked at: those with the nearest centres
+FAST: Any = {"reassoc", "contract"}  # of floating-point sums: the same in every process of a machine
 
 
 @numba.njit(cache=True)
@@ -72,6 +79,15 @@ class Sample:
     def take(self, places: Any) -> Float[Tensor, "m d"]:
         """The rows at these places of the sample (indices or a slice), float32 in the frame, on the CPU."""
         return self.frame.apply(self.x.take(self.rows[places]).cpu())
+
+
+def seeding_work(n_rows: float, k: int, dim: int) -> float:
+    """Multiply-adds of `seed_in_groups`: greedy choices, twice as many as are taken, and the rounds of swaps."""
+    n_groups, n_trials = group_settings(k)
+    of_a_group = k / n_groups
+    choices = 2 * of_a_group * n_trials
+    swaps = SWAPS * (min(NEAR, n_groups) * of_a_group + of_a_group / 2 * n_trials)
+    return n_rows * (choices + swaps) * dim
 
 
 def seed_in_groups(
@@ -135,8 +151,135 @@ def seed_in_groups(
         limits = np.where(cut, np.minimum(2 * limits, sizes), limits)
         found = {i: item for i, item in found.items() if not cut[i]}
     chosen = np.concatenate([found[i][0] for i in range(n_groups)])
-    best = np.sort(np.argsort(-falls, kind="stable")[:k])
-    return sample.take(chosen[best]).to(device)
+    taken = chosen[np.sort(np.argsort(-falls, kind="stable")[:k])]
+    for number in range(SWAPS):
+        look = _swapper(sample, members, sample.take(taken), centres, [root, 2, number], n_trials)
+        here = None if folder is None else folder / f"swaps_{number}"
+        title = f"swaps, round {number + 1} of {SWAPS}, "
+        threads = numba.get_num_threads()
+        _, columns = run_jobs(sizes, look, here, group, threads, lambda text, title=title: say(title + text))  # type: ignore[misc]
+        changed = _swapped(taken, *columns)
+        if changed is None:
+            break
+        taken = changed
+    return sample.take(taken).to(device)
+
+
+def _swapper(
+    sample: Sample,
+    members: list[np.ndarray],
+    centroids: Float[Tensor, "k d"],
+    centres: Float[Tensor, "g d"],
+    root: list[int],
+    n_trials: int,
+) -> Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The job of a group: what each centroid is worth to its rows, and what further choices would be worth.
+
+    It gives (kind, index, value): kind 0 the sum by which distances grow without centroid ``index``, kind 1 the fall of
+    the sum by a new one at place ``index``.
+    """
+    n_groups, k = len(centres), len(centroids)
+    near = [
+        torch.cdist(part, centres).topk(min(NEAR, n_groups), dim=1, largest=False).indices.numpy()
+        for part in centroids.split(1 << 16)
+    ]
+    groups = np.concatenate(near).ravel()
+    by_group = np.argsort(groups, kind="stable")
+    bounds = np.searchsorted(groups[by_group], np.arange(n_groups + 1))
+    candidates = by_group // min(NEAR, n_groups)
+    one_reads = threading.Lock()
+
+    def look(number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        places = members[number]
+        theirs = candidates[bounds[number] : bounds[number + 1]]
+        if not len(places) or len(theirs) < 2:
+            return np.empty(0, np.int8), np.empty(0, np.int64), np.empty(0)
+        with one_reads:
+            mine = np.ascontiguousarray(sample.take(places).numpy())
+        nearest, closest, second = _two_nearest(mine, np.ascontiguousarray(centroids[theirs].numpy()))
+        served, at = np.unique(nearest, return_inverse=True)
+        grows = np.bincount(at, (second - closest).astype(np.float64))
+        wanted = max(1, int(len(mine) * k / len(sample.rows) / 2))
+        uniforms = np.random.default_rng([*root, number]).random((wanted, n_trials))
+        picked, left = np.empty(wanted, np.int64), np.empty(wanted + 1)
+        left[0] = closest.sum(dtype=np.float64)
+        n = _further(mine, closest, uniforms, picked, left[1:])
+        falls = _decreasing(-np.diff(left[: n + 1])) if n else np.empty(0)
+        kinds = np.repeat(np.array([0, 1], np.int8), [len(served), n])
+        index = np.concatenate([theirs[served], places[picked[:n]]])
+        return kinds, index, np.concatenate([grows, falls])
+
+    return look
+
+
+def _swapped(
+    taken: Int[np.ndarray, "k"], kinds: np.ndarray, index: np.ndarray, values: np.ndarray
+) -> Int[np.ndarray, "k"] | None:
+    """Half of the swaps that seem to pay: each counts on the others to stay; None where none does."""
+    grows = np.bincount(index[kinds == 0], values[kinds == 0], minlength=len(taken))
+    places, falls = index[kinds == 1], values[kinds == 1]
+    gains, costs = np.argsort(-falls, kind="stable"), np.argsort(grows, kind="stable")
+    n = min(len(gains), len(costs))
+    n_swaps = (int((falls[gains[:n]] > grows[costs[:n]]).sum()) + 1) // 2
+    if not n_swaps:
+        return None
+    return np.sort(np.concatenate([np.delete(taken, costs[:n_swaps]), places[gains[:n_swaps]]]))
+
+
+@numba.njit(cache=True, nogil=True, fastmath=FAST)
+def _two_nearest(x, centroids):
+    """Nearest centroid of every row, and the squared distances to it and to the next one; on one thread.
+
+    A product of matrices would be faster, but its last bits depend on the number of threads.
+    """
+    n, dim = x.shape
+    nearest, closest, second = np.empty(n, np.int64), np.empty(n, np.float32), np.empty(n, np.float32)
+    for i in range(n):
+        best, first, next_one = 0, np.float32(np.inf), np.float32(np.inf)
+        for j in range(len(centroids)):
+            total = np.float32(0)
+            for f in range(dim):
+                difference = x[i, f] - centroids[j, f]
+                total += difference * difference
+            if total < first:
+                best, first, next_one = j, total, first
+            elif total < next_one:
+                next_one = total
+        nearest[i], closest[i], second[i] = best, first, next_one
+    return nearest, closest, second
+
+
+@numba.njit(cache=True, nogil=True, fastmath=FAST)
+def _further(x, closest, uniforms, chosen, left):
+    """Greedy choices beyond what already is at squared distances ``closest`` (n,), which they lower; how many."""
+    n, dim = x.shape
+    cumulative = np.empty(n)
+    distances, best_distances = np.empty(n, np.float32), np.empty(n, np.float32)
+    for step in range(len(chosen)):
+        total = 0.0
+        for i in range(n):
+            total += closest[i]
+            cumulative[i] = total
+        if total <= 0:
+            return step
+        smallest = np.inf
+        for t in range(uniforms.shape[1]):
+            row = min(np.searchsorted(cumulative, uniforms[step, t] * total, side="right"), n - 1)
+            potential = 0.0
+            for i in range(n):
+                squared = np.float32(0)
+                for f in range(dim):
+                    difference = x[i, f] - x[row, f]
+                    squared += difference * difference
+                distances[i] = min(squared, closest[i])
+                potential += distances[i]
+            if potential < smallest:
+                chosen[step], smallest = row, potential
+                best_distances[:] = distances
+        left[step] = smallest
+        closest[:] = best_distances
+        closest[chosen[step]] = 0
+    return len(chosen)
 
 
 def _chooser(

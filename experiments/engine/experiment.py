@@ -62,6 +62,7 @@ class Domain:
         write_up: from the whole config, the action of a last stage that reads all evaluations and writes them up.
         distributed: `train` knows what to do as one process of several.
         sharded: `prepare` does: processes share its shards.
+        check: pool, train and evaluate settings -> nothing; raises where they do not go together.
     """
 
     title: str
@@ -83,6 +84,7 @@ class Domain:
     write_up: Callable[[dict[str, Any]], Action] | None = None
     distributed: bool = False
     sharded: bool = False
+    check: Callable[[Any, Any, Any], None] = lambda _pool, _train, _evaluate: None
 
     @property
     def headline(self) -> Metric:
@@ -271,6 +273,7 @@ def build(config: dict[str, Any], hardware: Hardware | None = None) -> Experimen
     pool = fill(domain.pool_settings, science.pool, "science.pool")
     train = fill(domain.train_settings, science.train, "science.train")
     evaluate = fill(domain.evaluate_settings, science.evaluate, "science.evaluate")
+    domain.check(pool, train, evaluate)
     decides = {name: science_of(part) for name, part in (("pool", pool), ("train", train), ("evaluate", evaluate))}
     subsets = subset_settings(settings.arms, science.methods, science.curation)
     n_rows, dim = domain.shape(pool)

@@ -5,7 +5,7 @@ next shard that nobody has, and all return when all shards are there. The lock o
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,23 +24,30 @@ ROWS_PER_SHARD = 4096
 ROWS_PER_PART = 65_536  # of embeddings; a multiple of the batch size, so that parts do not show in a batch
 
 
-def _unfinished(paths: list[Path], title: str, progress: bool) -> Iterator[int]:
+def unfinished(paths: Sequence[Path], title: str, progress: bool, until: Path | None = None) -> Iterator[int]:
     """Numbers of the paths that are not there, each held by this process while it is worked on.
 
     What another process holds is passed over once, and waited for at the end.
+
+    Args:
+        until: once it is there, nothing is left to do, whatever of ``paths`` is gone.
     """
+    for folder in {path.parent for path in paths}:
+        folder.mkdir(parents=True, exist_ok=True)
+    there = np.zeros(len(paths), bool)
     with tqdm(total=len(paths), desc=title, unit="shard", leave=False, disable=not progress) as bar:
         for seconds in (0, -1):  # not at all, for ever
-            for number, path in enumerate(paths):
+            for number in np.flatnonzero(~there).tolist():
+                path = paths[number]
                 if not path.exists():
                     with (
                         suppress(Timeout),
                         FileLock(path.parent / f".{path.name}.lock", timeout=seconds),
                     ):
-                        if not path.exists():
+                        if not path.exists() and not (until is not None and until.exists()):
                             yield number
-                bar.n = sum(path.exists() for path in paths[: number + 1])
-                bar.refresh()
+                there[number] = path.exists()
+                bar.update(int(there[number]))
 
 
 def write_shards(
@@ -61,12 +68,50 @@ def write_shards(
         features: of the columns.
         rows_per_shard: so many rows are held in memory, and lost by a kill.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, n_rows, rows_per_shard)
     paths = [folder / f"{number:05}.parquet" for number in range(len(starts))]
-    for number in _unfinished(paths, folder.name, progress):
+    for number in unfinished(paths, folder.name, progress):
         rows = [row(i) for i in range(starts[number], min(starts[number] + rows_per_shard, n_rows))]
         write_atomically(paths[number], Dataset.from_list(rows, features=features).to_parquet)
+
+
+def once(path: Path, make: Callable[[], object]) -> None:
+    """Let one process of all make ``path``, which others wait for; nothing where it is there."""
+    for _ in unfinished([path], path.name, False):
+        make()
+
+
+def array_in_parts(
+    path: Path,
+    n_rows: int,
+    rows: Callable[[int, int], np.ndarray],
+    rows_per_part: int = ROWS_PER_PART,
+    progress: bool = False,
+) -> np.ndarray:
+    """``path`` (``.npy``) of ``n_rows`` rows, of which processes share the parts and memory holds one; mapped.
+
+    Args:
+        rows: start and stop -> these rows, for every part that is not there; the same whatever was asked before.
+    """
+    starts = range(0, n_rows, rows_per_part)
+    folder = path.with_name(f".{path.name}.parts")
+    parts = [folder / f"{number:05}.npy" for number in range(len(starts))]
+    if not path.exists():
+        for number in unfinished(parts, path.stem, progress, path):
+            save_array(parts[number], rows(starts[number], min(starts[number] + rows_per_part, n_rows)))
+
+    def join(stream: Any) -> None:
+        first = load_array(parts[0])
+        descr = np.lib.format.dtype_to_descr(first.dtype)
+        header = {"descr": descr, "fortran_order": False, "shape": (n_rows, *first.shape[1:])}
+        np.lib.format.write_array_header_1_0(stream, header)
+        for part in parts:
+            stream.write(np.ascontiguousarray(load_array(part, mmap=False)).data)
+
+    once(path, lambda: write_atomically(path, join))
+    for part in parts:
+        part.unlink(missing_ok=True)
+    return load_array(path)
 
 
 def read_column(folder: Path, name: str) -> np.ndarray:
@@ -78,25 +123,46 @@ def read_column(folder: Path, name: str) -> np.ndarray:
 def embed_shards(
     pool: Any, embedder: Embedder, folder: Path, rows_per_part: int = ROWS_PER_PART, progress: bool = False
 ) -> None:
-    """Embeddings of a pool as `curation.embed.embed_pool` writes them, part by part: ``folder/part-00000`` and so on.
-
-    ``embeddings.json`` of the whole names the shards of all parts; it is written last, and nothing is copied.
+    """Embeddings of a pool as `curation.embed.embed_pool` writes them, part by part; see `embed_in_parts`.
 
     Raises:
         CurationError: see `embed_pool`; no image of a part can be read.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    starts = range(0, len(pool), rows_per_part)
+
+    def embed(rows: range, part: Path) -> None:
+        embed_pool(pool.select(rows), embedder, part, n_workers=0, progress=progress)
+
+    embed_in_parts(len(pool), embed, folder, rows_per_part, progress)
+
+
+def embed_in_parts(
+    n_rows: int,
+    embed: Callable[[range, Path], object],
+    folder: Path,
+    rows_per_part: int = ROWS_PER_PART,
+    progress: bool = False,
+) -> None:
+    """Embeddings of ``n_rows`` rows in folders ``folder/part-00000`` and so on, which processes share.
+
+    ``embeddings.json`` of the whole names the shards of all parts; it is written last, and nothing is copied.
+
+    Args:
+        embed: writes a finished folder of embeddings of these rows; it goes on where one was begun.
+    """
+    starts = range(0, n_rows, rows_per_part)
     parts = [folder / f"part-{number:05}" for number in range(len(starts))]
     done = [part.with_suffix(".done") for part in parts]
-    for number in _unfinished(done, folder.name, progress):
-        rows = range(starts[number], min(starts[number] + rows_per_part, len(pool)))
-        embed_pool(pool.select(rows), embedder, parts[number], n_workers=0, progress=progress)
+    for number in unfinished(done, folder.name, progress):
+        embed(range(starts[number], min(starts[number] + rows_per_part, n_rows)), parts[number])
         save_json(done[number], {})
+    once(folder / "embeddings.json", lambda: _join_embeddings(folder, parts, starts, n_rows))
+
+
+def _join_embeddings(folder: Path, parts: list[Path], starts: range, n_rows: int) -> None:
     infos = [load_json(part / "embeddings.json") for part in parts]
     row_ids = [load_array(part / "row_ids.npy") + start for part, start in zip(parts, starts, strict=True)]
     save_array(folder / "row_ids.npy", np.concatenate(row_ids))
-    whole = {**infos[0], "pool_rows": len(pool), "rows": sum(info["rows"] for info in infos)}
+    whole = {**infos[0], "pool_rows": n_rows, "rows": sum(info["rows"] for info in infos)}
     whole["shards"] = [
         {**shard, "file": f"{part.name}/{shard['file']}"}
         for part, info in zip(parts, infos, strict=True)

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from foundation.command import explain
 from foundation.errors import CurationError
 from foundation.files import checksum, digest_json, load_json, save_json
 
@@ -245,6 +246,7 @@ def run_stage(
     progress: bool = True,
     track: Callable[[Stage, Path], Any] | None = None,
     leader: bool = True,
+    begin: Callable[[Stage], None] = lambda _stage: None,
 ) -> Path:
     """Run one stage that is not finished; its upstream must be.
 
@@ -256,6 +258,7 @@ def run_stage(
         progress: show progress bars.
         track: gives a tracker (see `experiments.engine.tracking`) for the stage and its folder.
         leader: False for the other processes of a distributed stage: they work but write no records.
+        begin: called by the leader before the work, to let the others begin too.
 
     Returns:
         Its folder.
@@ -288,6 +291,7 @@ def run_stage(
             run.log = tracker.log
         started = time.time()
         try:
+            begin(stage)
             measured = stage.action(run) or {}
         except Exception as error:
             with suppress(CurationError):  # on a full disk the error itself has no room
@@ -309,7 +313,9 @@ def run_stage(
 
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if isinstance(error, CurationError) else f"{type(error).__name__}: {text}"
+    if isinstance(error, CurationError) or type(error).__name__ == "OutOfMemoryError":
+        return explain(error) or text
+    return f"{type(error).__name__}: {text}"
 
 
 def in_order(stages: Sequence[Stage]) -> list[Stage]:

@@ -16,6 +16,7 @@ from curation import Subset
 from curation.pool import open_pool
 from eval.canopy import CanopySettings, canopy_metrics
 from experiments.engine.curves import append_point, read_curve
+from experiments.engine.processes import placed
 from experiments.engine.stages import StageRun
 from experiments.satellite.annotation import HandmadeMaps
 from experiments.satellite.cover import TEST_COVER, even_metrics
@@ -102,7 +103,7 @@ def recipe_of(
     train: TrainSettings, seed: int, device: str = "cpu", statistics: BandStatistics | None = None
 ) -> PretrainSettings:
     """The recipe with its seed, place and crops."""
-    speed = replace(train.recipe.speed, accelerator="cpu" if device == "cpu" else "gpu")
+    speed = replace(train.recipe.speed, accelerator="cpu" if device == "cpu" else "gpu", **placed())
     views: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in train.views.items()
     }

@@ -31,4 +31,5 @@ DOMAIN = Domain(
     files=input_files,
     write_up=write_up,
     distributed=True,
+    sharded=True,
 )

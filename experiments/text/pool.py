@@ -1,8 +1,9 @@
-"""The pool of the text experiment: passages, tokens and embeddings once for each pool file; split and draw by seed."""
+"""The pool of the text experiment: split and drawn by seed, from passages that all seeds share."""
 
+import itertools
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,29 +11,28 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from curation.embeddings import open_embeddings
-from curation.lexical import embed_lexically, is_lexical
+from curation.lexical import BYTES, is_lexical, lexical_embedder
 from curation.sentences import OFFLINE, embed_passages, open_sentence_model
-from curation.text_duplicates import exact_duplicates, near_duplicates
-from eval.overlap import seen
+from eval.overlap import SHARE, found_grams, shares_of, wanted_grams
 from eval.rarity import NEIGHBOURS, distance_to_pool
 from experiments.engine.inputs import DATA, locate
+from experiments.engine.shards import ROWS_PER_PART, array_in_parts, embed_in_parts, once, own_device, unfinished
 from experiments.engine.stages import StageRun, fingerprint
 from experiments.engine.zipf import zipf_sizes
 from experiments.text.brown import SHA512, fetch_brown, read_brown
+from experiments.text.passages import COUNTS, Passages, Rules, open_passages
 from foundation.errors import CurationError
-from foundation.files import digest_json, load_json, save_array, save_json, write_atomically
+from foundation.files import digest_json, load_array, load_json, save_array, save_json
 from foundation.settings import Count, CountOrZero, NonNegative, Range, Share, check
-from text_lm.documents import Document, count_domains, read_documents
-from text_lm.filters import open_filters
-from text_lm.passages import write_passages
-from text_lm.perplexity import domain_bytes
+from text_lm.documents import Document, document_parts, read_documents
 from text_lm.split import split_by_document
 from text_lm.tokenizer import open_tokenizer
-from text_lm.tokens import tokenise_pool
 
 BROWN = "brown"
-COLUMNS = ["text", "source", "domain"]
-PASSAGES, COUNTS, TEST, POOL = "passages.parquet", "counts.json", "test.json", "pool.json"
+TEST, POOL = "test.json", "pool.json"
+LAYOUT = 2  # of the folder of passages: one of before is left to the stages that were made from it
+CONSIDERED, LEAST_CONSIDERED = 8, 4 << 20  # of a domain: times `test_bytes`, or bytes, that are looked for in the pool
+FIT_ROWS = 32_768  # passages that the axes of a lexical embedder are fitted on at most
 DISTANCE = "distance.npy"
 # settings that the passages themselves do not depend on
 OF_SEED = ["rows", "merged", "zipf", "test_share", "test_bytes", "trusted", "trusted_share", "dim"]
@@ -113,143 +113,65 @@ def input_files(pool: PoolSettings) -> list[Path]:
     return [path] if pool.source != BROWN and path.exists() else []
 
 
-@dataclass(frozen=True)
-class Passages:
-    """All passages of a pool file, in folders that every seed shares.
+def _parts(pool: PoolSettings) -> tuple[Sequence[Any], Callable[[Any], Iterator[Document]]]:
+    """The source in parts, each cut by one process, and what reads one.
 
-    Attributes:
-        folder: holds passages.parquet, tokens/, counts.json, and embeddings of sentence models.
-        texts, sources, domains: of each passage.
+    Raises:
+        CurationError: the source is not there.
     """
-
-    folder: Path
-    texts: list[str]
-    sources: list[str]
-    domains: list[str]
-
-    @property
-    def tokens(self) -> Path:
-        return self.folder / "tokens"
-
-
-def _documents(pool: PoolSettings) -> Iterator[Document]:
     path = place_of(pool.source)
     if pool.source == BROWN:
-        yield from read_brown(fetch_brown(path))
-        return
+        return [None], lambda _part: read_brown(fetch_brown(path))
     if not path.exists():
         raise CurationError(
             f"science.pool.source {pool.source!r} is not there; set {DATA} to the folder that it lies in, "
             "or science.pool.source to a file or folder of text with domains"
         )
-    yield from read_documents(path)
+    return document_parts(path), lambda files: read_documents(path, files=files)
 
 
-def _kept(
-    texts: list[str], sources: list[str], domains: list[str], pool: PoolSettings, run: StageRun
-) -> tuple[Int[np.ndarray, "n"], list[str], dict[str, Any]]:
-    """Rows that are no copies and of domains with enough documents, the document of each, and counts of all steps."""
-    unknown = sorted(set(pool.left_out) - set(domains))
-    if unknown:
-        raise CurationError(f"science.pool.left_out: {pool.source} has no domain {unknown[0]!r}")
-    start = np.flatnonzero([domain not in pool.left_out for domain in domains])
-    copies = exact_duplicates([texts[i] for i in start])
-    rows = start[copies.kept]
-    counts: dict[str, Any] = {"left_out": len(texts) - len(start), "exact_copies": copies.counts}
-    if pool.near_duplicates:
-        near = near_duplicates([texts[i] for i in rows], pool.near_duplicates, progress=run.progress)
-        counts["near_copies"] = near.counts
-        rows = rows[near.kept]
-    sources = list(sources)
-    documents = _documents_of(rows, sources, domains)
-    counts["in_sections"] = {}
-    if pool.sections:
-        for domain, found in documents.items():
-            if len(found) < pool.min_documents:
-                counts["in_sections"][domain] = len(found)
-                mine = np.asarray([i for i in rows if domains[i] == domain])  # in the order of the documents
-                for number, section in enumerate(np.array_split(mine, pool.sections)):
-                    for i in section:
-                        sources[i] = f"{sources[i]}, section {number + 1} of {domain}"
-        documents = _documents_of(rows, sources, domains)
-    small = sorted(domain for domain, found in documents.items() if len(found) < pool.min_documents)
-    kept = rows[[domains[i] not in small for i in rows]] if len(rows) else rows
-    if not len(kept):
-        raise CurationError(
-            f"no domain of {pool.source} has {pool.min_documents} documents; lower science.pool.min_documents, or give "
-            "text with a domain and a source for each document"
-        )
-    counts["too_few_documents"] = {"domains": small, "rows_out": len(kept), "passages": len(rows) - len(kept)}
-    return kept, [sources[i] for i in kept], counts
-
-
-def _documents_of(rows: Int[np.ndarray, "n"], sources: list[str], domains: list[str]) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = {}
-    for i in rows:
-        found.setdefault(domains[i], set()).add(sources[i])
-    return found
-
-
-def open_passages(pool: PoolSettings, run: StageRun) -> Passages:
-    """Cut, filter, deduplicate and tokenise; what was finished before is opened."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from datasets import Dataset
-    from filelock import FileLock
-
+def shared_passages(pool: PoolSettings, run: StageRun) -> Passages:
+    """The passages that all seeds draw from, beside their stages; see `open_passages`."""
     shared = asdict(pool)
     for own in OF_SEED:
         shared.pop(own)
+    rules = Rules(**{entry.name: shared[entry.name] for entry in fields(Rules)})
+    shared["layout"] = LAYOUT
     shared["content"] = [SHA512] if pool.source == BROWN else [fingerprint(path) for path in input_files(pool)]
     folder = run.folder.parents[1] / f"passages-{digest_json(shared)[:8]}"  # beside the stages of all seeds
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / PASSAGES
-    with FileLock(folder / ".lock"):  # seeds that run side by side wait for the first
-        if not (folder / COUNTS).exists():
-            cut = folder / "cut.parquet"
-            write_passages(
-                _documents(pool), cut, pool.passage, filters=open_filters(pool.filters), progress=run.progress
-            )
-            table = pq.read_table(cut, columns=COLUMNS)
-            texts, sources, domains = (table[name].to_pylist() for name in COLUMNS)
-            rows, documents, counts = _kept(texts, sources, domains, pool, run)
-            kept = table.take(pa.array(rows)).set_column(table.column_names.index("source"), "source", [documents])
-            write_atomically(path, lambda stream: pq.write_table(kept, stream, compression="zstd"))
-            save_json(folder / COUNTS, {"cut": load_json(folder / "cut.counts.json"), **counts})
-            cut.unlink()
-        table = pq.read_table(path)
-        found = Passages(folder, *(table[name].to_pylist() for name in COLUMNS))
-        passages = Dataset.from_dict({"text": found.texts})
-        tokenise_pool(passages, open_tokenizer(pool.tokenizer), found.tokens, progress=run.progress)
-    return found
+    return open_passages(folder, rules, *_parts(pool), open_tokenizer(pool.tokenizer), run.progress)
 
 
-def embed(
-    name: str, passages: Passages, rows: Int[np.ndarray, "n"], others: list[Int[np.ndarray, "m"]], run: StageRun
-) -> list[Float[np.ndarray, "n d"]]:
-    """Embeddings of ``rows``, which the axes are fitted on where there are any, and of the other lists of passages.
+def open_embedder(
+    name: str, passages: Passages, rows: Int[np.ndarray, "n"], run: StageRun
+) -> Callable[[Int[np.ndarray, "m"]], Float[np.ndarray, "m d"]]:
+    """What gives the embeddings of passages; its axes are fitted on ``rows`` where there are any.
 
     Those of a sentence model are made once for all passages, and kept beside them.
     """
     pool = PoolSettings(**run.settings)
     if is_lexical(name):
-        texts = [[passages.texts[i] for i in part] for part in (rows, *others)]
-        return embed_lexically(name, texts[0], *texts, seed=run.seed or 0)
+        fitted_on = rows
+        if len(rows) > FIT_ROWS:
+            fitted_on = np.sort(np.random.default_rng([run.seed or 0, 23]).choice(rows, FIT_ROWS, replace=False))
+        needed = [] if name == BYTES else passages.texts(fitted_on)
+        embed = lexical_embedder(name, needed, run.seed or 0)
+        return lambda wanted: embed(passages.texts(wanted))
     from datasets import Dataset
-    from filelock import FileLock
 
     folder = passages.folder / f"embeddings-{digest_json([name, pool.precision, pool.max_tokens])[:8]}"
-    folder.mkdir(exist_ok=True)
-    with FileLock(passages.folder / ".lock"):
-        state = folder / "embeddings.json"
-        if not (state.exists() and load_json(state)["complete"]):
-            model = open_sentence_model(name, str(run.speed.get("device", "cpu")), pool.precision)
-            if pool.max_tokens:
-                model.max_seq_length = min(pool.max_tokens, model.max_seq_length)
-            whole = Dataset.from_dict({"text": passages.texts})
-            embed_passages(whole, folder, model, rows_per_shard=2048, progress=run.progress)
+    if not (folder / "embeddings.json").exists():
+        model = open_sentence_model(name, own_device(str(run.speed.get("device", "cpu"))), pool.precision)
+        if pool.max_tokens:
+            model.max_seq_length = min(pool.max_tokens, model.max_seq_length)
+
+        def embed_part(mine: range, part: Path) -> None:
+            texts = Dataset.from_dict({"text": passages.texts(mine)})
+            embed_passages(texts, part, model, rows_per_shard=2048, progress=run.progress)
+
+        embed_in_parts(len(passages), embed_part, folder, progress=run.progress)
     x = open_embeddings(str(folder))
-    return [np.asarray(x.take(part)) for part in (rows, *others)]
+    return lambda wanted: np.asarray(x.take(wanted))
 
 
 def draw_pool(
@@ -285,54 +207,55 @@ def prepare(run: StageRun) -> dict[str, float]:
             f"science.pool.judge_embedder is {pool.judge_embedder!r}, which the curation has seen: rare passages must "
             "be found by another one; name another, or none"
         )
-    passages = open_passages(pool, run)
-    heads = [name.split("/")[0] for name in passages.domains]
-    domains = np.asarray([h if h in pool.merged else d for h, d in zip(heads, passages.domains, strict=True)])
-    sources = passages.sources
-    train, test = split_by_document(sources, domains.tolist(), pool.test_share, seed)
-    names = sorted(set(domains.tolist()))
+    passages = shared_passages(pool, run)
+    domains, names = _merged(passages, pool.merged)
+    documents = passages.documents
+    train, test = split_by_document(documents, domains, pool.test_share, seed)
     trusted = np.empty(0, np.int64)
     if pool.trusted:
-        train, trusted = _set_apart(train, sources, domains, names, pool, seed)
+        train, trusted = _set_apart(train, documents, domains, len(names), pool, seed)
     rng = np.random.default_rng([seed, 21])
     rows = draw_pool(train, domains, pool, rng)
-    texts, of_row = [passages.texts[i] for i in rows], domains[rows].tolist()
-    # copies of a passage are out already; this finds one that several passages of the pool hold together
-    known = set(test[seen(texts, [passages.texts[i] for i in test])].tolist())
-    held, untested = {}, []
-    for name in names:
-        mine = rng.permutation([i for i in test[domains[test] == name] if i not in known])
-        if not len(mine):
-            untested.append(name)
-            continue
-        size = np.cumsum([len(passages.texts[i].encode()) for i in mine])
-        held[name] = np.sort(mine[: max(int(np.searchsorted(size, pool.test_bytes, side="right")), 1)]).tolist()
-    if not held:
-        raise CurationError("the pool holds every test passage; lower science.pool.near_duplicates")
-    asked = np.concatenate([np.asarray(mine, np.int64) for mine in held.values()])
-    both = {sources[i] for i in asked} & {sources[i] for i in rows}
-    if both:  # cannot be: the split is by documents
-        raise CurationError(f"{len(both)} documents are in both pool and test set, such as {sorted(both)[0]!r}")
-    x, *reference = embed(pool.embedder, passages, rows, [trusted] if len(trusted) else [], run)
-    save_array(run.folder / "embeddings.npy", x)
-    save_array(run.folder / "labels.npy", np.searchsorted(names, domains[rows]).astype(np.int64))
-    if reference:
-        save_array(run.folder / "trusted.npy", reference[0])
+    held, n_known, untested = _held_out(passages, domains, names, test, rows, pool, run, rng)
+    asked = np.concatenate(list(held.values()))
+    both = np.intersect1d(documents[asked], documents[rows])
+    if len(both):  # cannot be: the split is by documents
+        raise CurationError(f"{len(both)} documents are in both pool and test set, such as number {both[0]}")
+    embed = open_embedder(pool.embedder, passages, rows, run)
+    array_in_parts(
+        run.folder / "embeddings.npy", len(rows), lambda start, stop: embed(rows[start:stop]), progress=run.progress
+    )
+    save_array(run.folder / "labels.npy", domains[rows].astype(np.int64))
+    if len(trusted):
+        save_array(run.folder / "trusted.npy", embed(trusted))
     if pool.judge_embedder:
-        theirs, of_test = embed(pool.judge_embedder, passages, rows, [asked], run)
-        save_array(run.folder / DISTANCE, distance_to_pool(of_test, theirs, min(NEIGHBOURS, len(rows))))
-    save_json(run.folder / TEST, held)
+        judge = open_embedder(pool.judge_embedder, passages, rows, run)
+        theirs = run.folder / ".judge.npy"
+        once(
+            run.folder / DISTANCE,
+            lambda: save_array(
+                run.folder / DISTANCE,
+                distance_to_pool(
+                    judge(asked),
+                    array_in_parts(theirs, len(rows), lambda start, stop: judge(rows[start:stop])),
+                    min(NEIGHBOURS, len(rows)),
+                ),
+            ),
+        )
+        theirs.unlink(missing_ok=True)
+    save_json(run.folder / TEST, {name: mine.tolist() for name, mine in held.items()})
     save_array(run.folder / "rows.npy", rows)
+    n_bytes = passages.n_bytes
     about = {
         "passages": str(os.path.relpath(passages.folder, run.folder)),
         "rows": len(rows),
-        "documents": len({sources[i] for i in rows}),
-        "rows_of": count_domains(of_row),
-        "bytes_of": domain_bytes(texts, of_row),
-        "test_documents": len({sources[i] for i in asked}),
+        "documents": len(np.unique(documents[rows])),
+        "rows_of": _of_domains(domains[rows], names),
+        "bytes_of": _of_domains(domains[rows], names, n_bytes[rows]),
+        "test_documents": len(np.unique(documents[asked])),
         "test_passages": len(asked),
-        "test_bytes_of": domain_bytes([passages.texts[i] for i in asked], domains[asked].tolist()),
-        "test_passages_in_pool": len(known),
+        "test_bytes_of": _of_domains(domains[asked], names, n_bytes[asked]),
+        "test_passages_in_pool": n_known,
         "untested": untested,
         "trusted_passages": len(trusted),
         "counts": load_json(passages.folder / COUNTS),
@@ -341,20 +264,83 @@ def prepare(run: StageRun) -> dict[str, float]:
     return {"samples": float(len(rows))}
 
 
+def _merged(passages: Passages, merged: list[str]) -> tuple[Int[np.ndarray, "n"], list[str]]:
+    """Domain of each passage, as its place among the names, where the merged count as one."""
+    heads = [name.split("/")[0] for name in passages.names]
+    own = [head if head in merged else name for head, name in zip(heads, passages.names, strict=True)]
+    names = sorted(set(own))
+    return np.array([names.index(name) for name in own])[passages.domains], names
+
+
+def _of_domains(domains: Int[np.ndarray, "n"], names: list[str], weights: Any = None) -> dict[str, int]:
+    """Passages, or their bytes, of each domain that has any, the largest first."""
+    totals = np.bincount(domains, weights, minlength=len(names)).astype(np.int64)
+    order = np.argsort(-totals, kind="stable")
+    return {names[i]: int(totals[i]) for i in order if totals[i]}
+
+
+def _held_out(
+    passages: Passages,
+    domains: Int[np.ndarray, "all"],
+    names: list[str],
+    test: Int[np.ndarray, "m"],
+    rows: Int[np.ndarray, "n"],
+    pool: PoolSettings,
+    run: StageRun,
+    rng: np.random.Generator,
+) -> tuple[dict[str, Int[np.ndarray, "k"]], int, list[str]]:
+    """Test passages of each domain up to `test_bytes`, how many the pool holds already, and domains that have none.
+
+    Raises:
+        CurationError: no domain has one.
+    """
+    n_bytes, few = passages.n_bytes, np.random.default_rng([run.seed or 0, 24])
+    considered, most = [], max(CONSIDERED * pool.test_bytes, LEAST_CONSIDERED)
+    for code in range(len(names)):
+        mine = test[domains[test] == code]
+        if n_bytes[mine].sum() > most:  # of a large pool, not all that could be tested on
+            mine = few.permutation(mine)
+            mine = np.sort(mine[: np.searchsorted(np.cumsum(n_bytes[mine]), most) + 1])
+        considered.append(mine)
+    candidates = np.concatenate(considered)
+    # copies of a passage are out already; this finds one that several passages of the pool hold together
+    wanted = wanted_grams(passages.texts(candidates))
+    grams = sorted(set().union(*wanted))
+    number = {gram: i for i, gram in enumerate(grams)}
+    starts = range(0, len(rows), ROWS_PER_PART)
+    parts = [run.folder / f".seen/{i:05}.npy" for i in range(len(starts))]
+    for i in unfinished(parts, "seen in the pool", run.progress):
+        blocks = passages.blocks(rows[starts[i] : starts[i] + ROWS_PER_PART])
+        found = found_grams(itertools.chain.from_iterable(blocks), number.keys())
+        save_array(parts[i], np.array(sorted(number[gram] for gram in found), np.int64))
+    there = {grams[i] for i in np.unique(np.concatenate([load_array(part) for part in parts])).tolist()}
+    known = candidates[shares_of(wanted, there) >= SHARE]
+    held, untested = {}, []
+    for name, mine in zip(names, considered, strict=True):
+        mine = rng.permutation(mine[~np.isin(mine, known)])
+        if not len(mine):
+            untested.append(name)
+            continue
+        size = np.cumsum(n_bytes[mine])
+        held[name] = np.sort(mine[: max(int(np.searchsorted(size, pool.test_bytes, side="right")), 1)])
+    if not held:
+        raise CurationError("the pool holds every test passage; lower science.pool.near_duplicates")
+    return held, len(known), untested
+
+
 def _set_apart(
     train: Int[np.ndarray, "n"],
-    sources: list[str],
-    domains: np.ndarray,
-    names: list[str],
+    documents: Int[np.ndarray, "all"],
+    domains: Int[np.ndarray, "all"],
+    n_domains: int,
     pool: PoolSettings,
     seed: int,
 ) -> tuple[Int[np.ndarray, "m"], Int[np.ndarray, "k"]]:
     """Training passages without the documents of the trusted set, and as many passages of every domain from these."""
-    mine = [sources[i] for i in train], domains[train].tolist()
-    left, apart = split_by_document(*mine, pool.trusted_share, seed + 1)
+    left, apart = split_by_document(documents[train], domains[train], pool.trusted_share, seed + 1)
     apart = train[apart]
     rng = np.random.default_rng([seed, 22])
-    chosen = [rng.permutation(apart[domains[apart] == name])[: pool.trusted] for name in names]
+    chosen = [rng.permutation(apart[domains[apart] == code])[: pool.trusted] for code in range(n_domains)]
     return train[left], np.sort(np.concatenate(chosen))
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Int
 from lightning.pytorch.utilities import rank_zero_only
@@ -13,8 +15,10 @@ from curation import Subset
 from eval.ngram import HIGHEST, KINDS, ORDER, fit_ngrams
 from eval.rarity import parts_by_rank
 from experiments.engine.curves import append_point, read_curve
+from experiments.engine.processes import placed
 from experiments.engine.stages import StageRun
-from experiments.text.pool import DISTANCE, PASSAGES, POOL, TEST, passages_of
+from experiments.text.passages import PASSAGES, read_texts
+from experiments.text.pool import DISTANCE, POOL, TEST, passages_of
 from foundation.errors import CurationError
 from foundation.files import load_array, load_json, save_array, save_json
 from foundation.settings import Choices, Count, CountOrZero, Range, check, fill
@@ -89,7 +93,7 @@ class EvaluateSettings:
 
 def recipe_of(train: TrainSettings, seed: int, device: str = "cpu") -> Recipe:
     """The recipe with its seed and place."""
-    speed = replace(train.recipe.speed, accelerator="cpu" if device == "cpu" else "gpu")
+    speed = replace(train.recipe.speed, accelerator="cpu" if device == "cpu" else "gpu", **placed())
     return replace(train.recipe, seed=seed + 1000 * train.initialisation, speed=speed)
 
 
@@ -179,8 +183,8 @@ def train(run: StageRun) -> dict[str, float]:
 
 def _documents(passages: Path, rows: Int[np.ndarray, "n"]) -> int:
     """How many documents the rows were cut from."""
-    sources = pq.read_table(passages / PASSAGES, columns=["source"])["source"].to_numpy(zero_copy_only=False)
-    return len(set(sources[rows].tolist()))
+    sources = pq.read_table(passages / PASSAGES, columns=["source"], read_dictionary=["source"])["source"]
+    return len(pc.unique(sources.take(pa.array(np.unique(rows)))))
 
 
 def evaluate(run: StageRun) -> dict[str, float]:
@@ -193,9 +197,9 @@ def evaluate(run: StageRun) -> dict[str, float]:
     settings = EvaluateSettings(**run.settings)
     prepared, trained = run.upstream("prepare"), run.upstream("train")
     held = load_json(prepared / TEST)
-    texts = pq.read_table(passages_of(prepared) / PASSAGES, columns=["text"])["text"].to_pylist()
+    passages = passages_of(prepared)
     rows = [(row, domain) for domain, mine in held.items() for row in mine]
-    asked, domains = [texts[row] for row, _ in rows], [domain for _, domain in rows]
+    asked, domains = read_texts(passages, np.array([row for row, _ in rows])), [domain for _, domain in rows]
     shares = load_json(prepared / POOL)["bytes_of"]
     weights = {domain: shares.get(domain, 0.0) for domain in held}
     parts = None
@@ -222,7 +226,7 @@ def evaluate(run: StageRun) -> dict[str, float]:
         mine, theirs = (float((part.nats / part.n_bytes).mean() / np.log(2)) for part in some)
         found["untrained"] = {"before": theirs, "after": mine, "passages": len(first)}
     if found["data"]["judge"] != "lm":
-        ngrams = fit_ngrams([texts[row] for row in load_array(trained / KEPT)], settings.order)
+        ngrams = fit_ngrams(read_texts(passages, load_array(trained / KEPT)), settings.order)
         n_bytes = np.asarray([len(text.encode()) for text in asked], np.int64)
         scores = TextScores(ngrams.bits(asked) * np.log(2), n_bytes, n_bytes)
         found = _add(found, "ngram" if found["metrics"] else "bpb", scores, domains, weights, parts)

@@ -3,7 +3,7 @@
 from experiments.engine.experiment import Domain, Metric
 from experiments.web_images.pool import PoolPictures, PoolSettings, input_files, pool_rows, prepare
 from experiments.web_images.report import write_up
-from experiments.web_images.training import EvaluateSettings, TrainSettings, budget, evaluate, train
+from experiments.web_images.training import EvaluateSettings, TrainSettings, budget, check_measures, evaluate, train
 
 DOMAIN = Domain(
     title="Images: arms side by side",
@@ -35,4 +35,5 @@ DOMAIN = Domain(
     write_up=write_up,
     distributed=True,
     sharded=True,
+    check=check_measures,
 )

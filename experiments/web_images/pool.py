@@ -1,10 +1,13 @@
 """The stage prepare of the image experiment: a long-tailed pool with near-duplicates and junk, and its embeddings.
 
 Files of the stage: ``pool.parquet/`` (shards of image, label, kind), ``embeddings/``, ``labels.npy`` (-1: junk),
-``trusted.npy``, ``bank.parquet/`` and ``test.parquet/`` (the same; never in the pool), ``pool.json`` (counts).
+``trusted.npy``, ``bank.parquet/`` and ``test.parquet/`` (the same; never in the pool), ``pool.json`` (counts). Of a
+pool without classes the labels are all -1 and ``labels.npy`` is not there; bank and test come from ``test``, or are not
+there either, and a suite of evaluations judges.
 """
 
 import io
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -21,12 +24,14 @@ from curation.embedders import open_embedder
 from curation.embeddings import open_embeddings
 from curation.pool import open_pool
 from experiments.engine.inputs import DATA, locate
+from experiments.engine.processes import placed
 from experiments.engine.shards import embed_shards, own_device, write_shards
 from experiments.engine.stages import StageRun
 from experiments.web_images.faults import junk, near_duplicate
 from foundation.errors import CurationError
 from foundation.files import save_array, save_json
 from foundation.images import read_image
+from foundation.paths import regular_file
 from foundation.settings import CONFIGS, BelowOne, Count, CountOrZero, NonNegative, check
 from pretrain.settings import PretrainSettings, load_settings, settings_from
 
@@ -40,8 +45,10 @@ class PoolSettings:
     """Section ``science.pool``.
 
     Attributes:
-        source: labelled images (`curation.pool.open_pool`), in this project or in the folder of CURATED_SSL_DATA.
-        test: images to test on; "" takes them from the source.
+        source: images (`curation.pool.open_pool`), in this project or in the folder of CURATED_SSL_DATA.
+        test: labelled images to test on; "" takes them from the source.
+        labelled: the source has classes. Without, it is taken as it is, probes are fitted on ``test`` as well, and
+            where that is "" ``science.evaluate.suite`` must say what is measured.
         top_level: labels like "animals/birds" are cut at the first "/".
         test_rows, bank_rows: images of each class to test on, and to fit probes on: a balanced labelled bank. Images
             of one ``duplicate_group`` (a column of the source, if it has it) never lie on both sides.
@@ -62,6 +69,7 @@ class PoolSettings:
 
     source: str
     test: str = ""
+    labelled: bool = True
     top_level: bool = False
     test_rows: Count = 100
     bank_rows: Count = 100
@@ -85,12 +93,20 @@ class PoolSettings:
             raise CurationError("science.pool.bursts and junk are shares of the pool; together they must be below 1")
         if not self.largest and not self.rows:
             raise CurationError("science.pool.rows must say about how many rows the source has where largest is 0")
+        if not self.labelled and (self.largest or self.bursts):
+            raise CurationError(
+                "science.pool.labelled is false: without classes none can be made frequent; set science.pool.largest=0 "
+                "and science.pool.bursts=0"
+            )
         if self.largest and self.imbalance < 1:
             raise CurationError(f"science.pool.imbalance is {self.imbalance}; it must be at least 1")
 
     def science(self) -> dict[str, Any]:
         """All that decides the pool: every field, and the whole recipe of an embedder that is trained on it."""
-        return asdict(self) | ({"ssl": ssl_recipe(self).science()} if self.embedder == SSL else {})
+        content = asdict(self)
+        if self.labelled:  # pools of before keep their keys
+            content.pop("labelled")
+        return content | ({"ssl": ssl_recipe(self).science()} if self.embedder == SSL else {})
 
 
 def ssl_recipe(pool: PoolSettings) -> PretrainSettings:
@@ -130,11 +146,11 @@ class Source:
         return read_image(self.images[int(row)]["image"][0].as_py())
 
 
-def open_source(source: str, top_level: bool) -> Source:
-    """Open labelled images.
+def open_images(source: str) -> Any:
+    """The pool of a source.
 
     Raises:
-        CurationError: they are not there, or have no labels.
+        CurationError: it is not there.
     """
     path = locate(source)
     if not path.exists():
@@ -142,9 +158,21 @@ def open_source(source: str, top_level: bool) -> Source:
             f"science.pool.source {source!r} is not there; set {DATA} to the folder that it lies in, or "
             "science.pool.source to labelled images (a folder with a sub-folder for each class, or parquet)"
         )
-    opened = open_pool(path)
+    return open_pool(path)
+
+
+def open_source(source: str, top_level: bool) -> Source:
+    """Open labelled images.
+
+    Raises:
+        CurationError: they are not there, or have no labels.
+    """
+    opened = open_images(source)
     if "label" not in opened.column_names:
-        raise CurationError(f"{path} has no column label; the experiment needs classes to test on")
+        raise CurationError(
+            f"{locate(source)} has no column label; the experiment needs classes to test on, or "
+            "science.pool.labelled=false and science.evaluate.suite"
+        )
     feature = opened.features["label"]
     plain = opened.with_format(None)
     labels = np.array(plain["label"][:])
@@ -179,6 +207,8 @@ def prepare(run: StageRun) -> dict[str, float]:
     """Stage action: draw the pool of this seed, spoil it as the web does, embed it."""
     pool, seed = PoolSettings(**run.settings), run.seed or 0
     rng = np.random.default_rng([seed, 41])
+    if not pool.labelled:
+        return _prepare_unlabelled(run, pool, rng)
     source = open_source(pool.source, pool.top_level)
     free = np.ones(len(source.labels), dtype=bool)
     other = open_source(pool.test, pool.top_level) if pool.test else source
@@ -191,10 +221,12 @@ def prepare(run: StageRun) -> dict[str, float]:
     renamed[kept] = np.arange(len(kept))
 
     share, clean = 1 - pool.bursts - pool.junk, renamed[source.labels[rows]]
-    # what is made here is held as PNG bytes; pictures of the source are read when their shard is written
-    made, copied = _bursts(source, rows, clean, round(len(rows) * pool.bursts / share), pool, rng)
+    # what is made here waits in a file; pictures of the source are read when their shard is written
+    made = _Made(run.folder)
+    copied = _bursts(source, rows, clean, round(len(rows) * pool.bursts / share), pool, rng, made)
     n_copies, n_junk = len(made), round(len(rows) * pool.junk / share)
-    made += [_png(junk(pool.side, rng)) for _ in range(n_junk)]
+    for _ in range(n_junk):
+        made.append(_png(junk(pool.side, rng)))
     labels = np.concatenate([clean, copied, np.full(n_junk, -1)])
     kinds = np.repeat([0, 1, 2], [len(rows), n_copies, n_junk])
     order = rng.permutation(len(labels))  # what is spoiled must not be told by its place
@@ -222,6 +254,61 @@ def prepare(run: StageRun) -> dict[str, float]:
         },
     )
     return {"samples": float(len(labels))}
+
+
+def _prepare_unlabelled(run: StageRun, pool: PoolSettings, rng: np.random.Generator) -> dict[str, float]:
+    """`prepare` of a pool without classes: the source as it is, with junk."""
+    images = open_images(pool.source).with_format("arrow")
+    n_junk = round(len(images) * pool.junk / (1 - pool.junk))
+    made = _Made(run.folder)
+    for _ in range(n_junk):
+        made.append(_png(junk(pool.side, rng)))
+    order = rng.permutation(len(images) + n_junk)
+    kinds = np.where(order < len(images), 0, 2)
+
+    def picture(i: int) -> bytes:
+        place = int(order[i])
+        if place >= len(images):
+            return made[place - len(images)]
+        stored = images[place]["image"][0].as_py()
+        if n_junk:  # which must not be told by its format
+            return _png(read_image(stored))
+        # as it came: what cannot be read is skipped by the embedding and counted by the training
+        return bytes(regular_file(stored["path"]).read_bytes() if stored["bytes"] is None else stored["bytes"])
+
+    _write(run.folder / POOL, picture, np.full(len(order), -1), kinds, run.progress)
+    names: list[str] = []
+    if pool.test:
+        other = open_source(pool.test, pool.top_level)
+        names, free = other.names, np.ones(len(other.labels), bool)
+        drawn = np.random.default_rng(0)
+        for name, per_class in ((TEST, pool.test_rows), (BANK, pool.bank_rows)):
+            mine = held_out(other, per_class, drawn, free)
+            kind = np.zeros(len(mine), int)
+            _write(run.folder / name, partial(_stored, other, mine), other.labels[mine], kind, run.progress)
+    embed(run, pool, run.seed or 0)
+    counts = {name: int((kinds == i).sum()) for i, name in enumerate(KINDS)}
+    save_json(run.folder / COUNTS, {"classes": names, "images": [], "kinds": counts, "rows": len(order)})
+    return {"samples": float(len(order))}
+
+
+class _Made:
+    """Pictures that are made before their place in the pool is known, in a file of this process without a name."""
+
+    def __init__(self, folder: Path):
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # closed with this process
+        self._ends = [0]
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def append(self, picture: bytes) -> None:
+        self._file.write(picture)
+        self._ends.append(self._ends[-1] + len(picture))
+
+    def __getitem__(self, i: int) -> bytes:
+        self._file.seek(self._ends[i])
+        return self._file.read(self._ends[i + 1] - self._ends[i])
 
 
 def long_tail(
@@ -256,12 +343,12 @@ def _bursts(
     n: int,
     pool: PoolSettings,
     rng: np.random.Generator,
-) -> tuple[list[bytes], Int[np.ndarray, "m"]]:
-    """``n`` near-duplicates of images of the most frequent third of the classes, as PNG, and their labels."""
+    made: _Made,
+) -> Int[np.ndarray, "m"]:
+    """Append ``n`` near-duplicates of images of the most frequent third of the classes; their labels."""
     counts = np.bincount(labels)
     frequent = np.argsort(-counts, kind="stable")[: max(len(counts) // 3, 1)]
     popular = rng.permutation(np.flatnonzero(np.isin(labels, frequent)))
-    made: list[bytes] = []
     originals: list[int] = []
     which = 0
     while len(made) < n:
@@ -271,7 +358,7 @@ def _bursts(
         for _ in range(min(int(rng.integers(pool.copies[0], pool.copies[1] + 1)), n - len(made))):
             made.append(_png(near_duplicate(image, rng)))
             originals.append(original)
-    return made, labels[np.array(originals, dtype=np.int64)]
+    return labels[np.array(originals, dtype=np.int64)]
 
 
 def _png(image: Image.Image) -> bytes:
@@ -305,13 +392,18 @@ def embed(run: StageRun, pool: PoolSettings, seed: int) -> None:
     if name == SSL:
         from pretrain.train import pretrain
 
-        recipe = replace(ssl_recipe(pool), seed=seed)
+        recipe = ssl_recipe(pool)
+        recipe = replace(recipe, seed=seed, speed=replace(recipe.speed, **placed()))
         result = pretrain(recipe, open_pool(run.folder / POOL), run.folder / SSL, progress=run.progress)
         if not result.finished:
             raise KeyboardInterrupt  # a signal: the same command goes on
         name = f"checkpoint:{result.folder}"
     embedder = open_embedder(name, pool.image_size or None, device=own_device(str(run.speed.get("device", "cpu"))))
     embed_shards(open_pool(run.folder / POOL), embedder, run.folder / "embeddings", progress=run.progress)
+    if embedder.dim != pool.dim:
+        raise CurationError(f"{pool.embedder} has {embedder.dim} dimensions; set science.pool.dim={embedder.dim}")
+    if not (run.folder / BANK).exists():
+        return
     bank = open_pool(run.folder / BANK)
     labels = np.array(bank.with_format(None)["label"][:])
     first = np.concatenate([np.flatnonzero(labels == label)[:5] for label in np.unique(labels)])
@@ -319,8 +411,6 @@ def embed(run: StageRun, pool: PoolSettings, seed: int) -> None:
     embed_shards(bank.select(first), embedder, trusted)
     found = open_embeddings(str(trusted))
     save_array(run.folder / "trusted.npy", found.block(0, len(found)).float().numpy())
-    if embedder.dim != pool.dim:
-        raise CurationError(f"{pool.embedder} has {embedder.dim} dimensions; set science.pool.dim={embedder.dim}")
 
 
 class PoolPictures:

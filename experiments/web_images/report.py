@@ -76,7 +76,7 @@ def render(
         "# Images (experiment 2 of the paper)\n",
         "Does a model pretrained without labels on a curated subset have better frozen features than one pretrained on "
         "a random subset of the same pool? Model, images seen, settings and probes are the same for every arm; only "
-        "the rows change. Accuracies are means over classes on a balanced test set with a balanced labelled bank, "
+        f"the rows change. {_judge(science['evaluate'])}, "
         "higher is better; ± is the 95 % interval of the mean over seeds (Student's t), brackets the 95 % bootstrap "
         "interval of the paired difference to raw. Each seed draws its own pool, frequency of the classes, subset and "
         "initial weights.\n",
@@ -85,7 +85,7 @@ def render(
             made,
         ),
         f"Pool of one seed, from {source['source']}: {pool['rows']:,} rows ({kinds}, {pool['kinds']['junk']:,} of "
-        f"junk), {len(pool['classes'])} classes of {max(pool['images']):,} to {min(pool['images']):,} images. "
+        f"junk), {_classes(pool)}. "
         f"Embeddings: {source['embedder']} at {source['image_size']} pixels. Subsets of "
         f"{science['curation']['size']:,} rows, levels {', '.join(map(str, science['curation']['levels']))}. "
         f"Training: {recipe['backbone']['name']}, {recipe['steps']:,} steps of {recipe['batch_size']} images.\n",
@@ -94,21 +94,46 @@ def render(
         "Before any training. KL to uniform of the classes of a subset (nats; 0 is as many images of each), the share "
         "of the images of the rare classes that it keeps, and the share of its rows that are near-duplicates or junk. "
         "Means over seeds.\n",
-        _data(metrics, balance, arms),
+        _data(metrics, balance, arms) if pool["images"] else "The pool has no classes: there is no balance to tell.\n",
         "## Frozen features\n",
         markdown_table(
             ["arm", *TITLES.values()],
-            [[arm, *(with_interval(cells[arm, m].mean, cells[arm, m].interval) for m in TITLES)] for arm in arms],
+            [
+                [
+                    arm,
+                    *(
+                        with_interval(cells[arm, m].mean, cells[arm, m].interval) if (arm, m) in cells else "-"
+                        for m in TITLES
+                    ),
+                ]
+                for arm in arms
+            ],
         ),
         "Paired difference to raw:\n",
         markdown_table(
             ["arm", *TITLES.values()],
-            [[arm, *(difference(cells[arm, m]) for m in TITLES)] for arm in arms if arm != BASE_ARM],
+            [
+                [arm, *(difference(cells[arm, m]) if (arm, m) in cells else "-" for m in TITLES)]
+                for arm in arms
+                if arm != BASE_ARM
+            ],
         ),
         "## What each arm saw\n",
         _seen(metrics, arms),
     ]
     return "\n".join(sections)
+
+
+def _judge(evaluate: dict[str, Any]) -> str:
+    if suite := evaluate.get("suite"):
+        return f"Accuracies are means over the data sets of the suite {suite} (`eval/suites`)"
+    return "Accuracies are means over classes on a balanced test set with a balanced labelled bank"
+
+
+def _classes(pool: dict[str, Any]) -> str:
+    if not pool["images"]:
+        return "whose classes nobody knows"
+    return f"{len(pool['classes'])} classes of {max(pool['images']):,} to {min(pool['images']):,} images"
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -18,16 +18,24 @@ from eval.knn import knn_predictions
 from eval.linear import LinearSettings, fit_linear
 from eval.longtail import head_medium_tail
 from eval.models import FrozenModel, open_model
+from eval.results import Results, Row
+from eval.run import evaluate as run_tasks
+from eval.run import make_task, read_suite
+from eval.settings import RunSettings
 from eval.transforms import denormalise
 from experiments.engine.curves import append_point, read_curve
+from experiments.engine.processes import placed
 from experiments.engine.stages import StageRun
-from experiments.web_images.pool import BANK, COUNTS, KINDS, POOL, TEST
+from experiments.web_images.pool import BANK, COUNTS, KINDS, POOL, TEST, PoolSettings
+from foundation.errors import CurationError
 from foundation.files import RESULT, load_json, save_json
 from foundation.settings import Choices, Count, Positive, Range, check, fill
 from pretrain.flops import flops_per_image
 from pretrain.settings import PretrainSettings
 from pretrain.train import TEACHER, pretrain
 from training.run_folder import LOG
+
+DECIDES = ("linear", "logistic", "knn", "segmentation")  # of a suite, the first that it has
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,8 @@ class EvaluateSettings:
         corruptions: of the corrupted test set; [] leaves it out.
         severity: 1 (mild) to 5.
         corrupted_rows: test images that are corrupted.
+        suite: measured in place of the pool's own classes: a name of ``eval/suites``, or a YAML file like those; its
+            data sets lie below the folder of the variable EVAL_DATA. "": the pool's own.
     """
 
     k: Count = 20
@@ -65,14 +75,41 @@ class EvaluateSettings:
     corruptions: list[Annotated[str, Choices(*CORRUPTIONS)]] = field(default_factory=lambda: sorted(CORRUPTIONS))
     severity: Annotated[int, Range(ge=1, le=5)] = 3
     corrupted_rows: Count = 500
+    suite: str = ""
 
     def __post_init__(self) -> None:
         check(self, "science.evaluate")
+        if self.suite:  # now, not after days of training
+            tasks = [make_task(name, part) for name, part in read_suite(self.suite)[0]]
+            if not any(task.name in DECIDES for task in tasks):
+                raise CurationError(
+                    f"science.evaluate.suite {self.suite!r} has no evaluation that decides; give it one of "
+                    f"{', '.join(DECIDES)}"
+                )
+
+    def science(self) -> dict[str, Any]:
+        """All that decides the result: of a suite what it holds, not what it is called."""
+        content = asdict(self)
+        suite = content.pop("suite")
+        return content | ({"suite": read_suite(suite)} if suite else {})
+
+
+def check_measures(pool: PoolSettings, _train: TrainSettings, evaluate: EvaluateSettings) -> None:
+    """Refuse an experiment whose models nothing would judge.
+
+    Raises:
+        CurationError: a pool without classes, and neither a labelled test set nor a suite.
+    """
+    if not (pool.labelled or pool.test or evaluate.suite):
+        raise CurationError(
+            "science.pool.labelled is false: nothing judges the models; set science.evaluate.suite (small, imagenet, "
+            "fine_grained, dense, or a file), or science.pool.test to labelled images"
+        )
 
 
 def recipe_of(train: TrainSettings, seed: int, device: str = "cpu") -> PretrainSettings:
     """The recipe with its seed and place."""
-    speed = replace(train.recipe.speed, accelerator="cpu" if device == "cpu" else "gpu")
+    speed = replace(train.recipe.speed, accelerator="cpu" if device == "cpu" else "gpu", **placed())
     return replace(train.recipe, seed=seed, speed=speed)
 
 
@@ -130,24 +167,35 @@ def evaluate(run: StageRun) -> dict[str, float]:
     counts = load_json(prepared / COUNTS)
     device = str(run.speed.get("device", "cpu"))
     model = open_model(str(trained / "run" / TEACHER), device=device)
+    about = {
+        "pool": counts,
+        "data": load_json(trained / "data.json"),
+        "images_per_second": load_json(trained / "run" / RESULT)["images_per_second"],
+    }
+    if settings.suite:
+        results = run_suite(model, settings.suite, device, run.folder / "suite")
+        save_json(run.folder / "metrics.json", {"metrics": suite_metrics(results.rows), **about})
+        return {"samples": float(sum(row.n for row in results.rows))}
     bank_images, test_images = (
         labelled(prepared / BANK, counts["classes"]),
         labelled(prepared / TEST, counts["classes"]),
     )
     bank, test = extract(model, bank_images), extract(model, test_images)
-    in_pool = np.array(counts["images"])
+    n_classes = len(counts["classes"])
     by_knn = knn_predictions(bank.pooled(), bank.labels, test.pooled(), ks=(settings.k,))[settings.k]
     heads = LinearSettings(
         learning_rates=tuple(settings.learning_rates), steps=settings.steps, batch_size=256, seed=run.seed or 0
     )
     # one input: the class token of the last block, or the pooled feature
     x, mean, std = _standardised(bank.pooled())
-    probe = fit_linear(x, bank.labels, heads, n_classes=len(in_pool), device=device)
+    probe = fit_linear(x, bank.labels, heads, n_classes=n_classes, device=device)
     by_linear = probe.scores((test.pooled() - mean) / std).argmax(1)
     metrics: dict[str, float] = {}
     for name, predicted in (("linear", by_linear), ("knn", by_knn)):
+        # of a pool without classes none is frequent or rare
+        in_pool = np.array(counts["images"] or [1] * n_classes)
         found = head_medium_tail(predicted.numpy(), test.labels.numpy(), in_pool, "thirds", n_resamples=200)
-        metrics |= {f"{name}_{part}": interval.value for part, interval in found.items()}
+        metrics |= {f"{name}_{part}": i.value for part, i in found.items() if counts["images"] or part == "all"}
         metrics[name] = metrics.pop(f"{name}_all")
     if settings.corruptions:
         part = test_images.take(list(range(0, len(test_images), max(len(test_images) // settings.corrupted_rows, 1))))
@@ -168,13 +216,39 @@ def evaluate(run: StageRun) -> dict[str, float]:
         {
             "metrics": metrics,
             "classes": per_class,
-            "pool": counts,
-            "data": load_json(trained / "data.json"),
             "learning_rate": probe.learning_rate,
-            "images_per_second": load_json(trained / "run" / RESULT)["images_per_second"],
+            **about,
         },
     )
     return {"samples": float(len(bank) + len(test))}
+
+
+def run_suite(model: FrozenModel, suite: str, device: str, folder: Path) -> Results:
+    """Every task of a suite on the frozen model; the full results go to ``folder``."""
+    tasks, shared = read_suite(suite)
+    # features of this model are asked for once, by tasks of one call
+    own = {**shared, "device": device, "progress": False, "cache": ""}
+    return run_tasks(model, [make_task(name, part) for name, part in tasks], fill(RunSettings, own), folder)
+
+
+def suite_metrics(rows: list[Row]) -> dict[str, float]:
+    """Metrics of an arm from the rows of a suite, each of which also stands under its own name.
+
+    "linear", which decides, is the mean over data sets of the first evaluation of `DECIDES` that the suite has; of
+    several k of k-NN the best counts, as published.
+    """
+    metrics = {row.key: row.value for row in rows}
+    means: dict[str, float] = {}
+    for evaluation in DECIDES:
+        best: dict[str, float] = {}
+        for row in rows:
+            if row.eval == evaluation and row.metric.startswith(("accuracy", "mIoU")):
+                best[row.dataset] = max(row.value, best.get(row.dataset, 0.0))
+        if best:
+            means[evaluation] = float(np.mean(list(best.values())))
+        if evaluation == "knn" and best:
+            metrics["knn"] = means["knn"]
+    return metrics | {"linear": next(iter(means.values()))}
 
 
 def _standardised(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from curation import ClusterTree, CurationError, HierarchicalKMeans
-from curation.group import Group, _place, two_sum
+from curation.group import Group, place, two_sum
 from curation.kmeans import assignment, grouped_seeding, pieces, seeding, two_step
 from curation.kmeans.pieces import Pieces, run_jobs, stretch
 from curation.kmeans.update import ClusterSums
@@ -58,12 +58,12 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def start(n: int, *arguments: str) -> list[subprocess.Popen]:
+def start(n: int, *arguments: str, code: str = FIT) -> list[subprocess.Popen]:
     """n processes of the fit, as torchrun would start them."""
     place = {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n), "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     return [
         subprocess.Popen(
-            [sys.executable, "-c", FIT, *arguments],
+            [sys.executable, "-c", code, *arguments],
             env={**os.environ, **place, "MASTER_ADDR": "127.0.0.1", "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -72,6 +72,31 @@ def start(n: int, *arguments: str) -> list[subprocess.Popen]:
         )
         for rank in range(n)
     ]
+
+
+DEDUP = """
+import sys
+from curation import near_duplicates
+from curation.cli import main
+near_duplicates.EXACT_ROWS, near_duplicates.INDEX_BYTES = 300, 1100 * 24 * 2
+main(["dedup", sys.argv[1], "-o", sys.argv[2]])
+"""
+
+
+def test_several_processes_drop_the_rows_that_one_drops(tmp_path: Path):
+    """Near-duplicates of a pool that fits no index: clusters are dealt out, and the first process writes."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3000, 24))
+    np.save(tmp_path / "x.npy", np.concatenate([x, x[:400] + 1e-3 * rng.normal(size=(400, 24))]).astype(np.float32))
+    for n in (1, 2):
+        found = finish(start(n, str(tmp_path / "x.npy"), str(tmp_path / f"kept{n}"), code=DEDUP))
+        assert [code for code, _, _ in found] == [0] * n, found
+        assert "rows kept" in "".join(found[0][1:])
+        assert not any("rows kept" in "".join(said) for _, *said in found[1:])
+    one, two = (np.load(tmp_path / f"kept{n}/row_ids.npy") for n in (1, 2))
+    assert 2990 <= len(one) <= 3060
+    np.testing.assert_array_equal(one, two)
+    assert not list(tmp_path.glob("kept2/unfinished*"))
 
 
 def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
@@ -256,13 +281,13 @@ def test_sums_of_blocks_lose_nothing_to_their_order():
 
 
 def test_the_place_of_a_process_is_read_from_torchrun_and_slurm():
-    assert _place({}) is None
-    assert _place({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) is None  # a batch script
+    assert place({}) is None
+    assert place({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) is None  # a batch script
     torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
-    assert _place({**torchrun, "MASTER_ADDR": "a", "MASTER_PORT": "7"}) == (3, 4, 1, 2, "a", 7)
+    assert place({**torchrun, "MASTER_ADDR": "a", "MASTER_PORT": "7"}) == (3, 4, 1, 2, "a", 7)
     step = {"SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1"}
     step |= {"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_JOB_ID": "40003", "SLURM_STEP_NODELIST": "node1"}
-    assert _place(step) == (9, 16, 1, 8, "node1", 20_003)
+    assert place(step) == (9, 16, 1, 8, "node1", 20_003)
 
 
 @pytest.mark.slow

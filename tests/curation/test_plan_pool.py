@@ -1,6 +1,7 @@
 """The plan of what comes before clustering: hours are booked by it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -23,8 +24,12 @@ def test_a_network_is_counted_without_its_weights():
 
 def test_time_falls_with_gpus_and_dedup_grows_with_rows():
     one, few = pool_stages(1e8, 384, PROFILES["h100"], "timm:resnet18"), pool_stages(1e6, 384, PROFILES["h100"])
-    assert [stage.name.split(":")[0] for stage in one] == ["embed", "near-duplicates"]
-    assert one[1].seconds > 100 * few[0].seconds, "the inverted file costs more than linear"
+    assert [stage.name.split(":")[0] for stage in one] == ["embed", "near-duplicates", "near-duplicates"]
+    assert one[2].seconds > 100 * few[0].seconds, "the inverted file costs more than linear, up to the size of a part"
+    many = {
+        n: pool_stages(1e9, 1024, replace(PROFILES["h100"], n_devices=n), "timm:resnet18")[2].seconds for n in (8, 64)
+    }
+    assert many[64] == pytest.approx(many[8] / 8, rel=0.2), "nodes share the clusters"
     assert one[0].operations == pytest.approx(1e8 * operations_per_row("timm:resnet18")[0])
 
 

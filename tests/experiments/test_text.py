@@ -24,7 +24,8 @@ from experiments.pages.verdict import judge_claim, read_values
 from experiments.run_folder import begin_stage
 from experiments.text import brown
 from experiments.text.brown import fetch_brown, plain_text
-from experiments.text.pool import PASSAGES, passages_of
+from experiments.text.passages import PASSAGES
+from experiments.text.pool import passages_of
 from experiments.text.report import JUDGE, render
 from experiments.text.training import cut_to_budget, recipe_of
 from foundation.files import load_array, load_json

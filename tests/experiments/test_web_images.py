@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 from PIL import Image
@@ -209,3 +210,41 @@ def test_the_pool_of_the_demo_has_classes_to_test_on():
     assert len(kept) >= 15
     assert len(rows) >= settings.rows
     assert not set(rows) & set(test)
+
+
+def test_a_pool_without_classes_is_judged_by_a_suite(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The web has no labels; a suite decides, and no row of the pool is asked for its class."""
+    monkeypatch.setenv("CURATED_SSL_DATA", str(images))
+    stored = pq.read_table(images / "pool.parquet")
+    pq.write_table(stored.select(["image"]), tmp_path / "web.parquet")
+    for split, rows in (("train", slice(0, None, 4)), ("test", slice(1, None, 4))):
+        for i, row in enumerate(stored.to_pylist()[rows]):
+            path = tmp_path / "set" / split / f"class{row['label']}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(row["image"]["bytes"])
+    suite = tmp_path / "mine.yaml"
+    suite.write_text(
+        f"tasks:\n- knn: {{train: {tmp_path}/set, ks: [3, 5]}}\n- logistic: {{train: {tmp_path}/set, cs: [1.0]}}\n"
+    )
+    own = [*SMALL, "arms=[raw,hierarchical_resampled]", "seeds=[0]", f"output.runs={tmp_path}/run"]
+    own += [f"output.report={tmp_path}/results"]
+    web = pool(source=str(tmp_path / "web.parquet"), labelled="false", largest=0, bursts=0.0, rows=300)
+    with pytest.raises(CurationError, match=r"nothing judges the models; set science\.evaluate\.suite"):
+        build(compose([*own, web]))
+    with pytest.raises(CurationError, match="without classes none can be made frequent"):
+        build(compose([*own, pool(labelled="false")]))
+    config = compose([*own, web, f"science.evaluate.suite={suite}"])
+    assert run_experiment(config, "test", progress=False) == 0
+    prepared = of_stage(tmp_path / "run", "prepare")[0]
+    assert not (prepared / "labels.npy").exists()
+    counts = load_json(prepared / "pool.json")
+    assert counts["kinds"] == {"image": 260, "near_duplicate": 0, "junk": 65}
+    for folder in of_stage(tmp_path / "run", "evaluate"):
+        metrics = load_json(folder / "metrics.json")["metrics"]
+        of_suite = {key.rpartition("/set/")[2]: value for key, value in metrics.items() if key.startswith("knn")}
+        assert metrics["knn"] == max(of_suite["accuracy k=3"], of_suite["accuracy k=5"])
+        logistic = next(value for key, value in metrics.items() if key.endswith("/set/accuracy"))
+        assert metrics["linear"] == logistic > 0.3  # colours tell the classes
+    page = (tmp_path / "results/web_images.md").read_text()
+    assert "whose classes nobody knows" in page
+    assert f"of the suite {suite}" in page
