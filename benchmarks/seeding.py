@@ -140,7 +140,7 @@ def steps() -> dict[str, Any]:
         for seed in range(n_seeds):
             for kind in NAMES:
                 name = "-".join(["quality", *map(str, shape), str(seed), kind])
-                found[name] = partial(quality, *shape, seed, kind)  # type: ignore[call-arg]
+                found[name] = partial(quality, *shape, seed, kind)  # type: ignore[call-arg,arg-type]
     for k in TIMES:
         for kind in ("at_once", "groups"):
             if kind == "groups" or k <= AT_ONCE:

@@ -413,8 +413,8 @@ def rows_per_read(dim: int, n_bytes: int = 32 << 20) -> int:
 
 def block_digest(block: Float[Tensor, "m d"]) -> bytes:
     """(16 bytes) BLAKE2b-128 of rows as they are stored."""
-    stored = block.cpu().contiguous().view(torch.uint8).numpy()
-    return hashlib.blake2b(memoryview(stored), digest_size=16).digest()
+    stored: Any = block.cpu().contiguous().view(torch.uint8).numpy()
+    return hashlib.blake2b(stored, digest_size=16).digest()
 
 
 def joined_digest(x: Embeddings, blocks: Iterable[bytes]) -> str:

@@ -183,7 +183,8 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, values in sorted(tensors.items()):
         digest.update(name.encode())
-        digest.update(memoryview(values.contiguous().reshape(-1).view(torch.uint8).numpy()))
+        stored: Any = values.contiguous().reshape(-1).view(torch.uint8).numpy()
+        digest.update(stored)
     return digest.hexdigest()
 
 

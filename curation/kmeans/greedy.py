@@ -106,8 +106,8 @@ def _greedy(x, transposed, packed, half_norms, terms, weights, uniforms, chosen,
 
 
 _FAST: Any = {"reassoc", "contract"}
-_greedy_on_all_threads = numba.njit(parallel=True, fastmath=_FAST, cache=True)(_greedy)
-_greedy_on_one_thread = numba.njit(fastmath=_FAST, cache=True, nogil=True)(_greedy)
+_greedy_on_all_threads: Any = numba.njit(parallel=True, fastmath=_FAST, cache=True)(_greedy)
+_greedy_on_one_thread: Any = numba.njit(fastmath=_FAST, cache=True, nogil=True)(_greedy)
 
 
 def _prepare(x: Float[np.ndarray, "n d"]) -> tuple[np.ndarray, ...]:

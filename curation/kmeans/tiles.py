@@ -21,8 +21,9 @@ LANES = 16  # of one vector; a CPU with shorter ones takes several
 
 def has_feature(name: str) -> bool:
     """Whether numba compiles for a CPU with this feature (NUMBA_CPU_FEATURES overrules what the CPU has)."""
-    if config.CPU_FEATURES is not None:
-        return f"+{name}" in config.CPU_FEATURES.split(",")
+    given: str | None = getattr(config, "CPU_FEATURES", None)
+    if given is not None:
+        return f"+{name}" in given.split(",")
     return bool(llvmlite.binding.get_host_cpu_features().get(name, False))
 
 
@@ -136,15 +137,14 @@ def multiply_tile(
         reduce = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fmax.v{LANES}f32")
         for r in range(TILE_ROWS):
             mine = builder.add(times(TILE_ROWS, tile), place(r))
-            most = None
+            most: Any = None
             for v in range(VECTORS):
                 product = builder.load(products[r][v])
                 column = builder.add(first_column, place(v * LANES))
                 to = vector_at(score, builder.add(builder.mul(mine, width), column))
                 builder.store(product, to, align=4)
                 less = builder.fsub(product, builder.load(vector_at(norms, column), align=4))
-                larger = most if most is None else builder.fcmp_ordered(">", less, most)
-                most = less if larger is None else builder.select(larger, less, most)
+                most = less if most is None else builder.select(builder.fcmp_ordered(">", less, most), less, most)
             to = builder.gep(largest, [builder.add(builder.mul(mine, n_panels), number)])
             builder.store(builder.call(reduce, [most], fastmath=("nnan", "nsz")), to)
         return context.get_dummy_value()
