@@ -28,7 +28,13 @@ MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 
 POSITIONAL = 8  # arguments; a call with more of them cannot be read, and two of one type swap unseen
 # compiled kernels: neither Numba nor Triton takes keyword-only arguments
-KERNELS = {"curation/kmeans/activity.py": {"_decide_among_moved"}, "curation/kmeans/fused.py": {"_best_two"}}
+KERNELS = {
+    "curation/kmeans/activity.py": {"_decide_among_moved", "_decide_row_among_moved", "_search_moved"},
+    "curation/kmeans/assignment.py": {"_search"},
+    "curation/kmeans/fused.py": {"_best_two"},
+    "curation/kmeans/greedy.py": {"_greedy"},
+    "curation/kmeans/update.py": {"_add_segments"},
+}
 
 
 def imported(path: Path) -> set[str]:

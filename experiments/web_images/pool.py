@@ -103,10 +103,7 @@ class PoolSettings:
 
     def science(self) -> dict[str, Any]:
         """All that decides the pool: every field, and the whole recipe of an embedder that is trained on it."""
-        content = asdict(self)
-        if self.labelled:  # pools of before keep their keys
-            content.pop("labelled")
-        return content | ({"ssl": ssl_recipe(self).science()} if self.embedder == SSL else {})
+        return asdict(self) | ({"ssl": ssl_recipe(self).science()} if self.embedder == SSL else {})
 
 
 def ssl_recipe(pool: PoolSettings) -> PretrainSettings:
