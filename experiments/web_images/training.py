@@ -89,9 +89,7 @@ class EvaluateSettings:
 
     def science(self) -> dict[str, Any]:
         """All that decides the result: of a suite what it holds, not what it is called."""
-        content = asdict(self)
-        suite = content.pop("suite")
-        return content | ({"suite": read_suite(suite)} if suite else {})
+        return asdict(self) | {"suite": read_suite(self.suite) if self.suite else ""}
 
 
 def check_measures(pool: PoolSettings, _train: TrainSettings, evaluate: EvaluateSettings) -> None:
