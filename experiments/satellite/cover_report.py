@@ -102,7 +102,8 @@ def render_cover(metrics: Found, balance: Found, config: dict[str, Any], made: l
         "## Results\n",
         origin(
             "python scripts/run_experiment.py experiment=satellite_cover scale=lab "
-            f"seeds=[{','.join(map(str, seeds))}] arms=[{','.join(arms)}]",
+            f"seeds=[{','.join(map(str, seeds))}] arms=[{','.join(arms)}]"
+            + (f" science.studies.turns={turns}" if turns > 1 else ""),
             made,
             f"with {DATA} naming the folder of {pool['image']}",
         ),
