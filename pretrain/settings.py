@@ -14,9 +14,10 @@ from foundation.settings import (
     CountOrZero,
     NonNegative,
     PartOfOne,
-    Positive,
     Range,
+    Rate,
     Share,
+    Temperature,
     check,
     read_settings,
     require_number,
@@ -127,7 +128,7 @@ class LossSettings:
     centring: Annotated[str, Choices(*CENTRINGS)] = "sinkhorn"
     sinkhorn_iterations: Annotated[int, Range(ge=1, le=1000)] = 3
     centre_momentum: Share = 0.9
-    student_temperature: Positive = 0.1
+    student_temperature: Temperature = 0.1
     gram: GramSettings = field(default_factory=GramSettings)
 
     def __post_init__(self) -> None:
@@ -151,7 +152,7 @@ class OptimiserSettings:
         freeze_last_layer: steps (or share) in which the prototypes stay.
     """
 
-    learning_rate: Positive = 1e-3
+    learning_rate: Rate = 1e-3
     reference_batch: CountOrZero = 1024
     rate: ScheduleSettings = field(default_factory=lambda: ScheduleSettings(0.0, 1.0, 0.0, warmup=0.1))
     final_rate: NonNegative = 1e-6

@@ -14,6 +14,7 @@ from foundation.settings import (
     NonNegative,
     Positive,
     Range,
+    Rate,
     Share,
     check,
     read_settings,
@@ -67,7 +68,7 @@ class HeadSettings:
     output: Annotated[str, Choices(*OUTPUTS)] = "linear_bins"
     n_bins: Annotated[int, Range(ge=2, le=1 << 16)] = 256
     lowest: Positive = 0.01
-    highest: Positive = 100.0
+    highest: Annotated[float, Range(gt=0, le=1000)] = 100.0
     width: Annotated[int, Range(ge=1, le=1 << 16)] = 128
     readout: bool = True
 
@@ -133,7 +134,7 @@ class TrainSettings(RunSettings):
     """
 
     steps: Count = 2000
-    learning_rate: Positive = 1e-3
+    learning_rate: Rate = 1e-3
     weight_decay: NonNegative = 1e-4
     warmup: NonNegative = 0.05
     clip: NonNegative = 1.0

@@ -1,5 +1,6 @@
 """`python -m pretrain`, `text_lm` and `satellite` under bent settings and files."""
 
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -17,6 +18,8 @@ pytest.importorskip("rasterio")
 
 import text_lm.cli
 import text_lm.train  # noqa: F401 - all imported before a clock runs
+from foundation.errors import CurationError
+from foundation.settings import fill
 from satellite.tiles import load_tiles
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -331,3 +334,20 @@ def test_a_result_never_takes_the_place_of_a_pipe_or_folder(hostile: Hostile, na
     os.mkfifo(place)
     assert hostile.call(command, command.words).code == 2
     assert place.is_fifo()
+
+
+@pytest.mark.parametrize(
+    ("settings", "given"),
+    [
+        ("pretrain.settings:PretrainSettings", {"optimiser": {"learning_rate": 1e29}}),
+        ("text_lm.settings:TrainSettings", {"learning_rate": 1e29}),
+        ("satellite.settings:TrainSettings", {"learning_rate": 1e29}),
+        ("satellite.settings:TrainSettings", {"head": {"highest": 1e29}}),
+        ("eval.tasks.classification:Knn", {"temperature": 1e29}),
+    ],
+)
+def test_numbers_that_only_overflow_are_refused_before_anything_runs(settings: str, given: dict):
+    module, _, name = settings.partition(":")
+    kind = getattr(importlib.import_module(module), name)
+    with pytest.raises(CurationError, match="must be above 0 and at most 1000"):
+        fill(kind, given)
