@@ -18,6 +18,7 @@ from foundation.settings import (
     Rate,
     Share,
     Temperature,
+    Weight,
     check,
     read_settings,
     require_number,
@@ -97,7 +98,7 @@ class GramSettings:
         refresh: steps between further copies; 0 keeps the first.
     """
 
-    weight: NonNegative = 0.0
+    weight: Weight = 0.0
     start: NonNegative = 0.0
     refresh: CountOrZero = 10_000
 
@@ -120,9 +121,9 @@ class LossSettings:
         gram: see `GramSettings`.
     """
 
-    dino: NonNegative = 1.0
-    ibot: NonNegative = 1.0
-    koleo: NonNegative = 0.1
+    dino: Weight = 1.0
+    ibot: Weight = 1.0
+    koleo: Weight = 0.1
     dino_head: HeadSettings = field(default_factory=HeadSettings)
     ibot_head: HeadSettings | None = None
     centring: Annotated[str, Choices(*CENTRINGS)] = "sinkhorn"

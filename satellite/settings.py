@@ -16,6 +16,7 @@ from foundation.settings import (
     Range,
     Rate,
     Share,
+    Weight,
     check,
     read_settings,
 )
@@ -91,10 +92,10 @@ class LossSettings:
         sig_warmup: steps, or below 1 share of the run, without the variance part of the scale-invariant loss.
     """
 
-    sig: NonNegative = 1.0
-    gradient: NonNegative = 0.0
-    l1: NonNegative = 0.0
-    huber: NonNegative = 0.0
+    sig: Weight = 1.0
+    gradient: Weight = 0.0
+    l1: Weight = 0.0
+    huber: Weight = 0.0
     offset: Positive = 1.0
     delta: Positive = 2.0
     sig_warmup: NonNegative = 0.02

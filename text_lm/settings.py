@@ -14,6 +14,7 @@ from foundation.settings import (
     Positive,
     Rate,
     Share,
+    Weight,
     read_settings,
 )
 from text_lm.model import ATTENTION, ModelSettings
@@ -68,7 +69,7 @@ class TrainSettings(RunSettings):
     eps: Positive = 1e-8
     weight_decay: NonNegative = 0.1
     clip: NonNegative = 1.0
-    z_loss: NonNegative = 0.0
+    z_loss: Weight = 0.0
     precision: Annotated[str, Choices(*PRECISIONS)] = "32-true"
     speed: SpeedSettings = field(default_factory=SpeedSettings)
 
