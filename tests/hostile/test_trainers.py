@@ -296,6 +296,11 @@ def test_exported_weights_that_changed_are_nowhere_loaded(hostile: Hostile):
         assert (ended.code, "another checksum" in ended.err) == (2, True), ended.err
         weights.write_bytes(whole)
         assert hostile.call(command, words).code == 0
+    again = Command("pretrain.cli", PRETRAIN, writes=())
+    assert hostile.call(again, PRETRAIN).code == 0
+    weights.unlink()
+    ended = hostile.call(again, PRETRAIN)
+    assert (ended.code, "does not exist" in ended.err) == (2, True), "a finished run without its model is no success"
 
 
 def test_a_tokenizer_is_trained_once_and_never_replaces_another(hostile: Hostile):
