@@ -108,7 +108,7 @@ def advise(x: Any, size: int, name: str = "embeddings/", seed: int = 0, kept: st
     distances, _found = nearest(points, min(20, len(points) - 1))
     intrinsic = two_nearest_dimension(distances[:, :2]) if distances.shape[1] > 1 else float("nan")
     likely = likely_dimension(distances)
-    repeated = 0.0
+    repeated = (len(rows) - 1) / len(rows)  # of equal rows, among which nothing is to be searched
     if np.ptp(points, axis=0).max() > 0:
         repeated = len(near_duplicates(rows, NearRule(), metric, progress=False).dropped) / len(rows)
     flat = dim <= FLAT_DIMENSIONS and n >= PAPER_ROWS[-1] * 8

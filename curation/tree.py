@@ -443,6 +443,7 @@ def _check_level(part: dict[str, np.ndarray | None], below: int | None, where: s
     need(bool(np.isfinite(centroids).all()), "centroids hold NaN or infinity")
     need(assignment.ndim == 1 and assignment.dtype == np.int64 and len(assignment) > 0, "assignment is no int64 list")
     need(distance.shape == assignment.shape and distance.dtype == np.float32, "distances do not fit the assignment")
+    need(bool(np.isfinite(distance).all()), "distances hold NaN or infinity")
     need(below is None or len(assignment) == below, f"it places {len(assignment)} points, not the {below} below it")
     inside = int(assignment.min()) >= 0 and int(assignment.max()) < len(centroids)
     need(inside, f"a point is in cluster {assignment.min()} or {assignment.max()} of {len(centroids)}")

@@ -14,6 +14,7 @@ from foundation.paths import regular_file
 from foundation.settings import Range, require_number
 
 LEAST_SIDE = 4  # pixels of a block
+NO_HEIGHT = 20_000.0  # metres: beyond it, it is a number for "no data" that the file does not declare
 
 
 class _Blocks:
@@ -34,7 +35,15 @@ class _Blocks:
             raise CurationError(
                 f"{self.source.name}: {self.windows[i]} cannot be read ({error}); is it whole?"
             ) from error
-        return found.astype(np.float64).filled(np.nan)
+        heights = found.astype(np.float64).filled(np.nan)
+        known = heights[np.isfinite(heights)]
+        if len(known) and np.abs(known).max() > NO_HEIGHT:
+            largest = known[np.abs(known).argmax()]
+            raise CurationError(
+                f"{self.source.name} holds a height of {largest:g} m; if that number stands for no data, say so in the "
+                f"file: gdal_edit.py -a_nodata {largest:g}"
+            )
+        return heights
 
 
 def measure_maps(

@@ -9,12 +9,11 @@ from curation.group import Group, joined, place
 from curation.plan import PROFILES, Hardware, calibrate
 from experiments.engine.experiment import Experiment, Speed, build
 from experiments.engine.processes import announce, dismiss, follow
-from experiments.engine.stages import MARKER, Stage, in_order, locked, run_stages, state_of
+from experiments.engine.stages import MARKER, Stage, in_order, load_marker, locked, run_stages, state_of
 from experiments.run_folder import begin_stage, finish_experiment, write_manifest
 from experiments.slurm import resources_of, submit
 from foundation.errors import CurationError
-from foundation.files import load_json
-from foundation.settings import CONFIGS, nearest_name
+from foundation.settings import CONFIGS, fill, nearest_name
 
 LOCATIONS = ("local", "slurm")
 
@@ -37,11 +36,15 @@ def measured_seconds(stage: Stage, root: Path) -> float | None:
     """Seconds that finished stages of this name took here, in proportion to the samples; None where there are none."""
     rates = []
     for path in root.rglob(f"{stage.name}-*/{MARKER}"):
-        cost = load_json(path)["cost"]
-        if stage.estimate.samples and cost["samples"]:
-            rates.append(cost["seconds"] / cost["samples"] * stage.estimate.samples)
+        try:
+            cost = load_marker(path.parent).get("cost", {})
+            seconds, samples = float(cost["seconds"]), float(cost["samples"])
+        except (CurationError, KeyError, TypeError, ValueError):  # an edited record gives no estimate
+            continue
+        if stage.estimate.samples and samples:
+            rates.append(seconds / samples * stage.estimate.samples)
         elif not stage.estimate.samples:
-            rates.append(cost["seconds"])
+            rates.append(seconds)
     return sum(rates) / len(rates) if rates else None
 
 
@@ -107,11 +110,13 @@ def run_experiment(
     Raises:
         CurationError: a bad setting, or another process is at this run folder; nothing was run.
     """
-    where = config.get("launch", {}).get("where")
+    launch = config.get("launch")
+    where = launch.get("where") if isinstance(launch, dict) else launch
     if where not in LOCATIONS:
         raise CurationError(f"launch.where is {where!r}; use one of {', '.join(LOCATIONS)}")
+    _require_room(config)
     if config.get("dry_run"):
-        speed = Speed(**config["speed"])
+        speed: Speed = fill(Speed, config.get("speed"), "speed")  # type: ignore[arg-type]
         say(plan_table(build(config, hardware_of(speed))))
         return 0
     experiment = build(config)
@@ -124,6 +129,15 @@ def run_experiment(
         code = _lead(experiment, config, command, say, progress, group)
         dismiss(group)
         return code
+
+
+def _require_room(config: dict[str, Any]) -> None:
+    """Refuse a run folder that cannot be one, before anything is planned for it."""
+    output = config.get("output")
+    runs = Path(str(output.get("runs") if isinstance(output, dict) else output))
+    there = next((part for part in (runs, *runs.parents) if part.exists()), runs)
+    if not there.is_dir():
+        raise CurationError(f"output.runs is {runs}, but {there} is no folder; name another")
 
 
 def _lead(

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from foundation.errors import CurationError
 
 MISTAKE, INTERRUPTED = 2, 130
+LONGEST = 600  # letters of a line
 EXTRAS = {  # package -> the extras of this project that bring it, the smallest first
     "datasketch": ("text", "language"),
     "datatrove": ("text-filters",),
@@ -113,8 +114,8 @@ def explain(error: BaseException, extra: str = "") -> str | None:
         extra: see `run_command`.
     """
     text = " ".join(str(error).split())
-    if isinstance(error, CurationError):
-        return text
+    if isinstance(error, CurationError):  # a file may name a path of thousands of letters
+        return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
     if isinstance(error, ModuleNotFoundError):
         return missing_package(error, extra)
     if isinstance(error, OSError):

@@ -226,8 +226,11 @@ def check_files(expected: Iterable[tuple[Path, str | None]], remedy: str) -> Non
                 raise CurationError(f"{path} is not the file that was written (another checksum); {remedy}")
 
 
-def check_export(run: Path, name: str) -> None:
+def check_export(run: Path, name: str = "") -> None:
     """Refuse a file or folder of a finished run that is not what it wrote; without its result nothing is known.
+
+    Args:
+        name: within the folder of the run; "": all that it wrote.
 
     Raises:
         CurationError: a file differs, or the result cannot be read.
@@ -236,7 +239,7 @@ def check_export(run: Path, name: str) -> None:
         return
     known = load_json(run / RESULT, remedy="train again").get(CHECKSUMS, {})
     check_content(dict[str, str], known, str(run / RESULT), "train again")
-    mine = [(run / file, said) for file, said in known.items() if file == name or file.startswith(f"{name}/")]
+    mine = [(run / file, said) for file, said in known.items() if name in ("", file) or file.startswith(f"{name}/")]
     check_files(mine, "train again or copy it again")
 
 

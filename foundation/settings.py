@@ -121,6 +121,9 @@ CountOrZero = Annotated[int, Range(ge=0)]
 Positive = Annotated[float, Range(gt=0)]
 NonNegative = Annotated[float, Range(ge=0)]
 Share = Annotated[float, Range(ge=0, le=1)]
+Weight = Annotated[float, Range(ge=0, le=1e6)]  # of one term of a loss: beyond it the others vanish in rounding
+Rate = Annotated[float, Range(gt=0, le=1000)]  # of an optimiser: beyond it weights overflow at once
+Temperature = Annotated[float, Range(gt=0, le=1000)]  # of a softmax: beyond it all are alike
 PartOfOne = Annotated[float, Range(gt=0, le=1)]  # a share that may not be nothing
 BelowOne = Annotated[float, Range(ge=0, lt=1)]  # a momentum, a decay
 Seed = Annotated[int, Range(ge=0, le=LARGEST_SEED)]
@@ -178,8 +181,8 @@ def read_settings(
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    given: Any = OmegaConf.create() if path is None else _with_files(_yaml(Path(path)), files, Path(path).parent)
     try:
+        given: Any = OmegaConf.create() if path is None else _with_files(_yaml(Path(path)), files, Path(path).parent)
         given = OmegaConf.merge(given, _with_files(_overrides(overrides or []), files, Path()))
         return OmegaConf.to_container(given, resolve=True)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
@@ -240,6 +243,8 @@ def _yaml(path: Path) -> Any:
     text = read_yaml_text(path)
     try:
         content = OmegaConf.load(io.StringIO(text))
+    except OSError:  # OmegaConf's of a lone number or date
+        content = None
     except (OmegaConfBaseException, YAMLError, *BAD_VALUES) as error:
         raise CurationError(f"settings {path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, DictConfig):

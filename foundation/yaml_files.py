@@ -65,6 +65,12 @@ def _size(node: Any, known: dict[int, int], depth: int, where: str) -> int:
         return known[id(node)]
     known[id(node)], total = -1, 1
     if isinstance(node, yaml.MappingNode):
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    raise CurationError(f"{where} says {key.value[:80]!r} twice; the second would win; leave one")
+                seen.add((key.tag, key.value))
         total += sum(_size(part, known, depth + 1, where) for pair in node.value for part in pair)
     elif isinstance(node, yaml.SequenceNode):
         total += sum(_size(part, known, depth + 1, where) for part in node.value)

@@ -14,9 +14,11 @@ from foundation.settings import (
     CountOrZero,
     NonNegative,
     PartOfOne,
-    Positive,
     Range,
+    Rate,
     Share,
+    Temperature,
+    Weight,
     check,
     read_settings,
     require_number,
@@ -96,7 +98,7 @@ class GramSettings:
         refresh: steps between further copies; 0 keeps the first.
     """
 
-    weight: NonNegative = 0.0
+    weight: Weight = 0.0
     start: NonNegative = 0.0
     refresh: CountOrZero = 10_000
 
@@ -119,15 +121,15 @@ class LossSettings:
         gram: see `GramSettings`.
     """
 
-    dino: NonNegative = 1.0
-    ibot: NonNegative = 1.0
-    koleo: NonNegative = 0.1
+    dino: Weight = 1.0
+    ibot: Weight = 1.0
+    koleo: Weight = 0.1
     dino_head: HeadSettings = field(default_factory=HeadSettings)
     ibot_head: HeadSettings | None = None
     centring: Annotated[str, Choices(*CENTRINGS)] = "sinkhorn"
     sinkhorn_iterations: Annotated[int, Range(ge=1, le=1000)] = 3
     centre_momentum: Share = 0.9
-    student_temperature: Positive = 0.1
+    student_temperature: Temperature = 0.1
     gram: GramSettings = field(default_factory=GramSettings)
 
     def __post_init__(self) -> None:
@@ -151,7 +153,7 @@ class OptimiserSettings:
         freeze_last_layer: steps (or share) in which the prototypes stay.
     """
 
-    learning_rate: Positive = 1e-3
+    learning_rate: Rate = 1e-3
     reference_batch: CountOrZero = 1024
     rate: ScheduleSettings = field(default_factory=lambda: ScheduleSettings(0.0, 1.0, 0.0, warmup=0.1))
     final_rate: NonNegative = 1e-6

@@ -69,12 +69,12 @@ def pool(
 
     from foundation.files import write_atomically
     from satellite.data import TileReader
-    from satellite.normalise import white_of
+    from satellite.normalise import require_white
     from satellite.pretraining import tile_images
     from satellite.tiles import load_tiles
 
     reader = TileReader(*load_tiles(table))
-    rows = partial(tile_images, reader, white_of(reader.dtype, white))
+    rows = partial(tile_images, reader, require_white(reader.dtype, white, reader.places[0]["image"]))
     # a cache of its own: the shared one would give old pictures of a raster that has changed
     with tempfile.TemporaryDirectory() as cache:
         try:

@@ -35,7 +35,7 @@ class TileReader:
     """
 
     def __init__(self, table: pa.Table, settings: TileSettings, cache_tiles: int = 0):
-        self.places = table.select(["image", "heights", "row", "col"]).to_pylist()
+        self.places = table.select(["image", "heights", "row", "col", "valid", "labelled", "tallest"]).to_pylist()
         self.settings = settings
         self.kept: dict[int, Tile] | None = {} if len(self.places) <= cache_tiles else None
         self._open: dict[tuple[str, str], tuple[Raster, Raster | None]] = {}
@@ -62,7 +62,11 @@ class TileReader:
         return self.rasters(0)[0].dtype
 
     def read(self, tile: int) -> Tile:
-        """Values of the bands, where they are valid, and heights in metres, NaN where not known."""
+        """Values of the bands, where they are valid, and heights in metres, NaN where not known.
+
+        Raises:
+            CurationError: the rasters are not those that the tile was cut from, as far as its row says.
+        """
         if self.kept is not None and tile in self.kept:
             return self.kept[tile]
         colour, labels = self.rasters(tile)
@@ -72,9 +76,24 @@ class TileReader:
         if labels is not None:
             found, known = labels.read(place["row"], place["col"], size, size)
             heights = np.where(known & valid, found[0] * metres_per(self.settings.units), np.nan).astype(np.float32)
+        self._require_same(place, valid, heights)
         if self.kept is not None:
             self.kept[tile] = values, valid, heights
         return values, valid, heights
+
+    @staticmethod
+    def _require_same(place: dict[str, Any], valid: Bool[np.ndarray, "s s"], heights: Float[np.ndarray, "s s"]) -> None:
+        known = np.isfinite(heights)
+        found = {"valid": float(valid.mean())}
+        if place["heights"]:
+            found |= {"labelled": float(known.mean()), "tallest": float(heights[known].max(initial=0))}
+        for name, value in found.items():
+            if not np.isclose(value, place[name], rtol=1e-4, atol=1e-6):
+                raster = place["image"] if name == "valid" else place["heights"]
+                raise CurationError(
+                    f"{raster} has changed since its tiles were cut (row {place['row']}, column {place['col']}: {name} "
+                    f"{value:g}, not {place[name]:g}); cut them again: python -m satellite tiles"
+                )
 
     def statistics(self, tiles: Int[np.ndarray, "n"], white: float = 0.0) -> BandStatistics:
         """Of the valid pixels of some tiles."""

@@ -7,6 +7,7 @@ reaches into it, so the map does not depend on the squares, and one that is fini
 import shutil
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,7 @@ from foundation.files import digest_json, load_array, require_replaceable, save_
 from foundation.locks import locked_folder
 from foundation.settings import Count, NonNegative, Range, check
 from satellite.export import TrainedModel, load_model
-from satellite.normalise import BandStatistics, band_statistics, normalise, white_of
+from satellite.normalise import WHITE, BandStatistics, band_statistics, normalise, require_white, white_of
 from satellite.rasters import Raster, open_raster
 
 TOLERANCE = 0.05  # relative, of resolutions that count as the same
@@ -172,7 +173,10 @@ def _open_for(trained: TrainedModel, image: str | Path, settings: PredictSetting
 def _colours(raster: Raster, trained: TrainedModel, settings: PredictSettings) -> BandStatistics:
     """Statistics of the raster where colours are matched; else those of training, with the raster's white."""
     own = trained.statistics
-    white = settings.white or (own.white if own.white not in (255.0, 65535.0) else white_of(raster.dtype))
+    white = settings.white or own.white
+    if own.white in WHITE.values():  # of a type, so that another type has another; matched colours need none
+        find = white_of if settings.match_colours else partial(require_white, name=str(raster.path))
+        white = find(raster.dtype, settings.white)
     if not settings.match_colours:
         return BandStatistics(own.mean, own.std, own.low, own.high, white, own.name)
     side, grid = trained.seen.tile, raster.grid

@@ -53,6 +53,19 @@ def white_of(dtype: str, given: float = 0.0) -> float:
     return given or WHITE.get(dtype, 1.0)
 
 
+def require_white(dtype: str, given: float, name: str) -> float:
+    """As `white_of`, for what needs the true one.
+
+    Raises:
+        CurationError: whole numbers of a type that says nothing about the brightest of them.
+    """
+    if not given and dtype not in WHITE and not dtype.startswith("float"):
+        raise CurationError(
+            f"{name} holds numbers of type {dtype}, of which none is known to be white; give it as white"
+        )
+    return white_of(dtype, given)
+
+
 def band_statistics(
     windows: Iterable[tuple[Float[np.ndarray, "c h w"], Bool[np.ndarray, "h w"]]], white: float, name: str = "data"
 ) -> BandStatistics:

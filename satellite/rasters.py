@@ -289,7 +289,7 @@ def _utm(source: Any) -> str:
 
     west, south, east, north = transform_bounds(source.crs, "EPSG:4326", *source.bounds)
     zone = int(((west + east) / 2 + 180) // 6) + 1
-    return f"EPSG:{(32600 if south + north >= 0 else 32700) + zone}"
+    return f"EPSG:{(32600 if south + north >= 0 else 32700) + zone}" if 1 <= zone <= 60 else "EPSG:n"
 
 
 def _name(crs: str) -> str:

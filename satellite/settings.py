@@ -14,7 +14,9 @@ from foundation.settings import (
     NonNegative,
     Positive,
     Range,
+    Rate,
     Share,
+    Weight,
     check,
     read_settings,
 )
@@ -67,7 +69,7 @@ class HeadSettings:
     output: Annotated[str, Choices(*OUTPUTS)] = "linear_bins"
     n_bins: Annotated[int, Range(ge=2, le=1 << 16)] = 256
     lowest: Positive = 0.01
-    highest: Positive = 100.0
+    highest: Annotated[float, Range(gt=0, le=1000)] = 100.0
     width: Annotated[int, Range(ge=1, le=1 << 16)] = 128
     readout: bool = True
 
@@ -90,10 +92,10 @@ class LossSettings:
         sig_warmup: steps, or below 1 share of the run, without the variance part of the scale-invariant loss.
     """
 
-    sig: NonNegative = 1.0
-    gradient: NonNegative = 0.0
-    l1: NonNegative = 0.0
-    huber: NonNegative = 0.0
+    sig: Weight = 1.0
+    gradient: Weight = 0.0
+    l1: Weight = 0.0
+    huber: Weight = 0.0
     offset: Positive = 1.0
     delta: Positive = 2.0
     sig_warmup: NonNegative = 0.02
@@ -133,7 +135,7 @@ class TrainSettings(RunSettings):
     """
 
     steps: Count = 2000
-    learning_rate: Positive = 1e-3
+    learning_rate: Rate = 1e-3
     weight_decay: NonNegative = 1e-4
     warmup: NonNegative = 0.05
     clip: NonNegative = 1.0

@@ -21,7 +21,7 @@ from foundation.files import write_atomically
 from foundation.paths import regular_file
 from foundation.settings import Count, CountOrZero, NonNegative, Range, Share, check, fill
 from satellite.rasters import Raster, check_same_grid, open_heights, open_raster
-from satellite.units import metres_per, warn_if_implausible
+from satellite.units import metres_per, refuse_no_height, warn_if_implausible
 
 MOST_BLOCKS = 250_000  # squares of ground of a split
 COLUMNS = {
@@ -132,6 +132,7 @@ def cut_tiles(
                 rows.append(place | {"valid": share, "labelled": labelled, "tallest": top})
             if labels is not None:
                 labels.close()
+                refuse_no_height(tallest, settings.units, str(truth))
                 warn_if_implausible(tallest, settings.units, str(truth))
     if not rows:
         raise CurationError(

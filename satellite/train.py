@@ -21,7 +21,7 @@ from satellite.data import TileBatches, TileReader, labelled_rows, with_white
 from satellite.export import Seen, save_model
 from satellite.losses import height_loss
 from satellite.model import CanopyModel
-from satellite.normalise import PUBLISHED, BandStatistics, white_of
+from satellite.normalise import PUBLISHED, BandStatistics, require_white, white_of
 from satellite.settings import TrainSettings
 from satellite.tiles import TileSettings
 from training.checkpoints import find_checkpoint
@@ -180,6 +180,8 @@ def _cache_tiles(settings: TrainSettings, tiles: TileSettings) -> int:
 
 def _statistics(settings: TrainSettings, reader: TileReader, rows: Int[np.ndarray, "n"]) -> BandStatistics:
     white = white_of(reader.dtype, settings.white)
+    if settings.statistics != "data":  # which are of the same numbers, whatever white is
+        white = require_white(reader.dtype, settings.white, reader.places[0]["image"])
     if settings.statistics == "backbone":
         return statistics_of(settings.backbone, white)
     own = reader.statistics(rows, settings.white)

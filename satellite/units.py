@@ -7,6 +7,7 @@ from satellite.errors import HeightWarning
 
 METRES = {"m": 1.0, "cm": 0.01, "dm": 0.1, "ft": 0.3048, "us-ft": 1200 / 3937}
 TALLEST = 116.0  # metres: Hyperion, a coast redwood (Sequoia sempervirens)
+NO_HEIGHT = 20_000.0  # metres: beyond it, it is a number for "no data" that the file does not declare
 
 
 def metres_per(unit: str) -> float:
@@ -31,3 +32,16 @@ def warn_if_implausible(tallest: float, unit: str, name: str) -> None:
         HeightWarning,
         stacklevel=2,
     )
+
+
+def refuse_no_height(tallest: float, unit: str, name: str) -> None:
+    """Refuse a raster whose greatest height (metres) is above all that stands on Earth.
+
+    Raises:
+        CurationError: it is.
+    """
+    if tallest > NO_HEIGHT:
+        raise CurationError(
+            f"{name} holds a height of {tallest:g} m; if that number stands for no data, say so in the file: "
+            f"gdal_edit.py -a_nodata {tallest / METRES[unit]:g}"
+        )

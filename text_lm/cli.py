@@ -52,7 +52,7 @@ def cut(
 
     skipped: list[str] = []
     documents = read_documents(source, text_field, domain_field, source_field, bad, skipped=skipped)
-    counts = write_passages(documents, output, target, shortest, open_filters(filter_ or []), skipped)
+    counts = write_passages(documents, output, target, shortest, open_filters(filter_ or []), skipped, least=1)
     for message in skipped[:5]:
         _say(f"left out: {message}")
     for count in counts.filters:

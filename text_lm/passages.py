@@ -8,6 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from foundation.errors import CurationError
 from foundation.files import save_json, write_atomically
 from foundation.settings import Range, require_number
 from text_lm.documents import Document
@@ -81,6 +82,7 @@ def write_passages(
     filters: Sequence[TextFilter] = (),
     unreadable: list[str] | None = None,
     progress: bool = True,
+    least: int = 0,
 ) -> PassageCounts:
     """Write ``path`` (parquet: text, source, domain, place) and beside it ``<name>.counts.json``.
 
@@ -89,6 +91,10 @@ def write_passages(
         target, shortest: see `cut_passages`; ``target=0`` keeps documents whole.
         filters: applied to passages, in order; each sees only what those before it let through.
         unreadable: the list that `read_documents` fills with the documents it left out.
+        least: passages that must come out.
+
+    Raises:
+        CurationError: a bad setting, or fewer passages than ``least``: nothing is written then.
     """
     for name, value in (("target", target), ("shortest", shortest)):
         require_number(value, Range(ge=0), name)
@@ -113,7 +119,15 @@ def write_passages(
                         "place": document.place,
                     }
 
-    write_atomically(path, lambda stream: _write_parquet(stream, passages()))
+    def write(stream: Any) -> None:
+        _write_parquet(stream, passages())
+        if totals["kept"] < least:
+            raise CurationError(
+                f"{totals['documents']:,} documents give {totals['cut']:,} passages, of which the filters keep "
+                f"{totals['kept']:,}; there must be at least {least:,}"
+            )
+
+    write_atomically(path, write)
     result = PassageCounts(
         totals["documents"], totals["cut"], totals["kept"], totals["characters"], counts, unreadable or []
     )

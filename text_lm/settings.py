@@ -12,7 +12,9 @@ from foundation.settings import (
     Count,
     NonNegative,
     Positive,
+    Rate,
     Share,
+    Weight,
     read_settings,
 )
 from text_lm.model import ATTENTION, ModelSettings
@@ -58,7 +60,7 @@ class TrainSettings(RunSettings):
     model: ModelSettings = field(default_factory=ModelSettings)
     tokens: Count = 1_000_000
     cross_documents: bool = False
-    learning_rate: Positive = 3e-3
+    learning_rate: Rate = 3e-3
     schedule: Annotated[str, Choices(*RATES)] = "cosine"
     warmup: NonNegative = 0.05
     final_lr: Share = 0.1
@@ -67,7 +69,7 @@ class TrainSettings(RunSettings):
     eps: Positive = 1e-8
     weight_decay: NonNegative = 0.1
     clip: NonNegative = 1.0
-    z_loss: NonNegative = 0.0
+    z_loss: Weight = 0.0
     precision: Annotated[str, Choices(*PRECISIONS)] = "32-true"
     speed: SpeedSettings = field(default_factory=SpeedSettings)
 

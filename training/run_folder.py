@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from foundation.errors import CurationError
-from foundation.files import RESULT, checksum, digest_json, load_json, save_json, write_atomically
+from foundation.files import RESULT, check_export, checksum, digest_json, load_json, save_json, write_atomically
 from foundation.locks import locked_folder
 from foundation.schema import check_content
 
@@ -37,7 +37,8 @@ def claimed(folder: Path, identity: dict[str, Any]) -> Iterator[dict[str, Any] |
         identity: ``settings`` and whatever else tells one run from another, as JSON.
 
     Raises:
-        CurationError: the folder holds another run, or something else, or a process that trains.
+        CurationError: the folder holds another run, or something else, or a process that trains, or a finished run
+            whose exported files are not those that it wrote.
     """
     with locked_folder(folder) if is_first_process() else nullcontext():  # one lock for all processes of a run
         done = _claim(folder, identity)
@@ -60,7 +61,9 @@ def _claim(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
             what = _difference(found.get(key), identity[key]) if key == "settings" else f"other {key}"
             raise CurationError(f"{folder} holds a run with {what}; use another folder or delete it")
         if not other and (folder / RESULT).exists():
-            return load_json(folder / RESULT, remedy="delete the folder and train again")
+            done = load_json(folder / RESULT, remedy="delete the folder and train again")
+            check_export(folder)
+            return done
         if not _kept(folder) and is_first_process():  # it starts again, or another one does
             for log in LOGS:
                 (folder / log).unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from experiments.engine.arms import BASE_ARM
-from experiments.engine.stages import MARKER
+from experiments.engine.stages import MARKER, load_marker
 from foundation.errors import CurationError
 from foundation.files import load_json, save_json, write_atomically
 from foundation.intervals import judge_difference, student_interval
@@ -117,7 +117,7 @@ def load_run(root: Path) -> tuple[dict[str, Any], list[StageRecord]]:
     for place in manifest["stages"]:
         folder = Path(root) / place
         if (folder / MARKER).exists():
-            marker = load_json(folder / MARKER)
+            marker = load_marker(folder)
             found.append(StageRecord(marker["name"], marker["arm"], marker["seed"], folder, marker))
     return manifest, found
 

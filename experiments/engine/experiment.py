@@ -269,6 +269,7 @@ def build(config: dict[str, Any], hardware: Hardware | None = None) -> Experimen
         CurationError: a setting that makes no sense; every one is checked before anything runs.
     """
     settings = parse(config)
+    config = {**config, "seeds": settings.seeds, "arms": settings.arms}  # as lists, however they were written
     domain, science = open_domain(settings.name), settings.science
     pool = fill(domain.pool_settings, science.pool, "science.pool")
     train = fill(domain.train_settings, science.train, "science.train")

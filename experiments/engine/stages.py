@@ -157,6 +157,28 @@ class State:
     why: str
 
 
+@dataclass
+class _Marker:
+    """What the record of a finished stage must hold."""
+
+    name: str
+    arm: str
+    seed: int | None
+    key: str
+    cost: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, Any] = field(default_factory=dict)
+    outputs: dict[str, int] = field(default_factory=dict)
+
+
+def load_marker(folder: Path) -> dict[str, Any]:
+    """The record of a finished stage.
+
+    Raises:
+        CurationError: it is truncated or edited.
+    """
+    return load_json(folder / MARKER, _Marker, "remove it, and the stage is run again")
+
+
 def _differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted(set(old) | set(new), key=str):
@@ -172,7 +194,10 @@ def _why_changed(stage: Stage, folder: Path) -> str | None:
     found = [path for path in folder.parent.glob(f"{stage.name}-*/{MARKER}") if path.parent != folder]
     if not found:
         return None
-    before = load_json(max(found, key=lambda path: path.stat().st_mtime))
+    try:
+        before = load_marker(max(found, key=lambda path: path.stat().st_mtime).parent)
+    except CurationError:  # it only explains
+        return None
     old = before.get("inputs", {})
     parts = list(_differences(old.get("settings"), stage.inputs["settings"]))
     parts += [f"file {part}" for part in _differences(old.get("files"), stage.inputs["files"])]
@@ -200,12 +225,12 @@ def state_of(stage: Stage, root: Path) -> State:
     folder = stage.folder(root)
     if (folder / MARKER).exists():
         try:
-            marker = load_json(folder / MARKER)
+            marker = load_marker(folder)
         except CurationError:
             return State(False, f"its {MARKER} is not whole")
-        if marker.get("key") == stage.key:
+        if marker["key"] == stage.key:
             there = outputs_of(folder)
-            lost = [name for name, size in marker["outputs"].items() if there.get(name) != size]
+            lost = [name for name, size in marker.get("outputs", {}).items() if there.get(name) != size]
             return State(False, f"output {lost[0]} is missing or truncated") if lost else State(True, "finished before")
         return State(False, "its marker is of other inputs")
     if (folder / FAILURE).exists():

@@ -66,6 +66,12 @@ def test_the_command_prints_a_table_or_json_without_nan(tmp_path, capsys: pytest
     assert next(item["value"] for item in found["evidence"] if item["name"] == "intrinsic dimension") is None
 
 
+def test_rows_that_are_all_alike_are_near_duplicates():
+    advice = advise(np.ones((50, 20), np.float32), 9)
+    assert value(advice, "near-duplicates") == pytest.approx(49 / 50)
+    assert advice.dedup
+
+
 @pytest.mark.parametrize(("x", "size"), [(rows(20), 21), (rows(20), 0), (np.zeros((20, 3)), 5), (rows(2), 1)])
 def test_what_cannot_be_advised_is_one_line(x: np.ndarray, size: int):
     with pytest.raises(CurationError):

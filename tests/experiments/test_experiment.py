@@ -147,14 +147,22 @@ def test_an_arm_on_the_prepared_pool_holds_no_row_that_repeats_another(tmp_path:
         ("launch.where=moon", "launch.where is 'moon'"),
         ("tracking.wandb=yes please", "tracking.wandb is"),
         ("speed.hardware=abacus", "known are"),
+        ("speed=5", "speed is 5"),
+        ("output.runs=/dev/null/x", "/dev/null is no folder"),
+        ("++launch=[moon]", "there is no launch="),
     ],
 )
 def test_a_bad_setting_is_one_line_and_nothing_runs(tmp_path: Path, override: str, message: str):
-    dry = ["dry_run=true"] if "hardware" in override else []
+    dry = ["dry_run=true"] if "speed" in override else []
     with pytest.raises(CurationError, match=message) as caught:
         run_experiment(small(tmp_path / "run", override, *dry), "", lambda _line: None, False)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("stage.json"))
+
+
+def test_one_seed_may_be_given_without_brackets():
+    given, listed = (build(compose(["experiment=simulated", f"seeds={seed}"])) for seed in ("3", "[3]"))
+    assert [stage.key for stage in in_order(given.stages)] == [stage.key for stage in in_order(listed.stages)]
 
 
 def test_the_dry_run_prints_stages_costs_and_writes_nothing(tmp_path: Path, finished: Path):

@@ -66,7 +66,10 @@ def test_a_changed_input_file_is_an_input(tmp_path: Path):
         chain.run(*chain.stages(file=pool))
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "marker"])
+EDITS = ['{"key": "', "{}", '{"name": 5, "arm": "", "seed": 0, "key": "KEY", "outputs": {"out.txt": null}}']
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", *EDITS])
 def test_a_damaged_stage_is_not_taken_for_finished(tmp_path: Path, damage: str):
     chain = Chain(tmp_path)
     first, _second = chain.stages()
@@ -77,7 +80,7 @@ def test_a_damaged_stage_is_not_taken_for_finished(tmp_path: Path, damage: str):
     elif damage == "truncated":
         (folder / "out.txt").write_text("")
     else:
-        (folder / MARKER).write_text('{"key": "')
+        (folder / MARKER).write_text(damage.replace("KEY", first.key))
     assert not state_of(first, tmp_path).finished
     chain.run(first)
     assert chain.ran == ["curate", "curate"]

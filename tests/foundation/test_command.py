@@ -127,6 +127,13 @@ def test_the_extras_that_messages_name_bring_the_package():
         assert len(brought(named[0])) == min(len(brought(extra)) for extra in bring), f"{package}: the smallest first"
 
 
+def test_a_mistake_with_a_huge_name_stays_a_line_that_can_be_read():
+    line = explain(CurationError(f"{'x' * 5000}.npy cannot be read (File name too long); give a regular file"))
+    assert line is not None
+    assert len(line) < 620
+    assert line.endswith("(File name too long); give a regular file")
+
+
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(TypeError, match="a bug"):
         run_command("name", partial(_raise, TypeError("a bug")))

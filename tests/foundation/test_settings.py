@@ -120,8 +120,10 @@ def test_a_file_then_the_command_line(tmp_path: Path):
         (None, "a={", "the value of a cannot be read"),
         (None, "a=${b}", "Interpolation key 'b' not found"),
         ("- 1", "a=1", "must hold key: value lines"),
+        ("5", "a=1", "run.yaml must hold key: value lines"),
         ("a: [", "a=1", "run.yaml cannot be read"),
         ("model: none.yaml", "a=1", "none.yaml does not exist"),
+        ("model: ${nope}", "a=1", "Interpolation key 'nope' not found"),
         ("a: \xff", "a=1", "run.yaml cannot be read"),
     ],
 )

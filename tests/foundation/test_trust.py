@@ -185,6 +185,13 @@ def test_yaml_that_would_not_end(tmp_path: Path, text: str):
     assert time.monotonic() - started < 5
 
 
+@pytest.mark.parametrize("text", ["a: 1\nb: 2\na: 3\n", "a: [{b: 1, b: 1}]\n"])
+def test_a_key_that_yaml_says_twice_is_refused(tmp_path: Path, text: str):
+    """A parser would take the last one unseen."""
+    (tmp_path / "a.yaml").write_text(text)
+    assert "twice" in refused(read_yaml_text, tmp_path / "a.yaml")
+
+
 def test_yaml_with_an_ordinary_alias_is_read(tmp_path: Path):
     (tmp_path / "a.yaml").write_text("a: &a {b: 1}\nc: *a\n")
     assert "*a" in read_yaml_text(tmp_path / "a.yaml")

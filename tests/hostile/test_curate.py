@@ -20,6 +20,7 @@ from curation import ClusterTree, Subset, open_embeddings
 from curation.cli import main as curate
 from curation.embeddings import EmbeddingWriter
 from curation.prepare import load_kept
+from foundation.files import checksum, digest_json
 
 sys.path.insert(0, str(Path(__file__).parent))
 from hostile_engine import Command, Hostile, bend_calls
@@ -429,3 +430,21 @@ def test_embeddings_without_their_json_are_no_pool_of_their_own(hostile: Hostile
         if how == "dangling":
             path.symlink_to("nowhere")
         assert hostile.check(command, command.words, how).code == 2
+
+
+def test_distances_that_are_no_numbers_are_refused(hostile: Hostile):
+    """Even where every checksum was made again: --strategy closest would order rows by them."""
+    command = COMMANDS["sample"]
+    hostile.fresh(command)
+    tree = hostile.work / "tree"
+    path = tree / "level_1/distance.npy"
+    distance = np.load(path)
+    distance[0] = np.nan
+    np.save(path, distance)
+    content = json.loads((tree / "tree.json").read_text())
+    del content["seal"]
+    content["files"]["level_1/distance.npy"] = checksum(path)
+    content["checksum"] = digest_json(content["files"])
+    (tree / "tree.json").write_text(json.dumps(content))
+    ended = hostile.call(command, command.words)
+    assert (ended.code, "distances hold NaN" in ended.err) == (2, True), ended.err

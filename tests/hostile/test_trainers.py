@@ -1,5 +1,6 @@
 """`python -m pretrain`, `text_lm` and `satellite` under bent settings and files."""
 
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -17,6 +18,8 @@ pytest.importorskip("rasterio")
 
 import text_lm.cli
 import text_lm.train  # noqa: F401 - all imported before a clock runs
+from foundation.errors import CurationError
+from foundation.settings import fill
 from satellite.tiles import load_tiles
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -293,6 +296,11 @@ def test_exported_weights_that_changed_are_nowhere_loaded(hostile: Hostile):
         assert (ended.code, "another checksum" in ended.err) == (2, True), ended.err
         weights.write_bytes(whole)
         assert hostile.call(command, words).code == 0
+    again = Command("pretrain.cli", PRETRAIN, writes=())
+    assert hostile.call(again, PRETRAIN).code == 0
+    weights.unlink()
+    ended = hostile.call(again, PRETRAIN)
+    assert (ended.code, "does not exist" in ended.err) == (2, True), "a finished run without its model is no success"
 
 
 def test_a_tokenizer_is_trained_once_and_never_replaces_another(hostile: Hostile):
@@ -331,3 +339,23 @@ def test_a_result_never_takes_the_place_of_a_pipe_or_folder(hostile: Hostile, na
     os.mkfifo(place)
     assert hostile.call(command, command.words).code == 2
     assert place.is_fifo()
+
+
+@pytest.mark.parametrize(
+    ("settings", "given"),
+    [
+        ("pretrain.settings:PretrainSettings", {"optimiser": {"learning_rate": 1e29}}),
+        ("text_lm.settings:TrainSettings", {"learning_rate": 1e29}),
+        ("satellite.settings:TrainSettings", {"learning_rate": 1e29}),
+        ("satellite.settings:TrainSettings", {"head": {"highest": 1e29}}),
+        ("eval.tasks.classification:Knn", {"temperature": 1e29}),
+        ("pretrain.settings:PretrainSettings", {"loss": {"ibot": 1e29}}),
+        ("satellite.settings:TrainSettings", {"loss": {"huber": 1e29}}),
+        ("text_lm.settings:TrainSettings", {"z_loss": 1e29}),
+    ],
+)
+def test_numbers_that_only_overflow_are_refused_before_anything_runs(settings: str, given: dict):
+    module, _, name = settings.partition(":")
+    kind = getattr(importlib.import_module(module), name)
+    with pytest.raises(CurationError, match=r"must be .*at most 1000"):
+        fill(kind, given)

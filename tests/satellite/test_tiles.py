@@ -88,6 +88,33 @@ def test_heights_in_other_units_than_said_are_noticed(scene, tmp_path: Path):
         TileSettings(units="yard")
 
 
+def test_an_undeclared_number_for_no_data_is_no_height(scene, tmp_path: Path):
+    import rasterio
+
+    with rasterio.open(scene[1]) as source:
+        heights = source.read()
+    heights[0, 3, 3] = 3.4e38
+    with pytest.raises(CurationError, match="-a_nodata 3"):
+        cut(scene[0], write_raster(tmp_path / "h.tif", heights.astype(np.float32)), size=64)
+
+
+@pytest.mark.parametrize("change", [lambda a: a * np.nan, lambda a: -a - 5, lambda a: a * 3])
+def test_a_raster_that_has_changed_since_it_was_cut_is_refused(scene, tmp_path: Path, change):
+    """Else a model would be trained on nothing, or on other heights, and end well."""
+    import rasterio
+
+    with rasterio.open(scene[1]) as source:
+        heights = source.read()
+    path = write_raster(tmp_path / "h.tif", heights.astype(np.float32))
+    settings = TileSettings(size=64)
+    table = cut_tiles([scene[0]], [path], settings, progress=False)
+    forest = int(np.argmax(table["tallest"]))
+    TileReader(table, settings).read(forest)
+    write_raster(path, change(heights).astype(np.float32))
+    with pytest.raises(CurationError, match=r"h.tif has changed .*cut them again"):
+        TileReader(table, settings).read(forest)
+
+
 def test_heights_on_another_grid_are_refused_or_aligned(scene, tmp_path: Path):
     import rasterio
 

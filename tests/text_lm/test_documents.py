@@ -188,3 +188,10 @@ def test_bad_filters_are_named(name: str, message: str):
         pytest.importorskip("py3langid")
     with pytest.raises(CurationError, match=message):
         open_filters([name])
+
+
+def test_an_empty_result_is_refused_where_one_passage_is_wanted(tmp_path: Path):
+    (tmp_path / "blank.jsonl").write_text('{"text": "  "}\n' * 3)
+    with pytest.raises(CurationError, match="3 documents give 0 passages"):
+        write_passages(read_documents(str(tmp_path / "blank.jsonl")), tmp_path / "out.parquet", progress=False, least=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["blank.jsonl"]
