@@ -27,9 +27,6 @@ from curation.neighbours import cover, nearest, shared_neighbour_graph
 FEW_DIMENSIONS = 16
 
 
-FORMS = ("rows", "directions", "centred")
-
-
 @dataclass(frozen=True)
 class Belief:
     """One view of the points in which communities are looked for.

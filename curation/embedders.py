@@ -1,6 +1,5 @@
 """Frozen pretrained networks that turn images into embeddings, behind one small dataclass."""
 
-import hashlib
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -20,6 +19,7 @@ from foundation.files import check_export, load_json
 from foundation.paths import regular_file
 from foundation.settings import CountOrZero, Range, require_number
 from foundation.timm_models import create_timm_model
+from foundation.weights import weights_digest
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -92,7 +92,12 @@ def open_embedder(name: str, image_size: int | None = None, device: str = "auto"
                 model, transform, size = _timm_with_weights(rest, image_size, Path(weights))
     except ArithmeticError as error:  # a side that vanishes
         raise CurationError(f"{name} cannot take pictures of {image_size} pixels ({error})") from error
-    identity = {"embedder": name, "weights": _digest(model), "image_size": size, "precision": number}
+    identity = {
+        "embedder": name,
+        "weights": weights_digest(model.state_dict()),
+        "image_size": size,
+        "precision": number,
+    }
     forward = _forward(model, place, PRECISIONS[number])
     try:
         dim = forward(torch.zeros(1, 3, size, size)).shape[1]
@@ -102,14 +107,6 @@ def open_embedder(name: str, image_size: int | None = None, device: str = "auto"
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CurationError(f"{name} cannot take pictures of {size} pixels ({reason}); set --image-size") from error
     return Embedder(name, dim, size, transform, forward, identity)
-
-
-def _digest(model: nn.Module) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for key, tensor in model.state_dict().items():
-        digest.update(key.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _forward(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:

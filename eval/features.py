@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +16,7 @@ from eval.models import FrozenModel, block_features
 from foundation.errors import CurationError
 from foundation.files import checksums_are_verified, whole_file
 from foundation.paths import regular_file
+from foundation.weights import weights_digest
 
 FORMAT = 1
 
@@ -180,13 +180,8 @@ def _save(path: Path, features: FeatureSet) -> None:
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:
-    """Checksum of names and values, for safetensors have none."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, values in sorted(tensors.items()):
-        digest.update(name.encode())
-        stored: Any = values.contiguous().reshape(-1).view(torch.uint8).numpy()
-        digest.update(stored)
-    return digest.hexdigest()
+    """Checksum of names and values, in any order, for safetensors have none."""
+    return weights_digest(dict(sorted(tensors.items())))
 
 
 def _load(path: Path, images: LabelledImages) -> FeatureSet:
@@ -196,7 +191,8 @@ def _load(path: Path, images: LabelledImages) -> FeatureSet:
         with safe_open(regular_file(path), framework="pt") as stored:
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
             skipped = json.loads(stored.metadata()["skipped"])
-            if checksums_are_verified() and stored.metadata().get("digest", _digest(tensors)) != _digest(tensors):
+            found = _digest(tensors) if checksums_are_verified() else None
+            if found is not None and stored.metadata().get("digest", found) != found:
                 raise ValueError("its values are not those that were written")
         rows, labels = tensors["rows"], tensors["labels"]
         if not torch.equal(labels, images.labels[rows]) or any(len(x) != len(rows) for x in tensors.values()):

@@ -10,7 +10,6 @@ A feature function takes images (b, 3, h, w) and returns a dict:
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from importlib import import_module
 from inspect import Parameter, isfunction, signature
 from pathlib import Path
@@ -27,6 +26,7 @@ from foundation.errors import CurationError
 from foundation.files import check_export, load_json
 from foundation.paths import regular_file
 from foundation.timm_models import create_timm_model
+from foundation.weights import weights_digest
 
 FeatureFunction = Callable[[Float[Tensor, "b 3 h w"]], Mapping[str, Any]]
 N_BLOCKS = 4
@@ -267,12 +267,8 @@ def _load_weights(model: nn.Module, path: Path) -> str:
 
 
 def _digest(model: nn.Module) -> str:
-    """Of all weights, in hexadecimal."""
-    digest = blake2b(digest_size=8)
-    for name, values in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    """Of all weights, in any order of their names."""
+    return weights_digest(dict(sorted(model.state_dict().items())), 8)
 
 
 def _open_folder(folder: Path, image_size: int | None, device: torch.device, precision: str) -> FrozenModel:
