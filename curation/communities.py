@@ -7,7 +7,8 @@ apart at resolution g when they share fewer than g times the edges that chance w
 What is even is a matter of belief: groups may be those of the points, of places (covers of the points by radius), of
 directions, or of cells by distance (`curation.distance_shares`). No one belief is right for every embedding, but each
 fails in its own way, and the KL divergence to uniform is convex: the mean of several is never worse than they are on
-average, mostly far better.
+average, mostly far better. In few dimensions cells by distance are right: clusters of k-means follow the density p as
+p^(d / (d + 2)), so that a few levels of them flatten a plane, and next to nothing in twenty dimensions.
 
 Concepts that overlap make no communities. There, what lies apart from its like is rare, if all are alike in scatter:
 then density is frequency. So as far as the communities found are alike in density, isolation is one more belief.
@@ -55,7 +56,10 @@ class CommunitySettings:
         beliefs: to take the mean of. Below `FEW_DIMENSIONS` all are of rows.
         trust: that the coarsest communities are concepts of equal right, see `even_shares`. Islands of few rows among
             many rows that hang together are as often one odd concept of a hundred as one domain of five.
-        by_distance: weights of k-means levels and of linkage in the mean (`curation.distance_shares`).
+        by_distance: weight of k-means levels and of linkage in the mean (`curation.distance_shares`).
+        by_cells: weight of the two finest k-means levels, where points have few dimensions.
+        dimension: intrinsic, of the places of the first belief, up to which ``by_cells`` is whole, and from which it is
+            nothing.
         isolation: weight of isolation beside the mean of all others, where density differs over the pool, and where it
             is the same.
         isolation_radius: of the cover whose places are apart, in median distances to the nearest neighbour. Where
@@ -78,6 +82,8 @@ class CommunitySettings:
     )
     trust: float = 0.85
     by_distance: float = 1.0
+    by_cells: float = 12.0
+    dimension: tuple[float, float] = (7.0, 11.0)
     isolation: tuple[float, float] = (0.05, 0.9)
     isolation_radius: float = 1.4
     isolation_neighbours: int = 15
@@ -135,20 +141,30 @@ def even_shares(
     return share
 
 
+def _slopes(distances: Float[np.ndarray, "p k"]) -> Float[np.ndarray, "p"]:
+    """1 / intrinsic dimension at each place, by maximum likelihood (Levina and Bickel, 2004); 0: of one neighbour.
+
+    Args:
+        distances: to the nearest other places, ascending.
+    """
+    if distances.shape[1] < 2:
+        return np.zeros(len(distances))
+    apart = np.log(np.maximum(distances, 1e-9))
+    return (apart[:, -1:] - apart[:, :-1]).clip(0, 5).mean(axis=1)
+
+
 def _places(
     x: Float[np.ndarray, "n d"], radius: float, neighbours: int
 ) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "p"], Float[np.ndarray, "p"]] | None:
     """Places of a cover: which is each point's; log distance to the last of their neighbours; 1 / dimension there.
 
-    The intrinsic dimension is by maximum likelihood (Levina and Bickel, 2004). None: no more places than neighbours,
-    so that nothing is known of density.
+    None: no more places than neighbours, so that nothing is known of density.
     """
     group, leaders = cover(x, radius)
     if len(leaders) <= neighbours:
         return None
     distances, _found = nearest(np.ascontiguousarray(x[leaders]), neighbours)
-    apart = np.log(np.maximum(distances, 1e-9))
-    return group, apart[:, -1], (apart[:, -1:] - apart[:, :-1]).clip(0, 5).mean(axis=1)
+    return group, np.log(np.maximum(distances[:, -1], 1e-9)), _slopes(distances)
 
 
 def isolation_shares(x: Float[np.ndarray, "n d"], radius: float, neighbours: int) -> Float[np.ndarray, "n"]:
@@ -225,12 +241,27 @@ def _between(graph: csr_array, labels: Int[np.ndarray, "n"]) -> float:
     return float(graph.data[labels[rows] != labels[columns]].sum() / total) if total else 0.0
 
 
-def _nested_shares(
-    points: Float[np.ndarray, "n d"], radius: float, neighbours: int, settings: CommunitySettings, seed: int
-) -> tuple[list[Int[np.ndarray, "n"]], Float[np.ndarray, "n"], float] | None:
-    """Nested communities of the points by their places in a cover, the points' shares, and the share of edges between
-    communities of the middle resolution; None: all points are in one place.
+@dataclass(frozen=True)
+class _Graph:
+    """What the graph of one belief says.
+
+    Attributes:
+        nested: communities of the points, fine to coarse.
+        share: (n,) of the points.
+        between: share of the edges that join communities of the middle resolution.
+        dimension: intrinsic, of the places.
     """
+
+    nested: list[Int[np.ndarray, "n"]]
+    share: Float[np.ndarray, "n"]
+    between: float
+    dimension: float
+
+
+def _graph(
+    points: Float[np.ndarray, "n d"], radius: float, neighbours: int, settings: CommunitySettings, seed: int
+) -> _Graph | None:
+    """Communities of the points by their places in a cover; None: all points are in one place."""
     if radius:
         group, leaders = cover(points, radius)
     else:
@@ -239,12 +270,16 @@ def _nested_shares(
     k = min(neighbours, len(places) - 1)
     if k < 1:
         return None
-    _distances, found = nearest(places, k)
+    distances, found = nearest(places, k)
     graph = shared_neighbour_graph(found)
     nested = nested_communities(graph, settings.resolutions, seed)
     size = np.bincount(group)
-    share = (even_shares(nested, size, settings.trust) / size)[group]
-    return [labels[group] for labels in nested], share, _between(graph, nested[len(nested) // 2])
+    return _Graph(
+        nested=[labels[group] for labels in nested],
+        share=(even_shares(nested, size, settings.trust) / size)[group],
+        between=_between(graph, nested[len(nested) // 2]),
+        dimension=1 / max(float(_slopes(distances).mean()), 1e-3),
+    )
 
 
 def _of_rows(beliefs: tuple[Belief, ...]) -> tuple[Belief, ...]:
@@ -289,26 +324,27 @@ def concept_shares(
         settings = replace(settings, beliefs=_of_rows(settings.beliefs))
     x = np.ascontiguousarray(x, dtype=np.float32)
     form_of = cache(partial(_points, x))
-    shares, nested, weights, overlaps = [], [], [], []
+    graphs, weights = [], []
     for belief in tqdm(settings.beliefs, desc="communities", unit="graph", disable=not progress):
         points, unit = form_of(belief.form)
-        found = _nested_shares(points, belief.radius * unit, belief.neighbours, settings, seed)
+        found = _graph(points, belief.radius * unit, belief.neighbours, settings, seed)
         if found is not None:
-            nested.append(found[0])
-            shares.append(found[1])
-            overlaps.append(found[2])
+            graphs.append(found)
             weights.append(belief.weight)
-    if not shares:
+    if not graphs:
         return ConceptShares(np.full(len(x), 1 / len(x)), [np.zeros(len(x), np.int64)], 0.0, 0.0)
-    overlap = float(np.average(overlaps, weights=weights))
-    by_distance = distance_shares(x, "l2" if flat else "cosine", seed) if settings.by_distance else None
-    if by_distance is not None:
-        shares += by_distance
-        weights += [settings.by_distance] * len(by_distance)
+    overlap = float(np.average([graph.between for graph in graphs], weights=weights))
+    shares = [graph.share for graph in graphs]
+    cells = distance_shares(x, "l2" if flat else "cosine", seed) if settings.by_distance or settings.by_cells else None
+    if cells is not None:
+        few = float(np.interp(graphs[0].dimension, settings.dimension, (1, 0)))
+        shares += [cells.two_levels, cells.levels, cells.linkage]
+        weights += [settings.by_cells * few, settings.by_distance, settings.by_distance]
     mean = np.average(shares, axis=0, weights=weights)
     mean /= mean.sum()
     apart = [float(np.abs(share - mean).sum() / 2) for share in shares]
     lonely, isolation = _isolation(*form_of(settings.beliefs[0].form), mean, overlap, settings)
     of_points = ((1 - isolation) * mean + isolation * lonely) ** settings.sharpness
     of_points /= of_points.sum()
-    return ConceptShares(of_points, nested[int(np.argmin(apart[: len(nested)]))], float(np.mean(apart)), isolation)
+    nearest_belief = graphs[int(np.argmin(apart[: len(graphs)]))]
+    return ConceptShares(of_points, nearest_belief.nested, float(np.mean(apart)), isolation)

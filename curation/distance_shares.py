@@ -5,6 +5,7 @@ that a little of them in the mean makes it better: wide concepts win here, compa
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -66,17 +67,27 @@ def level_sizes(n_points: int) -> list[int]:
     return sizes
 
 
-def distance_shares(
-    x: Float[np.ndarray, "n d"], metric: str, seed: int
-) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]] | None:
-    """Shares by k-means levels, and by complete linkage of the same cells, cut into 2, 4, 8, ...
+@dataclass(frozen=True)
+class DistanceShares:
+    """Shares of points by clusters of several kinds; each sums to 1.
+
+    Attributes:
+        two_levels: by the two finest k-means levels: nearly even over the support where that has few dimensions.
+        levels: by all k-means levels.
+        linkage: by complete linkage of the cells of the finest, cut into 2, 4, 8, ...
+    """
+
+    two_levels: Float[np.ndarray, "n"]
+    levels: Float[np.ndarray, "n"]
+    linkage: Float[np.ndarray, "n"]
+
+
+def distance_shares(x: Float[np.ndarray, "n d"], metric: str, seed: int) -> DistanceShares | None:
+    """Shares by k-means levels and by linkage; None: too few distinct points for cells.
 
     Args:
         x: (n, d) float32; the linkage takes n² / 128 distances of memory.
         metric: "l2" or "cosine".
-
-    Returns:
-        Both (n,), sum to 1; None: too few distinct points for cells.
     """
     sizes = level_sizes(len(x))
     if len(x) < 2 * LEAST_CLUSTERS:
@@ -93,8 +104,8 @@ def distance_shares(
     joined = linkage(np.asarray(tree.levels[0].centroids), "complete")
     cuts = [2**power for power in range(1, sizes[0].bit_length()) if 2**power < sizes[0]]
     by_linkage = [cells, *(fcluster(joined, cut, "maxclust")[cells] - 1 for cut in reversed(cuts))]
-    found = [
+    shares = [
         tempered(expected_shares([np.unique(labels, return_inverse=True)[1] for labels in levels]))
-        for levels in (nested, by_linkage)
+        for levels in (nested[:2], nested, by_linkage)
     ]
-    return found[0], found[1]
+    return DistanceShares(*shares)

@@ -217,6 +217,15 @@ def test_isolation_says_nothing_where_scatter_differs():
     assert rare_share(x, labels, (0.0, 0.8)) == rare_share(x, labels, (0.0, 0.0))
 
 
+@pytest.mark.parametrize(("dim", "heard"), [(2, True), (40, False)])
+def test_cells_are_heard_in_few_dimensions_alone(dim: int, heard: bool):
+    x = np.random.default_rng(0).exponential(size=(600, dim)).astype(np.float32)
+    with_cells, without = (
+        concept_shares(x, CommunitySettings(beliefs=ROWS, by_cells=weight)).of_points for weight in (12.0, 0.0)
+    )
+    assert (np.abs(with_cells - without).max() > 1e-4) == heard
+
+
 def test_near_copies_are_one_place_to_isolation():
     x, _labels = blobs([300, 300], [1.0, 1.0])
     burst = x[:1] + np.random.default_rng(0).normal(0, 1e-4, (100, x.shape[1])).astype(np.float32)

@@ -1,5 +1,7 @@
 """Shares by distance: wrong ones would tilt every default tree, without a word."""
 
+from dataclasses import astuple
+
 import numpy as np
 import pytest
 
@@ -40,12 +42,22 @@ def test_a_rare_concept_apart_gets_more_than_its_rows(metric: str, dim: int):
     x = ((rng.normal(size=(2, dim)) * 9)[labels] + rng.normal(size=(1000, dim))).astype(np.float32)
     found = distance_shares(x, metric, 0)
     assert found is not None
-    for share in found:
+    for share in (found.two_levels, found.levels, found.linkage):
         assert share.sum() == pytest.approx(1)
         assert share[labels == 1].sum() > 0.2
     again = distance_shares(x, metric, 0)
     assert again is not None
-    assert all(np.array_equal(a, b) for a, b in zip(found, again, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(astuple(found), astuple(again), strict=True))
+
+
+def test_two_levels_flatten_the_plane():
+    """A dense and a thin square side by side."""
+    rng = np.random.default_rng(0)
+    thin = rng.permutation(np.repeat([False, True], [1800, 200]))
+    square = np.stack([rng.random(2000) + thin, rng.random(2000)], axis=1).astype(np.float32)
+    found = distance_shares(square, "l2", 0)
+    assert found is not None
+    assert 0.3 < found.two_levels[thin].sum() < 0.6  # of a tenth of the rows
 
 
 def test_too_few_distinct_points_have_no_cells():
