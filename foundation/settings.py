@@ -122,7 +122,6 @@ Positive = Annotated[float, Range(gt=0)]
 NonNegative = Annotated[float, Range(ge=0)]
 Share = Annotated[float, Range(ge=0, le=1)]
 Weight = Annotated[float, Range(ge=0, le=1e6)]  # of one term of a loss: beyond it the others vanish in rounding
-Rate = Annotated[float, Range(gt=0, le=1e30)]  # of an optimiser: beyond it float32 overflows at once
 Temperature = Annotated[float, Range(gt=0, le=1000)]  # of a softmax: beyond it all are alike
 PartOfOne = Annotated[float, Range(gt=0, le=1)]  # a share that may not be nothing
 BelowOne = Annotated[float, Range(ge=0, lt=1)]  # a momentum, a decay

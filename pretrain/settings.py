@@ -14,8 +14,8 @@ from foundation.settings import (
     CountOrZero,
     NonNegative,
     PartOfOne,
+    Positive,
     Range,
-    Rate,
     Share,
     Temperature,
     Weight,
@@ -153,7 +153,7 @@ class OptimiserSettings:
         freeze_last_layer: steps (or share) in which the prototypes stay.
     """
 
-    learning_rate: Rate = 1e-3
+    learning_rate: Positive = 1e-3
     reference_batch: CountOrZero = 1024
     rate: ScheduleSettings = field(default_factory=lambda: ScheduleSettings(0.0, 1.0, 0.0, warmup=0.1))
     final_rate: NonNegative = 1e-6

@@ -14,7 +14,6 @@ from foundation.settings import (
     NonNegative,
     Positive,
     Range,
-    Rate,
     Share,
     Weight,
     check,
@@ -135,7 +134,7 @@ class TrainSettings(RunSettings):
     """
 
     steps: Count = 2000
-    learning_rate: Rate = 1e-3
+    learning_rate: Positive = 1e-3
     weight_decay: NonNegative = 1e-4
     warmup: NonNegative = 0.05
     clip: NonNegative = 1.0

@@ -12,7 +12,6 @@ from foundation.settings import (
     Count,
     NonNegative,
     Positive,
-    Rate,
     Share,
     Weight,
     read_settings,
@@ -60,7 +59,7 @@ class TrainSettings(RunSettings):
     model: ModelSettings = field(default_factory=ModelSettings)
     tokens: Count = 1_000_000
     cross_documents: bool = False
-    learning_rate: Rate = 3e-3
+    learning_rate: Positive = 3e-3
     schedule: Annotated[str, Choices(*RATES)] = "cosine"
     warmup: NonNegative = 0.05
     final_lr: Share = 0.1

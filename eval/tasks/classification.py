@@ -17,7 +17,7 @@ from eval.splits import validation_split
 from eval.tasks.base import TrainTest
 from eval.transforms import augmented
 from foundation.errors import CurationError
-from foundation.settings import Choices, Count, Positive, Range, Rate, Temperature, setting
+from foundation.settings import Choices, Count, Positive, Range, Temperature, setting
 
 MOST_READ = 1_000_000_000  # images that augmentation reads: their order is held in memory
 
@@ -53,7 +53,7 @@ class Linear(TrainTest):
     """Linear probe: learning rates x blocks x pooling in one pass; the best head is chosen on a part of train."""
 
     name: ClassVar[str] = "linear"
-    learning_rates: list[Rate] = setting(LEARNING_RATES, "swept; multiplied by train_batch / 256")
+    learning_rates: list[Positive] = setting(LEARNING_RATES, "swept; multiplied by train_batch / 256")
     steps: Steps = setting(12_500, "SGD steps")
     train_batch: Batch = setting(1024, "rows per step")
     val_share: Annotated[float, Range(gt=0, lt=1)] = setting(0.1, "part of train that chooses the head")

@@ -20,7 +20,7 @@ from eval.segmentation import linear_segmentation, segmentation_result
 from eval.settings import Batch, Classes, Side, Steps
 from foundation.errors import CurationError
 from foundation.images import read_image
-from foundation.settings import Positive, Rate, setting
+from foundation.settings import Positive, setting
 
 KEPT_BYTES = 4 << 30  # features of a split are kept in memory up to here, and made again for every batch beyond
 
@@ -34,7 +34,7 @@ class DenseTask:
     size: Side = setting(0, "side of the square that images and targets are brought to; 0: the model's")
     steps: Steps = setting(40_000, "optimiser steps")
     train_batch: Batch = setting(16, "images per step")
-    learning_rate: Rate = setting(1e-3, "of AdamW")
+    learning_rate: Positive = setting(1e-3, "of AdamW")
 
     def head_settings(self, bench: Bench) -> DenseSettings:
         return DenseSettings(self.steps, self.train_batch, self.learning_rate, seed=bench.settings.seed)

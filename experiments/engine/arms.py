@@ -168,7 +168,7 @@ def curate(run: StageRun, pictures: Callable[[Path], Any] | None = None) -> dict
 
     Args:
         run: what to do and where.
-        pictures: folder of the stage `prepare` -> rows with an "image": then a gallery of each level is written.
+        pictures: folder of the stage `prepare` -> its pool, with a column "image": then each level has a gallery.
     """
     prepared, spec = run.upstream("prepare"), run.settings
     seed = (run.seed or 0) + 10_000 * spec.get("draw", 0)
@@ -177,7 +177,7 @@ def curate(run: StageRun, pictures: Callable[[Path], Any] | None = None) -> dict
     labels, method, n_rows = read_labels(prepared), spec["method"], x.n_rows
     shown = None if pictures is None else pictures(prepared)
     if spec.get("prepare"):
-        x = _prepared(spec, x, run, getattr(shown, "pool", None))
+        x = _prepared(spec, x, run, shown)
     size = spec.get("size", x.n_rows)
     if size > x.n_rows:
         raise CurationError(

@@ -56,7 +56,7 @@ class Domain:
         budget: train settings and dimension -> samples seen, optimiser steps, floating-point operations.
         curves: metrics over steps that the stage train logs.
         pool_of_seed: every seed has a pool of its own.
-        pictures: folder of the stage prepare -> rows with an "image", for galleries; None: there are none.
+        pictures: folder of the stage prepare -> its pool with a column "image", for galleries; None: there are none.
         files: pool settings -> input files from outside.
         extra: further stages that are no arm, from the whole config.
         write_up: from the whole config, the action of a last stage that reads all evaluations and writes them up.

@@ -1,7 +1,7 @@
 """The satellite experiment: does a model pretrained on a curated subset of tiles predict canopy height better?"""
 
 from experiments.engine.experiment import Domain, Metric
-from experiments.satellite.pool import PoolPictures, PoolSettings, input_files, prepare
+from experiments.satellite.pool import PoolSettings, input_files, pictures, prepare
 from experiments.satellite.report import write_up
 from experiments.satellite.training import EvaluateSettings, TrainSettings, budget, evaluate, train
 
@@ -37,7 +37,7 @@ DOMAIN = Domain(
     evaluate=evaluate,
     shape=lambda pool: (float(pool.rows), pool.dim),
     budget=budget,
-    pictures=PoolPictures,
+    pictures=pictures,
     files=input_files,
     write_up=write_up,
     distributed=True,

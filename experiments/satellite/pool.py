@@ -193,14 +193,6 @@ def _counts(table: pa.Table, classes: np.ndarray, rows: np.ndarray, labelled: np
     return {**sizes, "cover": cover.tolist(), "not_known": int((classes < 0).sum())}
 
 
-class PoolPictures:
-    """Rows of a prepared pool, for galleries."""
-
-    def __init__(self, folder: Path):
-        self.pool = open_pool(folder / POOL)
-
-    def __len__(self) -> int:
-        return len(self.pool)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        return {"image": self.pool[int(row)]["image"]}
+def pictures(prepared: Path) -> Any:
+    """Pool of a folder of `prepare`, for galleries and preparation."""
+    return open_pool(prepared / POOL)

@@ -1,7 +1,7 @@
 """The experiment on visual domains: does a pixel model of a curated subset predict pictures of every domain better?"""
 
 from experiments.engine.experiment import Domain, Metric
-from experiments.visual_domains.pool import PoolPictures, PoolSettings, input_files, prepare
+from experiments.visual_domains.pool import PoolSettings, input_files, pictures, prepare
 from experiments.visual_domains.report import write_up
 from experiments.visual_domains.training import EvaluateSettings, TrainSettings, budget, evaluate, train
 
@@ -26,7 +26,7 @@ DOMAIN = Domain(
     evaluate=evaluate,
     shape=lambda pool: (float(pool.rows), pool.dim),
     budget=budget,
-    pictures=PoolPictures,
+    pictures=pictures,
     files=input_files,
     write_up=write_up,
 )

@@ -255,14 +255,6 @@ def pictures_of(prepared: Path) -> Path:
     return (prepared / load_json(prepared / POOL)["pictures"]).resolve()
 
 
-class PoolPictures:
-    """Rows of a prepared pool, for galleries and preparation."""
-
-    def __init__(self, prepared: Path):
-        self.pool = open_pool(pictures_of(prepared) / PICTURES).select(load_array(prepared / "rows.npy"))
-
-    def __len__(self) -> int:
-        return len(self.pool)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        return {"image": self.pool[int(row)]["image"]}
+def pictures(prepared: Path) -> Any:
+    """Pool of a folder of `prepare`, for galleries and preparation."""
+    return open_pool(pictures_of(prepared) / PICTURES).select(load_array(prepared / "rows.npy"))

@@ -1,7 +1,7 @@
 """The image experiment: does a vision model pretrained on a curated subset have better features?"""
 
 from experiments.engine.experiment import Domain, Metric
-from experiments.web_images.pool import PoolPictures, PoolSettings, input_files, pool_rows, prepare
+from experiments.web_images.pool import PoolSettings, input_files, pictures, pool_rows, prepare
 from experiments.web_images.report import write_up
 from experiments.web_images.training import EvaluateSettings, TrainSettings, budget, check_measures, evaluate, train
 
@@ -30,7 +30,7 @@ DOMAIN = Domain(
     shape=lambda pool: (pool_rows(pool), pool.dim),
     budget=budget,
     curves=("train/loss", "probe/knn"),
-    pictures=PoolPictures,
+    pictures=pictures,
     files=input_files,
     write_up=write_up,
     distributed=True,

@@ -410,14 +410,6 @@ def embed(run: StageRun, pool: PoolSettings, seed: int) -> None:
     save_array(run.folder / "trusted.npy", found.block(0, len(found)).float().numpy())
 
 
-class PoolPictures:
-    """Rows of a prepared pool, for galleries."""
-
-    def __init__(self, folder: Path):
-        self.pool = open_pool(folder / POOL)
-
-    def __len__(self) -> int:
-        return len(self.pool)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        return {"image": self.pool[int(row)]["image"]}
+def pictures(prepared: Path) -> Any:
+    """Pool of a folder of `prepare`, for galleries and preparation."""
+    return open_pool(prepared / POOL)
