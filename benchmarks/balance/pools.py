@@ -49,8 +49,13 @@ class Cell:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def pool(self, sources: Sources, seed: int) -> Pool:
-        """The pool of a seed: another seed draws other rows, and another toy."""
-        return self.draw(sources, np.random.default_rng([seed, 81]), seed, **self.settings)
+        """The pool of a seed: another seed draws other rows, and another toy.
+
+        Rows of zeros, as the thumbnail of a black picture, are left out: they have no direction.
+        """
+        drawn = self.draw(sources, np.random.default_rng([seed, 81]), seed, **self.settings)
+        kept = drawn.x.any(axis=1)
+        return Pool(drawn.x[kept], drawn.concept_of[kept], drawn.duplicate[kept])
 
     def missing(self) -> list[Path]:
         """Files that are not there."""
