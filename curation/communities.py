@@ -300,12 +300,14 @@ class ConceptShares:
         nested: communities of the points, fine to coarse, of the belief nearest to the mean.
         apart: how far the beliefs are apart: mean total variation to their mean, 0 (all alike) to 1.
         isolation: weight that isolation had.
+        overlap: share of the edges that join communities, mean over the graphs.
     """
 
     of_points: Float[np.ndarray, "n"]
     nested: list[Int[np.ndarray, "n"]]
     apart: float
     isolation: float
+    overlap: float
 
 
 def concept_shares(
@@ -332,7 +334,7 @@ def concept_shares(
             graphs.append(found)
             weights.append(belief.weight)
     if not graphs:
-        return ConceptShares(np.full(len(x), 1 / len(x)), [np.zeros(len(x), np.int64)], 0.0, 0.0)
+        return ConceptShares(np.full(len(x), 1 / len(x)), [np.zeros(len(x), np.int64)], 0.0, 0.0, 0.0)
     overlap = float(np.average([graph.between for graph in graphs], weights=weights))
     shares = [graph.share for graph in graphs]
     cells = distance_shares(x, "l2" if flat else "cosine", seed) if settings.by_distance or settings.by_cells else None
@@ -347,4 +349,4 @@ def concept_shares(
     of_points = ((1 - isolation) * mean + isolation * lonely) ** settings.sharpness
     of_points /= of_points.sum()
     nearest_belief = graphs[int(np.argmin(apart[: len(graphs)]))]
-    return ConceptShares(of_points, nearest_belief.nested, float(np.mean(apart)), isolation)
+    return ConceptShares(of_points, nearest_belief.nested, float(np.mean(apart)), isolation, overlap)

@@ -227,6 +227,7 @@ def grow_levels(
         "upper_levels": "communities",
         "belief_distance": round(shares.apart, 4),
         "isolation": round(shares.isolation, 4),
+        "overlap": round(shares.overlap, 4),
         "graph_points": len(rows),
     }
     found["levels"] = [len(level.centroids) for level in levels]

@@ -39,6 +39,8 @@ LEAST = 32  # rows, below which samples tell nothing
 # beyond these a finding is a warning, or bad
 ISOLATED, COPIES, FLATNESS, AGREEMENT = (3.0, 5.0), (3.0, np.inf), (1.05, 1.15), (0.35, 0.6)
 LARGEST, ALONE, USED_UP, BELIEFS, LEFT = (0.5, 0.8), (0.15, 0.25), (0.65, 0.9), (0.42, 0.6), (0.5, np.inf)
+OVERLAP = (0.15, np.inf)
+HEARD = 0.3  # weight of isolation from which it can find what communities that run into each other cannot
 AUTO = "Cluster again with --levels auto."
 
 
@@ -182,6 +184,26 @@ def check_beliefs(tree: ClusterTree) -> Finding | None:
         f"The neighbour graphs give {float(apart):.0%} of the subset to different rows: they "
         + ("do not agree on what the concepts are." if apart > BELIEFS[0] else "agree on what the concepts are."),
         "Look at the map and the galleries before you trust the shares; another embedding may tell more.",
+    )
+
+
+def check_overlap(tree: ClusterTree) -> Finding | None:
+    """Are there concepts to see at all, in communities or, where these run into each other, by isolation?"""
+    overlap, isolation = tree.settings.get("overlap"), tree.settings.get("isolation")
+    if overlap is None or isolation is None:
+        return None
+    lost = overlap > OVERLAP[0] and isolation < HEARD
+    return _finding(
+        float(overlap) if lost else 0.0,
+        *OVERLAP,
+        f"Communities share {float(overlap):.0%} of the edges of the neighbour graphs"
+        + (
+            ", and density differs too much over the pool to say what is rare: the subset may be no more even than "
+            "random rows."
+            if lost
+            else "; what is even can be seen."
+        ),
+        "Count concepts on a few hundred labelled rows (--labels), or take another embedding.",
     )
 
 
@@ -447,6 +469,7 @@ def check_tree(
         lambda: check_singletons(tree, min(size, tree.n_rows)),
         lambda: check_used_up(tree, rows),
         lambda: check_beliefs(tree),
+        lambda: check_overlap(tree),
     ]
     if x is not None:
         source = open_embeddings(x)

@@ -27,6 +27,7 @@ CHECKS = {
     "single": "single row",
     "used up": "used up",
     "beliefs": "neighbour graphs give",
+    "overlap": "Communities share",
     "dimension": "intrinsic",
     "isolated": "isolated",
     "copies": "Near-copies",

@@ -7,6 +7,7 @@ import pytest
 
 from curation import CurationError, HierarchicalKMeans
 from curation.cli import main
+from curation.community_tree import CommunityTree
 from curation.dimension import likely_dimension, two_nearest_dimension
 from curation.levels import grow_levels
 from curation.neighbours import nearest
@@ -129,6 +130,17 @@ def test_beliefs_that_disagree_are_told():
     assert found(check_tree(tree), "do not agree").severity == "bad"
     tree.settings["belief_distance"] = 0.1
     assert found(check_tree(tree), "agree on what").severity == "ok"
+
+
+def test_a_pool_whose_concepts_nothing_tells_apart_is_told():
+    """A wide crowd and a dense one within it: communities share edges, and density is not frequency."""
+    rng = np.random.default_rng(0)
+    scatter = np.exp(rng.uniform(-3, 1, size=(1200, 1)))
+    x = (rng.normal(size=(1200, 20)) * scatter).astype(np.float32)
+    tree = CommunityTree(progress=False).fit(x)
+    assert found(check_tree(tree), "no more even").severity == "warn"
+    apart, _ = blobs([100] * 4)
+    assert found(check_tree(CommunityTree(progress=False).fit(apart)), "can be seen").severity == "ok"
 
 
 @pytest.mark.parametrize(
