@@ -193,16 +193,20 @@ def check_overlap(tree: ClusterTree) -> Finding | None:
     if overlap is None or isolation is None:
         return None
     lost = overlap > OVERLAP[0] and isolation < HEARD
+    told = f"Communities share {float(overlap):.0%} of the edges of the neighbour graphs"
+    if lost:
+        told += (
+            ", and density differs too much over the pool to say what is rare: the subset may be no more even than "
+            "random rows."
+        )
+    elif overlap > OVERLAP[0]:
+        told += "; density says what is rare."
+    else:
+        told += ": they are apart."
     return _finding(
         float(overlap) if lost else 0.0,
         *OVERLAP,
-        f"Communities share {float(overlap):.0%} of the edges of the neighbour graphs"
-        + (
-            ", and density differs too much over the pool to say what is rare: the subset may be no more even than "
-            "random rows."
-            if lost
-            else "; what is even can be seen."
-        ),
+        told,
         "Count concepts on a few hundred labelled rows (--labels), or take another embedding.",
     )
 
