@@ -112,7 +112,7 @@ class HierarchicalKMeans:
         metric: "l2" or "cosine".
         seed: of all random choices: the same seed gives the same tree.
         device: "cpu", "cuda", ... where products run.
-        precision: of products, "auto", "bfloat16" or "float32"; it changes the speed alone.
+        precision: of products, "auto", "bfloat16", "int16" or "float32"; it changes the speed alone.
         work_dir: checkpoints go here, and a killed fit with the same data and settings goes on from them to the same
             tree. Removed when the tree is saved by `fit(..., save_to=...)`.
         progress: show progress bars.
@@ -149,7 +149,7 @@ class HierarchicalKMeans:
             ("resample_strategy", resample_strategy, RESAMPLE_STRATEGIES),
             ("seeding", seeding, SEEDINGS),
             ("metric", metric, METRICS),
-            ("precision", precision, ("auto", "bfloat16", "float32")),
+            ("precision", precision, ("auto", "bfloat16", "int16", "float32")),
             ("bad_rows", bad_rows, ("error", "drop")),
         ):
             if value not in allowed:

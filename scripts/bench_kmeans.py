@@ -71,6 +71,11 @@ def main() -> None:
     parser.add_argument("--skip-slow", action="store_true", help="leave out greedy k-means++ of scikit-learn")
     parser.add_argument("--busy", action="store_true", help="ours beside one busy process for each core")
     parser.add_argument("--avx2", action="store_true", help="restrict all runtimes to AVX2")
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="of lloyd: seconds of the processor (with --threads 1, on a machine that others use too); kept in no page",
+    )
     parser.add_argument("-o", "--output", type=Path, help="markdown; figures are kept in a .json beside it")
     arguments = parser.parse_args()
     if arguments.busy:
@@ -81,10 +86,12 @@ def main() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **AVX2_ALONE})
     sizes = {name: getattr(arguments, name) for name in ("rows", "dim", "k", "iterations")}
     run = {"part": arguments.part, "units": units(), "load": os.getloadavg()[0]}
-    run["rows"] = run_part(arguments.part, arguments.threads, arguments.repeats, sizes, arguments.skip_slow)
+    run["rows"] = run_part(
+        arguments.part, arguments.threads, arguments.repeats, sizes, arguments.skip_slow, arguments.processor_time
+    )
     run |= {"command": " ".join(["python", *sys.argv]), "source": provenance("cpu", arguments.threads)}
     print(markdown([run]))
-    if arguments.output:
+    if arguments.output and not arguments.processor_time:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(markdown(keep(arguments.output.with_suffix(".json"), run)))
 

@@ -33,6 +33,7 @@ KERNELS = {
     "curation/kmeans/assignment.py": {"_search"},
     "curation/kmeans/fused.py": {"_best_two"},
     "curation/kmeans/greedy.py": {"_greedy"},
+    "curation/kmeans/tiles.py": {"multiply_tile"},
     "curation/kmeans/update.py": {"_add_segments"},
 }
 

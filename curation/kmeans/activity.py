@@ -27,6 +27,7 @@ from curation.kmeans.assignment import (
     _panel_maxima,
     _score_bound,
     _squared_distance,
+    _squared_norm,
     bits,
 )
 from curation.kmeans.tiles import PANEL, TILE_ROWS, as_float32, multiply_some, pack_row, take_next
@@ -37,26 +38,17 @@ ROUNDING = 2.0**-22  # of a bound that becomes a float32
 
 
 @numba.njit(fastmath={"reassoc", "contract", "nnan", "nsz"}, inline="always")
-def _own_score(x, centroid, half_norm):
-    """Score of a row's own centroid in float64."""
-    score = -half_norm
-    for f in range(x.shape[0]):
-        score += np.float64(x[f]) * np.float64(centroid[f])
-    return score
-
-
-@numba.njit(fastmath={"reassoc", "contract", "nnan", "nsz"}, inline="always")
-def _decide_row_among_moved(scores, half_norms, largest, slack, x, centroids, moved, own, score, bound):
+def _decide_row_among_moved(scores, half_norms, largest, slack, x, squared, centroids, moved, own, distance, bound):
     """Nearest of a row's own centroid and the moved ones, squared distance, and the bound on the scores of all others.
 
     Args:
         scores: products with the moved centroids; half_norms: |c|^2 / 2 of these; moved: (m,) their numbers.
         largest: largest score of every panel.
-        score: of the own centroid; bound: on those that stayed.
+        squared: norm of the row; distance: to its own centroid, squared; bound: on those that stayed.
     """
-    nearest, smallest = own, _squared_distance(x, centroids[own])
+    nearest, smallest = own, distance
     runner_up, others = np.inf, np.float32(-np.inf)
-    threshold = np.float32(score - slack)
+    threshold = np.float32((squared - distance) / 2 - slack)
     for panel in range(len(largest)):
         if largest[panel] < threshold:  # never the panel of the own centroid: it scores above
             others = max(others, largest[panel])
@@ -68,31 +60,29 @@ def _decide_row_among_moved(scores, half_norms, largest, slack, x, centroids, mo
             if value < threshold:
                 others = max(others, value)
                 continue
-            distance = _squared_distance(x, centroids[moved[j]])
-            if distance < smallest or (distance == smallest and moved[j] < nearest):
-                nearest, smallest, runner_up = moved[j], distance, smallest
+            other = _squared_distance(x, centroids[moved[j]])
+            if other < smallest or (other == smallest and moved[j] < nearest):
+                nearest, smallest, runner_up = moved[j], other, smallest
             else:
-                runner_up = min(runner_up, distance)
-    return nearest, smallest, max(bound, _score_bound(x, runner_up, others, slack))
+                runner_up = min(runner_up, other)
+    return nearest, smallest, max(bound, _score_bound(squared, runner_up, others, slack))
 
 
 @numba.njit(parallel=True, fastmath={"reassoc", "contract", "nnan", "nsz"}, cache=True)
-def _decide_among_moved(
-    scores, half_norms, slack, x, centroids, exact_half_norms, moved, column_of, labels, distances, bounds, again
-):
+def _decide_among_moved(scores, half_norms, slack, x, centroids, moved, column_of, labels, distances, bounds, again):
     """`_decide_row_among_moved` for all rows of a product that torch has made; see `_search_moved`."""
     n, m = scores.shape
     for part_of_rows in numba.prange((n + ROWS_AT_ONCE - 1) // ROWS_AT_ONCE):
         largest = np.empty((m + PANEL - 1) // PANEL, np.float32)
         for i in range(part_of_rows * ROWS_AT_ONCE, min((part_of_rows + 1) * ROWS_AT_ONCE, n)):
             own = labels[i]
-            score = _own_score(x[i], centroids[own], exact_half_norms[own])
-            again[i] = column_of[own] >= 0 and score <= bounds[i]
+            squared, distance = _squared_norm(x[i]), _squared_distance(x[i], centroids[own])
+            again[i] = column_of[own] >= 0 and (squared - distance) / 2 <= bounds[i]
             if again[i]:
                 continue
             _panel_maxima(scores[i], half_norms, largest)
             labels[i], distances[i], bounds[i] = _decide_row_among_moved(
-                scores[i], half_norms, largest, slack[i], x[i], centroids, moved, own, score, bounds[i]
+                scores[i], half_norms, largest, slack[i], x[i], squared, centroids, moved, own, distance, bounds[i]
             )
 
 
@@ -118,9 +108,9 @@ def _search_moved(
     x,
     packed,
     half_norms,
+    step,
     terms,
     centroids,
-    exact_half_norms,
     moved,
     column_of,
     steps,
@@ -136,19 +126,20 @@ def _search_moved(
     """Product and decision among the moved centroids; ``again`` marks the rows for which that is not enough.
 
     Args:
-        packed, half_norms, terms, rooms, next_block: as for `curation.kmeans.assignment._search`, of the moved ones.
-        exact_half_norms: (k,) float64 of all centroids.
+        packed, half_norms, step, terms, rooms, next_block: as for `curation.kmeans.assignment._search`, but of the
+            moved ones.
         moved: (m,) numbers of the moved ones, farthest movers first; column_of: (k,) the inverse, -1 for the others.
         steps, falls: (m + 1,) how far those from each on moved at most, and how much their half norms fell.
         labels, distances, bounds: of the last iteration; updated.
         columns: (n,) int32; gets how many moved centroids each row was compared with.
     """
-    all_tiles, all_low, all_scores, all_maxima = rooms
+    all_tiles, all_low, all_units, all_scores, all_maxima = rooms
     at_once = all_scores.shape[1]
     for worker in numba.prange(all_scores.shape[0]):
-        tiles, low, scores, maxima = all_tiles[worker], all_low[worker], all_scores[worker], all_maxima[worker]
-        some, own_score, slack = np.empty(at_once, np.int64), np.empty(at_once), np.empty(at_once, np.float32)
-        norms, needed = np.empty(at_once), np.empty(at_once, np.int64)
+        tiles, low, units = all_tiles[worker], all_low[worker], all_units[worker]
+        scores, maxima = all_scores[worker], all_maxima[worker]
+        some, slack = np.empty(at_once, np.int64), np.empty(at_once, np.float32)
+        squares, own_distance, needed = np.empty(at_once), np.empty(at_once), np.empty(at_once, np.int64)
         panels = np.empty(tiles.shape[0], np.int64)
         while True:
             first = take_next(next_block) * at_once
@@ -157,29 +148,29 @@ def _search_moved(
             n_kept = 0
             for i in range(first, min(first + at_once, len(x))):
                 own = labels[i]
-                score = _own_score(x[i], centroids[own], exact_half_norms[own])
+                squared, distance = _squared_norm(x[i]), _squared_distance(x[i], centroids[own])
+                score = (squared - distance) / 2
                 again[i] = column_of[own] >= 0 and score <= bounds[i]
                 if not again[i]:
-                    squared = 0.0
-                    for f in range(x.shape[1]):
-                        squared += np.float64(x[i, f]) * np.float64(x[i, f])
-                    some[n_kept], own_score[n_kept], norms[n_kept] = i, score, np.sqrt(squared)
-                    needed[n_kept] = _columns_needed(score, np.float64(bounds[i]), norms[n_kept], steps, falls)
+                    some[n_kept], squares[n_kept], own_distance[n_kept] = i, squared, distance
+                    needed[n_kept] = _columns_needed(score, np.float64(bounds[i]), np.sqrt(squared), steps, falls)
                     n_kept += 1
             # rows that need few come together, so that whole tiles do
             order = np.argsort(needed[:n_kept])
             for place in range(n_kept):
-                norm, residual = pack_row(x[some[order[place]]], low, tiles, place)
+                norm, residual, unit = pack_row(x[some[order[place]]], low, tiles, place)
+                units[place] = unit * step
                 slack[place] = norm * terms[0] + residual * terms[1] + terms[2]
                 panels[place // TILE_ROWS] = (needed[order[place]] + PANEL - 1) // PANEL
-            multiply_some(tiles, panels[: (n_kept + TILE_ROWS - 1) // TILE_ROWS], packed, half_norms, scores, maxima)
+            n_tiles = (n_kept + TILE_ROWS - 1) // TILE_ROWS
+            multiply_some(tiles, panels[:n_tiles], packed, half_norms, units, scores, maxima)
             for place in range(n_kept):
                 i, n_panels = some[order[place]], panels[place // TILE_ROWS]
                 n_columns = min(n_panels * PANEL, len(moved))
                 columns[i] = n_columns
                 bound = np.float64(bounds[i])
                 if n_columns < len(moved):
-                    grown = steps[n_columns] * norms[order[place]] + falls[n_columns]
+                    grown = steps[n_columns] * np.sqrt(squares[order[place]]) + falls[n_columns]
                     bound += grown
                     bound += ROUNDING * (abs(bound) + grown)
                 labels[i], distances[i], bounds[i] = _decide_row_among_moved(
@@ -188,10 +179,11 @@ def _search_moved(
                     maxima[place, :n_panels],
                     slack[place],
                     x[i],
+                    squares[order[place]],
                     centroids,
                     moved,
                     labels[i],
-                    own_score[order[place]],
+                    own_distance[order[place]],
                     np.float32(bound),
                 )
 
@@ -227,9 +219,8 @@ class ActiveSearch:
                 self.moved = moved.numpy().astype(np.int32)
                 self.column_of = np.full(search.k, -1, np.int32)
                 self.column_of[self.moved] = np.arange(len(moved), dtype=np.int32)
-                self.exact_half_norms = (search.centroids.double().square().sum(dim=1) / 2).numpy()
-                before = (self.before[moved].double().square().sum(dim=1) / 2).numpy()
-                fall = np.maximum(before - self.exact_half_norms[self.moved], 0)
+                before, after = self.before[moved].double(), search.centroids[moved].double()
+                fall = ((before.square().sum(dim=1) - after.square().sum(dim=1)) / 2).clamp(min=0).numpy()
                 self.falls = np.append(np.maximum.accumulate(fall[::-1])[::-1], 0.0)
                 self.steps = np.append(step.numpy() * (1 + ROUNDING), 0.0)
                 self.moved_search = CentroidSearch(search.centroids[moved], precision)
@@ -254,11 +245,11 @@ class ActiveSearch:
         again = np.empty(len(x), np.bool_)
         how: tuple[Any, ...]
         state: tuple[Any, ...]
-        centroids, among = self.search.centroids.numpy(), (self.exact_half_norms, self.moved, self.column_of)
+        centroids, among = self.search.centroids.numpy(), (self.moved, self.column_of)
         if self.search.tiled:
             packed = self.moved_search.packed
             assert packed is not None
-            how = packed.values, packed.half_norms, self.moved_search.slack_terms(rounded=False), centroids
+            how = packed.values, packed.half_norms, packed.step, self.moved_search.slack_terms(rounded=False), centroids
             state = mine, distances.numpy(), bounds
             columns = np.zeros(len(x), np.int32)
             room = self.steps, self.falls, packed.rooms(), np.zeros(1, np.int64)

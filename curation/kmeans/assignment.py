@@ -1,8 +1,9 @@
 """Nearest centroid: a low-precision product proposes, a direct float64 distance decides.
 
-The product x.c runs in bfloat16 where the hardware has units for it, else in float32. Its rounding error is bounded row
-by row from the true rounding residuals; every centroid within twice the bound of the best is measured directly. So the
-index is the exact argmin for any precision of the product, and no (n, k) matrix exists beyond one cache-sized block.
+The product x.c runs in bfloat16 where the hardware has units for it, in int16 where that is faster than float32, else
+in float32. Its rounding error is bounded row by row from the rounding residuals; every centroid within twice the bound
+of the best is measured directly. So the index is the exact argmin for any precision of the product, and no (n, k)
+matrix exists beyond one cache-sized block.
 """
 
 from collections.abc import Iterator
@@ -18,12 +19,15 @@ from torch import Tensor
 from curation.embeddings import Embeddings, open_embeddings, rows_per_read
 from curation.kmeans.frame import Frame
 from curation.kmeans.tiles import (
+    INTEGERS,
+    MOST_DIMENSIONS,
     PAIRS,
     PANEL,
     PackedCentroids,
     as_float32,
     multiply_block,
     pack_row,
+    round_centroids,
     round_to_bfloat16,
     take_next,
 )
@@ -72,17 +76,22 @@ def _panel_maxima(scores, half_norms, largest):
 
 
 @numba.njit(fastmath={"reassoc", "contract", "nnan", "nsz"}, inline="always")
-def _score_bound(x, runner_up, others, slack):
-    """Upper bound on the score of all centroids but the nearest.
+def _squared_norm(x):
+    squared = 0.0
+    for f in range(x.shape[0]):
+        squared += np.float64(x[f]) * np.float64(x[f])
+    return squared
+
+
+@numba.njit(fastmath={"reassoc", "contract", "nnan", "nsz"}, inline="always")
+def _score_bound(squared, runner_up, others, slack):
+    """Upper bound on the score of all centroids but the nearest, for a row of this squared norm.
 
     ``runner_up`` is the smallest distance that was measured and lost, ``others`` the largest score that was not
     measured; half the slack bounds the error of a score.
     """
     bound = others + slack * np.float32(0.5)
     if runner_up < np.inf:
-        squared = 0.0
-        for f in range(x.shape[0]):
-            squared += np.float64(x[f]) * np.float64(x[f])
         exact = (squared - runner_up) * 0.5
         bound = max(bound, np.float32(exact + 1e-6 * (abs(exact) + 1e-6 * squared)))
     return bound
@@ -114,7 +123,8 @@ def _decide_row(scores, half_norms, largest, slack, x, centroids):
                 nearest, smallest, runner_up = j, distance, smallest
             else:
                 runner_up = min(runner_up, distance)
-    return nearest, smallest, _score_bound(x, runner_up, others, slack)
+    squared = _squared_norm(x) if runner_up < np.inf else 0.0
+    return nearest, smallest, _score_bound(squared, runner_up, others, slack)
 
 
 @numba.njit(parallel=True, fastmath={"reassoc", "contract", "nnan", "nsz"}, cache=True)
@@ -130,19 +140,20 @@ def _decide(scores, half_norms, slack, x, centroids, labels, distances, bounds):
 
 
 @numba.njit(parallel=True, fastmath={"reassoc", "contract", "nnan", "nsz"}, cache=True)
-def _search(x, rows, packed, half_norms, terms, centroids, rooms, next_block, labels, distances, bounds):
+def _search(x, rows, packed, half_norms, step, terms, centroids, rooms, next_block, labels, distances, bounds):
     """Product and decision of some rows of ``x``, a block at a time for each thread.
 
     Args:
         rows: (m,) their numbers; labels, distances and bounds of these are written.
-        packed, half_norms, rooms: of `PackedCentroids`.
+        packed, half_norms, step, rooms: of `PackedCentroids`.
         terms: see `CentroidSearch.slack_terms`.
         next_block: (1,) int64 zero, from which threads take their work.
     """
-    all_tiles, all_low, all_scores, all_maxima = rooms
+    all_tiles, all_low, all_units, all_scores, all_maxima = rooms
     at_once = all_scores.shape[1]
     for worker in numba.prange(all_scores.shape[0]):
-        tiles, low, scores, maxima = all_tiles[worker], all_low[worker], all_scores[worker], all_maxima[worker]
+        tiles, low, units = all_tiles[worker], all_low[worker], all_units[worker]
+        scores, maxima = all_scores[worker], all_maxima[worker]
         slack = np.empty(at_once, np.float32)
         while True:
             first = take_next(next_block) * at_once
@@ -150,9 +161,10 @@ def _search(x, rows, packed, half_norms, terms, centroids, rooms, next_block, la
                 break
             some = rows[first : first + at_once]
             for place in range(len(some)):
-                norm, residual = pack_row(x[some[place]], low, tiles, place)
+                norm, residual, unit = pack_row(x[some[place]], low, tiles, place)
+                units[place] = unit * step
                 slack[place] = norm * terms[0] + residual * terms[1] + terms[2]
-            multiply_block(tiles, len(some), packed, half_norms, scores, maxima)
+            multiply_block(tiles, len(some), packed, half_norms, units, scores, maxima)
             for place in range(len(some)):
                 i = some[place]
                 found = _decide_row(scores[place], half_norms, maxima[place], slack[place], x[i], centroids)
@@ -237,7 +249,7 @@ def bits(scores: Tensor) -> np.ndarray:
 
 
 def slack_terms(
-    dim: int, largest_norm: float, largest_residual: float, output: float = UNIT_ROUNDOFF[torch.float32]
+    n_sums: int, largest_norm: float, largest_residual: float, output: float = UNIT_ROUNDOFF[torch.float32]
 ) -> Float[np.ndarray, "3"]:
     """Factors of a row's norm, of its rounding residual, and a constant: they sum to the slack of the row.
 
@@ -245,10 +257,11 @@ def slack_terms(
     |residual||c| + |low||residual_c| (Cauchy-Schwarz); the product then rounds its float32 sums and its output.
 
     Args:
+        n_sums: rounded additions of a product: its dimensions, or 0 where it is exact.
         largest_norm, largest_residual: of all centroids, the residual being what rounding took of each.
         output: roundoff of what the product writes.
     """
-    sums = (dim + SUM_TERMS) * SUM_ROUNDOFF * largest_norm
+    sums = (n_sums + SUM_TERMS) * SUM_ROUNDOFF * largest_norm
     of_norm = LOW_NORM * largest_residual + sums + output * largest_norm
     return TWICE * np.array([of_norm, largest_norm, HALF_NORM_ROUNDOFF * largest_norm**2]) + np.array([0, 0, SMALLEST])
 
@@ -258,7 +271,8 @@ class CentroidSearch:
 
     Args:
         centroids: (k, d) in the frame of the queries; float32.
-        precision: of the product: "auto", "bfloat16" or "float32". The answer is the same for all.
+        precision: of the product: "auto", "bfloat16", "int16" (float32 where there are no such tiles) or "float32".
+            The answer is the same for all.
     """
 
     compiled = True  # on the CPU; else plain torch, as on any other device
@@ -271,8 +285,8 @@ class CentroidSearch:
         self.device = self.centroids.device
         self.few_dimensions = self.dim <= FEW_DIMENSIONS and self.device.type == "cpu"
         if precision == "auto":
-            worth_it = self.k >= 64 and self.dim >= 32 and has_bfloat16_units(self.device)
-            precision = "bfloat16" if worth_it else "float32"
+            faster_one = "bfloat16" if has_bfloat16_units(self.device) else "int16"
+            precision = faster_one if self.k >= 64 and self.dim >= 32 else "float32"
         self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         exact = self.centroids.double()
         self.half_norms = (exact.square().sum(dim=1) / 2).float()
@@ -283,16 +297,23 @@ class CentroidSearch:
         row_bytes = self.k * self.low.element_size()
         budget = SCORE_BYTES if self.device.type == "cpu" else GPU_SCORE_BYTES
         self.rows_per_block = max(64, min(8192, budget // row_bytes // 64 * 64))
-        faster = precision == "bfloat16" and (not PAIRS or _cpu_capabilities().get("amx_bf16", False))
-        self.tiled = self.device.type == "cpu" and self.compiled and self.in_tiles and not faster
+        others_faster = precision == "bfloat16" and (not PAIRS or _cpu_capabilities().get("amx_bf16", False))
+        self.tiled = self.device.type == "cpu" and self.compiled and self.in_tiles and not others_faster
         self.tiled &= not self.few_dimensions
-        self.packed = PackedCentroids(bits(self.low), self.half_norms.numpy()) if self.tiled else None
+        self.integers = precision == "int16" and self.tiled and INTEGERS and self.dim <= MOST_DIMENSIONS
+        self.packed = None
+        if self.integers:
+            low, step, self.largest_residual = round_centroids(self.centroids.numpy(), self.largest_norm)
+            self.packed = PackedCentroids(low, self.half_norms.numpy(), step)
+        elif self.tiled:
+            self.packed = PackedCentroids(bits(self.low), self.half_norms.numpy())
         self.room: Tensor | None = None  # kept between blocks: fresh memory costs a page fault every 4 kB
 
     def slack_terms(self, rounded: bool = True) -> Float[np.ndarray, "3"]:
         """`slack_terms` of these centroids; ``rounded`` where the product rounds its output, too."""
         output = UNIT_ROUNDOFF[self.dtype if rounded else torch.float32]
-        return slack_terms(self.dim, self.largest_norm, self.largest_residual, output)
+        n_sums = 0 if self.integers else self.dim
+        return slack_terms(n_sums, self.largest_norm, self.largest_residual, output)
 
     def _slack(self, norm: Any, residual: Any, rounded: bool = True) -> Any:
         of_norm, of_residual, constant = self.slack_terms(rounded).tolist()
@@ -372,8 +393,8 @@ class CentroidSearch:
         """`nearest` of some rows, where this search runs in tiles; writes at the places of these rows."""
         packed = self.packed
         assert packed is not None
-        how = packed.values, packed.half_norms, self.slack_terms(rounded=False), self.centroids.numpy(), packed.rooms()
-        _search(x.numpy(), rows, *how, np.zeros(1, np.int64), labels, distances, bounds)
+        how = packed.values, packed.half_norms, packed.step, self.slack_terms(rounded=False), self.centroids.numpy()
+        _search(x.numpy(), rows, *how, packed.rooms(), np.zeros(1, np.int64), labels, distances, bounds)
 
     def _use_kernel(self) -> bool:
         return self.fused and self.device.type == "cuda" and find_spec("triton") is not None

@@ -38,6 +38,7 @@ def _greedy(x, transposed, packed, half_norms, terms, weights, uniforms, chosen,
     candidates = np.empty(n_trials, np.int64)
     tiles = np.zeros(((n_trials + TILE_ROWS - 1) // TILE_ROWS, packed.shape[1], TILE_ROWS), packed.dtype)
     one, reach = np.zeros(packed.shape[1], packed.dtype), np.empty(n_trials, np.float32)
+    units = np.ones(len(tiles) * TILE_ROWS, np.float32)
     # |x - c|^2 = 2 (|c|^2 / 2 - score): a score below reach - within * closest cannot be that of a closer one
     within = np.float32(0.5 * (1 + 2 * (dim + FEW_TERMS) * SUM_ROUNDOFF))
     for step in range(len(chosen)):
@@ -53,7 +54,7 @@ def _greedy(x, transposed, packed, half_norms, terms, weights, uniforms, chosen,
             target = uniforms[step, t] * cumulative[-1]
             candidates[t] = min(np.searchsorted(cumulative, target, side="right"), n - 1)
             if step and not few_dimensions:
-                norm, residual = pack_row(x[candidates[t]], one, tiles, t)
+                norm, residual, units[t] = pack_row(x[candidates[t]], one, tiles, t)
                 half = 0.0
                 for f in range(dim):
                     half += np.float64(x[candidates[t], f]) * np.float64(x[candidates[t], f]) / 2
@@ -65,7 +66,7 @@ def _greedy(x, transposed, packed, half_norms, terms, weights, uniforms, chosen,
             maxima = np.empty((len(tiles) * TILE_ROWS, last - first), np.float32)
             if step and not few_dimensions:
                 norms = half_norms[first * PANEL : last * PANEL]
-                multiply_block(tiles, tried, packed[first:last], norms, scores, maxima)
+                multiply_block(tiles, tried, packed[first:last], norms, units, scores, maxima)
             for t in range(tried):
                 row = candidates[t]
                 if few_dimensions:

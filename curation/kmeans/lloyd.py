@@ -80,7 +80,7 @@ def kmeans(
         metric: "l2" or "cosine" (rows and centroids at unit length).
         initial: (k, d) starting centroids instead of seeding.
         device: "cpu", "cuda", ...: where the products run.
-        precision: of the products, "auto", "bfloat16" or "float32"; it changes the speed alone.
+        precision: of the products, "auto", "bfloat16", "int16" or "float32"; it changes the speed alone.
         progress: show a bar, under this title if it is a string.
         group: the processes that share the work, of which each gets the whole result; None: this one alone.
 

@@ -15,7 +15,7 @@ class KMeansSettings:
         tolerance: stop when the inertia falls by less than this share in one iteration; 0 runs on.
         metric: "l2" or "cosine" (rows and centroids at unit length).
         device: "cpu", "cuda", ...: where the products run.
-        precision: of the products, "auto", "bfloat16" or "float32"; it changes the speed alone.
+        precision: of the products, "auto", "bfloat16", "int16" or "float32"; it changes the speed alone.
     """
 
     seeding: str = "auto"

@@ -1,8 +1,9 @@
 """Products of rows and centroids, one tile in registers at a time, so that scores never leave the cache of their core.
 
-A tile is ``TILE_ROWS`` rows times a panel of ``PANEL`` centroids; each step of depth multiplies and adds a float32, or
-a pair of bfloat16 where the CPU has units for them. How the tiles run is said in LLVM's own terms, since numba cannot
-be told to keep an array in registers.
+A tile is ``TILE_ROWS`` rows times a panel of ``PANEL`` centroids; each step of depth multiplies and adds a float32, a
+pair of bfloat16 where the CPU has units for them, or a pair of int16, of which AVX2 multiplies twice as many as of
+float32 in the same time. How the tiles run is said in LLVM's own terms, since numba cannot be told to keep an array in
+registers.
 """
 
 import itertools
@@ -11,12 +12,10 @@ from typing import Any
 import llvmlite.binding
 import numba
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from llvmlite import ir
 from numba.core import cgutils, config
 from numba.extending import intrinsic, overload
-
-LANES = 16  # of one vector; a CPU with shorter ones takes several
 
 
 def has_feature(name: str) -> bool:
@@ -28,11 +27,23 @@ def has_feature(name: str) -> bool:
 
 
 PAIRS = has_feature("avx512bf16")  # products of pairs of bfloat16
-VECTORS = 2 if has_feature("avx512f") else 1  # of a panel
-TILE_ROWS = 12 if has_feature("avx512f") else 6  # as many as registers hold, with room for a row and a panel
+WIDE = has_feature("avx512f")
+# pairs of int16 outrun float32: in one instruction with VNNI; with AVX2 in two, of which units can do more at a time
+INTEGERS = has_feature("avx512vnni") if WIDE else has_feature("avx2")
+LANES, VECTORS = 16 if WIDE else 8, 2  # of float32 in a vector, of vectors in a panel
+TILE_ROWS = 12 if WIDE else 6  # as many as registers hold, with room for a row and a panel
 PANEL = VECTORS * LANES
 CACHE_BYTES = 384 << 10  # of the scores of a block of rows: most of what a core has for itself
 ROWS_AT_MOST, ROWS_AT_LEAST = 16 * TILE_ROWS, 4 * TILE_ROWS  # of a block; few would read the centroids too often
+# Lengths of int16 rows and centroids: rounding adds at most sqrt(d) / 2 to each, no value is then above 32,767, and no
+# sum of products above 32,700 x 64,700 < 2^31 (Cauchy-Schwarz), whatever its order
+ROW_LENGTH, CENTROID_LENGTH, LARGEST_INTEGER = 32_000, 64_000, 32_700
+MOST_DIMENSIONS = 65_536  # of int16 rows; above, the length itself is not known well enough
+HALF = 0.502  # of a step is what rounding takes at most, with room for the float32 product before it
+LEAST_STEP = 1e-30  # of int16 centroids, so that it is no denormal number
+ROUNDED_AT_ONCE = 4096  # centroids
+LEAST_SQUARE = 1e-28  # a shorter row is zero in int16: its square could have lost terms to underflow
+ROUNDOFF_OF_ROW = 2.0**-22  # of the length of an int16 row: its step is rounded, as is each product with its inverse
 
 
 @intrinsic
@@ -78,26 +89,36 @@ def round_to_bfloat16(x, patterns):
 
 @intrinsic
 def multiply_tile(
-    typing_context: Any, rows: Any, tile: Any, packed: Any, half_norms: Any, panel: Any, scores: Any, maxima: Any
+    typing_context: Any,
+    rows: Any,
+    tile: Any,
+    packed: Any,
+    half_norms: Any,
+    panel: Any,
+    units: Any,
+    scores: Any,
+    maxima: Any,
 ) -> Any:
     """Products of a tile of rows with one panel, and of each row the largest product less half norm.
 
     Args:
-        rows: (tiles, depth, TILE_ROWS) float32, or uint32 of two bfloat16 each.
+        rows: (tiles, depth, TILE_ROWS) float32, uint32 of two bfloat16 each, or int32 of two int16 each.
         packed: (panels, depth, PANEL) of the same kind.
         half_norms: (panels * PANEL,) float32; infinite where the last panel has no centroid.
+        units: (tiles * TILE_ROWS,) float32; what a product of 1 is worth in each row, for int16 alone.
         scores: (tiles * TILE_ROWS, panels * PANEL) float32; gets the products.
         maxima: (tiles * TILE_ROWS, panels) float32.
     """
-    signature = numba.void(rows, tile, packed, half_norms, panel, scores, maxima)
-    pairs = rows.dtype == numba.uint32
+    signature = numba.void(rows, tile, packed, half_norms, panel, units, scores, maxima)
+    kind = rows.dtype
 
     def generate(context: Any, builder: Any, signature_: Any, arguments: Any) -> Any:
         types = signature_.args
         place = ir.IntType(64)
         single, vector = ir.FloatType(), ir.VectorType(ir.FloatType(), LANES)
-        held = [context.make_array(types[i])(context, builder, arguments[i]) for i in (0, 2, 3, 5, 6)]
-        row, centroid, norms, score, largest = (array.data for array in held)
+        summed = ir.VectorType(ir.IntType(32), LANES) if kind == numba.int32 else vector
+        held = [context.make_array(types[i])(context, builder, arguments[i]) for i in (0, 2, 3, 5, 6, 7)]
+        row, centroid, norms, unit, score, largest = (array.data for array in held)
         depth = builder.extract_value(held[0].shape, 1)
         n_panels = builder.extract_value(held[1].shape, 0)
         tile, number = (
@@ -110,9 +131,14 @@ def multiply_tile(
         def times(value: int, other: Any) -> Any:
             return builder.mul(other, ir.Constant(place, value))
 
-        products = [[cgutils.alloca_once(builder, vector) for _ in range(VECTORS)] for _ in range(TILE_ROWS)]
+        def in_all_lanes(value: Any) -> Any:
+            lane = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.IntType(32)(0))
+            first = ir.Constant(ir.VectorType(ir.IntType(32), LANES), None)
+            return builder.shuffle_vector(lane, ir.Constant(vector, ir.Undefined), first)
+
+        products = [[cgutils.alloca_once(builder, summed) for _ in range(VECTORS)] for _ in range(TILE_ROWS)]
         for product in itertools.chain(*products):
-            builder.store(ir.Constant(vector, [0.0] * LANES), product)
+            builder.store(ir.Constant(summed, None), product)
         first_row = times(TILE_ROWS, builder.mul(tile, depth))
         first_centroid = times(PANEL, builder.mul(number, depth))
         with cgutils.for_range(builder, depth, intp=place) as loop:
@@ -123,23 +149,22 @@ def multiply_tile(
             for r in range(TILE_ROWS):
                 offset = builder.add(first_row, builder.add(times(TILE_ROWS, loop.index), place(r)))
                 value = builder.load(builder.gep(row, [offset]))
-                value = builder.bitcast(value, single)
-                lane = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.IntType(32)(0))
-                wide = builder.shuffle_vector(
-                    lane, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(ir.IntType(32), LANES), None)
-                )
+                wide = in_all_lanes(builder.bitcast(value, single))
                 for v in range(VECTORS):
                     before = builder.load(products[r][v])
-                    builder.store(_multiply_add(builder, before, wide, columns[v], pairs), products[r][v])
+                    builder.store(_multiply_add(builder, before, wide, columns[v], kind), products[r][v])
         width = times(PANEL, n_panels)
         first_column = times(PANEL, number)
-        kind = ir.FunctionType(single, [vector])
-        reduce = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fmax.v{LANES}f32")
+        reduction = ir.FunctionType(single, [vector])
+        reduce = cgutils.get_or_insert_function(builder.module, reduction, f"llvm.vector.reduce.fmax.v{LANES}f32")
         for r in range(TILE_ROWS):
             mine = builder.add(times(TILE_ROWS, tile), place(r))
             most: Any = None
             for v in range(VECTORS):
                 product = builder.load(products[r][v])
+                if summed is not vector:
+                    worth = in_all_lanes(builder.load(builder.gep(unit, [mine])))
+                    product = builder.fmul(builder.sitofp(product, vector), worth)
                 column = builder.add(first_column, place(v * LANES))
                 to = vector_at(score, builder.add(builder.mul(mine, width), column))
                 builder.store(product, to, align=4)
@@ -152,16 +177,22 @@ def multiply_tile(
     return signature, generate
 
 
-def _multiply_add(builder: Any, total: Any, row: Any, column: Any, pairs: bool) -> Any:
-    """total + row * column in every lane; with ``pairs`` every lane is two bfloat16, whose products are both added."""
-    if not pairs:
-        kind = ir.FunctionType(total.type, [total.type] * 3)
-        fma = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32")
+def _multiply_add(builder: Any, total: Any, row: Any, column: Any, kind: Any) -> Any:
+    """total + row * column in every lane; of pairs, both products are added."""
+    if kind == numba.float32:
+        signature = ir.FunctionType(total.type, [total.type] * 3)
+        fma = cgutils.get_or_insert_function(builder.module, signature, f"llvm.fma.v{LANES}f32")
         return builder.call(fma, [row, column, total])
     integers = ir.VectorType(ir.IntType(32), LANES)
-    kind = ir.FunctionType(total.type, [total.type, integers, integers])
-    dot = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512bf16.dpbf16ps.512")
-    return builder.call(dot, [total, builder.bitcast(row, integers), builder.bitcast(column, integers)])
+    if kind == numba.uint32:
+        signature = ir.FunctionType(total.type, [total.type, integers, integers])
+        dot = cgutils.get_or_insert_function(builder.module, signature, "llvm.x86.avx512bf16.dpbf16ps.512")
+        return builder.call(dot, [total, builder.bitcast(row, integers), builder.bitcast(column, integers)])
+    halves = ir.VectorType(ir.IntType(16), 2 * LANES)
+    signature = ir.FunctionType(integers, [halves, halves])
+    name = "llvm.x86.avx512.pmaddw.d.512" if WIDE else "llvm.x86.avx2.pmadd.wd"
+    both = cgutils.get_or_insert_function(builder.module, signature, name)
+    return builder.add(total, builder.call(both, [builder.bitcast(row, halves), builder.bitcast(column, halves)]))
 
 
 @intrinsic
@@ -176,29 +207,48 @@ def take_next(typing_context: Any, counter: Any) -> Any:
     return signature, generate
 
 
+@intrinsic
+def fetch(typing_context: Any, row: Any, place: Any) -> Any:
+    """Ask for row[place] to be brought into the cache; nothing waits for it."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        address = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
+        flag = ir.IntType(32)
+        asks = ir.FunctionType(ir.VoidType(), [address.type, flag, flag, flag])
+        ask = cgutils.get_or_insert_function(builder.module, asks, "llvm.prefetch.p0")
+        builder.call(ask, [address, flag(0), flag(3), flag(1)])  # to read, to be kept, data
+        return context.get_dummy_value()
+
+    return numba.void(row, place), generate
+
+
 @numba.njit
-def multiply_block(rows, n_rows, packed, half_norms, scores, maxima):
+def multiply_block(rows, n_rows, packed, half_norms, units, scores, maxima):
     """`multiply_tile` for so many rows and all panels; a panel stays in the fastest cache meanwhile."""
     for panel in range(packed.shape[0]):
         for tile in range((n_rows + TILE_ROWS - 1) // TILE_ROWS):
-            multiply_tile(rows, tile, packed, half_norms, panel, scores, maxima)
+            multiply_tile(rows, tile, packed, half_norms, panel, units, scores, maxima)
 
 
 @numba.njit
-def multiply_some(rows, needed, packed, half_norms, scores, maxima):
+def multiply_some(rows, needed, packed, half_norms, units, scores, maxima):
     """`multiply_tile` of each tile with the first ``needed`` panels; these are ascending."""
     first = 0
     for panel in range(needed[-1] if len(needed) else 0):
         while needed[first] <= panel:
             first += 1
         for tile in range(first, len(needed)):
-            multiply_tile(rows, tile, packed, half_norms, panel, scores, maxima)
+            multiply_tile(rows, tile, packed, half_norms, panel, units, scores, maxima)
 
 
 def pack_row(x, low, tiles, place):
-    """Put a float32 row at its place in the tiles, rounded to their kind; its norm and that of what rounding took.
+    """Put a float32 row at its place in the tiles, rounded to their kind.
 
-    ``low`` (depth,) of the kind of the tiles is room for one row.
+    ``low`` (depth,) of the kind of the tiles is room for one row, zero at first.
+
+    Returns:
+        Its norm, the norm of what rounding took or more, and what a step of its integers is worth (1 for floats).
     """
 
 
@@ -213,7 +263,29 @@ def _pack_row(x, low, tiles, place):
                 total += x[f] * x[f]
             for f in range(x.shape[0]):
                 tiles[tile, f, r] = x[f]
-            return np.sqrt(total), np.float32(0)
+            return np.sqrt(total), np.float32(0), np.float32(1)
+
+    elif tiles.dtype == numba.int32:
+
+        def pack(x, low, tiles, place):
+            total = np.float32(0)
+            tile, r = place // TILE_ROWS, place % TILE_ROWS
+            for f in range(x.shape[0]):
+                total += x[f] * x[f]
+            if total < LEAST_SQUARE:
+                for f in range(len(low)):
+                    tiles[tile, f, r] = 0
+                most = np.float32(1.01 * np.sqrt(LEAST_SQUARE))
+                return most, most, np.float32(0)
+            norm = np.sqrt(total)
+            step, scale = norm / np.float32(ROW_LENGTH), np.float32(ROW_LENGTH) / norm
+            halves = low.view(np.int16)
+            for f in range(x.shape[0]):
+                halves[f] = np.int16(np.rint(x[f] * scale))
+            for f in range(len(low)):
+                tiles[tile, f, r] = low[f]
+            lost = np.float32(HALF * np.sqrt(x.shape[0])) * step + np.float32(ROUNDOFF_OF_ROW) * norm
+            return norm, lost, step
 
     else:
 
@@ -223,36 +295,54 @@ def _pack_row(x, low, tiles, place):
             tile, r = place // TILE_ROWS, place % TILE_ROWS
             for f in range(len(low)):
                 tiles[tile, f, r] = low[f]
-            return norm, residual
+            return norm, residual, np.float32(1)
 
     return pack
+
+
+def round_centroids(
+    centroids: Float[np.ndarray, "k d"], largest_norm: float
+) -> tuple[Int[np.ndarray, "k d"], float, float]:
+    """Centroids as int16, what a step is worth (a float32), and the largest norm of what rounding took of one."""
+    values, residual = np.empty(centroids.shape, np.int16), 0.0
+    step = np.float32(max(largest_norm / CENTROID_LENGTH, np.abs(centroids).max() / LARGEST_INTEGER, LEAST_STEP))
+    for start in range(0, len(centroids), ROUNDED_AT_ONCE):
+        here = slice(start, start + ROUNDED_AT_ONCE)
+        exact = centroids[here].astype(np.float64) / float(step)
+        rounded = np.rint(exact)
+        values[here] = rounded
+        residual = max(residual, float(np.square(exact - rounded).sum(axis=1).max()))
+    return values, float(step), float(step) * residual**0.5
 
 
 class PackedCentroids:
     """Centroids in the order in which tiles read them.
 
     Args:
-        low: (k, d) float32 or the uint16 bits of bfloat16.
+        low: (k, d) float32, the uint16 bits of bfloat16, or int16.
         half_norms: (k,) float32.
+        step: what a step of the integers is worth.
     """
 
-    def __init__(self, low: np.ndarray, half_norms: Float[np.ndarray, "k"]):
+    def __init__(self, low: np.ndarray, half_norms: Float[np.ndarray, "k"], step: float = 1.0):
         k, dim = low.shape
+        self.step = np.float32(step)
         panels, each = -(-k // PANEL), 4 // low.itemsize  # values in each 4 bytes
         self.depth = -(-dim // each)
         padded = np.zeros((panels * PANEL, self.depth * each), low.dtype)
         padded[:k, :dim] = low
-        kind = np.float32 if each == 1 else np.uint32
+        kind = {"float32": np.float32, "uint16": np.uint32, "int16": np.int32}[low.dtype.name]
         self.values = np.ascontiguousarray(padded.view(kind).reshape(panels, PANEL, self.depth).transpose(0, 2, 1))
         self.half_norms = np.full(panels * PANEL, np.inf, np.float32)
         self.half_norms[:k] = half_norms
         rows = CACHE_BYTES // self.half_norms.nbytes // TILE_ROWS * TILE_ROWS
         self.rows_at_once = min(max(rows, ROWS_AT_LEAST), ROWS_AT_MOST)
 
-    def rooms(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """What each thread needs for a block of rows: its tiles, room for one row, scores, their maxima."""
+    def rooms(self) -> tuple[np.ndarray, ...]:
+        """What each thread needs for a block of rows: its tiles, room for one row, units, scores, their maxima."""
         workers, (panels, depth, _) = numba.get_num_threads(), self.values.shape
         tiles = np.zeros((workers, self.rows_at_once // TILE_ROWS, depth, TILE_ROWS), self.values.dtype)
         low = np.zeros((workers, depth), self.values.dtype)
         scores = np.empty((workers, self.rows_at_once, panels * PANEL), np.float32)
-        return tiles, low, scores, np.empty((workers, self.rows_at_once, panels), np.float32)
+        units = np.ones((workers, self.rows_at_once), np.float32)
+        return tiles, low, units, scores, np.empty((workers, self.rows_at_once, panels), np.float32)

@@ -11,7 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from curation.group import Group, two_sum
-from curation.kmeans.tiles import take_next
+from curation.kmeans.tiles import fetch, take_next
+
+AHEAD = 4  # rows of a cluster lie apart: memory is asked for them so many rows before they are added
+LINE = 16  # float32 of a line of the cache
 
 
 @numba.njit(cache=True)
@@ -42,6 +45,10 @@ def _add_segments(n_threads, x, weights, order, starts, next_cluster, sums, rest
             part[:] = 0.0
             for position in range(starts[cluster], starts[cluster + 1]):
                 row = order[position]
+                if position + AHEAD < len(order):
+                    ahead = x[order[position + AHEAD]]
+                    for f in range(0, x.shape[1], LINE):
+                        fetch(ahead, f)
                 weight = weights[row] if len(weights) else 1.0
                 counts[cluster] += weight
                 for f in range(x.shape[1]):
