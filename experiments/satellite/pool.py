@@ -38,6 +38,7 @@ SYNTHETIC = "synthetic"
 TILES, POOL, TEST_POOL, COUNTS = "tiles.parquet", "pool.parquet", "test.parquet", "pool.json"
 COVER_CLASSES = (0.01, 0.1, 0.3, 0.6)  # borders of the share of pixels at least CANOPY metres high
 CANOPY = 5.0
+STATISTICS_TILES = 65_536  # of the pool, at most, that means and deviations of the bands are taken of
 LEAST_LABELLED = 0.5  # share of pixels with a height, of a tile that a head learns from or is tested on
 
 
@@ -140,7 +141,10 @@ def prepare(run: StageRun) -> dict[str, float]:
     if embedder.dim != pool.dim:
         raise CurationError(f"{pool.embedder} has {embedder.dim} dimensions; set science.pool.dim={embedder.dim}")
     embed_shards(open_pool(run.folder / POOL), embedder, run.folder / "embeddings", progress=run.progress)
-    counts = {**_counts(table, classes, rows, labelled, test), "statistics": asdict(reader.statistics(rows))}
+    looked_at = rows
+    if len(rows) > STATISTICS_TILES:
+        looked_at = np.sort(np.random.default_rng([seed, 52]).choice(rows, STATISTICS_TILES, replace=False))
+    counts = {**_counts(table, classes, rows, labelled, test), "statistics": asdict(reader.statistics(looked_at))}
     if land is not None:
         save_array(run.folder / TEST_COVER, land[test])
         boxes = footprints(table)
