@@ -46,8 +46,8 @@ class Grid:
 
         return from_origin(self.left, self.top, self.pixel, self.pixel)
 
-    def bounds(self, row: int, col: int, height: int, width: int) -> tuple[float, float, float, float]:
-        """West, south, east, north of a window, in units of the CRS."""
+    def bounds(self, row: Any, col: Any, height: int, width: int) -> tuple[Any, Any, Any, Any]:
+        """West, south, east, north of a window, in units of the CRS; of many where row and column are arrays."""
         west, north = self.left + col * self.pixel, self.top - row * self.pixel
         return west, north - height * self.pixel, west + width * self.pixel, north
 

@@ -125,7 +125,7 @@ def cut_tiles(
             empty += int((~kept).sum())
             row, col = row[kept], col[kept]
             bounds = colour.grid.bounds(row, col, settings.size, settings.size)
-            columns = {"image": str(image), "heights": str(truth or ""), "row": row, "col": col}
+            columns: dict[str, Any] = {"image": str(image), "heights": str(truth or ""), "row": row, "col": col}
             columns |= {"size": settings.size, "resolution": colour.grid.resolution, "crs": colour.grid.crs}
             columns |= {"valid": share[kept], "labelled": labelled[kept], "tallest": tallest[kept]}
             columns |= dict(zip(("west", "south", "east", "north"), bounds, strict=True))
