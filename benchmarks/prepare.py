@@ -278,8 +278,10 @@ def page(figures: dict[str, Any], about: dict[str, Any]) -> str:
         "them, and of tiles half as many again are cut.",
         "",
         f"Peak memory is the greatest of all stages, summed over the process tree: what processes hold of their own, "
-        f"and all that is resident, where pages of mapped files count that the system may take back. Both must stay "
-        f"below {LIMIT / 1e9:.0f} GB; libraries are about 0.4 and 0.8 GB of it.",
+        f"which must stay below {LIMIT / 1e9:.0f} GB, and all that is resident. That counts the pages of mapped files "
+        "too, embeddings among them, which the system takes back where memory is short. Libraries are about 0.4 and "
+        "0.8 GB of it. `curate` holds the resampled set, here half of the rows, in memory (up to 4 GiB, "
+        "[user guide](../user-guide.md#memory)); GDAL keeps blocks of rasters, up to 5 % of the machine's memory.",
         "",
     ]
     header = ["", "rows", *(f"{stage}, s" for stage in STAGES[1:]), "prepare, microseconds a row"]
@@ -297,7 +299,8 @@ def page(figures: dict[str, Any], about: dict[str, Any]) -> str:
                     f"{stages['prepare']['seconds']:.0f}" + (f" (in {calls} calls)" if calls > 1 else ""),
                     *(f"{stages[stage]['seconds']:.0f}" if stage in done else "-" for stage in STAGES[2:]),
                     f"{1e6 * stages['prepare']['seconds'] / rows:.0f}",
-                    *(f"{size / 1e9:.2f}" + (" **too much**" if size > LIMIT else "") for size in memory),
+                    f"{memory[0] / 1e9:.2f}" + (" **too much**" if memory[0] > LIMIT else ""),
+                    f"{memory[1] / 1e9:.2f}",
                 ]
             )
     lines += [markdown_table(header, cells).rstrip("\n"), ""]
