@@ -1,20 +1,21 @@
 """Generated pools of growing size through prepare, curate and one step of training: time and peak memory.
 
-python -m benchmarks.prepare text images satellite --rows 250000 500000 1000000 2000000 -o docs/results/prepare.md
+python -m benchmarks.prepare text images satellite --rows 20000 60000 200000 600000 2000000 -o docs/results/prepare.md
 
 Every stage runs in a process of its own; memory is the sum over its process tree. A stage that is cut off (--seconds, a
-kill) goes on in the next call, and its times are added up.
+kill) goes on in the next call, and its times are added up. What is measured already is not measured again.
 """
 
 import argparse
-import io
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ STAGES = ("make", "prepare", "curate", "train")
 LIMIT = 3e9  # bytes that no stage may exceed
 GOAL = 2_000_000  # rows
 ROWS_PER_FILE = 50_000
+MEASURED_FOR_FIT = 4  # sizes
+EXPONENTS = np.arange(0.5, 2.5, 0.01)
 CURATE = ["science.curation.levels=[200,40,10]", "science.curation.n_resamples=1", "science.curation.max_iterations=5"]
 SHARED = ["seeds=[0]", "tracking.wandb=off", "speed.threads=1", "science.studies=null", *CURATE]
 VISION = (
@@ -41,7 +44,8 @@ VISION = (
     "vit_tiny_patch16_224, args: {patch_size: 8, embed_dim: 24, depth: 2, num_heads: 2}}, loss: {dino_head: "
     "{n_prototypes: 16, hidden: 16, bottleneck: 8}}, crops: {global_size: 16, local_size: 8, n_local: 2}}"
 )
-EMBEDDER = 'image_size: 32, dim: 96, embedder: "timm:test_resnet?pretrained=false"'
+EMBEDDER = 'image_size: 16, dim: 96, embedder: "timm:test_resnet?pretrained=false"'
+SIDE, CELL = 16, 4  # pixels of a picture, and of its cells of one colour
 
 
 def in_files(folder: Path, rows: int, write: Callable[[int, int, Path], None], ending: str) -> None:
@@ -79,19 +83,29 @@ def write_pictures(start: int, rows: int, path: Path) -> None:
     """Pictures of 16 x 16 pixels of ten classes, each a colour with noise."""
     from datasets import Dataset, Features, Value
     from datasets import Image as ImageFeature
-    from PIL import Image
 
     rng = np.random.default_rng([start, 2])
     labels = rng.integers(10, size=rows)
     colours = np.random.default_rng(0).integers(40, 216, (10, 3))
-    pixels = np.clip(colours[labels][:, None, None] + rng.normal(0, 12, (rows, 16, 16, 3)), 0, 255).astype(np.uint8)
-    stored = []
-    for picture in pixels:
-        stream = io.BytesIO()
-        Image.fromarray(picture).save(stream, "PNG", compress_level=1)
-        stored.append({"bytes": stream.getvalue(), "path": None})
+    cells = colours[labels][:, None, None] + rng.normal(0, 24, (rows, SIDE // CELL, SIDE // CELL, 3))
+    pixels = np.clip(cells, 0, 255).astype(np.uint8).repeat(CELL, 1).repeat(CELL, 2)
+    lines = np.pad(pixels.reshape(rows, SIDE, SIDE * 3), ((0, 0), (0, 0), (1, 0)))  # each begins with its filter: none
+    stored = [{"bytes": png_of(picture.tobytes()), "path": None} for picture in lines]
     features = Features({"image": ImageFeature(), "label": Value("int64")})
     write_atomically(path, Dataset.from_dict({"image": stored, "label": labels.tolist()}, features=features).to_parquet)
+
+
+def png_of(lines: bytes) -> bytes:
+    """A PNG of `SIDE` x `SIDE` pixels of 8 bits, written directly: an encoder's set-up would take most of the time."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", SIDE, SIDE, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(lines, 1)),
+        (b"IEND", b""),
+    ]
+    parts = [
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def write_scene(folder: Path, tiles: int, tile: int = 16) -> None:
@@ -175,18 +189,22 @@ def child(kind: str, rows: int, stage: str, work: Path) -> None:
         run_stage(wanted, experiment.root, **begin_stage(experiment, config, False))
 
 
-def resident(pid: int) -> int:
-    """Bytes in memory of a process and all below it."""
-    total = 0
+def resident(pid: int) -> tuple[int, int]:
+    """Bytes in memory of a process and all below it: with the pages of mapped files, and without."""
+    total = own = 0
     try:
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS"):
-                total += int(line.split()[1]) * 1024
+            name, _, value = line.partition(":")
+            if name == "VmRSS":
+                total += int(value.split()[0]) * 1024
+            if name in ("RssAnon", "RssShmem"):
+                own += int(value.split()[0]) * 1024
         for task in Path(f"/proc/{pid}/task").iterdir():
-            total += sum(resident(int(part)) for part in (task / "children").read_text().split())
+            below = [resident(int(part)) for part in (task / "children").read_text().split()]
+            total, own = total + sum(part[0] for part in below), own + sum(part[1] for part in below)
     except (OSError, ValueError):  # it has ended meanwhile
         pass
-    return total
+    return total, own
 
 
 def measure(kind: str, rows: int, stage: str, work: Path, deadline: float) -> dict[str, Any]:
@@ -194,12 +212,13 @@ def measure(kind: str, rows: int, stage: str, work: Path, deadline: float) -> di
     command = [sys.executable, "-m", "benchmarks.prepare", "--child", kind, str(rows), stage, str(work)]
     environment = {**os.environ, "HF_HOME": str(work / "hub"), "OMP_NUM_THREADS": "1"}
     running = subprocess.Popen(command, env=environment)
-    peak = 0
+    peak = own = 0
     while True:
         pid, status, used = os.wait4(running.pid, os.WNOHANG)
         if pid:
             break
-        peak = max(peak, resident(running.pid))
+        now = resident(running.pid)
+        peak, own = max(peak, now[0]), max(own, now[1])
         if time.monotonic() > deadline:
             os.kill(running.pid, signal.SIGKILL)
         time.sleep(0.1)
@@ -207,7 +226,7 @@ def measure(kind: str, rows: int, stage: str, work: Path, deadline: float) -> di
     if running.returncode > 0:
         raise RuntimeError(f"{kind}, {rows:,} rows: {stage} failed")
     done = running.returncode == 0
-    return {"seconds": used.ru_utime + used.ru_stime, "peak": peak, "calls": 1, "done": done}
+    return {"seconds": used.ru_utime + used.ru_stime, "peak": peak, "own": own, "calls": 1, "done": done}
 
 
 def add(before: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:
@@ -215,7 +234,8 @@ def add(before: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:
     if before is None:
         return now
     both = {name: before[name] + now[name] for name in ("seconds", "calls")}
-    return {**both, "peak": max(before["peak"], now["peak"]), "done": now["done"]}
+    both |= {name: max(before[name], now[name]) for name in ("peak", "own")}
+    return {**both, "done": now["done"]}
 
 
 def finished(stages: dict[str, Any]) -> list[str]:
@@ -223,72 +243,132 @@ def finished(stages: dict[str, Any]) -> list[str]:
     return [stage for stage in STAGES[1:] if stages.get(stage, {}).get("done")]
 
 
+def sizes_of(figures: dict[str, Any], kind: str) -> dict[int, dict[str, Any]]:
+    """Rows of a pool -> its stages, ascending; those whose `prepare` is done."""
+    own = {int(name.split("-")[1]): stages for name, stages in figures.items() if name.split("-")[0] == kind}
+    return {rows: own[rows] for rows in sorted(own) if "prepare" in finished(own[rows])}
+
+
+def growth(rows: Sequence[int], seconds: Sequence[float]) -> tuple[float, float, float] | None:
+    """start, factor, exponent of start + factor x rows ^ exponent, least squares of relative errors; None: too few."""
+    if len(rows) < MEASURED_FOR_FIT:
+        return None
+    from scipy.optimize import nnls
+
+    n, y = np.asarray(rows, float) / GOAL, np.asarray(seconds, float)
+    tried = [
+        (*nnls(np.stack([1 / y, n**exponent / y], 1), np.ones(len(y))), exponent) for exponent in EXPONENTS.tolist()
+    ]
+    (start, factor), _error, exponent = min(tried, key=lambda found: found[1])
+    return float(start), float(factor), exponent
+
+
 def page(figures: dict[str, Any], about: dict[str, Any]) -> str:
     """What was measured, as a page."""
-    lines = ["# Pools of growing size", "", "`python -m benchmarks.prepare text images satellite`", ""]
+    kinds = sorted({name.split("-")[0] for name in figures})
+    lines = ["# Pools of growing size", ""]
+    for kind in kinds:
+        asked = " ".join(str(rows) for rows in sizes_of(figures, kind))
+        lines += [f"`python -m benchmarks.prepare {kind} --rows {asked}`", ""]
     lines += [f"Commit {commits_of([about])}, {about['device']}.", ""]
     lines += [
         "Generated pools through the stages of their experiments: passages of 30 words (a tenth near-copies), pictures "
-        "and tiles of 16 x 16 pixels. Seconds of the processor, by one process; peak memory is resident, summed over "
-        "the process tree, mapped files included, and must stay below 3 GB. Text embeds by byte histograms, pictures "
-        "by a tiny network that was never trained (`test_resnet`, 32 pixels): embedding at real sizes is "
-        "[another cost](../scale.md). `curate` fits 200, 40 and 10 clusters, one resampling, 5 iterations; `train` is "
-        "one step. Rows are those of the source; the pool of text has four fifths of them.",
+        "and tiles of 16 x 16 pixels. Seconds of the processor, by one process. Text embeds by byte histograms, "
+        "pictures by a tiny network that was never trained (`test_resnet`, 16 pixels): embedding at real sizes is "
+        "[another cost](../scale.md). `curate` fits 200, 40 and 10 clusters, one resampling, 5 iterations, and draws "
+        "2,000 rows (its first call in a checkout also compiles kernels, 7 to 20 s);"
+        " `train` is one step on them. Rows are those of the source; the pool of text has four fifths of "
+        "them, and of tiles half as many again are cut.",
+        "",
+        f"Peak memory is the greatest of all stages, summed over the process tree: what processes hold of their own, "
+        f"which must stay below {LIMIT / 1e9:.0f} GB, and all that is resident. That counts the pages of mapped files "
+        "too, embeddings among them, which the system takes back where memory is short. Libraries are about 0.4 and "
+        "0.8 GB of it. `curate` holds the resampled set, here half of the rows, in memory (up to 4 GiB, "
+        "[user guide](../user-guide.md#memory)); GDAL keeps blocks of rasters, up to 5 % of the machine's memory.",
         "",
     ]
-    header = ["", "rows", *(f"{stage}, s" for stage in STAGES[1:]), "prepare, microseconds a row", "peak memory, GB"]
+    header = ["", "rows", *(f"{stage}, s" for stage in STAGES[1:]), "prepare, microseconds a row"]
+    header += ["own memory, GB", "resident, GB"]
     cells = []
-    for name, stages in sorted(figures.items(), key=lambda item: (item[0].split("-")[0], int(item[0].split("-")[1]))):
-        kind, rows = name.split("-")
-        done = finished(stages)
-        if "prepare" not in done:
-            continue
-        seconds = [stages[stage]["seconds"] if stage in done else None for stage in STAGES[1:]]
-        peak = max(stages[stage]["peak"] for stage in done)
-        calls = stages["prepare"]["calls"]
-        cells.append(
-            [
-                kind,
-                f"{int(rows):,}",
-                f"{stages['prepare']['seconds']:.0f}" + (f" (in {calls} calls)" if calls > 1 else ""),
-                *("-" if value is None else f"{value:.0f}" for value in seconds[1:]),
-                f"{1e6 * stages['prepare']['seconds'] / int(rows):.0f}",
-                f"{peak / 1e9:.2f}" + (" **too much**" if peak > LIMIT else ""),
-            ]
-        )
+    for kind in kinds:
+        for rows, stages in sizes_of(figures, kind).items():
+            done = finished(stages)
+            calls = stages["prepare"]["calls"]
+            memory = [max(stages[stage][name] for stage in done) for name in ("own", "peak")]
+            cells.append(
+                [
+                    kind,
+                    f"{rows:,}",
+                    f"{stages['prepare']['seconds']:.0f}" + (f" (in {calls} calls)" if calls > 1 else ""),
+                    *(f"{stages[stage]['seconds']:.0f}" if stage in done else "-" for stage in STAGES[2:]),
+                    f"{1e6 * stages['prepare']['seconds'] / rows:.0f}",
+                    f"{memory[0] / 1e9:.2f}" + (" **too much**" if memory[0] > LIMIT else ""),
+                    f"{memory[1] / 1e9:.2f}",
+                ]
+            )
     lines += [markdown_table(header, cells).rstrip("\n"), ""]
-    sizes = [int(name.split("-")[1]) for name, stages in figures.items() if "prepare" in finished(stages)]
-    if max(sizes, default=0) < GOAL:
+    grown = [row for kind in kinds for stage in STAGES[1:3] if (row := _growth_row(figures, kind, stage))]
+    if grown:
         lines += [
-            f"**Pools of more rows have not been run**; the goal is {GOAL:,} of each kind, below 3 GB and in time that "
-            "grows linearly. Of the memory above about 0.8 GB are libraries.",
+            "**Growth**: start + factor x rows ^ exponent, fitted to the seconds above by least squares of relative "
+            "errors; an exponent of 1 is linear.",
+            "",
+            markdown_table(["", "stage", "exponent", "start, s", f"at {GOAL:,} rows, s"], grown).rstrip("\n"),
             "",
         ]
-    if len(set(sizes)) > 1:
+    for kind in kinds:
+        mine = sizes_of(figures, kind)
+        *_, before, largest = (0, 0, *mine)
+        if largest < GOAL:
+            lines += [f"**{kind}: more than {largest:,} rows have not been run**; the goal is {GOAL:,}.", ""]
+        if before and largest < GOAL:
+            times = [mine[rows]["prepare"]["seconds"] for rows in (before, largest)]
+            there = times[1] + (times[1] - times[0]) / (largest - before) * (GOAL - largest)
+            lines[-2] += f" A line through the last two sizes gives {there:,.0f} s of `prepare` there: arithmetic."
+    if any(len(sizes_of(figures, kind)) > 1 for kind in kinds):
         lines.append("![time and memory by rows](images/prepare.png)")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _growth_row(figures: dict[str, Any], kind: str, stage: str) -> list[str] | None:
+    mine = {rows: stages for rows, stages in sizes_of(figures, kind).items() if stage in finished(stages)}
+    fit = growth(list(mine), [stages[stage]["seconds"] for stages in mine.values()])
+    if fit is None:
+        return None
+    start, factor, exponent = fit
+    there = f"{mine[GOAL][stage]['seconds']:.0f} measured, " if GOAL in mine else ""
+    return [kind, stage, f"{exponent:.2f}", f"{start:.0f}", f"{there}{start + factor:.0f} by the fit"]
 
 
 def plot(figures: dict[str, Any], path: Path) -> None:
-    """Seconds of prepare and peak memory over rows."""
+    """Seconds of prepare and curate, and peak memory, over rows."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for kind in sorted({name.split("-")[0] for name in figures}):
-        mine = {
-            int(name.split("-")[1]): stages
-            for name, stages in figures.items()
-            if name.startswith(f"{kind}-") and "prepare" in finished(stages)
-        }
-        rows = sorted(mine)
-        left.plot([n / 1e6 for n in rows], [mine[n]["prepare"]["seconds"] for n in rows], "o-", label=kind)
-        peaks = [max(mine[n][stage]["peak"] for stage in finished(mine[n])) / 1e9 for n in rows]
-        right.plot([n / 1e6 for n in rows], peaks, "o-", label=kind)
-    right.axhline(LIMIT / 1e9, color="grey", linestyle=":")
-    left.set(xlabel="million rows", ylabel="prepare, processor seconds", xlim=(0, None), ylim=(0, None))
-    right.set(xlabel="million rows", ylabel="peak memory, GB", xlim=(0, None), ylim=(0, None))
-    left.legend()
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    *times, memory = figure.subplots(1, 3)
+    for colour, kind in zip(("C0", "C1", "C2"), sorted({name.split("-")[0] for name in figures}), strict=False):
+        mine = sizes_of(figures, kind)
+        for axes, stage in zip(times, STAGES[1:3], strict=True):
+            there = {rows: stages[stage]["seconds"] for rows, stages in mine.items() if stage in finished(stages)}
+            axes.loglog(list(there), list(there.values()), "o", color=colour)
+            fit = growth(list(there), list(there.values()))
+            label = kind
+            if fit is not None:
+                start, factor, exponent = fit
+                label = f"{kind}: rows ^ {exponent:.2f}"
+                for line, ends in (("-", (min(there), max(there))), (":", (max(there), GOAL))):
+                    x = np.geomspace(*ends, 50)
+                    axes.loglog(x, start + factor * (x / GOAL) ** exponent, line, color=colour)
+            axes.plot([], [], "o-", color=colour, label=label)
+        for name, line, what in (("own", "o-", "own"), ("peak", "o--", "with mapped files")):
+            peaks = [max(stages[stage][name] for stage in finished(stages)) / 1e9 for stages in mine.values()]
+            memory.semilogx(list(mine), peaks, line, color=colour, label=f"{kind}, {what}")
+    memory.axhline(LIMIT / 1e9, color="grey", linestyle=":")
+    for axes, stage in zip(times, STAGES[1:3], strict=True):
+        axes.set(xlabel="rows", ylabel="processor seconds", title=f"{stage} (dotted: arithmetic)")
+        axes.legend(fontsize=8)
+    memory.set(xlabel="rows", ylabel="GB", title="peak memory", ylim=(0, None))
+    memory.legend(fontsize=7)
     write_atomically(path, lambda stream: figure.savefig(stream, format="png", dpi=120))
 
 
@@ -321,7 +401,7 @@ def main() -> None:
                 print(kind, rows, stage, mine[stage], flush=True)
                 if not mine[stage]["done"]:
                     return
-    if len(options.rows) > 1:
+    if any(len(sizes_of(figures, kind)) > 1 for kind in {name.split("-")[0] for name in figures}):
         plot(figures, options.output.parent / "images/prepare.png")
     write_atomically(options.output, lambda stream: stream.write(page(figures, content["about"]).encode()))
     print(f"wrote {options.output}")

@@ -84,14 +84,24 @@ def parse_cut(text: str) -> TileCut:
     return cut
 
 
-def tile_starts(height: int, width: int, size: int, stride: int = 0) -> list[tuple[int, int]]:
-    """Upper left pixels (row, column) of all whole tiles."""
+def tile_grid(height: int, width: int, size: int, stride: int = 0) -> tuple[range, range]:
+    """Upper rows and left columns of all whole tiles; a tile lies at each pair.
+
+    Raises:
+        CurationError: more than `MOST_TILES` of them.
+    """
     step = stride or size
     if ((height - size) // step + 1) * ((width - size) // step + 1) > MOST_TILES:
         raise CurationError(
             f"a raster of {height} x {width} pixels has more than {MOST_TILES:,} tiles; raise the stride"
         )
-    return [(row, col) for row in range(0, height - size + 1, step) for col in range(0, width - size + 1, step)]
+    return range(0, height - size + 1, step), range(0, width - size + 1, step)
+
+
+def tile_starts(height: int, width: int, size: int, stride: int = 0) -> list[tuple[int, int]]:
+    """Upper left pixels (row, column) of all whole tiles; see `tile_grid`."""
+    rows, cols = tile_grid(height, width, size, stride)
+    return [(row, col) for row in rows for col in cols]
 
 
 def tiff_tags(path: Path) -> ImageFileDirectory_v2 | None:

@@ -12,15 +12,28 @@ from experiments.engine.provenance import provenance
 from experiments.engine.stages import Stage, in_order
 from experiments.engine.tracking import open_tracker, track_comparison
 from experiments.pages.report import write_report
+from foundation.devices import open_device
+from foundation.errors import CurationError
 from foundation.files import save_json
 
 
 def begin_stage(experiment: Experiment, config: dict[str, Any], progress: bool = True) -> dict[str, Any]:
-    """Options of `run_stage` for this process; sets its threads."""
+    """Options of `run_stage` for this process; sets its threads.
+
+    Raises:
+        CurationError: ``speed.device`` is not there.
+    """
     import numba
     import torch
 
     settings = experiment.settings
+    try:
+        open_device(settings.speed.device)
+    except CurationError as error:  # now, not when the first stage has run that needs none
+        raise CurationError(
+            f"speed.device is {settings.speed.device!r}, which is not there on this machine or in this job; set "
+            "speed.device=cpu, or ask for a GPU (launch.stages.STAGE.gpus_per_node=1)"
+        ) from error
     torch.set_num_threads(settings.speed.threads)
     numba.set_num_threads(min(settings.speed.threads, numba.get_num_threads()))
     track: Callable[[Stage, Path], Any] = lambda stage, folder: open_tracker(  # noqa: E731

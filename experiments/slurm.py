@@ -1,11 +1,12 @@
 """Stages as SLURM jobs through submitit: each waits for those before it (afterok), the comparison for all of them."""
 
+from dataclasses import replace
 from typing import Any
 
 from curation.group import joined
 from experiments.engine.experiment import Experiment, LaunchSettings, build
 from experiments.engine.processes import announce, dismiss, follow
-from experiments.engine.stages import Stage, in_order, run_stage, state_of
+from experiments.engine.stages import LATE, Stage, in_order, run_stage, state_of
 from experiments.run_folder import begin_stage, finish_experiment
 from foundation.errors import CurationError
 
@@ -21,12 +22,16 @@ class StageJob:
         stage = next((item for item in in_order(experiment.stages) if item.key == key), None)
         if stage is None:
             raise CurationError("an input of this stage changed since it was submitted; submit the experiment again")
+        if not resources_of(experiment.settings.launch, stage.name)["gpus_per_node"]:
+            speed = replace(experiment.settings.speed, device="cpu")  # decides nothing but the time
+            experiment = replace(experiment, settings=replace(experiment.settings, speed=speed))
+            config = {**config, "speed": {**config["speed"], "device": "cpu"}}
         with joined(experiment.settings.speed.device) as (group, _device):
             options = {"root": experiment.root, **begin_stage(experiment, config)}
             if not group.first:
                 follow([stage], group, **options)
                 return str(stage.folder(experiment.root))
-            folder = run_stage(stage, begin=announce(group), **options)
+            folder = run_stage(stage, begin=announce(group), patience=LATE, **options)
             dismiss(group)
             return str(folder)
 
@@ -66,6 +71,7 @@ def _parameters(launch: LaunchSettings, stage: str, name: str) -> dict[str, Any]
         "cpus_per_task": wanted["cpus_per_task"],
         "mem_gb": wanted["mem_gb"],
         "slurm_additional_parameters": ALWAYS,
+        "slurm_srun_args": ["--kill-on-bad-exit=1"],  # of three processes two would wait for each other for hours
     }
     if wanted["gpus_per_node"]:
         parameters["gpus_per_node"] = wanted["gpus_per_node"]

@@ -74,7 +74,7 @@ def pool(
     from satellite.tiles import load_tiles
 
     reader = TileReader(*load_tiles(table))
-    rows = partial(tile_images, reader, require_white(reader.dtype, white, reader.places[0]["image"]))
+    rows = partial(tile_images, reader, require_white(reader.dtype, white, reader.place(0)["image"]))
     # a cache of its own: the shared one would give old pictures of a raster that has changed
     with tempfile.TemporaryDirectory() as cache:
         try:

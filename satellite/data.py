@@ -35,19 +35,25 @@ class TileReader:
     """
 
     def __init__(self, table: pa.Table, settings: TileSettings, cache_tiles: int = 0):
-        self.places = table.select(["image", "heights", "row", "col", "valid", "labelled", "tallest"]).to_pylist()
+        self._columns = {name: table[name].to_numpy() for name in ("row", "col", "valid", "labelled", "tallest")}
+        self._names = {name: _codes(table[name]) for name in ("image", "heights")}
         self.settings = settings
-        self.kept: dict[int, Tile] | None = {} if len(self.places) <= cache_tiles else None
+        self.kept: dict[int, Tile] | None = {} if len(table) <= cache_tiles else None
         self._open: dict[tuple[str, str], tuple[Raster, Raster | None]] = {}
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self._columns["row"])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}  # open files do not travel to other processes
 
+    def place(self, tile: int) -> dict[str, Any]:
+        """What the table says of a tile."""
+        names = {name: values[codes[tile]] for name, (values, codes) in self._names.items()}
+        return names | {name: column[tile].item() for name, column in self._columns.items()}
+
     def rasters(self, tile: int) -> tuple[Raster, Raster | None]:
-        place = self.places[tile]
+        place = self.place(tile)
         key = (place["image"], place["heights"])
         if key not in self._open:
             self._open[key] = open_pair(key[0], key[1] or None, self.settings)
@@ -70,7 +76,7 @@ class TileReader:
         if self.kept is not None and tile in self.kept:
             return self.kept[tile]
         colour, labels = self.rasters(tile)
-        place, size = self.places[tile], self.settings.size
+        place, size = self.place(tile), self.settings.size
         values, valid = colour.read(place["row"], place["col"], size, size)
         heights = np.full((size, size), np.nan, np.float32)
         if labels is not None:
@@ -88,7 +94,7 @@ class TileReader:
         if place["heights"]:
             found |= {"labelled": float(known.mean()), "tallest": float(heights[known].max(initial=0))}
         for name, value in found.items():
-            if not np.isclose(value, place[name], rtol=1e-4, atol=1e-6):
+            if not abs(value - place[name]) <= 1e-6 + 1e-4 * abs(place[name]):
                 raster = place["image"] if name == "valid" else place["heights"]
                 raise CurationError(
                     f"{raster} has changed since its tiles were cut (row {place['row']}, column {place['col']}: {name} "
@@ -98,6 +104,12 @@ class TileReader:
     def statistics(self, tiles: Int[np.ndarray, "n"], white: float = 0.0) -> BandStatistics:
         """Of the valid pixels of some tiles."""
         return band_statistics((self.read(int(tile))[:2] for tile in tiles), white_of(self.dtype, white))
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[list[str], Int[np.ndarray, "n"]]:
+    """Different values of a column of names, and which of them each row has."""
+    encoded = column.combine_chunks().dictionary_encode() if column.type == pa.string() else column.combine_chunks()
+    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
 
 
 def labelled_rows(table: pa.Table, rows: Int[np.ndarray, "n"] | None, min_valid: float) -> Int[np.ndarray, "m"]:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from foundation.errors import CurationError
 
 WHITE = {"uint8": 255.0, "uint16": 65535.0}
-SAMPLES_PER_TILE = 1000
+SAMPLES_PER_TILE, MOST_SAMPLES = 1000, 1 << 22
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,14 @@ def band_statistics(
 ) -> BandStatistics:
     """Statistics of windows of a raster over their valid pixels; sums in float64, percentiles of a sample.
 
+    The sample is of every window while it has fewer than `MOST_SAMPLES` pixels, then of every second, and so on.
+
     Raises:
         CurationError: nothing is valid, or a band is constant.
     """
     count, total, squares = 0, np.zeros(0), np.zeros(0)
     sample: list[np.ndarray] = []
+    every, size, seen = 1, 0, 0
     rng = np.random.default_rng(0)
     for values, valid in windows:
         x = values[:, valid].astype(np.float64) / white
@@ -84,7 +87,13 @@ def band_statistics(
         count += x.shape[1]
         total = total + x.sum(1) if len(total) else x.sum(1)
         squares = squares + (x**2).sum(1) if len(squares) else (x**2).sum(1)
-        sample.append(x[:, rng.integers(x.shape[1], size=min(SAMPLES_PER_TILE, x.shape[1]))])
+        if seen % every == 0:
+            sample.append(x[:, rng.integers(x.shape[1], size=min(SAMPLES_PER_TILE, x.shape[1]))])
+            size += sample[-1].shape[1]
+        seen += 1
+        if size > MOST_SAMPLES:
+            sample, every = sample[::2], 2 * every
+            size = sum(part.shape[1] for part in sample)
     if not count:
         raise CurationError(f"{name}: no valid pixel to take statistics of; look at the nodata value")
     mean = total / count

@@ -46,8 +46,8 @@ class Grid:
 
         return from_origin(self.left, self.top, self.pixel, self.pixel)
 
-    def bounds(self, row: int, col: int, height: int, width: int) -> tuple[float, float, float, float]:
-        """West, south, east, north of a window, in units of the CRS."""
+    def bounds(self, row: Any, col: Any, height: int, width: int) -> tuple[Any, Any, Any, Any]:
+        """West, south, east, north of a window, in units of the CRS; of many where row and column are arrays."""
         west, north = self.left + col * self.pixel, self.top - row * self.pixel
         return west, north - height * self.pixel, west + width * self.pixel, north
 
@@ -67,6 +67,8 @@ class Raster:
         self._source, self._dataset = source, dataset
         self.dtype = str(source.dtypes[self.bands[0] - 1])
         self.warped = dataset is not source
+        # asking for the mask of such a file costs as much as its values
+        self._whole = all(len(flags) == 1 and flags[0].name == "all_valid" for flags in dataset.mask_flag_enums)
 
     def read(
         self, row: int, col: int, height: int, width: int
@@ -91,7 +93,9 @@ class Raster:
         inner = np.s_[r0 - row : r1 - row, c0 - col : c1 - col]
         try:
             found = self._dataset.read(indexes=list(self.bands), window=window).astype(np.float32)
-            mask = self._dataset.dataset_mask(window=window) > 0
+            mask = np.ones(found.shape[1:], bool)
+            if not self._whole:
+                mask = self._dataset.dataset_mask(window=window) > 0
         except (RasterioError, OSError) as error:
             raise CurationError(
                 f"{self.path}: rows {r0}..{r1}, columns {c0}..{c1} cannot be read ({_short(error)}); the file is "

@@ -4,18 +4,18 @@ Tiles that overlap, or that touch, share trees: random splits of them measure me
 and a margin is left out around the test squares.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from tqdm import tqdm
 
-from curation.tiles import tile_starts
+from curation.tiles import tile_grid
 from foundation.errors import CurationError
 from foundation.files import write_atomically
 from foundation.paths import regular_file
@@ -24,14 +24,16 @@ from satellite.rasters import Raster, check_same_grid, open_heights, open_raster
 from satellite.units import metres_per, refuse_no_height, warn_if_implausible
 
 MOST_BLOCKS = 250_000  # squares of ground of a split
+PIXELS_AT_ONCE = 1 << 20  # of a band that are read to look at tiles side by side
+NAME = pa.dictionary(pa.int32(), pa.string())  # millions of tiles share a few
 COLUMNS = {
-    "image": pa.string(),
-    "heights": pa.string(),
+    "image": NAME,
+    "heights": NAME,
     "row": pa.int64(),
     "col": pa.int64(),
     "size": pa.int64(),
     "resolution": pa.float64(),
-    "crs": pa.string(),
+    "crs": NAME,
     "valid": pa.float64(),
     "labelled": pa.float64(),
     "tallest": pa.float64(),
@@ -104,42 +106,80 @@ def cut_tiles(
     settings = settings or TileSettings()
     if heights is not None and len(heights) != len(images):
         raise CurationError(f"{len(images)} pictures but {len(heights)} rasters of heights; give one for each")
-    rows: list[dict[str, object]] = []
+    parts: list[pa.Table] = []
     empty = seen = 0
     truths: Sequence[str | Path | None] = heights or [None] * len(images)
     for image, truth in zip(images, truths, strict=True):
         colour, labels = open_pair(image, truth, settings)
         with colour:
-            tallest = 0.0
-            starts = tile_starts(colour.grid.height, colour.grid.width, settings.size, settings.stride)
-            for row, col in tqdm(starts, desc=Path(image).name, unit="tile", disable=not progress):
-                seen += 1
-                _, valid = colour.read(row, col, settings.size, settings.size)
-                share, labelled, top = float(valid.mean()), 0.0, 0.0
-                if labels is not None and share >= settings.min_valid:
-                    values, known = labels.read(row, col, settings.size, settings.size)
-                    known &= valid
-                    labelled = float(known.mean())
-                    top = float(values[0][known].max(initial=0)) * metres_per(settings.units)
-                    tallest = max(tallest, top)
-                if share < settings.min_valid or (labels is not None and labelled < settings.min_valid):
-                    empty += 1
-                    continue
-                bounds = colour.grid.bounds(row, col, settings.size, settings.size)
-                place = {"image": str(image), "heights": str(truth or ""), "row": row, "col": col}
-                place |= dict(zip(("west", "south", "east", "north"), bounds, strict=True))
-                place |= {"size": settings.size, "resolution": colour.grid.resolution, "crs": colour.grid.crs}
-                rows.append(place | {"valid": share, "labelled": labelled, "tallest": top})
+            looks = list(_looks(colour, labels, settings, Path(image).name, progress))
+            row, col, share, labelled, tallest = (np.concatenate(found) for found in zip(*looks, strict=True))
+            seen += len(row)
+            kept = share >= settings.min_valid
             if labels is not None:
                 labels.close()
-                refuse_no_height(tallest, settings.units, str(truth))
-                warn_if_implausible(tallest, settings.units, str(truth))
-    if not rows:
+                highest = float(tallest[kept].max(initial=0))
+                refuse_no_height(highest, settings.units, str(truth))
+                warn_if_implausible(highest, settings.units, str(truth))
+                kept &= labelled >= settings.min_valid
+            empty += int((~kept).sum())
+            row, col = row[kept], col[kept]
+            bounds = colour.grid.bounds(row, col, settings.size, settings.size)
+            columns: dict[str, Any] = {"image": str(image), "heights": str(truth or ""), "row": row, "col": col}
+            columns |= {"size": settings.size, "resolution": colour.grid.resolution, "crs": colour.grid.crs}
+            columns |= {"valid": share[kept], "labelled": labelled[kept], "tallest": tallest[kept]}
+            columns |= dict(zip(("west", "south", "east", "north"), bounds, strict=True))
+            parts.append(pa.table([_column(columns[name], COLUMNS[name], len(row)) for name in COLUMNS], list(COLUMNS)))
+    if not sum(len(part) for part in parts):
         raise CurationError(
             f"none of {seen} tiles of {settings.size} pixels has {settings.min_valid:.0%} valid pixels "
             f"({empty} have fewer); lower min_valid or size, or look at the nodata value of the rasters"
         )
-    return pa.Table.from_pylist(rows, schema=pa.schema(list(COLUMNS.items())))
+    return pa.concat_tables(parts).unify_dictionaries()
+
+
+def _looks(
+    colour: Raster, labels: Raster | None, settings: TileSettings, title: str, progress: bool
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Row, column, valid share, share with heights and greatest height (metres) of the tiles of a raster, in stretches.
+
+    Tiles side by side are read at once. Not so where the raster is warped as it is read: what a pixel is then depends
+    on the window, and `satellite.data.TileReader` must find what was found here.
+    """
+    size = settings.size
+    rows, cols = tile_grid(colour.grid.height, colour.grid.width, size, settings.stride)
+    at_once = max(PIXELS_AT_ONCE // (size * cols.step), 1)
+    if colour.warped or (labels is not None and labels.warped):
+        at_once = 1
+    with tqdm(total=len(rows) * len(cols), desc=title, unit="tile", disable=not progress) as bar:
+        yield tuple(np.empty(0, dtype) for dtype in (np.int64, np.int64, float, float, float))
+        for row in rows:
+            for first in range(0, len(cols), at_once):
+                mine = np.array(cols[first : first + at_once])
+                window = row, int(mine[0]), size, int(mine[-1] - mine[0]) + size
+                valid = _side_by_side(colour.read(*window)[1], size, cols.step)
+                share = valid.mean((1, 2))
+                labelled = tallest = np.zeros(len(mine))
+                if labels is not None:
+                    values, known = labels.read(*window)
+                    heights, known = _side_by_side(values[0], size, cols.step), _side_by_side(known, size, cols.step)
+                    known = known & valid
+                    labelled = known.mean((1, 2))
+                    tallest = np.where(known, heights, 0).max((1, 2)).astype(float) * metres_per(settings.units)
+                yield np.full(len(mine), row), mine, share, labelled, tallest
+                bar.update(len(mine))
+
+
+def _side_by_side(strip: Shaped[np.ndarray, "s w"], size: int, step: int) -> Shaped[np.ndarray, "n s s"]:
+    """The tiles of a strip, a view."""
+    return np.lib.stride_tricks.sliding_window_view(strip, size, 1)[:, ::step].swapaxes(0, 1)
+
+
+def _column(value: Any, kind: pa.DataType, rows: int) -> pa.Array:
+    """A column, of one value that all rows share or of one for each."""
+    if kind == NAME:
+        return pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([value], pa.string()))
+    return pa.array(np.broadcast_to(value, rows), kind)
 
 
 def save_tiles(tiles: pa.Table, path: str | Path, settings: TileSettings) -> None:
@@ -162,7 +202,8 @@ def load_tiles(path: str | Path) -> tuple[pa.Table, TileSettings]:
     again = "make it: python -m satellite tiles"
     path = regular_file(path, again)
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
+        names = [name for name, kind in COLUMNS.items() if kind == NAME]  # in older tables, plain strings
+        table = pq.read_table(path, page_checksum_verification=True, read_dictionary=names)
         content = json.loads((table.schema.metadata or {})[b"tiles"])
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -248,11 +289,10 @@ def touches(
     margin: float,
 ) -> Bool[np.ndarray, "n"]:
     """Which boxes come nearer than ``margin`` (in each axis) to a marked square of ground."""
-    near = np.zeros(len(boxes), bool)
     slack = 1e-6 * block  # boxes that end where a square begins do not touch it
-    for r, c in np.argwhere(blocks):
-        west, south = origin + np.array([c, r]) * block
-        apart = (boxes[:, 0] >= west + block + margin - slack) | (boxes[:, 2] <= west - margin + slack)
-        apart |= (boxes[:, 1] >= south + block + margin - slack) | (boxes[:, 3] <= south - margin + slack)
-        near |= ~apart
-    return near
+    # squares from `first` up to `last` are touched on each axis, and sums over rectangles count the marked ones
+    first = np.floor((boxes[:, :2] - origin - margin + slack) / block).astype(np.int64)
+    last = np.ceil((boxes[:, 2:] - origin + margin - slack) / block).astype(np.int64)
+    (c0, r0), (c1, r1) = (np.clip(ends, 0, blocks.shape[::-1]).T for ends in (first, last))
+    sums = np.pad(blocks.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    return sums[r1, c1] - sums[r0, c1] - sums[r1, c0] + sums[r0, c0] > 0

@@ -181,7 +181,7 @@ def _cache_tiles(settings: TrainSettings, tiles: TileSettings) -> int:
 def _statistics(settings: TrainSettings, reader: TileReader, rows: Int[np.ndarray, "n"]) -> BandStatistics:
     white = white_of(reader.dtype, settings.white)
     if settings.statistics != "data":  # which are of the same numbers, whatever white is
-        white = require_white(reader.dtype, settings.white, reader.places[0]["image"])
+        white = require_white(reader.dtype, settings.white, reader.place(0)["image"])
     if settings.statistics == "backbone":
         return statistics_of(settings.backbone, white)
     own = reader.statistics(rows, settings.white)

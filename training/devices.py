@@ -1,6 +1,7 @@
 """Lightning's trainer as every room uses it, and the precision that a device computes fast."""
 
 import logging
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,11 +9,15 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.strategies import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
 
 from curation.kmeans.assignment import has_bfloat16_units
 from foundation.errors import CurationError
 from training.data import BatchPlan
-from training.settings import RunSettings
+from training.settings import RunSettings, SpeedSettings
+
+KIND_BYTES = 96  # of precision and name of a device
 
 
 def fast_precision(accelerator: str = "auto") -> str:
@@ -24,6 +29,80 @@ def fast_precision(accelerator: str = "auto") -> str:
     """
     gpu = accelerator != "cpu" and torch.cuda.is_available()
     return "bf16-mixed" if has_bfloat16_units(torch.device("cuda" if gpu else "cpu")) else "32-true"
+
+
+class SameKind(lightning.Callback):
+    """Looks at what the processes of a training compute on before the first step.
+
+    Raises:
+        CurationError: they compute in different precisions, as "auto" gives on GPUs of different kinds.
+    """
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.world_size == 1:
+            return
+        said = f"{trainer.precision} on {device_name(pl_module.device)}".encode()[:KIND_BYTES].ljust(KIND_BYTES)
+        mine = torch.tensor(list(said), dtype=torch.uint8, device=pl_module.device)
+        rows: Any = trainer.strategy.all_gather(mine)
+        found = [bytes(row.tolist()).decode(errors="replace").strip() for row in rows.reshape(-1, KIND_BYTES).cpu()]
+        kinds = {kind: found.count(kind) for kind in found}
+        if len(kinds) == 1:
+            return
+        listed = ", ".join(f"{number} in {kind}" for kind, number in kinds.items())
+        if len({kind.partition(" on ")[0] for kind in kinds}) > 1:
+            raise CurationError(
+                f"the processes would compute in different precisions ({listed}); set precision, or ask for GPUs of "
+                "one kind (launch.constraint)"
+            )
+        if trainer.is_global_zero:
+            print(
+                f"warning: the processes are on different devices ({listed}): each step waits for the slowest, and the "
+                "last digits of losses are those of this mixture; launch.constraint asks for one kind",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+class FixedOrder(DDPStrategy):
+    """DDP whose gradients lie in the same order from the first step of a process to its last.
+
+    DDP lays them out anew after a process's first backward pass, in the order in which they came. Where more than two
+    processes add up, the order of the sums depends on that layout: a run that was resumed would end with other last
+    digits than one that went through. So a pass whose gradients are all zero, in the order of the parameters, comes
+    first.
+    """
+
+    def setup(self, trainer: lightning.Trainer) -> None:
+        super().setup(trainer)
+        if isinstance(self.model, DistributedDataParallel):
+            settle_order(self.model)
+
+
+def settle_order(model: DistributedDataParallel) -> None:
+    """Let DDP lay out its gradients for good; those that there are become None."""
+    module, parameters = model.module, [p for p in model.module.parameters() if p.requires_grad]
+
+    def nothing() -> torch.Tensor:
+        return torch.stack([parameter.sum().float() * 0 for parameter in parameters]).sum()
+
+    module.forward = nothing  # of this instance, above that of its class
+    try:
+        model().backward()
+    finally:
+        del module.forward
+    for parameter in parameters:
+        parameter.grad = None
+
+
+def _processes(speed: SpeedSettings) -> int:
+    """How many compute together where the strategy is left to Lightning."""
+    gpus = 0 if speed.accelerator == "cpu" else torch.cuda.device_count()
+    return (speed.devices or gpus or 1) * speed.nodes
+
+
+def device_name(device: torch.device) -> str:
+    """What kind of device it is: "cpu", or the name of the GPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def make_trainer(
@@ -52,6 +131,8 @@ def make_trainer(
         # Lightning's own choice also rounds sums of gradients and buffers to bfloat16
         mixed = MixedPrecision(torch.bfloat16, torch.float32, torch.float32) if half else None
         strategy = FSDPStrategy(auto_wrap_policy=fsdp_blocks or set(), state_dict_type="full", mixed_precision=mixed)
+    elif strategy == "ddp" or _processes(speed) > 1:
+        strategy = FixedOrder()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a hint to use srun wherever SLURM is installed

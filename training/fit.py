@@ -15,7 +15,7 @@ from foundation.errors import CurationError
 from foundation.files import CHECKSUMS, RESULT, save_json
 from training.checkpoints import Checkpoints, ResumePoint, remove_checkpoints, signals_restored
 from training.data import Slot, StepData
-from training.devices import make_trainer
+from training.devices import SameKind, make_trainer
 from training.log import RunLog
 from training.module import StepModule
 from training.run_folder import checksums_of, is_first_process
@@ -92,7 +92,7 @@ def fit(
     if start.step > settings.steps:
         raise CurationError(f"{start.path} is of step {start.step}, but the run has {settings.steps}; delete it")
     # the log first: its sums must be up to date when the checkpoint takes them
-    callbacks = [log, *watchers, Checkpoints(folder, settings.speed.checkpoint_every, start)]
+    callbacks = [SameKind(), log, *watchers, Checkpoints(folder, settings.speed.checkpoint_every, start)]
     trainer = make_trainer(settings, folder, callbacks, fsdp_blocks)
     data = StepData(make, settings, start.step)
     with warnings.catch_warnings(), signals_restored():

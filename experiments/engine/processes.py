@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from curation.group import Group, LostProcess, place
-from experiments.engine.stages import Stage, in_order, run_stage
+from experiments.engine.stages import LATE, Stage, in_order, run_stage
 from foundation.errors import CurationError
 
 
@@ -51,7 +51,7 @@ def follow(stages: list[Stage], group: Group, **options: Any) -> int:
                 f"process {group.rank} does not know the stage that process 0 begins; all processes need the same "
                 "command and see the same files"
             )
-        run_stage(known[key], leader=False, **options)
+        run_stage(known[key], leader=False, patience=LATE, **options)
         joined += 1
     return joined
 

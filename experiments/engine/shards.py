@@ -5,6 +5,7 @@ next shard that nobody has, and all return when all shards are there. The lock o
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,8 @@ from tqdm import tqdm
 
 from curation.embed import embed_pool
 from curation.embedders import Embedder
+from experiments.engine.stages import LATE
+from foundation.errors import CurationError
 from foundation.files import checksum, load_array, load_json, save_array, save_json, write_atomically
 
 ROWS_PER_SHARD = 4096
@@ -50,6 +53,28 @@ def unfinished(paths: Sequence[Path], title: str, progress: bool, until: Path | 
                 bar.update(int(there[number]))
 
 
+def seen(*paths: Path, seconds: float = LATE) -> Path:
+    """The first of ``paths``, once all are there and listed by their folders.
+
+    On a shared file system that lags, another machine's marker may be seen before the file that it stands for, and a
+    file be opened by its name before its folder lists it: half a pool would be read for a whole one.
+
+    Raises:
+        CurationError: one is not there in time.
+    """
+    deadline = time.monotonic() + seconds
+    for folder in sorted({path.parent for path in paths}):
+        wanted = {path.name for path in paths if path.parent == folder}
+        while missing := wanted - set(os.listdir(folder) if folder.is_dir() else ()):
+            if time.monotonic() > deadline:
+                raise CurationError(
+                    f"{folder / min(missing)} is marked as done but was not seen for {seconds:.0f} s; the file system "
+                    "that the processes share lags, or the file was removed: run the same again"
+                )
+            time.sleep(min(0.2, seconds / 10))
+    return paths[0]
+
+
 def write_shards(
     folder: Path,
     n_rows: int,
@@ -73,6 +98,8 @@ def write_shards(
     for number in unfinished(paths, folder.name, progress):
         rows = [row(i) for i in range(starts[number], min(starts[number] + rows_per_shard, n_rows))]
         write_atomically(paths[number], Dataset.from_list(rows, features=features).to_parquet)
+    if paths:
+        seen(*paths)
 
 
 def once(path: Path, make: Callable[[], object]) -> None:
@@ -156,10 +183,11 @@ def embed_in_parts(
         embed(range(starts[number], min(starts[number] + rows_per_part, n_rows)), parts[number])
         save_json(done[number], {})
     once(folder / "embeddings.json", lambda: _join_embeddings(folder, parts, starts, n_rows))
+    seen(*(folder / shard["file"] for shard in load_json(folder / "embeddings.json")["shards"]))
 
 
 def _join_embeddings(folder: Path, parts: list[Path], starts: range, n_rows: int) -> None:
-    infos = [load_json(part / "embeddings.json") for part in parts]
+    infos = [load_json(seen(part / "embeddings.json", part / "row_ids.npy")) for part in parts]
     row_ids = [load_array(part / "row_ids.npy") + start for part, start in zip(parts, starts, strict=True)]
     save_array(folder / "row_ids.npy", np.concatenate(row_ids))
     whole = {**infos[0], "pool_rows": n_rows, "rows": sum(info["rows"] for info in infos)}

@@ -23,6 +23,7 @@ from foundation.files import checksum, digest_json, load_json, save_json
 CODE_VERSION = 1  # raise it when the meaning of a stage's files changes: finished stages are then run again
 MARKER, INPUTS, FAILURE = "stage.json", "inputs.json", "failed.json"
 SMALL_FILE = 256_000_000  # bytes up to which an input file is hashed whole
+LATE = 90.0  # seconds after which a shared file system shows what another machine wrote: NFS keeps listings for 60
 
 
 @dataclass(frozen=True)
@@ -272,6 +273,7 @@ def run_stage(
     track: Callable[[Stage, Path], Any] | None = None,
     leader: bool = True,
     begin: Callable[[Stage], None] = lambda _stage: None,
+    patience: float = 0.0,
 ) -> Path:
     """Run one stage that is not finished; its upstream must be.
 
@@ -284,6 +286,7 @@ def run_stage(
         track: gives a tracker (see `experiments.engine.tracking`) for the stage and its folder.
         leader: False for the other processes of a distributed stage: they work but write no records.
         begin: called by the leader before the work, to let the others begin too.
+        patience: seconds to wait for the files of the upstream, where another machine has just finished it (`LATE`).
 
     Returns:
         Its folder.
@@ -294,7 +297,9 @@ def run_stage(
     """
     folder = stage.folder(root)
     for earlier in stage.upstream:
-        state = state_of(earlier, root)
+        deadline = time.monotonic() + patience
+        while not (state := state_of(earlier, root)).finished and time.monotonic() < deadline:
+            time.sleep(0.5)
         if not state.finished:
             raise CurationError(f"{stage.identity} needs {earlier.identity}, which is not finished ({state.why})")
     before = [(earlier, earlier.folder(root)) for earlier in stage.upstream]

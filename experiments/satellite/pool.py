@@ -22,7 +22,7 @@ from curation.embedders import open_embedder
 from curation.near_duplicates import near_held_out
 from curation.pool import open_pool
 from experiments.engine.inputs import DATA, locate
-from experiments.engine.shards import embed_shards, own_device, read_column, write_shards
+from experiments.engine.shards import embed_shards, once, own_device, read_column, write_shards
 from experiments.engine.stages import StageRun
 from experiments.satellite.cover import TEST_COVER, draw_unequal, overlap_of, tile_covers
 from experiments.satellite.scenes import forest_scene, save_scene
@@ -32,12 +32,13 @@ from foundation.settings import Count, NonNegative, Positive, check
 from satellite.data import TileReader
 from satellite.normalise import white_of
 from satellite.pretraining import png
-from satellite.tiles import Split, TileSettings, cut_tiles, footprints, save_tiles, spatial_split
+from satellite.tiles import Split, TileSettings, cut_tiles, footprints, load_tiles, save_tiles, spatial_split
 
 SYNTHETIC = "synthetic"
 TILES, POOL, TEST_POOL, COUNTS = "tiles.parquet", "pool.parquet", "test.parquet", "pool.json"
 COVER_CLASSES = (0.01, 0.1, 0.3, 0.6)  # borders of the share of pixels at least CANOPY metres high
 CANOPY = 5.0
+STATISTICS_TILES = 65_536  # of the pool, at most, that means and deviations of the bands are taken of
 LEAST_LABELLED = 0.5  # share of pixels with a height, of a tile that a head learns from or is tested on
 
 
@@ -112,8 +113,9 @@ def prepare(run: StageRun) -> dict[str, float]:
     image, heights = rasters(run, pool)
     # least share 0: tiles without heights are as much of the pool as others
     settings = TileSettings(pool.tile, pool.stride, 0.0, pool.resolution, "", (1, 2, 3), pool.units)
-    table = cut_tiles([image], [heights], settings, run.progress)
-    save_tiles(table, run.folder / TILES, settings)
+    tiles = run.folder / TILES  # of an interrupted run, or of another process: of the same inputs
+    once(tiles, lambda: save_tiles(cut_tiles([image], [heights], settings, run.progress), tiles, settings))
+    table, _ = load_tiles(tiles)
     split = split_of(footprints(table), pool, seed)
     column = {name: table[name].to_numpy() for name in ("row", "col", "valid", "labelled")}
     whole = column["valid"] >= LEAST_LABELLED
@@ -140,7 +142,10 @@ def prepare(run: StageRun) -> dict[str, float]:
     if embedder.dim != pool.dim:
         raise CurationError(f"{pool.embedder} has {embedder.dim} dimensions; set science.pool.dim={embedder.dim}")
     embed_shards(open_pool(run.folder / POOL), embedder, run.folder / "embeddings", progress=run.progress)
-    counts = {**_counts(table, classes, rows, labelled, test), "statistics": asdict(reader.statistics(rows))}
+    looked_at = rows
+    if len(rows) > STATISTICS_TILES:
+        looked_at = np.sort(np.random.default_rng([seed, 52]).choice(rows, STATISTICS_TILES, replace=False))
+    counts = {**_counts(table, classes, rows, labelled, test), "statistics": asdict(reader.statistics(looked_at))}
     if land is not None:
         save_array(run.folder / TEST_COVER, land[test])
         boxes = footprints(table)

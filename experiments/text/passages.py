@@ -19,7 +19,7 @@ from jaxtyping import Int
 
 from curation.pool import pool_fingerprint
 from curation.text_duplicates import Duplicates, bands_of, candidates, first_of_equals, joined_pairs, overlap, sketch
-from experiments.engine.shards import once, unfinished
+from experiments.engine.shards import once, seen, unfinished
 from foundation.errors import CurationError
 from foundation.files import digest_json, load_array, load_json, save_array, save_json, write_atomically
 from text_lm.documents import Document
@@ -70,12 +70,12 @@ class Passages:
     @cached_property
     def domains(self) -> Int[np.ndarray, "n"]:
         """(n,) place of the domain of each passage in `names`."""
-        return load_array(self.folder / "domains.npy")
+        return load_array(seen(self.folder / "domains.npy"))
 
     @cached_property
     def documents(self) -> Int[np.ndarray, "n"]:
         """(n,) number of the document of each passage, in the order of their names."""
-        return load_array(self.folder / "documents.npy")
+        return load_array(seen(self.folder / "documents.npy"))
 
     @cached_property
     def n_bytes(self) -> Int[np.ndarray, "n"]:
@@ -151,7 +151,7 @@ def open_passages(
     for number in unfinished(blocks.sketched, "sketch", progress):
         _sketch(blocks, number, bands)
     once(folder / "distinct.json", lambda: _distinct(blocks, rules))
-    distinct = load_array(folder / "distinct.npy")
+    distinct = load_array(seen(folder / "distinct.npy"))
     near = Duplicates(np.arange(len(distinct)))
     if rules.near_duplicates:
         near = _near(blocks, distinct, bands[0], rules.near_duplicates, progress)
@@ -159,6 +159,7 @@ def open_passages(
     shards = [folder / PASSAGES / f"{number:05}.parquet" for number in range(len(blocks))]
     for number in unfinished(shards, "passages", progress, folder / COUNTS):
         _write_kept(blocks, number, shards[number])
+    seen(*shards)
     _tokenise(folder, shards, tokenizer, progress)
     once(folder / COUNTS, lambda: _finish(folder, counted))
     for heavy in (*cuts, *(folder / "sketch").glob("*/*.npy")):
@@ -188,7 +189,7 @@ class _Blocks:
         """One array of a block's sketches, mapped."""
         key = number, name
         if key not in self._open:
-            self._open[key] = load_array(self.sketched[number].with_name(f"{name}.npy"))
+            self._open[key] = load_array(seen(self.sketched[number].with_name(f"{name}.npy")))
         return self._open[key]
 
     def grams(self, row: int) -> np.ndarray:
@@ -347,7 +348,7 @@ def _title(source: str, domain: str, section: int) -> str:
 
 
 def _write_kept(blocks: _Blocks, number: int, path: Path) -> None:
-    kept, sections = load_array(blocks.folder / "rows.npy"), load_array(blocks.folder / "sections.npy")
+    kept, sections = (load_array(seen(blocks.folder / f"{name}.npy")) for name in ("rows", "sections"))
     start = int(blocks.starts[number])
     low, high = np.searchsorted(kept, [start, int(blocks.starts[number + 1])])
     table = blocks.read(number, COLUMNS).take(pa.array(kept[low:high] - start))
@@ -376,10 +377,12 @@ def _tokenise(folder: Path, shards: list[Path], tokenizer: Tokenizer, progress: 
 
     def join() -> None:
         said = [load_json(path)["fingerprint"] for path in done]
+        seen(*(part / "tokens.json" for part in parts))
         join_tokens(parts, whole, said[0] if len(said) == 1 else digest_json(said))
         save_json(joined, {})
 
     once(joined, join)
+    seen(whole / "tokens.json")
     for part in parts:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -169,6 +169,24 @@ def test_a_lost_process_stops_all_and_the_rerun_ends_with_the_same_tree(tmp_path
     assert ClusterTree.load(tmp_path / "killed" / "tree").checksum == whole.checksum
 
 
+def test_a_slow_process_is_waited_for(tmp_path: Path):
+    """One that starts late and then hangs for a while, as on a loaded node."""
+    np.save(tmp_path / "x.npy", wide_range())
+    settings = {"levels": [60, 12], "n_resamples": [1, 1], "max_iterations": 6}
+    processes = start(2, str(tmp_path / "x.npy"), str(tmp_path / "slow"), json.dumps(settings))
+    os.killpg(processes[1].pid, signal.SIGSTOP)
+    time.sleep(1)
+    os.killpg(processes[1].pid, signal.SIGCONT)
+    assert processes[0].stdout.readline() == "started\n"  # type: ignore[union-attr]
+    os.killpg(processes[1].pid, signal.SIGSTOP)
+    time.sleep(1)
+    assert processes[0].poll() is None
+    os.killpg(processes[1].pid, signal.SIGCONT)
+    assert [code for code, _, _ in finish(processes)] == [0, 0]
+    alone = HierarchicalKMeans(**settings, progress=False).fit(tmp_path / "x.npy")
+    assert ClusterTree.load(tmp_path / "slow/tree").checksum == alone.checksum
+
+
 @pytest.mark.parametrize("what", ["seeding", "splitting"])
 def test_a_fit_that_is_killed_while_it_seeds_or_splits_repeats_little(
     tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch

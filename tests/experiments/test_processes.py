@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.gpu.pictures import write_concepts
 from curation.group import Group
 from curation.plan import PROFILES
+from experiments import run_folder, slurm
 from experiments.engine import processes
 from experiments.engine.experiment import build
 from experiments.engine.processes import follow, placed
 from experiments.engine.settings import compose
-from experiments.engine.stages import Stage
-from experiments.launch import plan_table
+from experiments.engine.stages import Stage, in_order
+from experiments.launch import plan_table, run_experiment
 from foundation.errors import CurationError
 from foundation.files import load_json
 
@@ -192,6 +194,37 @@ def test_the_dry_run_of_a_cluster_shows_nodes_gpus_and_hours(tmp_path: Path):
     assert "4 node(s) x 8 task(s) x 1 GPU(s)" in line
     assert "GPU hours" in line
     assert "job(s) curate: 1 node(s) x 1 task(s) x 0 GPU(s)" in shown
+
+
+def test_no_gpu_where_one_is_asked_for_is_said_before_the_first_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "empty", _no_driver)
+    config = compose(["experiment=simulated", "speed.device=cuda", "science.studies=null", f"output.runs={tmp_path}"])
+    with pytest.raises(CurationError, match=r"speed\.device is 'cuda', which is not there on this machine"):
+        run_experiment(config, "", lambda _line: None, progress=False)
+    assert not list(tmp_path.rglob("failed.json"))
+
+
+def _no_driver(*_: Any, **__: Any) -> None:
+    raise RuntimeError("Found no NVIDIA driver on your system.")
+
+
+def test_a_job_without_a_gpu_computes_on_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The jobs that need none get none: `speed.device=cuda`, which is meant for the training, must not fail them."""
+    config = compose(["experiment=simulated", "launch=slurm", "speed.device=cuda", f"output.runs={tmp_path}"])
+    experiment = build(config)
+    seen: list[str] = []
+
+    def stand_in(stage: Stage, *_: Any, speed: dict[str, Any], **__: Any) -> Path:
+        seen.append(f"{stage.name} {speed['device']}")
+        return tmp_path
+
+    monkeypatch.setattr(slurm, "run_stage", stand_in)
+    monkeypatch.setattr(run_folder, "open_device", lambda _name: None)
+    monkeypatch.setattr(run_folder, "provenance", lambda *_: {})
+    for stage in in_order(experiment.stages)[:3]:
+        slurm.StageJob()(config, stage.key)
+    assert seen == ["prepare cpu", "curate cpu", "train cuda"]
 
 
 class Two(Group):

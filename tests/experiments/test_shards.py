@@ -1,6 +1,7 @@
 """Shards of a prepared pool: a killed stage that starts over, or mixes rows up, costs a day of a large pool."""
 
 import io
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from curation.embed import embed_pool
 from curation.embedders import Embedder
 from curation.embeddings import open_embeddings
 from curation.pool import open_pool
-from experiments.engine.shards import embed_shards, read_column, write_shards
+from experiments.engine.shards import embed_shards, read_column, seen, write_shards
+from foundation.errors import CurationError
 from foundation.files import load_json
 
 FEATURES = Features({"text": Value("string"), "cover": Value("int64")})
@@ -110,3 +112,18 @@ def test_no_more_rows_than_a_shard_are_held(tmp_path: Path):
 
     write_shards(tmp_path, 11, watched, FEATURES, rows_per_shard=4)
     assert len(list(tmp_path.glob("*.parquet"))) == 3
+
+
+def test_a_file_behind_its_marker_is_waited_for_and_named_where_it_never_comes(tmp_path: Path):
+    """On a shared file system that lags, half of the shards would be read as the whole pool."""
+    there, late = tmp_path / "00000.parquet", tmp_path / "00001.parquet"
+    there.touch()
+    with pytest.raises(CurationError, match=r"00001\.parquet is marked as done but was not seen for 0 s"):
+        seen(there, late, seconds=0.05)
+    with pytest.raises(CurationError, match="was not seen"):  # not even its folder
+        seen(tmp_path / "part-00000/row_ids.npy", seconds=0.05)
+    appears = threading.Timer(0.3, late.touch)
+    appears.start()
+    assert seen(there, late, seconds=30) == there
+    assert late.exists()
+    appears.join()

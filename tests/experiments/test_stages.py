@@ -3,9 +3,11 @@
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from curation import CurationError
 from experiments.engine.stages import MARKER, Stage, StageRun, in_order, locked, run_stage, run_stages, state_of
@@ -157,3 +159,31 @@ def test_a_second_process_refuses_and_a_dead_one_holds_nothing(tmp_path: Path):
         holder.kill()
     with locked(tmp_path, "an experiment"):
         pass
+
+
+@pytest.mark.parametrize("late", ["stage.json", "out.txt"])
+def test_files_of_another_machine_that_are_seen_late_are_waited_for(tmp_path: Path, late: str):
+    """A job begins as soon as the one before it has ended; its machine may see that one's files later, in any order."""
+    chain = Chain(tmp_path)
+    first, second = chain.stages()
+    chain.run(first)
+    path = first.folder(tmp_path) / late
+    path.rename(tmp_path / "hidden")
+    with pytest.raises(CurationError, match="needs curate raw seed 0, which is not finished"):
+        run_stage(second, tmp_path, patience=0.1, **WHERE)
+    appears = threading.Timer(0.3, lambda: (tmp_path / "hidden").rename(path))
+    appears.start()
+    run_stage(second, tmp_path, patience=30, **WHERE)
+    appears.join()
+    assert chain.ran == ["curate", "train"]
+
+
+def test_a_gpu_that_is_too_small_fails_the_stage_with_the_settings_to_lower(tmp_path: Path):
+    def work(_run: StageRun) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total of 79 GiB")
+
+    stage = Stage("train", work, arm="raw", seed=1)
+    outcome = run_stages([stage], tmp_path, lambda _line: None, **WHERE)
+    assert "Tried to allocate 2.00 GiB" in outcome.failed["train raw seed 1"]
+    assert "speed.micro_batch_size" in outcome.failed["train raw seed 1"]
+    assert "speed.micro_batch_size" in state_of(stage, tmp_path).why

@@ -7,8 +7,9 @@ import shutil
 import signal
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import torch
 
 from foundation.errors import CurationError
 from foundation.locks import locked_folder
+from training import devices
+from training import fit as fit_module
 from training.checkpoints import CHECKPOINT, Checkpoints, find_checkpoint
 from training.data import Slot
 from training.fit import Fitted, fit
@@ -344,30 +347,60 @@ def test_an_edited_result_is_refused(whole: Path, tmp_path: Path):
         run(tmp_path / "run")
 
 
-def _train_in_a_group(rank: int, folder: Path, port: int) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+class DeepToy(Toy):
+    """With more gradients than one, so that their order can change."""
+
+    def __init__(self, settings: ToySettings, saw: Path):
+        super().__init__(settings, saw)
+        sizes = [3, 37, 23, 1]
+        layers = [torch.nn.Linear(*pair) for pair in pairwise(sizes)]
+        self.layer = torch.nn.Sequential(*chain.from_iterable((layer, torch.nn.Tanh()) for layer in layers))[:-1]
+
+
+def _train_in_a_group(rank: int, n: int, kind: type[Toy], settings: ToySettings, folder: Path, port: int) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "GROUP_RANK": "0"}
-    settings = ToySettings(micro_batch_size=1)
-    settings = replace(settings, speed=replace(settings.speed, devices=2, strategy="ddp"))
-    with claimed(folder, {"settings": settings.science()}):
-        log = RunLog(folder, Work("samples", "rows", 4), "toy", progress=False)
-        module = Toy(settings, folder.parent / f"{rank}.saw")
-        fitted = fit(module, ToyBatches(0), folder, find_checkpoint(folder), log)
-        fitted.export(lambda state: torch.save(state, folder / "weights.pt"), {"step": fitted.step})
+    torch.set_num_threads(1)
+    (folder.parent / f"{rank}.error").unlink(missing_ok=True)
+    try:
+        with claimed(folder, {"settings": settings.science()}):
+            log = RunLog(folder, Work("samples", "rows", 4), "toy", progress=False)
+            module = kind(settings, folder.parent / f"{rank}.saw")
+            fitted = fit(module, ToyBatches(0), folder, find_checkpoint(folder), log, fsdp_blocks={torch.nn.Linear})
+            if fitted.finished:
+                fitted.export(lambda state: torch.save(state, folder / "weights.pt"), {"step": fitted.step})
+    except CurationError as error:
+        (folder.parent / f"{rank}.error").write_text(str(error))
+        raise SystemExit(2) from None
 
 
-def test_two_processes_see_the_rows_of_one_and_log_each_step_once(whole: Path, tmp_path: Path):
+def run_in_a_group(
+    n: int, folder: Path, kind: type[Toy] = Toy, strategy: str = "ddp", steps: int = 7, rate: float = 0.1
+) -> list[int]:
+    """A toy of n processes; their exit codes."""
+    settings = ToySettings(micro_batch_size=1, steps=steps, rate=rate)
+    settings = replace(settings, speed=replace(settings.speed, devices=n, strategy=strategy, log_every=1))
+    folder.parent.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=_train_in_a_group, args=(rank, tmp_path / "run", port)) for rank in range(2)]
+    shared = n, kind, settings, folder, port
+    workers = [context.Process(target=_train_in_a_group, args=(rank, *shared)) for rank in range(n)]
     for worker in workers:
         worker.start()
     deadline = time.monotonic() + 120
     for worker in workers:
         worker.join(max(deadline - time.monotonic(), 0))
-        assert worker.exitcode == 0
+        worker.kill()
+    return [worker.exitcode or 0 for worker in workers]
+
+
+def test_two_processes_see_the_rows_of_one_and_log_each_step_once(tmp_path: Path):
+    whole = tmp_path / "one/run"
+    settings = ToySettings(micro_batch_size=1)
+    run(whole, replace(settings, speed=replace(settings.speed, log_every=1)))
+    assert run_in_a_group(2, tmp_path / "run") == [0, 0]
     for one, other in zip(lines(tmp_path / "run"), lines(whole), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
     rows: dict[int, list[int]] = {}
@@ -378,3 +411,38 @@ def test_two_processes_see_the_rows_of_one_and_log_each_step_once(whole: Path, t
     assert {step: sorted(found) for step, found in rows.items()} == {
         step: sorted(found) for step, found in saw(whole).items()
     }
+
+
+def test_four_processes_that_were_stopped_end_with_the_bytes_of_those_that_were_not(
+    tmp_path: Path, after_step: Callable[..., None]
+):
+    """Sums of more than two gradients depend on their order, so a process that starts anew must keep it."""
+    assert run_in_a_group(4, tmp_path / "whole/run", DeepToy, steps=12) == [0] * 4
+    after_step(5, lambda checkpoints: checkpoints._asked.set())
+    assert run_in_a_group(4, tmp_path / "stopped/run", DeepToy, steps=12) == [0] * 4
+    assert not (tmp_path / "stopped/run/weights.pt").exists()
+    after_step(-1, lambda checkpoints: None)
+    assert run_in_a_group(4, tmp_path / "stopped/run", DeepToy, steps=12) == [0] * 4
+    assert_same_run(tmp_path / "stopped/run", tmp_path / "whole/run")
+
+
+def test_processes_on_devices_of_different_kinds_are_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    names = {0: "NVIDIA H100", 1: "NVIDIA V100"}
+    monkeypatch.setattr(devices, "device_name", lambda _device: names[int(os.environ["RANK"])])
+    assert run_in_a_group(2, tmp_path / "run") == [0, 0]
+    said = capfd.readouterr().err
+    assert said.count("different devices (1 in 32-true on NVIDIA H100, 1 in 32-true on NVIDIA V100)") == 1
+    plain = devices.make_trainer
+
+    def mixed(settings: Any, *rest: Any, **options: Any) -> Any:
+        own = "bf16-mixed" if os.environ["RANK"] == "0" else "32-true"  # as "auto" is resolved on such GPUs
+        return plain(replace(settings, precision=own), *rest, **options)
+
+    monkeypatch.setattr(fit_module, "make_trainer", mixed)
+    assert run_in_a_group(2, tmp_path / "other/run") == [2, 2]
+    for rank in range(2):
+        said = (tmp_path / f"other/{rank}.error").read_text()
+        assert "different precisions (1 in bf16-mixed on NVIDIA H100, 1 in 32-true on NVIDIA V100)" in said
+        assert "launch.constraint" in said
