@@ -524,3 +524,18 @@ def test_a_page_that_somebody_else_wrote_stays_where_it_is(hostile: Hostile):
     assert hostile.call(command, (*command.words, "--overwrite")).code == 0
     assert hostile.call(command, command.words).code == 0, "its own page is written again"
     page_is_whole(hostile.work)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "webdataset", "datasets"])
+def test_the_same_export_again_is_there_and_another_is_refused(hostile: Hostile, kind: str):
+    """A script that is run again goes on; what it wrote is never another subset under the same name."""
+    command = COMMANDS["report"]
+    hostile.fresh(command)
+    words = ("export", "texts.jsonl", "subset", "-o", "out.html", f"--format={kind}")
+    (hostile.work / ".out.html.export.json").unlink(missing_ok=True)
+    assert hostile.call(command, words).code == 0
+    assert hostile.call(command, words).code == 0
+    other = ("sample", "tree", "-o", "subset_b", "--size=30", "--no-check")
+    assert hostile.call(command, other).code == 0
+    ended = hostile.call(command, (*words[:2], "subset_b", *words[3:]))
+    assert (ended.code, "not this export" in ended.err) == (2, True), ended.err
