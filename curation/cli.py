@@ -161,6 +161,14 @@ def _print_json(content: dict[str, Any]) -> None:
     typer.echo(dumps(content, indent=2, default=str))
 
 
+def _pool(pool: str | None, column: str | None) -> Any:
+    from curation.pool import open_pool
+
+    if pool is None and column is not None:
+        raise CurationError("--column is a column of the pool; give --pool too")
+    return None if pool is None else open_pool(pool, column=column)
+
+
 def _say(text: str) -> None:
     typer.echo(text, err=True)
 
@@ -524,12 +532,11 @@ def sample(
 ) -> None:
     """Draw a subset from a tree."""
     from curation.pipeline import sample_folder
-    from curation.pool import open_pool
     from curation.tree import ClusterTree
     from foundation.files import save_array
 
     found = ClusterTree.load(tree)
-    opened = None if pool is None else open_pool(pool, column=column)
+    opened = _pool(pool, column)
     if opened is not None:
         found.check_pool(opened)
     with locked_folder(output):
@@ -638,7 +645,6 @@ def report(
     no_verify: NoVerify = False,
 ) -> None:
     """Write the report: a verdict, balance before and after, a map, galleries of clusters, one HTML file."""
-    from curation.pool import open_pool
     from curation.report import PAGE, write_report
     from curation.subset import Subset
     from curation.tree import ClusterTree
@@ -655,7 +661,7 @@ def report(
         found,
         drawn,
         output,
-        pool=None if pool is None else open_pool(pool, column=column),
+        pool=_pool(pool, column),
         labels=labels,
         title=title,
         commands=["curate " + " ".join(sys.argv[1:])],
@@ -680,13 +686,12 @@ def compare(
 ) -> None:
     """Subsets of one pool side by side, of one tree or of several: balance, soundness, overlap, maps, one HTML file."""
     from curation.comparison import open_candidates, write_comparison
-    from curation.pool import open_pool
     from curation.report import PAGE
     from foundation.files import require_own
 
     require_own(output, PAGE, overwrite)
     candidates = open_candidates(folders)
-    found = None if pool is None else open_pool(pool, column=column)
+    found = _pool(pool, column)
     findings = None
     if not no_check:
         from curation.soundness import check_subset

@@ -539,3 +539,10 @@ def test_the_same_export_again_is_there_and_another_is_refused(hostile: Hostile,
     assert hostile.call(command, other).code == 0
     ended = hostile.call(command, (*words[:2], "subset_b", *words[3:]))
     assert (ended.code, "not this export" in ended.err) == (2, True), ended.err
+
+
+def test_a_column_of_no_pool_is_refused(hostile: Hostile):
+    command = COMMANDS["report"]
+    hostile.fresh(command)
+    ended = hostile.call(command, ("report", "tree", "subset", "-o", "out.html", "--column=text"))
+    assert (ended.code, "give --pool too" in ended.err) == (2, True), ended.err
