@@ -13,7 +13,7 @@ from foundation.command import run_command
 from foundation.devices import open_device
 from foundation.errors import CurationError
 from foundation.locks import locked_folder
-from foundation.options import number, output_option, seed_option, whole_numbers
+from foundation.options import number, output_option, overwrite_option, seed_option, whole_numbers
 from foundation.settings import Range
 
 app = typer.Typer(
@@ -97,6 +97,7 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a 
 PIXELS = number("Side of the input in pixels; default: the network's.", ge=1, le=16_384)
 WORKERS = number("Decoding processes; default: from the cores.", ge=0, le=1024)
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished result with other settings.")]
+ReplacePage = Annotated[bool, overwrite_option()]
 Rows = Annotated[
     Path | None, typer.Option("--rows", help="Only the rows that curate dedup, filter or run kept: that folder.")
 ]
@@ -158,6 +159,14 @@ def _print_json(content: dict[str, Any]) -> None:
     from json import dumps
 
     typer.echo(dumps(content, indent=2, default=str))
+
+
+def _pool(pool: str | None, column: str | None) -> Any:
+    from curation.pool import open_pool
+
+    if pool is None and column is not None:
+        raise CurationError("--column is a column of the pool; give --pool too")
+    return None if pool is None else open_pool(pool, column=column)
 
 
 def _say(text: str) -> None:
@@ -514,6 +523,7 @@ def sample(
     ] = False,
     embeddings: Beside = None,
     pool: Annotated[str | None, typer.Option(help="The pool: adds the column path (or key) of its files.")] = None,
+    column: Column = None,
     no_check: NoCheck = False,
     seed: Seed = 0,
     overwrite: Overwrite = False,
@@ -522,12 +532,13 @@ def sample(
 ) -> None:
     """Draw a subset from a tree."""
     from curation.pipeline import sample_folder
-    from curation.pool import open_pool
     from curation.tree import ClusterTree
     from foundation.files import save_array
 
     found = ClusterTree.load(tree)
-    opened = None if pool is None else open_pool(pool)
+    opened = _pool(pool, column)
+    if opened is not None:
+        found.check_pool(opened)
     with locked_folder(output):
         subset, there = sample_folder(
             found,
@@ -626,17 +637,20 @@ def report(
     output: Output,
     pool: Annotated[str | None, typer.Option(help="The pool, for galleries of pictures or texts.")] = None,
     labels: Annotated[str | None, typer.Option(help="Column of the pool with true concepts.")] = None,
+    column: Column = None,
     title: Annotated[str, typer.Option(help="Headline of the page.")] = "Curation report",
     embeddings: Beside = None,
+    overwrite: ReplacePage = False,
     no_check: NoCheck = False,
     no_verify: NoVerify = False,
 ) -> None:
     """Write the report: a verdict, balance before and after, a map, galleries of clusters, one HTML file."""
-    from curation.pool import open_pool
-    from curation.report import write_report
+    from curation.report import PAGE, write_report
     from curation.subset import Subset
     from curation.tree import ClusterTree
+    from foundation.files import require_own
 
+    require_own(output, PAGE, overwrite)
     found, drawn = ClusterTree.load(tree), Subset.load(subset)
     findings = None
     if not no_check:
@@ -647,11 +661,12 @@ def report(
         found,
         drawn,
         output,
-        pool=None if pool is None else open_pool(pool),
+        pool=_pool(pool, column),
         labels=labels,
         title=title,
         commands=["curate " + " ".join(sys.argv[1:])],
         findings=findings,
+        overwrite=overwrite,
     )
     _say(f"open {output} in a browser")
 
@@ -662,17 +677,21 @@ def compare(
     output: Output,
     pool: Annotated[str | None, typer.Option(help="The pool, for pictures or texts.")] = None,
     labels: Annotated[str | None, typer.Option(help="Column of the pool with true concepts.")] = None,
+    column: Column = None,
     title: Annotated[str, typer.Option(help="Headline of the page.")] = "Subsets side by side",
     embeddings: Beside = None,
+    overwrite: ReplacePage = False,
     no_check: NoCheck = False,
     no_verify: NoVerify = False,
 ) -> None:
     """Subsets of one pool side by side, of one tree or of several: balance, soundness, overlap, maps, one HTML file."""
     from curation.comparison import open_candidates, write_comparison
-    from curation.pool import open_pool
+    from curation.report import PAGE
+    from foundation.files import require_own
 
+    require_own(output, PAGE, overwrite)
     candidates = open_candidates(folders)
-    found = None if pool is None else open_pool(pool)
+    found = _pool(pool, column)
     findings = None
     if not no_check:
         from curation.soundness import check_subset
@@ -682,7 +701,9 @@ def compare(
             for item in candidates
         ]
     commands = ["curate " + shlex.join(sys.argv[1:])]
-    write_comparison(candidates, output, found, labels, title, commands=commands, findings=findings)
+    write_comparison(
+        candidates, output, found, labels, title, commands=commands, findings=findings, overwrite=overwrite
+    )
     _say(f"open {output} in a browser")
 
 

@@ -11,13 +11,13 @@ from curation.examples import Examples
 from curation.figures import concept_counts_figure
 from curation.labels import read_labels
 from curation.map import MOST_DOTS, PoolMap, draw_maps
-from curation.report import Drawn, check_page, level_rows, render, some_rows
+from curation.report import PAGE, Drawn, level_rows, render, some_rows
 from curation.soundness import Finding
 from curation.subset import Subset
 from curation.tree import ClusterTree
 from curation.verdict import MEASURES, TONES, Comparison, Verdict, decimals_apart
 from foundation.errors import CurationError
-from foundation.files import write_atomically
+from foundation.files import require_own, write_atomically
 
 MOST_LABELS = 1_500  # lines of the table of shares
 MOST_SUBSETS = 6
@@ -72,6 +72,7 @@ def write_comparison(
     commands: list[str] | None = None,
     seed: int = 0,
     findings: Sequence[list[Finding]] | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write the page: measures, overlap, shares of each label, maps on one projection, what differs in the settings.
 
@@ -80,11 +81,12 @@ def write_comparison(
         path: the HTML file.
         pool, labels: as for `curation.report.write_report`.
         findings: for each candidate those of its soundness check; without labels they are the verdict.
+        overwrite: replace a file that is no page of ours, too.
 
     Raises:
         CurationError: a name twice, trees of different pools, and what `write_report` refuses.
     """
-    check_page(Path(path))
+    require_own(Path(path), PAGE, overwrite)
     pools = {item.tree.settings["pool_fingerprint"] for item in candidates if "pool_fingerprint" in item.tree.settings}
     if len({item.name for item in candidates}) < len(candidates):
         raise CurationError("two subsets have one name; give each once, under a name of its own")

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from curation.pool import IMAGE_SUFFIXES, pool_fingerprint
 from curation.subset import Subset
 from foundation.errors import CurationError
-from foundation.files import whole_file, whole_folder
+from foundation.files import digest_json, load_json, save_json, whole_file, whole_folder
 from foundation.paths import inside, regular_file
 
 FORMATS = ("parquet", "jsonl", "files", "webdataset", "datasets", "folder")
@@ -65,22 +65,28 @@ def export_subset(
         copies: copy files, and make no hard links.
 
     Returns:
-        Rows written, copies counted.
+        Rows written, copies counted; the same again where they lie there already, untouched.
 
     Raises:
         CurationError: the subset is of another pool, the pool has no files or pictures where the kind needs some, or
-            the output is there already.
+            something else is there already.
     """
     if kind not in FORMATS:
         raise CurationError(f"format {kind!r} is unknown; use one of {', '.join(FORMATS)}")
     if rows_per_shard < 1:
         raise CurationError(f"{rows_per_shard} rows per shard must be at least 1")
-    if output.exists():
-        raise CurationError(f"{output} is there already; choose another -o, or remove it")
     made_for = subset.metadata.get("pool_fingerprint")
     if (made_for is not None and made_for != pool_fingerprint(pool)) or subset.ids.max(initial=-1) >= len(pool):
         raise CurationError("the subset was drawn from another pool; give its own, with the same --column")
     rows = subset.rows()
+    note = output.with_name(f".{output.name}.export.json")
+    made_of = {**subset.metadata, "ids": subset.ids.tolist(), "copies": subset.copies.tolist()}
+    how = {"webdataset": rows_per_shard, "folder": copies}.get(kind)
+    key = digest_json([made_of, pool_fingerprint(pool), kind, how])
+    if os.path.lexists(output):
+        if note.exists() and load_json(note) == {"made_of": key, "state": _state(output)}:
+            return len(rows)
+        raise CurationError(f"{output} is there already and not this export; choose another -o, or remove it")
     bar = tqdm(total=len(rows), unit=" rows", desc=f"export {kind}", disable=not progress)
     with bar:
         if kind == "parquet":
@@ -97,7 +103,14 @@ def export_subset(
             bar.update(len(rows))
         else:
             _write_folder(pool, subset, output, copies, bar)
+    save_json(note, {"made_of": key, "state": _state(output)}, seal=True)
     return len(rows)
+
+
+def _state(output: Path) -> str:
+    """Digest of the names and sizes of what lies there: a file that was added, lost or cut is seen."""
+    files = [path for path in output.rglob("*") if path.is_file()] if output.is_dir() else [output]
+    return digest_json(sorted([str(path.relative_to(output.parent)), path.stat().st_size] for path in files))
 
 
 def _taken(pool: Any, rows: Int[np.ndarray, "m"], *columns: str) -> pa.Table:

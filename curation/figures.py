@@ -7,7 +7,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from jaxtyping import Float, Int
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -20,6 +20,12 @@ SUBSETS: list[dict[str, Any]] = [
 ]
 MOST_NAMES = 40  # concepts whose names fit under the axis
 MOST_POINTS = 300  # of a line; more concepts are averaged over neighbours in rank
+
+
+def _log(axis: Any) -> None:
+    """Whole numbers at the powers of ten of a logarithmic axis: the text of formulas takes seconds to set."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _place: f"{value:,.0f}" if value >= 1 else ""))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _svg(figure: Any) -> str:
@@ -72,6 +78,7 @@ def concept_counts_figure(
         panels[1].plot(ranks, 100 * rows / max(1.0, ordered.sum()), label=_short(name, 40), **style)
     panels[0].set(yscale="log", ylabel="rows (none: at the foot)")
     panels[0].set_ylim(bottom=0.4)
+    _log(panels[0].yaxis)
     panels[1].set(ylabel="share of the rows, %")
     panels[1].set_ylim(bottom=0)
     panels[1].legend(frameon=False)
@@ -100,6 +107,7 @@ def cluster_sizes_figure(sizes: list[Int[np.ndarray, "k"]]) -> str:
         top = max(2, values.max())
         panel.hist(values, bins=np.unique(np.geomspace(1, top + 1, 25).astype(int)), color="#1b4965")
         panel.set(xscale="log", xlabel="rows beneath")
+        _log(panel.xaxis)
         panel.set_title(f"level {level + 1}: {len(values):,} clusters", fontsize=10)
         panel.spines[["top", "right"]].set_visible(False)
     for panel in panels.flat[len(sizes) :]:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from curation.examples import Examples, data_uri, jpeg
+from curation.report import PAGE
 from foundation.files import write_atomically
 
 SHOWN, COLUMNS, SIZE = 120, 12, 72  # pictures; of a line; pixels
@@ -29,6 +30,7 @@ def write_first_look(pool: Any, path: Path, labels: str | None = None, seed: int
     title = f"{shown:,} of {len(pool):,} rows, drawn at random: the pool before curation"
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
+        f"<meta name=generator content='{PAGE}'>",
         f"<title>The pool</title><style>{STYLE}</style><h1>{title}</h1>",
     ]
     if examples.kind == "image":

@@ -21,7 +21,7 @@ from curation.hierarchy import HierarchicalKMeans
 from curation.labels import read_labels
 from curation.pool import open_pool
 from curation.prepare import Preparation, kept_rows, prepare_folder
-from curation.report import write_report
+from curation.report import PAGE, write_report
 from curation.sampling import STRATEGIES
 from curation.soundness import Finding, check_subset
 from curation.subset import Subset, read_info
@@ -30,7 +30,7 @@ from curation.tree import MOST_COPIES, ClusterTree, is_made_of, read_tree_settin
 from foundation.clock import Clock
 from foundation.devices import open_device
 from foundation.errors import CurationError
-from foundation.files import digest_json, load_json, write_atomically
+from foundation.files import digest_json, load_json, require_own, write_atomically
 from foundation.locks import locked_folder
 from foundation.paths import regular_file
 from foundation.settings import LARGEST_SEED, Range, require_number
@@ -288,6 +288,8 @@ def run_pipeline(
         levels, n_resamples, sample_sizes, metric, max_iterations, seed=seed, device=where, progress=progress
     )
     check_run(pool, folder, size, fit, strategy, max_copies, labels, overwrite)
+    for page in ("pool.html", "report.html"):
+        require_own(folder / page, PAGE, overwrite)
     with locked_folder(folder):
         write_first_look(pool, folder / "pool.html", labels)
         say(f"open {folder}/pool.html in a browser: what the pool holds before curation")
@@ -348,6 +350,7 @@ def run_pipeline(
             progress=progress,
             findings=findings,
             preparation=left_out,
+            overwrite=overwrite,
         )
         say(clock.line())
         return PipelineResult(folder, tree, subset, report, skipped, preparation, findings, clock.seconds)

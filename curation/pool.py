@@ -11,7 +11,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
@@ -415,6 +415,23 @@ def check_text(pool: Any, column: str) -> None:
 
 def _beneath(paths: list[str | None], base: str, column: str) -> dict[str, list[str | None]]:
     return {column: [None if path is None else os.path.join(base, path) for path in paths]}
+
+
+def save_pool(dataset: Any, stream: BinaryIO, made_by: str, rows: int = 1000) -> None:
+    """Write a pool as parquet that `open_pool` and the Hub read, with the mark of the command that makes it.
+
+    Args:
+        made_by: see `foundation.files.require_own`.
+        rows: of a row group.
+    """
+    import pyarrow.parquet as pq
+    from datasets.table import embed_table_storage
+
+    schema = dataset.features.arrow_schema
+    schema = schema.with_metadata({**(schema.metadata or {}), b"made_by": made_by.encode()})
+    with pq.ParquetWriter(stream, schema) as writer:
+        for table in dataset.with_format("arrow").iter(rows):
+            writer.write_table(embed_table_storage(table.cast(dataset.features.arrow_schema)).cast(schema))
 
 
 def pool_fingerprint(dataset: Any) -> str:

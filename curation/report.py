@@ -1,6 +1,5 @@
 """The report: one HTML file, without a network: is a subset more even than random rows, and what is in it?"""
 
-import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -33,14 +32,15 @@ from curation.verdict import (
     verdict_by_labels,
 )
 from foundation.errors import CurationError
-from foundation.files import write_atomically
-from foundation.paths import regular_file
+from foundation.files import require_own, write_atomically
 
 GALLERY_BYTES = 1_300_000  # of all galleries together
 CLUSTERS, PICTURES, TEXTS = 12, 12, 4  # of a gallery
 MIN_ROWS = 4  # of a cluster in a gallery, where a level has such
 EXAMPLES = 60
 FINGERPRINTS = ("checksum", "fingerprint")
+PAGE = "made by curated-ssl"  # what all pages say, by which they are known again
+WHOSE = "give the tree it was sampled from"
 
 
 def render(template: str, **content: Any) -> bytes:
@@ -48,21 +48,7 @@ def render(template: str, **content: Any) -> bytes:
     loader = jinja2.PackageLoader("curation", ".")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["as_script"] = as_script
-    return environment.get_template(template).render(**content).encode()
-
-
-def check_page(path: Path) -> None:
-    """Refuse to write a page over something else.
-
-    Raises:
-        CurationError: what lies there is no HTML file.
-    """
-    if not os.path.lexists(path):
-        return
-    with open(regular_file(path, "choose another -o"), "rb") as stream:
-        head = stream.read(200).lstrip().lower()
-    if head and not head.startswith((b"<!doctype html", b"<html")):
-        raise CurationError(f"{path} is there already and no page; choose another -o, or remove it")
+    return environment.get_template(template).render(generator=PAGE, **content).encode()
 
 
 class Drawn:
@@ -79,7 +65,8 @@ class Drawn:
         labels: of the tree's rows, or None.
 
     Raises:
-        CurationError: an empty subset, one of another tree, a pool or labels that end before the tree's rows.
+        CurationError: an empty subset, one of another tree, a pool that is not the tree's, labels that end
+            before its rows.
     """
 
     def __init__(
@@ -87,7 +74,7 @@ class Drawn:
     ):
         drawn_from = subset.metadata.get("tree_checksum")
         if drawn_from is not None and drawn_from != tree.checksum:
-            raise CurationError("the subset was drawn from another tree; give the tree it was sampled from")
+            raise CurationError(f"the subset was drawn from another tree; {WHOSE}")
         if not len(subset.ids):
             raise CurationError("the subset is empty; sample at least one row")
         self.tree, self.subset = tree, subset
@@ -95,12 +82,17 @@ class Drawn:
         ids = subset.rows()
         rows = np.searchsorted(self.row_ids, ids)
         if rows.max() >= tree.n_rows or not np.array_equal(self.row_ids[rows], ids):
-            raise CurationError("the subset holds rows that the tree does not know; give the tree it was sampled from")
-        last = int(self.row_ids.max())
-        if pool is not None and len(pool) <= last:
-            raise CurationError(
-                f"the pool has {len(pool):,} rows but the tree knows row {last:,}; give the pool that was embedded"
-            )
+            raise CurationError(f"the subset holds rows that the tree does not know; {WHOSE}")
+        for name, clusters in subset.clusters.items():
+            if name not in {f"level_{i + 1}" for i in range(tree.n_levels)}:
+                raise CurationError(
+                    f"the subset has clusters {name!r}, but the tree has {tree.n_levels} levels; {WHOSE}"
+                )
+            of_tree = tree.row_clusters(int(name.removeprefix("level_")) - 1)[np.unique(rows)]
+            if not np.array_equal(of_tree, clusters):
+                raise CurationError(f"rows of the subset are in other clusters of {name} than in the tree; {WHOSE}")
+        if pool is not None:
+            tree.check_pool(pool)
         self.rows = rows
         copies = int(subset.copies.max())
         self.randoms = [
@@ -154,6 +146,7 @@ def write_report(
     progress: bool = True,
     findings: list[Finding] | None = None,
     preparation: dict[str, Any] | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write the report.
 
@@ -167,12 +160,13 @@ def write_report(
         commands: how it was made, shown at the foot.
         findings: of a soundness check; without labels the worst of them is the verdict.
         preparation: what was left out of the pool before clustering, as name -> count (or path of its report).
+        overwrite: replace a file that is no page of ours, too.
 
     Raises:
-        CurationError: the subset was drawn from another tree, the pool is too short, labels do not fit, or the file is
-            there and no page.
+        CurationError: the subset was drawn from another tree, the pool is not the tree's, labels do not fit, or the
+            file is there and no page of ours.
     """
-    check_page(Path(path))
+    require_own(Path(path), PAGE, overwrite)
     drawn = Drawn(tree, subset, pool, None if labels is None else read_labels(labels, pool), seed)
     examples = Examples(pool)
     by_label = drawn.by_label()

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from foundation.errors import CurationError
 from foundation.files import check_files, checksum, load_json, save_json, write_atomically
 from foundation.paths import regular_file
-from foundation.settings import CountOrZero, short
+from foundation.settings import Count, CountOrZero, short
 
 FORMAT_VERSION = 1
 AGAIN = "sample the subset again"
@@ -56,7 +56,11 @@ class Subset:
         if len(ids) and (ids[0] < 0 or ids[-1] >= tree.n_rows):
             raise CurationError(f"row {ids[-1] if ids[0] >= 0 else ids[0]} is not in the tree of {tree.n_rows} rows")
         clusters = {f"level_{level + 1}": tree.row_clusters(level)[ids] for level in range(tree.n_levels)}
-        metadata = {"tree_checksum": tree.checksum, **metadata}
+        metadata = {
+            "tree_checksum": tree.checksum,
+            "level_clusters": [len(x.centroids) for x in tree.levels],
+            **metadata,
+        }
         for key in ("pool_fingerprint", "embeddings_fingerprint"):
             if key in tree.settings:
                 metadata.setdefault(key, tree.settings[key])
@@ -97,6 +101,7 @@ class Subset:
                 f"{path} has {len(columns['id'])} rows, not {info['rows']} as subset.json says; {AGAIN}"
             )
         names = {name: columns.pop(name).tolist() for name in NAMES if name in columns}
+        _check_clusters(path, columns, info.get("level_clusters"))
         known = ("format_version", "rows", "size", "checksum")
         metadata = {key: value for key, value in info.items() if key not in known}
         return cls(columns.pop("id"), columns.pop("copies"), columns, metadata, names)
@@ -112,6 +117,7 @@ class _Info:
     checksum: str
     tree_checksum: str | None = None
     pool_fingerprint: str | None = None
+    level_clusters: list[Count] | None = None  # of each level of the tree
 
 
 def read_info(folder: Path) -> dict[str, Any]:
@@ -150,3 +156,18 @@ def _read_columns(path: Path) -> dict[str, Any]:
     if len(copies) and int(copies.min()) < 1:
         raise CurationError(f"{path}: row {int(ids[int(np.argmin(copies))])} is taken {copies.min()} times; {AGAIN}")
     return columns
+
+
+def _check_clusters(path: Path, columns: dict[str, Any], clusters: list[int] | None) -> None:
+    """Refuse clusters that no tree has, or that the tree of the subset does not have.
+
+    Args:
+        clusters: of each level, where the subset says so.
+    """
+    known = {f"level_{i + 1}": k for i, k in enumerate(clusters or [])}
+    for name in columns.keys() - {"id", "copies"}:
+        if clusters is not None and name not in known:
+            raise CurationError(f"{path}: there is a column {name!r}, but the tree has {len(known)} levels; {AGAIN}")
+        values = columns[name][(columns[name] < 0) | (columns[name] >= known.get(name, np.inf))]
+        if len(values):
+            raise CurationError(f"{path}: {name} holds cluster {values[0]}, which the tree does not have; {AGAIN}")

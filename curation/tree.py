@@ -15,6 +15,7 @@ from curation.balance import effective_number, gini, normalised_entropy
 from curation.embeddings import Embeddings, check_row_ids, open_embeddings
 from curation.kmeans.assignment import rows_per_read
 from curation.kmeans.two_step import Centroids
+from curation.pool import pool_fingerprint
 from curation.sampling import balanced_targets, fractional_targets, take_from_clusters
 from foundation.errors import CurationError
 from foundation.files import check_files, digest_json, load_array, load_json, require_free_space, save_array, save_json
@@ -24,6 +25,7 @@ from foundation.settings import LARGEST_SEED, Choices, Range, require_number, sh
 FORMAT_VERSION = 1
 METHODS = ("balanced", "flat", "random")
 AGAIN = "cluster again"
+POOL = "give the pool that was embedded, with the same --column"
 MOST_COPIES = 1_000_000  # of one row; a subset counts them in 32 bits
 
 
@@ -162,6 +164,24 @@ class ClusterTree:
                 f"the tree was made of other embeddings (fingerprint {expected}, these have {found}); "
                 "give the embeddings that it was fitted on, or cluster these"
             )
+
+    def check_pool(self, pool: Any) -> None:
+        """Refuse a pool that this tree was not made of: labels and pictures would be those of other rows.
+
+        Args:
+            pool: `datasets.Dataset`.
+
+        Raises:
+            CurationError: it ends before the tree's rows, goes on behind a tree of all rows, or has another
+                fingerprint than the pool that was embedded, where that is known.
+        """
+        last, n = self.n_rows - 1 if self.row_ids is None else int(np.max(self.row_ids)), len(pool)
+        if n <= last:
+            raise CurationError(f"the pool has {n:,} rows but the tree knows row {last:,}; {POOL}")
+        if self.row_ids is None and n > self.n_rows:
+            raise CurationError(f"the pool has {n:,} rows but the tree was made of {self.n_rows:,}; {POOL}")
+        if self.settings.get("pool_fingerprint") not in (None, pool_fingerprint(pool)):
+            raise CurationError(f"the tree was made of another pool, or of another column of it; {POOL}")
 
     def sample(
         self, size: int, strategy: str = "random", max_copies: int = 1, seed: int = 0, method: str = "balanced"
@@ -337,7 +357,7 @@ class ClusterTree:
             if part["centroids"] is None or part["assignment"] is None or part["distance"] is None:
                 raise CurationError(f"{folder}/tree.json names no files for level {number + 1}; cluster again")
             record = {key: value for key, value in statistics.items() if key not in known}
-            below = len(levels[-1].centroids) if levels else None
+            below = levels[-1].centroids if levels else None
             _check_level(part, below, f"{folder}: level {number + 1}")
             levels.append(
                 Level(
@@ -423,11 +443,11 @@ def is_made_of(settings: dict[str, Any], x: Embeddings, most_bytes: int | None =
     return known is None or same_digest(known, x.digest(most_bytes))
 
 
-def _check_level(part: dict[str, np.ndarray | None], below: int | None, where: str) -> None:
+def _check_level(part: dict[str, np.ndarray | None], below: Float[np.ndarray, "n d"] | None, where: str) -> None:
     """Refuse arrays of a level that do not fit together.
 
     Args:
-        below: clusters of the level below; None for level 1.
+        below: centroids of the level below; None for level 1.
     """
     centroids, assignment, distance = part["centroids"], part["assignment"], part["distance"]
     coarse, coarse_of = part["coarse_centroids"], part["coarse_of"]
@@ -444,7 +464,10 @@ def _check_level(part: dict[str, np.ndarray | None], below: int | None, where: s
     need(assignment.ndim == 1 and assignment.dtype == np.int64 and len(assignment) > 0, "assignment is no int64 list")
     need(distance.shape == assignment.shape and distance.dtype == np.float32, "distances do not fit the assignment")
     need(bool(np.isfinite(distance).all()), "distances hold NaN or infinity")
-    need(below is None or len(assignment) == below, f"it places {len(assignment)} points, not the {below} below it")
+    if below is not None:
+        need(len(assignment) == len(below), f"it places {len(assignment)} points, not the {len(below)} below it")
+        width = centroids.shape[1]
+        need(width == below.shape[1], f"its centroids have {width} dimensions, those below {below.shape[1]}")
     inside = int(assignment.min()) >= 0 and int(assignment.max()) < len(centroids)
     need(inside, f"a point is in cluster {assignment.min()} or {assignment.max()} of {len(centroids)}")
     need((coarse is None) == (coarse_of is None), "a split level needs coarse_centroids.npy and coarse_of.npy")

@@ -23,6 +23,7 @@ from foundation.schema import check_content
 SEAL = "seal"  # key of a JSON file: checksum of all others
 RESULT, CHECKSUMS = "result.json", "checksums"  # of a finished run; the key of the checksums of its weights
 JSON_LIMIT = 1 << 30
+MARK_WITHIN = 1 << 16  # bytes of the beginning and of the end of a file, where its maker's mark lies
 VERIFY_VARIABLE = "CURATED_SSL_VERIFY"
 _verified: dict[tuple[str, int, int, int], str] = {}  # (path, inode, bytes, time of change) -> checksum
 
@@ -69,6 +70,29 @@ def require_replaceable(path: Path) -> None:
         raise CurationError(f"{path} is a folder; name a file in it")
     if os.path.exists(path):
         regular_file(path, "choose another place for the file")
+
+
+def require_own(path: Path, made_by: str, overwrite: bool = False) -> None:
+    """Refuse to put a file in the place of one that another program wrote, as a mistyped ``-o`` would.
+
+    Args:
+        made_by: what this command writes into each of its files, near its beginning or its end.
+        overwrite: the user wants it all the same.
+
+    Raises:
+        CurationError: what is there does not hold the mark and is not empty, or is no regular file.
+    """
+    require_replaceable(path)
+    if overwrite or not os.path.lexists(path):
+        return
+    with open(regular_file(path, "choose another -o"), "rb") as stream:
+        edges = stream.read(MARK_WITHIN)
+        stream.seek(max(len(edges), os.fstat(stream.fileno()).st_size - MARK_WITHIN))
+        edges += stream.read()
+    if edges and made_by.encode() not in edges:
+        raise CurationError(
+            f"{path} is there already and this command did not make it; choose another -o, or give --overwrite"
+        )
 
 
 @contextmanager

@@ -70,6 +70,11 @@ def number_type(kind: type, **bounds: Any) -> Callable[[str], Any]:
     return read
 
 
+def overwrite_option(help: str = "Replace what lies at -o, even what another program made.") -> Any:
+    """The option ``--overwrite`` of commands that write one file (`foundation.files.require_own`)."""
+    return typer.Option("--overwrite", help=help)
+
+
 def output_option(help: str = "Where the result goes.") -> Any:
     """The option ``--output``, which is never empty: an unset variable of a shell is not the folder it stands in."""
 

@@ -10,7 +10,7 @@ import typer
 
 from foundation.command import run_command, warn_in_one_line
 from foundation.errors import CurationError
-from foundation.options import number, output_option, whole_numbers
+from foundation.options import number, output_option, overwrite_option, whole_numbers
 from foundation.settings import Range
 from satellite.errors import HeightWarning
 
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 Tiles = Annotated[Path, typer.Argument(help="Table that `tiles` wrote.")]
 Output = Annotated[Path, output_option()]
+Overwrite = Annotated[bool, overwrite_option()]
 Crs = Annotated[str, typer.Option("--crs", help="Reproject to it, as EPSG:32610; default: the raster's own.")]
 Units = Annotated[str, typer.Option(help="Of the heights: m, dm, cm, ft, us-ft.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as key=value: head.kind=linear steps=500.")]
@@ -43,10 +44,13 @@ def tiles(
     bands: Annotated[str, typer.Option(help="Such as 1,2,3; default: all.")] = "",
     units: Units = "m",
     align: Annotated[bool, typer.Option("--align", help="Put heights on the grid of their picture.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Cut rasters into a pool of tiles, each with its footprint."""
-    from satellite.tiles import TileSettings, cut_tiles, save_tiles
+    from foundation.files import require_own
+    from satellite.tiles import MADE_BY, TileSettings, cut_tiles, save_tiles
 
+    require_own(output, MADE_BY, overwrite)
     chosen = tuple(whole_numbers(bands, "--bands", Range(ge=1))) if bands else ()
     settings = TileSettings(size, stride, min_valid, resolution, crs, chosen, units, align)
     table = cut_tiles(images, heights, settings)
@@ -59,20 +63,22 @@ def pool(
     table: Tiles,
     output: Output,
     white: Annotated[float, number("Value that is white; 0: of the type.", ge=0)] = 0.0,
+    overwrite: Overwrite = False,
 ) -> None:
     """Tiles as a pool of pictures, for `curate` and `python -m pretrain`."""
-    from functools import partial
-
     from datasets import Dataset, Features
     from datasets import Image as ImageFeature
     from datasets.exceptions import DatasetGenerationError
 
-    from foundation.files import write_atomically
+    from curation.pool import save_pool
+    from foundation.files import require_own, write_atomically
     from satellite.data import TileReader
     from satellite.normalise import require_white
     from satellite.pretraining import tile_images
     from satellite.tiles import load_tiles
 
+    made_by = "made by satellite pool"
+    require_own(output, made_by, overwrite)
     reader = TileReader(*load_tiles(table))
     rows = partial(tile_images, reader, require_white(reader.dtype, white, reader.place(0)["image"]))
     # a cache of its own: the shared one would give old pictures of a raster that has changed
@@ -81,7 +87,7 @@ def pool(
             made = Dataset.from_generator(rows, features=Features(image=ImageFeature()), cache_dir=cache)
         except DatasetGenerationError as error:
             raise error.__cause__ or error from None
-        write_atomically(output, made.to_parquet)
+        write_atomically(output, partial(save_pool, made, made_by=made_by))
     _say(f"{len(made):,} pictures in {output}")
 
 
@@ -126,10 +132,13 @@ def predict(
     crs: Crs = "",
     batch_size: Annotated[int, number("Tiles at a time.", ge=1, le=65_536)] = 16,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """A map of heights (cloud-optimised GeoTIFF, metres); the same command after a kill goes on."""
-    from satellite.infer import PredictSettings, predict_raster
+    from foundation.files import require_own
+    from satellite.infer import MADE_BY, PredictSettings, predict_raster
 
+    require_own(output, MADE_BY, overwrite)
     settings = PredictSettings(overlap, resample, match_colours, white, batch_size=batch_size, device=device)
     _say(f"heights in {predict_raster(model, image, output, settings, crs or None)}")
 
@@ -142,10 +151,13 @@ def picture(
     truth: Annotated[Path | None, typer.Option(help="Raster of lidar heights.")] = None,
     units: Units = "m",
     window: Annotated[str, typer.Option(help="row,column,height,width in pixels of the map; default: all.")] = "",
+    overwrite: Overwrite = False,
 ) -> None:
     """Colour, prediction, truth and error side by side."""
-    from satellite.pictures import save_side_by_side
+    from foundation.files import require_own
+    from satellite.pictures import MADE_BY, save_side_by_side
 
+    require_own(output, MADE_BY, overwrite)
     box = None
     if window:
         numbers = whole_numbers(window, "--window", Range(ge=0))

@@ -25,6 +25,7 @@ from satellite.export import TrainedModel, load_model
 from satellite.normalise import WHITE, BandStatistics, band_statistics, normalise, require_white, white_of
 from satellite.rasters import Raster, open_raster
 
+MADE_BY = "made by satellite predict"
 TOLERANCE = 0.05  # relative, of resolutions that count as the same
 SAMPLED_WINDOWS = 200  # for the colours of a raster
 
@@ -223,6 +224,7 @@ def _assemble(parts: Path, squares: list[tuple[int, int]], raster: Raster, outpu
             values = load_array(parts / f"{r}_{c}.npy")
             target.write(values, 1, window=Window(c, r, values.shape[1], values.shape[0]))
         target.units = ("m",)
+        target.update_tags(TIFFTAG_SOFTWARE=MADE_BY)
         target.set_band_description(1, "canopy height")
     output.parent.mkdir(parents=True, exist_ok=True)
     rasterio.shutil.copy(plain, made, driver="COG", compress="deflate", predictor="YES", bigtiff="IF_SAFER")

@@ -11,6 +11,8 @@ from foundation.files import write_atomically
 from satellite.rasters import Raster, open_heights, open_raster
 from satellite.units import metres_per
 
+MADE_BY = "made by satellite picture"
+
 
 def save_side_by_side(
     image: str | Path,
@@ -44,7 +46,8 @@ def save_side_by_side(
                 true = _panel(labels, (row, col, height, width), step)[0] * metres_per(units)
         resolution = made.grid.resolution * step
     figure = _figure(_stretched(picture), heights, true, resolution)
-    write_atomically(Path(output), lambda stream: figure.savefig(stream, format="png", dpi=100))
+    about = {"Software": MADE_BY}
+    write_atomically(Path(output), lambda stream: figure.savefig(stream, format="png", dpi=100, metadata=about))
 
 
 def _panel(raster: Raster, window: tuple[int, int, int, int], step: int) -> Float[np.ndarray, "c h w"]:

@@ -23,6 +23,7 @@ from foundation.settings import Count, CountOrZero, NonNegative, Range, Share, c
 from satellite.rasters import Raster, check_same_grid, open_heights, open_raster
 from satellite.units import metres_per, refuse_no_height, warn_if_implausible
 
+MADE_BY = "made by satellite tiles"
 MOST_BLOCKS = 250_000  # squares of ground of a split
 PIXELS_AT_ONCE = 1 << 20  # of a band that are read to look at tiles side by side
 NAME = pa.dictionary(pa.int32(), pa.string())  # millions of tiles share a few
@@ -187,7 +188,7 @@ def save_tiles(tiles: pa.Table, path: str | Path, settings: TileSettings) -> Non
     import json
     from dataclasses import asdict
 
-    tiles = tiles.replace_schema_metadata({"tiles": json.dumps(asdict(settings))})
+    tiles = tiles.replace_schema_metadata({"tiles": json.dumps(asdict(settings)), "made_by": MADE_BY})
     write_atomically(Path(path), lambda stream: pq.write_table(tiles, stream, write_page_checksum=True))
 
 

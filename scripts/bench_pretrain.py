@@ -1,12 +1,13 @@
 """Images per second, MFU and the wait for data of pretraining, on this machine, on images that it makes.
 
 python scripts/bench_pretrain.py [rows=2000] [side=500] [recipe=configs/pretrain/vits16_one_gpu.yaml] [profile=12]
-    [every setting of the recipe]
+    [busy=2: beside so many endless loops] [every setting of the recipe]
 """
 
 import json
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 from contextlib import nullcontext
@@ -20,7 +21,7 @@ from pretrain.flops import flops_per_image
 from pretrain.settings import load_settings
 from pretrain.train import pretrain
 
-DEFAULTS = {"rows": "2000", "side": "500", "recipe": "configs/pretrain/tiny_cpu.yaml", "profile": "0"}
+DEFAULTS = {"rows": "2000", "side": "500", "recipe": "configs/pretrain/tiny_cpu.yaml", "profile": "0", "busy": "0"}
 
 
 def main() -> None:
@@ -33,7 +34,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         pool = noise_pool(int(options["rows"]), int(options["side"]))
         with profile(activities=[ProfilerActivity.CPU]) if int(options["profile"]) else nullcontext() as profiler:
-            pretrain(settings, pool, Path(folder) / "run", progress=False)
+            others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(int(options["busy"]))]
+            try:
+                pretrain(settings, pool, Path(folder) / "run", progress=False)
+            finally:
+                for other in others:
+                    other.kill()
+                    other.wait()
         lines = [json.loads(line) for line in (Path(folder) / "run/metrics.jsonl").read_text().splitlines()]
     lines = lines[1:]  # the first stretch compiles and warms up
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"

@@ -9,7 +9,7 @@ import typer
 
 from foundation.command import run_command
 from foundation.errors import CurationError
-from foundation.options import number, output_option, seed_option
+from foundation.options import number, output_option, overwrite_option, seed_option
 
 app = typer.Typer(
     help="From raw text to a language model: cut, filter, deduplicate, embed, tokenise, train, score.\n\n"
@@ -23,6 +23,7 @@ app = typer.Typer(
 
 Pool = Annotated[str, typer.Argument(help="Pool of passages: parquet, JSONL, a saved dataset, or a Hub name.")]
 Output = Annotated[Path, output_option()]
+Overwrite = Annotated[bool, overwrite_option()]
 Column = Annotated[str | None, typer.Option("--column", help="Column of the text; default: text.")]
 Tokens = Annotated[Path, typer.Argument(help="Folder that `tokenise` wrote.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as key=value: model.width=256 tokens=1e8.")]
@@ -44,12 +45,16 @@ def cut(
     domain_field: Annotated[str | None, typer.Option(help="Default: domain; of text files the folder.")] = None,
     source_field: Annotated[str | None, typer.Option(help="What tells documents apart: source, url or id.")] = None,
     bad: Annotated[str, typer.Option(help="At a document that cannot be read: raise or skip.")] = "raise",
+    overwrite: Overwrite = False,
 ) -> None:
     """Cut documents into passages at sentence ends; filter them."""
+    from foundation.files import require_own
     from text_lm.documents import read_documents
     from text_lm.filters import open_filters
-    from text_lm.passages import write_passages
+    from text_lm.passages import MADE_BY, counts_of, write_passages
 
+    for path in (output, counts_of(output)):
+        require_own(path, MADE_BY, overwrite)
     skipped: list[str] = []
     documents = read_documents(source, text_field, domain_field, source_field, bad, skipped=skipped)
     counts = write_passages(documents, output, target, shortest, open_filters(filter_ or []), skipped, least=1)
@@ -67,12 +72,17 @@ def dedup(
     output: Output,
     near: Annotated[float, number("Least Jaccard similarity of duplicates; 0: exact only.", ge=0, le=1)] = 0.7,
     column: Column = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Leave out exact and near duplicates; of each group the first row stays."""
-    from curation.pool import open_pool
+    from curation.pool import open_pool, save_pool
     from curation.text_duplicates import exact_duplicates, near_duplicates
-    from foundation.files import save_json, write_atomically
+    from foundation.files import require_own, save_json, write_atomically
+    from text_lm.passages import counts_of
 
+    made_by = "made by text_lm dedup"
+    for path in (output, counts_of(output)):
+        require_own(path, made_by, overwrite)
     opened = open_pool(pool, column=column)
     exact = exact_duplicates(_column(opened, "text"))
     kept = exact.kept
@@ -81,8 +91,8 @@ def dedup(
         rest = opened.select(kept)
         found = near_duplicates(_column(rest, "text"), near)
         kept, counts["near"] = kept[found.kept], {**found.counts, "threshold": near}
-    write_atomically(output, lambda stream: opened.select(kept).to_parquet(stream))
-    save_json(output.with_name(f"{output.stem}.counts.json"), counts)
+    write_atomically(output, lambda stream: save_pool(opened.select(kept), stream, made_by))
+    save_json(counts_of(output), {"about": made_by, **counts})
     for name, count in counts.items():
         _say(f"{name}: {count['rows_in']:,} in, {count['rows_out']:,} out")
 
@@ -95,20 +105,24 @@ def split(
     seed: Annotated[int, seed_option("Which documents are held out.")] = 0,
     document_column: Annotated[str, typer.Option(help="Which document a passage is from.")] = "source",
     domain_column: Annotated[str | None, typer.Option(help="Hold out documents of every domain.")] = "domain",
+    overwrite: Overwrite = False,
 ) -> None:
     """Hold documents out: train.parquet and test.parquet share none."""
-    from curation.pool import open_pool
-    from foundation.files import write_atomically
+    from curation.pool import open_pool, save_pool
+    from foundation.files import require_own, write_atomically
     from foundation.locks import locked_folder
     from text_lm.split import split_by_document
 
+    made_by = "made by text_lm split"
+    for name in ("train", "test"):
+        require_own(output / f"{name}.parquet", made_by, overwrite)
     opened = open_pool(pool)
     domains = _column(opened, domain_column) if domain_column else None
     train_rows, test_rows = split_by_document(_column(opened, document_column), domains, share, seed)
     with locked_folder(output):
         for name, rows in (("train", train_rows), ("test", test_rows)):
             part = opened.select(rows)
-            write_atomically(output / f"{name}.parquet", part.to_parquet)
+            write_atomically(output / f"{name}.parquet", partial(save_pool, part, made_by=made_by))
             _say(f"{len(part):,} rows in {output / name}.parquet")
 
 

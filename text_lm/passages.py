@@ -16,6 +16,7 @@ from text_lm.filters import FilterCount, TextFilter
 
 # a stop with its closing quotes or brackets and the white space behind it, or an empty line, or a CJK stop
 SENTENCE_END = re.compile(r"[.!?…][\"'”’»)\]]{0,3}\s+|\n\s*\n|[。！？]")  # noqa: RUF001
+MADE_BY = "made by text_lm cut"
 ROWS_PER_GROUP = 4096
 
 
@@ -131,17 +132,22 @@ def write_passages(
     result = PassageCounts(
         totals["documents"], totals["cut"], totals["kept"], totals["characters"], counts, unreadable or []
     )
-    save_json(
-        path.with_name(f"{path.stem}.counts.json"), {**vars(result), "filters": [vars(count) for count in counts]}
-    )
+    about = {"about": MADE_BY, **vars(result), "filters": [vars(count) for count in counts]}
+    save_json(counts_of(path), about)
     return result
+
+
+def counts_of(path: Path) -> Path:
+    """Where the counts of a file of passages lie: beside it."""
+    return path.with_name(f"{path.stem}.counts.json")
 
 
 def _write_parquet(stream: Any, rows: Iterator[dict[str, str]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema([(name, pa.string()) for name in ("text", "source", "domain", "place")])
+    columns = [(name, pa.string()) for name in ("text", "source", "domain", "place")]
+    schema = pa.schema(columns, metadata={"made_by": MADE_BY})
     with pq.ParquetWriter(stream, schema, compression="zstd") as writer:
         group: list[dict[str, str]] = []
         for row in rows:

@@ -1,9 +1,11 @@
 """Lightning's trainer as every room uses it, and the precision that a device computes fast."""
 
 import logging
+import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from training.data import BatchPlan
 from training.settings import RunSettings, SpeedSettings
 
 KIND_BYTES = 96  # of precision and name of a device
+
+SMALL_STEP = 2e9  # operations of a pass forwards and backwards: a second thread gained nothing (docs/results/edges.md)
 
 
 def fast_precision(accelerator: str = "auto") -> str:
@@ -103,6 +107,29 @@ def _processes(speed: SpeedSettings) -> int:
 def device_name(device: torch.device) -> str:
     """What kind of device it is: "cpu", or the name of the GPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+@contextmanager
+def few_threads(flops: float, trainer: lightning.Trainer) -> Iterator[None]:
+    """One thread where a step on a CPU is small: its parallel parts are short, and two threads were no faster.
+
+    Beside other busy processes each part waits until both threads have a core, which makes such a step 4 to 8 times
+    slower. The choice depends on the run alone, not on the machine or its load, so a resumed run ends with the same
+    bytes. What ``OMP_NUM_THREADS`` says stays.
+
+    Args:
+        flops: of an optimiser step of all processes; 0: not known, the threads stay.
+    """
+    passes = max(1, trainer.world_size * int(trainer.accumulate_grad_batches))
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    small = on_cpu and 0 < flops / passes < SMALL_STEP and "OMP_NUM_THREADS" not in os.environ
+    before = torch.get_num_threads()
+    if small:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def make_trainer(

@@ -15,7 +15,7 @@ from foundation.errors import CurationError
 from foundation.files import CHECKSUMS, RESULT, save_json
 from training.checkpoints import Checkpoints, ResumePoint, remove_checkpoints, signals_restored
 from training.data import Slot, StepData
-from training.devices import SameKind, make_trainer
+from training.devices import SameKind, few_threads, make_trainer
 from training.log import RunLog
 from training.module import StepModule
 from training.run_folder import checksums_of, is_first_process
@@ -95,7 +95,7 @@ def fit(
     callbacks = [SameKind(), log, *watchers, Checkpoints(folder, settings.speed.checkpoint_every, start)]
     trainer = make_trainer(settings, folder, callbacks, fsdp_blocks)
     data = StepData(make, settings, start.step)
-    with warnings.catch_warnings(), signals_restored():
+    with warnings.catch_warnings(), signals_restored(), few_threads(log.work.per_step * log.work.flops, trainer):
         warnings.simplefilter("ignore")  # Lightning's advice on workers and loggers, none of it true here
         try:
             trainer.fit(module, datamodule=data, ckpt_path=start.path, weights_only=True)

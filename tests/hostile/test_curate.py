@@ -448,3 +448,101 @@ def test_distances_that_are_no_numbers_are_refused(hostile: Hostile):
     (tree / "tree.json").write_text(json.dumps(content))
     ended = hostile.call(command, command.words)
     assert (ended.code, "distances hold NaN" in ended.err) == (2, True), ended.err
+
+
+def _reseal(folder: Path, name: str) -> None:
+    """Make the checksums of a changed file of a tree or subset fit again."""
+    tree = (folder / "tree.json").exists()
+    path = folder / ("tree.json" if tree else "subset.json")
+    content = json.loads(path.read_text())
+    del content["seal"]
+    if tree:
+        content["files"][name] = checksum(folder / name)
+        content["checksum"] = digest_json(content["files"])
+    else:
+        content["checksum"] = checksum(folder / name)
+    path.write_text(json.dumps(content))
+
+
+def test_centroids_of_another_width_are_refused(hostile: Hostile):
+    """Even where every checksum was made again: the levels would be those of two trees."""
+    command = COMMANDS["sample"]
+    hostile.fresh(command)
+    path = hostile.work / "tree/level_2/centroids.npy"
+    np.save(path, np.load(path)[:, :5])
+    _reseal(hostile.work / "tree", "level_2/centroids.npy")
+    ended = hostile.call(command, command.words)
+    assert (ended.code, "5 dimensions" in ended.err) == (2, True), ended.err
+
+
+def _move_a_row(folder: Path, value: int | None = None) -> None:
+    """Another cluster of level 2 for row 3 of a subset; None: the next one."""
+    path = folder / "subset.parquet"
+    table = pq.read_table(path)
+    column = table["level_2"].to_numpy().copy()
+    column[3] = (column[3] + 1) % 4 if value is None else value
+    pq.write_table(table.set_column(table.column_names.index("level_2"), "level_2", pa.array(column)), path)
+    _reseal(folder, "subset.parquet")
+
+
+@pytest.mark.parametrize("value", [-1, 7])
+def test_clusters_of_a_subset_that_its_tree_does_not_have_are_refused(hostile: Hostile, value: int):
+    """A trainer would weigh or split rows by them. There is no cluster 7 on a level of 4."""
+    for words in (COMMANDS["report"].words, ("export", "texts.jsonl", "subset", "-o", "out.html", "--format=parquet")):
+        hostile.fresh(COMMANDS["report"])
+        _move_a_row(hostile.work / "subset", value)
+        ended = hostile.call(COMMANDS["report"], words)
+        assert (ended.code, f"level_2 holds cluster {value}" in ended.err) == (2, True), ended.err
+
+
+def test_a_row_of_a_subset_in_another_cluster_than_in_its_tree_is_refused(hostile: Hostile):
+    command = COMMANDS["report"]
+    hostile.fresh(command)
+    _move_a_row(hostile.work / "subset")
+    ended = hostile.call(command, command.words)
+    assert (ended.code, "other clusters of level_2" in ended.err) == (2, True), ended.err
+
+
+def test_a_pool_longer_than_its_tree_is_refused(hostile: Hostile):
+    """Rows that were never clustered would count as pool, and labels would be those of other rows."""
+    command = COMMANDS["report"]
+    hostile.fresh(command)
+    with open(hostile.work / "texts.jsonl", "a") as stream:
+        stream.write(json.dumps({"text": "one row more", "label": "l0"}) + "\n")
+    ended = hostile.check(command, command.words, "a row more")
+    assert (ended.code, "the pool has 201 rows but the tree was made of 200" in ended.err) == (2, True), ended.err
+
+
+def test_a_page_that_somebody_else_wrote_stays_where_it_is(hostile: Hostile):
+    command = COMMANDS["report"]
+    hostile.fresh(command)
+    page = hostile.work / "out.html"
+    page.write_text("<!doctype html><title>my own</title>")
+    ended = hostile.call(command, command.words)
+    assert (ended.code, "did not make it" in ended.err) == (2, True), ended.err
+    assert "my own" in page.read_text()
+    assert hostile.call(command, (*command.words, "--overwrite")).code == 0
+    assert hostile.call(command, command.words).code == 0, "its own page is written again"
+    page_is_whole(hostile.work)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "webdataset", "datasets"])
+def test_the_same_export_again_is_there_and_another_is_refused(hostile: Hostile, kind: str):
+    """A script that is run again goes on; what it wrote is never another subset under the same name."""
+    command = COMMANDS["report"]
+    hostile.fresh(command)
+    words = ("export", "texts.jsonl", "subset", "-o", "out.html", f"--format={kind}")
+    (hostile.work / ".out.html.export.json").unlink(missing_ok=True)
+    assert hostile.call(command, words).code == 0
+    assert hostile.call(command, words).code == 0
+    other = ("sample", "tree", "-o", "subset_b", "--size=30", "--no-check")
+    assert hostile.call(command, other).code == 0
+    ended = hostile.call(command, (*words[:2], "subset_b", *words[3:]))
+    assert (ended.code, "not this export" in ended.err) == (2, True), ended.err
+
+
+def test_a_column_of_no_pool_is_refused(hostile: Hostile):
+    command = COMMANDS["report"]
+    hostile.fresh(command)
+    ended = hostile.call(command, ("report", "tree", "subset", "-o", "out.html", "--column=text"))
+    assert (ended.code, "give --pool too" in ended.err) == (2, True), ended.err

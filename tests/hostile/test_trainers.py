@@ -139,6 +139,9 @@ COMMANDS = {
     "picture pool": Command(
         "satellite.cli", ("pool", "tiles.parquet", "-o", "out.parquet"), ("--white=",), (), ("out.parquet",)
     ),
+    "picture": Command(
+        "satellite.cli", ("picture", "rgb.tif", "chm.tif", "-o", "out.png"), (), ("rgb.tif", "chm.tif"), ("out.png",)
+    ),
 }
 SLOW = ("pretrain", "text train", "heights", "predict", "tiles", "text perplexity")
 
@@ -185,6 +188,34 @@ def test_the_good_call_works(hostile: Hostile, name: str):
     ended = hostile.call(COMMANDS[name], COMMANDS[name].words)
     assert ended.code == 0, ended.err
     COMMANDS[name].valid(hostile.work)
+
+
+OWN_FILES = {  # command -> the file at -o, and words that make it another one
+    "text cut": ("out.parquet", "--target=30"),
+    "text dedup": ("out.parquet", "--near=0.9"),
+    "text split": ("out/test.parquet", "--share=0.5"),
+    "tiles": ("out.parquet", "--size=16"),
+    "picture pool": ("out.parquet", "--white=200"),
+    "predict": ("out.tif", "--overlap=4"),
+    "picture": ("out.png", "--window=0,0,16,16"),
+}
+
+
+@pytest.mark.parametrize("name", OWN_FILES)
+def test_a_file_that_the_command_did_not_make_stays_where_it_is(hostile: Hostile, name: str):
+    """A mistyped -o costs a user a file of his own; the command's own file is made again."""
+    command, (output, other) = COMMANDS[name], OWN_FILES[name]
+    hostile.fresh(command)
+    path = hostile.work / output
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"a year of work" * 20_000)
+    refused = hostile.call(command, command.words)
+    assert (refused.code, refused.err.count("\n"), "did not make it" in refused.err) == (2, 1, True), refused.err
+    assert path.read_bytes() == b"a year of work" * 20_000
+    assert hostile.call(command, (*command.words, "--overwrite")).code == 0
+    assert b"a year of work" not in path.read_bytes()
+    again = hostile.call(command, (*command.words, other))
+    assert again.code == 0, f"its own file is made again without a flag: {again.err}"
 
 
 @pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.numbers])

@@ -13,6 +13,7 @@ import torch
 
 from training.checkpoints import count_batches_anew, optimiser_steps
 from training.data import StepData
+from training.devices import few_threads
 from training.settings import RunSettings, SpeedSettings
 
 ROOT = Path(__file__).parents[2]
@@ -96,3 +97,22 @@ def test_the_path_with_every_version_that_we_allow(wanted: str, tmp_path: Path):
 
 
 NAME = test_this_version_is_one_that_was_tried.__name__
+
+
+@pytest.mark.parametrize(("flops", "said", "wanted"), [(1e9, None, 1), (1e12, None, 2), (0.0, None, 2), (1e9, "2", 2)])
+def test_a_small_step_on_a_cpu_takes_one_thread(
+    monkeypatch: pytest.MonkeyPatch, flops: float, said: str | None, wanted: int
+):
+    """Beside busy processes two threads of a small step are 4 to 8 times slower; on a quiet machine no faster."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if said is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    trainer = lightning.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with few_threads(flops, trainer):
+            assert torch.get_num_threads() == wanted
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
