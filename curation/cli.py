@@ -675,6 +675,7 @@ def report(
 def compare(
     folders: Annotated[list[Path], typer.Argument(help="Folders of trees and of 2 to 6 subsets drawn from them.")],
     output: Output,
+    *,
     pool: Annotated[str | None, typer.Option(help="The pool, for pictures or texts.")] = None,
     labels: Annotated[str | None, typer.Option(help="Column of the pool with true concepts.")] = None,
     column: Column = None,
@@ -702,7 +703,7 @@ def compare(
         ]
     commands = ["curate " + shlex.join(sys.argv[1:])]
     write_comparison(
-        candidates, output, found, labels, title, commands=commands, findings=findings, overwrite=overwrite
+        candidates, output, found, labels, title=title, commands=commands, findings=findings, overwrite=overwrite
     )
     _say(f"open {output} in a browser")
 

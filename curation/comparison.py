@@ -68,6 +68,7 @@ def write_comparison(
     path: str | Path,
     pool: Any = None,
     labels: Any = None,
+    *,
     title: str = "Subsets side by side",
     commands: list[str] | None = None,
     seed: int = 0,

@@ -270,6 +270,7 @@ def run_stage(
     speed: dict[str, Any],
     provenance: dict[str, Any],
     progress: bool = True,
+    *,
     track: Callable[[Stage, Path], Any] | None = None,
     leader: bool = True,
     begin: Callable[[Stage], None] = lambda _stage: None,
