@@ -8,6 +8,7 @@ The pools lie in the folder that CURATED_SSL_DATA names. A run that was killed g
 import argparse
 import shlex
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -31,7 +32,9 @@ def main() -> None:
     parser.add_argument("--threads", type=number_type(int, ge=1, le=1024), default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    command = shlex.join(["python", *sys.argv])
+    # where work is kept decides nothing, and is a path of this machine
+    words = [word for before, word in pairwise(["", *sys.argv]) if "--work" not in (before, word.partition("=")[0])]
+    command = shlex.join(["python", *words])
     cells, methods = chosen(options.cells, CELLS, "cell"), chosen(options.methods, METHODS, "method")
     run_benchmark(options.output, options.work, cells, methods, options.seeds, command, options.threads)
 
