@@ -20,8 +20,7 @@ from training.data import BatchPlan
 from training.settings import RunSettings, SpeedSettings
 
 KIND_BYTES = 96  # of precision and name of a device
-
-SMALL_STEP = 2e9  # operations of a pass forwards and backwards: a second thread gained nothing (docs/results/edges.md)
+SMALL_STEP = 2e9  # operations of a pass forwards and backwards: see docs/results/edges.md
 
 
 def fast_precision(accelerator: str = "auto") -> str:
@@ -111,7 +110,7 @@ def device_name(device: torch.device) -> str:
 
 @contextmanager
 def few_threads(flops: float, trainer: lightning.Trainer) -> Iterator[None]:
-    """One thread where a step on a CPU is small: its parallel parts are short, and two threads were no faster.
+    """One thread where a step on a CPU is small: its parallel parts are short, a second may gain or lose.
 
     Beside other busy processes each part waits until both threads have a core, which makes such a step 4 to 8 times
     slower. The choice depends on the run alone, not on the machine or its load, so a resumed run ends with the same
