@@ -7,6 +7,7 @@ from torch import Tensor
 from curation.embeddings import Embeddings
 
 HELD_BYTES = 4 << 30  # beyond it rows are read again in every pass
+ROWS_PER_READ = 1 << 16
 
 
 class SelectedRows(Embeddings):
@@ -28,7 +29,10 @@ class SelectedRows(Embeddings):
         self.held: Tensor | None = None
         sample = source.take(rows[:1])
         if 0 < self.last - self.first <= HELD_BYTES // (self.dim * sample.element_size()):
-            self.held = source.take(rows[self.first : self.last])
+            self.held = sample.new_empty((self.last - self.first, self.dim))
+            for start in range(0, len(self.held), ROWS_PER_READ):  # at once they would be there twice
+                piece = self.held[start : start + ROWS_PER_READ]
+                piece.copy_(source.take(rows[self.first + start : self.first + start + len(piece)]))
 
     @property
     def in_memory(self) -> Tensor | None:

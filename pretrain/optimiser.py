@@ -1,14 +1,11 @@
 """Parameters in groups: layer-wise learning rates, no decay of vectors, a last layer that can be frozen."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import nn
-
-WRAPPERS = re.compile(r"_fsdp_wrapped_module\.|_orig_mod\.|_checkpoint_wrapped_module\.")
 
 
 def layer_ids(model: Any) -> tuple[dict[str, int], int]:
@@ -35,7 +32,7 @@ class Kind:
 
 
 def parameter_kinds(student: Any, layer_decay: float = 1.0, patch_embed_factor: float = 1.0) -> dict[str, Kind]:
-    """Name -> kind of each parameter, read before any wrapping: FSDP flattens parameters.
+    """Name -> kind of each parameter, for `parameter_groups`.
 
     A parameter of layer i of L (0 is the patch embedding) gets the learning rate times ``layer_decay`` ** (L - i);
     heads and the final norm get it whole; the patch embedding another factor besides. Biases, norms and LayerScale do
@@ -58,10 +55,10 @@ def parameter_kinds(student: Any, layer_decay: float = 1.0, patch_embed_factor: 
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], kinds: dict[str, Kind]) -> list[dict[str, Any]]:
-    """Groups of the optimiser, one for each kind; ``named`` may be wrapped or not."""
+    """Groups of the optimiser, one for each kind."""
     groups: dict[Kind, list[nn.Parameter]] = {}
     for name, parameter in named:
-        groups.setdefault(kinds[WRAPPERS.sub("", name)], []).append(parameter)
+        groups.setdefault(kinds[name], []).append(parameter)
     return [{"params": parameters, **asdict(kind)} for kind, parameters in groups.items()]
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int
+from timm.models.eva import EvaBlock
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from curation.pool import pool_fingerprint
@@ -111,7 +113,7 @@ def pretrain(
         looks = Looks(folder, make_probe(pool, reader, settings.probe, settings.crops))
         watchers = [CollapseGuard(log, settings.collapse), bad, looks]
         batches = CropBatches(reader, order, grid, settings)
-        fitted = fit(module, batches, folder, start, log, watchers, _blocks())
+        fitted = fit(module, batches, folder, start, log, watchers)
         samples = fitted.step * settings.batch_size
         result = PretrainResult(
             finished=fitted.finished,
@@ -262,6 +264,11 @@ class Pretraining(StepModule):
     def clipped_parts(self) -> list[nn.Module]:
         return self.student.parts()  # type: ignore[no-any-return]
 
+    def shards(self) -> list[nn.Module]:
+        parts = [*self.student.parts(), *self.teacher.parts(), *([] if self.anchor is None else [self.anchor])]
+        blocks = [module for part in parts for module in part.modules() if isinstance(module, (Block, EvaBlock))]
+        return [*blocks, *parts]
+
     @property
     def largest_norm(self) -> float:
         return self.settings.optimiser.clip
@@ -302,11 +309,3 @@ def cache_rows(settings: PretrainSettings) -> int:
     if settings.speed.n_workers:
         return 0
     return int(settings.speed.cache_gb * 1e9 / (3 * settings.crops.canvas_size**2))
-
-
-def _blocks() -> set[type]:
-    """What FSDP shards one by one."""
-    from timm.models.eva import EvaBlock
-    from timm.models.vision_transformer import Block
-
-    return {Block, EvaBlock}

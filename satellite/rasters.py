@@ -1,5 +1,6 @@
 """Rasters of any size and format that GDAL reads, as windows of float32 bands with a mask of what is valid."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from jaxtyping import Bool, Float
 from foundation.errors import CurationError
 from foundation.paths import regular_file
 
+CACHE_BYTES = 256 << 20  # of blocks that GDAL keeps: a row of tiles across a wide raster
 FINEST = 16  # times finer than it is, a raster may be resampled
 SAME = 1e-3  # of a pixel: grids that differ by less are one grid
 
@@ -145,6 +147,7 @@ def open_raster(
     from rasterio.vrt import WarpedVRT
 
     path = regular_file(path, "give a raster that GDAL reads")
+    _limit_cache()
     try:
         source = rasterio.open(path)
     except (RasterioError, OSError) as error:
@@ -199,6 +202,14 @@ def open_raster(
     except BaseException:
         source.close()
         raise
+
+
+def _limit_cache() -> None:
+    """GDAL would keep blocks up to 5 % of the machine's memory, in every process; ``GDAL_CACHEMAX`` has its way."""
+    from rasterio.env import set_gdal_config
+
+    if "GDAL_CACHEMAX" not in os.environ:
+        set_gdal_config("GDAL_CACHEMAX", CACHE_BYTES)
 
 
 def open_heights(path: str | Path, resolution: float = 0.0, crs: str | None = None, grid: Grid | None = None) -> Raster:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -29,17 +30,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def submit(slurm: dict[str, str], where: Path, *words: str, path: Path = ROOT) -> str:
-    """The number of a job that runs ``python -m words`` through the script."""
+def submit(slurm: dict[str, str], where: Path, *words: str, path: Path = ROOT, options: Sequence[str] = ()) -> str:
+    """The number of a job that runs ``python -m words`` through the script, with options of sbatch."""
     environment = {**slurm, "PYTHON": sys.executable, "PYTHONPATH": str(path)}
-    command = ["sbatch", "--parsable", str(SCRIPT), *words]
+    command = ["sbatch", "--parsable", *options, str(SCRIPT), *words]
     submitted = subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True)
     assert submitted.returncode == 0, submitted.stderr
     return submitted.stdout.strip()
 
 
-def finish(slurm: dict[str, str], where: Path, number: str) -> str:
-    """Wait for a job, which must complete; its log."""
+def finish(slurm: dict[str, str], where: Path, number: str, wanted: str = "COMPLETED") -> str:
+    """Wait for a job, which must end in the wanted state; its log."""
     state = ""
     for _ in range(480):
         shown = subprocess.run(["scontrol", "show", "job", number], env=slurm, capture_output=True, text=True).stdout
@@ -48,7 +49,7 @@ def finish(slurm: dict[str, str], where: Path, number: str) -> str:
             break
         time.sleep(0.5)
     log = (where / f"curated-ssl-{number}.log").read_text()
-    assert state == "COMPLETED", f"{state}: {log[-2000:]}"
+    assert state == wanted, f"{state}: {log[-2000:]}"
     return log
 
 
@@ -103,6 +104,20 @@ def test_a_job_whose_time_is_up_queues_itself_again_and_goes_on(slurm: dict[str,
     subprocess.run(["scancel", "--signal=USR1", "--batch", number], env=slurm, check=True)
     log = finish(slurm, tmp_path, number)
     assert log.index("stopped in peace") < log.index("goes on")
+
+
+@pytest.mark.slow
+def test_a_task_that_fails_ends_those_that_would_wait_for_it(slurm: dict[str, str], tmp_path: Path):
+    """They would hold a cluster for hours: of three processes, two do not hear that the third is gone."""
+    (tmp_path / "lonely.py").write_text(
+        "import os, sys, time\n"
+        "if os.environ['SLURM_PROCID'] == '2': sys.exit(3)\n"
+        "time.sleep(1000)\n"
+        "print('waited in vain')\n"
+    )
+    tasks = ["--nodes=2", "--ntasks=3", "--ntasks-per-node=2", "--cpus-per-task=1"]
+    number = submit(slurm, tmp_path, "lonely", path=tmp_path, options=tasks)
+    assert "waited in vain" not in finish(slurm, tmp_path, number, "FAILED")
 
 
 def test_the_script_is_a_shell_script_that_asks_for_a_command(tmp_path: Path):

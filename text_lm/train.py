@@ -102,7 +102,7 @@ def train(
             return restored(TrainResult, done, folder / MODEL)
         flops = flops_per_token(settings.model, tokenizer.vocab_size, settings.model.context)
         log = RunLog(folder, Work("tokens", "tokens", settings.tokens_per_step, flops), "train", progress)
-        fitted = fit(module, batches, folder, find_checkpoint(folder), log, fsdp_blocks=_blocks())
+        fitted = fit(module, batches, folder, find_checkpoint(folder), log)
         seen = fitted.step * settings.tokens_per_step
         result = TrainResult(
             finished=fitted.finished,
@@ -144,17 +144,19 @@ class LanguageModel(StepModule):
         speed = self.settings.speed
         self.model = build_model(self.settings.model, self.tokenizer, self.settings.seed, speed.attention)
         self.model.train()
-        self.vectors = {name for name, parameter in self.model.named_parameters() if parameter.ndim < 2}
         if speed.checkpoint_activations:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         if speed.compile:
             self.model.compile()  # in place: the names in the checkpoint stay those of the plain model
             self.loss = torch.compile(language_model_loss)  # spares the float32 copy of the logits
 
+    def shards(self) -> list[nn.Module]:
+        return [*self.model.model.layers, self.model]
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         settings = self.settings
         return torch.optim.AdamW(
-            parameter_groups(self.model.named_parameters(), self.vectors, settings.weight_decay),
+            parameter_groups(self.model.parameters(), settings.weight_decay),
             lr=settings.learning_rate,
             betas=settings.betas,
             eps=settings.eps,
@@ -196,20 +198,11 @@ class LanguageModel(StepModule):
         return f"lower learning_rate (now {self.settings.learning_rate}), or set z_loss=1e-4 and clip=1"
 
 
-def parameter_groups(
-    named: Iterable[tuple[str, nn.Parameter]], vectors: set[str], decay: float
-) -> list[dict[str, Any]]:
-    """Matrices, which decay, and vectors (norms), which do not.
-
-    Args:
-        named: names and parameters, wrapped or not.
-        vectors: names of the vectors, taken before wrapping: FSDP flattens every parameter.
-    """
+def parameter_groups(parameters: Iterable[nn.Parameter], decay: float) -> list[dict[str, Any]]:
+    """Matrices, which decay, and vectors (norms), which do not."""
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for name, parameter in named:
-        for wrapper in ("_fsdp_wrapped_module.", "_orig_mod."):
-            name = name.replace(wrapper, "")
-        groups[name in vectors].append(parameter)
+    for parameter in parameters:
+        groups[parameter.ndim < 2].append(parameter)
     return [{"params": groups[False], "weight_decay": decay}, {"params": groups[True], "weight_decay": 0.0}]
 
 
@@ -228,10 +221,3 @@ def save_model(state: dict[str, Tensor], settings: TrainSettings, tokenizer: Tok
         plain.save_pretrained(fresh)
         tokenizer.export(fresh, settings.model.context)
     transformers_logging.enable_progress_bar()
-
-
-def _blocks() -> set[type]:
-    """What FSDP shards one by one."""
-    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-
-    return {LlamaDecoderLayer}

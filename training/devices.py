@@ -18,6 +18,7 @@ from curation.kmeans.assignment import has_bfloat16_units
 from foundation.errors import CurationError
 from training.data import BatchPlan
 from training.settings import RunSettings, SpeedSettings
+from training.sharding import Sharded
 
 KIND_BYTES = 96  # of precision and name of a device
 SMALL_STEP = 2e9  # operations of a pass forwards and backwards: see docs/results/edges.md
@@ -135,12 +136,8 @@ def make_trainer(
     settings: RunSettings,
     folder: Path,
     callbacks: Sequence[lightning.Callback],
-    fsdp_blocks: set[type] | None = None,
 ) -> lightning.Trainer:
     """A trainer that counts steps, keeps no checkpoints and logs nothing by itself.
-
-    Args:
-        fsdp_blocks: modules that FSDP shards one by one.
 
     Raises:
         CurationError: the accelerator or the devices are not there, or the batch cannot be shared among them.
@@ -150,13 +147,9 @@ def make_trainer(
     speed = settings.speed
     strategy: Any = speed.strategy
     if strategy == "fsdp":
-        from lightning.pytorch.strategies import FSDPStrategy
-        from torch.distributed.fsdp import MixedPrecision
-
-        half = settings.precision == "bf16-mixed"
-        # Lightning's own choice also rounds sums of gradients and buffers to bfloat16
-        mixed = MixedPrecision(torch.bfloat16, torch.float32, torch.float32) if half else None
-        strategy = FSDPStrategy(auto_wrap_policy=fsdp_blocks or set(), state_dict_type="full", mixed_precision=mixed)
+        if settings.precision == "16-mixed":
+            raise CurationError("precision 16-mixed does not go with speed.strategy=fsdp; use bf16-mixed")
+        strategy = Sharded(half=settings.precision == "bf16-mixed")
     elif strategy == "ddp" or _processes(speed) > 1:
         strategy = FixedOrder()
     try:

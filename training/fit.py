@@ -70,7 +70,6 @@ def fit(
     start: ResumePoint,
     log: RunLog,
     watchers: Sequence[lightning.Callback] = (),
-    fsdp_blocks: set[type] | None = None,
 ) -> Fitted:
     """Train a module to its last step, or to where SIGTERM stops it; it goes on from ``start``.
 
@@ -81,7 +80,6 @@ def fit(
         start: of `find_checkpoint`.
         log: of losses and speed.
         watchers: further callbacks; they see a step after the log and before its checkpoint.
-        fsdp_blocks: modules that FSDP shards one by one.
 
     Raises:
         CurationError: devices are not there, the batch cannot be shared among them, the checkpoint is not of this run,
@@ -93,7 +91,7 @@ def fit(
         raise CurationError(f"{start.path} is of step {start.step}, but the run has {settings.steps}; delete it")
     # the log first: its sums must be up to date when the checkpoint takes them
     callbacks = [SameKind(), log, *watchers, Checkpoints(folder, settings.speed.checkpoint_every, start)]
-    trainer = make_trainer(settings, folder, callbacks, fsdp_blocks)
+    trainer = make_trainer(settings, folder, callbacks)
     data = StepData(make, settings, start.step)
     with warnings.catch_warnings(), signals_restored(), few_threads(log.work.per_step * log.work.flops, trainer):
         warnings.simplefilter("ignore")  # Lightning's advice on workers and loggers, none of it true here

@@ -62,12 +62,20 @@ class RunLog(lightning.Callback):
     def rate(self) -> float | None:
         return self.timed_steps * self.work.per_step / self.seconds if self.seconds else None
 
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        self._trainer = trainer
+
     def state_dict(self) -> dict[str, Any]:
-        sums = {name: value.cpu() for name, value in self.sums.items()}
+        # one sum for each process: the first writes the checkpoint for all
+        gather: Any = self._trainer.strategy.all_gather
+        sums = {name: gather(self.sums[name]).reshape(-1).cpu() for name in sorted(self.sums)}
         return {"sums": sums, "n_summed": self.n_summed, "last": self.last}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.sums, self.n_summed, self.last = state_dict["sums"], state_dict["n_summed"], state_dict["last"]
+        self.n_summed, self.last = state_dict["n_summed"], state_dict["last"]
+        trainer, n = self._trainer, self._trainer.world_size
+        for name, given in state_dict["sums"].items():  # of another number of processes: their mean, which a line takes
+            self.sums[name] = (given[trainer.global_rank] if given.shape == (n,) else given.mean()).clone()
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.sums = {name: value.to(pl_module.device) for name, value in self.sums.items()}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from foundation.errors import CurationError
 from training.checkpoints import count_batches_anew
 from training.settings import RunSettings
+from training.sharding import full
 
 
 class StepModule(lightning.LightningModule):
@@ -25,6 +26,16 @@ class StepModule(lightning.LightningModule):
         self.settings = settings
         self.losses: dict[str, Tensor] = {}
         self.gradient_norm: Tensor | None = None
+
+    def configure_model(self) -> None:
+        """Make the networks; Lightning calls this for every stage, after the processes have met."""
+
+    def shards(self) -> list[nn.Module]:
+        """Modules whose weights FSDP gathers one by one when they are called, inner before outer.
+
+        Together they hold every parameter, and the step calls the outermost as functions.
+        """
+        return [child for child in self.children() if any(True for _ in child.parameters())]
 
     def rates(self, step: int) -> dict[str, float]:
         """Learning rate, and whatever else follows a schedule, at a step: what its line of the log says."""
@@ -52,12 +63,8 @@ class StepModule(lightning.LightningModule):
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         limit = self.largest_norm or float("inf")
-        wrapped: Any = self.trainer.strategy.model
-        if hasattr(wrapped, "clip_grad_norm_"):  # FSDP holds pieces of the gradient: one norm for all
-            self.gradient_norm = wrapped.clip_grad_norm_(limit)
-            return
         norms = [nn.utils.clip_grad_norm_(part.parameters(), limit) for part in self.clipped_parts()]
-        self.gradient_norm = norms[0]
+        self.gradient_norm = full(norms[0])
 
     def check_finite(self) -> None:
         """Stop at a loss or gradient that is not finite; called where the log synchronises anyway.

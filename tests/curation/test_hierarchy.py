@@ -12,6 +12,7 @@ import pytest
 
 from curation import ClusterTree, CurationError, HierarchicalKMeans, Subset, open_embeddings
 from curation.bad_rows import KeptRows
+from curation.rows import SelectedRows
 from curation.sampling import members_to_resample
 
 
@@ -322,3 +323,12 @@ def test_level_1_can_be_fitted_on_some_rows_and_assigned_to_all(tmp_path: Path):
         small(fit_rows=199)
     with pytest.raises(CurationError, match="must not be negative"):
         small(fit_rows=-1)
+
+
+def test_rows_that_are_held_are_those_of_the_source(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("curation.rows.ROWS_PER_READ", 7)
+    x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    chosen = np.arange(0, 60, 2)
+    held = SelectedRows(open_embeddings(x), chosen, (3, 28))
+    for start, stop in ((3, 28), (9, 12), (0, 30)):
+        assert np.array_equal(held.block(start, stop).numpy(), x[chosen[start:stop]])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -38,7 +39,7 @@ OPTIONS = [
     "science.train.recipe={steps: STEPS, batch_size: 8, collapse: 0.0, probe: {every: 0}, backbone: {name: "
     "vit_tiny_patch16_224, args: {patch_size: 8, embed_dim: 24, depth: 2, num_heads: 2}}, loss: {dino_head: "
     "{n_prototypes: 16, hidden: 16, bottleneck: 8}}, crops: {global_size: 16, local_size: 8, n_local: 2}, "
-    "speed: {checkpoint_every: 4, log_every: 1}}",
+    "speed: {checkpoint_every: 4, log_every: 1, strategy: STRATEGY}}",
     "science.evaluate.steps=20",
     "science.evaluate.corruptions=[brightness]",
     "science.evaluate.corrupted_rows=10",
@@ -50,8 +51,9 @@ OPTIONS = [
 ]
 
 
-def options(source: Path, root: Path, *more: str, steps: int = STEPS) -> list[str]:
-    filled = [item.replace("SOURCE", str(source)).replace("STEPS", str(steps)) for item in OPTIONS]
+def options(source: Path, root: Path, *more: str, steps: int = STEPS, strategy: str = "auto") -> list[str]:
+    given = {"SOURCE": str(source), "STEPS": str(steps), "STRATEGY": strategy}
+    filled = [re.sub("|".join(given), lambda found: given[found[0]], item) for item in OPTIONS]
     return [*filled, f"output.runs={root}", *more]
 
 
@@ -81,11 +83,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def start(n: int, source: Path, root: Path, steps: int = STEPS) -> list[subprocess.Popen]:
+def start(n: int, source: Path, root: Path, **changes: Any) -> list[subprocess.Popen]:
     """The command by n processes, as torchrun starts them."""
     place = {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     place |= {"MASTER_PORT": str(free_port()), "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"}
-    command = [sys.executable, str(ROOT / "scripts/run_experiment.py"), *options(source, root, steps=steps)]
+    command = [sys.executable, str(ROOT / "scripts/run_experiment.py"), *options(source, root, **changes)]
     return [
         subprocess.Popen(
             command,
@@ -103,9 +105,9 @@ def finish(running: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
     return [(process.returncode, *lines) for process, lines in zip(running, said, strict=True)]
 
 
-def run_whole(n: int, source: Path, root: Path, steps: int = STEPS) -> None:
+def run_whole(n: int, source: Path, root: Path, steps: int = STEPS, strategy: str = "auto") -> None:
     """The experiment by n processes, uninterrupted."""
-    found = finish(start(n, source, root, steps))
+    found = finish(start(n, source, root, steps=steps, strategy=strategy))
     assert [code for code, _, _ in found] == [0] * n, found
     assert "stages run" in found[0][1]
     assert [out for _, out, _ in found[1:]] == [""] * (n - 1), "the first process alone reports"
@@ -122,10 +124,11 @@ def test_two_processes_train_one_model_and_the_first_alone_writes(source: Path, 
 
 
 @pytest.mark.slow
-def test_a_lost_process_costs_a_restart_and_no_result(source: Path, tmp_path: Path):
+@pytest.mark.parametrize("strategy", ["auto", "fsdp"])
+def test_a_lost_process_costs_a_restart_and_no_result(strategy: str, source: Path, tmp_path: Path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    run_whole(2, source, whole)
-    running = start(2, source, broken)
+    run_whole(2, source, whole, strategy=strategy)
+    running = start(2, source, broken, strategy=strategy)
     wait(lambda: len(losses(broken)) > 10, "training")
     os.kill(running[1].pid, signal.SIGKILL)
     code, _, said = finish(running)[0]
@@ -133,15 +136,18 @@ def test_a_lost_process_costs_a_restart_and_no_result(source: Path, tmp_path: Pa
     assert said, "those that are left say why they end"
     assert not list(broken.glob("raw/seed0/train-*/stage.json"))
     assert 10 < len(losses(broken)) < STEPS
-    run_whole(2, source, broken)
+    run_whole(2, source, broken, strategy=strategy)
     assert losses(broken) == losses(whole)
     assert (broken / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
 
 
 @pytest.mark.slow
-def test_a_lost_node_of_two_is_waited_for_and_the_job_goes_on(slurm: dict[str, str], source: Path, tmp_path: Path):
+@pytest.mark.parametrize("strategy", ["auto", "fsdp"])
+def test_a_lost_node_of_two_is_waited_for_and_the_job_goes_on(
+    strategy: str, slurm: dict[str, str], source: Path, tmp_path: Path
+):
     whole, tmp_path = tmp_path / "whole", tmp_path / "run"
-    run_whole(4, source, whole)
+    run_whole(4, source, whole, strategy=strategy)
     on_slurm = [
         "launch=slurm",
         "launch.resources.cpus_per_task=1",
@@ -156,7 +162,11 @@ def test_a_lost_node_of_two_is_waited_for_and_the_job_goes_on(slurm: dict[str, s
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    said = call(sys.executable, str(ROOT / "scripts/run_experiment.py"), *options(source, tmp_path, *on_slurm))
+    said = call(
+        sys.executable,
+        str(ROOT / "scripts/run_experiment.py"),
+        *options(source, tmp_path, *on_slurm, strategy=strategy),
+    )
     jobs = {line.split(": ")[1]: line.split()[1].rstrip(":") for line in said.splitlines() if line.startswith("job ")}
 
     def state(name: str) -> str:

@@ -47,9 +47,9 @@ def test_ddp_of_one_process_is_the_run_without_it(device: str, tmp_path: Path):
 
 @pytest.mark.parametrize(("first", "then"), [("fsdp", "auto"), ("auto", "fsdp"), ("fsdp", "fsdp")])
 def test_a_checkpoint_of_fsdp_goes_on_without_it_and_the_other_way(
-    first: str, then: str, cuda: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    first: str, then: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    whole = run(tmp_path / "whole", cuda, "auto")
+    whole = run(tmp_path / "whole", device, "auto")
     plain = Checkpoints.on_train_batch_end
 
     def stop(self: Checkpoints, trainer: Any, *rest: Any) -> None:
@@ -58,10 +58,10 @@ def test_a_checkpoint_of_fsdp_goes_on_without_it_and_the_other_way(
         plain(self, trainer, *rest)
 
     monkeypatch.setattr(Checkpoints, "on_train_batch_end", stop)
-    run(tmp_path / "run", cuda, first)
+    run(tmp_path / "run", device, first)
     assert (tmp_path / "run/last.ckpt").exists()
     monkeypatch.undo()
-    assert run(tmp_path / "run", cuda, then) == pytest.approx(whole, rel=5e-3)
+    assert run(tmp_path / "run", device, then) == pytest.approx(whole, rel=5e-3)
 
 
 FIT = """

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("rasterio")
 
 from foundation.errors import CurationError
-from satellite.rasters import check_same_grid, open_raster
+from satellite.rasters import CACHE_BYTES, check_same_grid, open_raster
 from tests.satellite.conftest import write_raster
 
 
@@ -118,3 +118,18 @@ def test_bands_and_files_that_are_not_there(tmp_path: Path):
         open_raster(path, [4])
     with pytest.raises(CurationError, match="does not exist"):
         open_raster(tmp_path / "none.tif")
+
+
+def test_gdal_keeps_few_blocks_unless_the_user_wants_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """By itself it takes 5 % of the machine's memory, once in every process that reads tiles."""
+    from rasterio.env import get_gdal_config, set_gdal_config
+
+    path, before, large = write_raster(tmp_path / "a.tif", ramp()), get_gdal_config("GDAL_CACHEMAX"), 1 << 30
+    try:
+        for given, wanted in (("", CACHE_BYTES), ("1GB", large)):
+            monkeypatch.setenv("GDAL_CACHEMAX", given) if given else monkeypatch.delenv("GDAL_CACHEMAX", raising=False)
+            set_gdal_config("GDAL_CACHEMAX", large)
+            open_raster(path).close()
+            assert get_gdal_config("GDAL_CACHEMAX") == wanted
+    finally:
+        set_gdal_config("GDAL_CACHEMAX", before)

@@ -147,9 +147,7 @@ def test_weights_depend_on_the_seed_alone():
 
 def test_norms_do_not_decay_and_every_weight_is_in_one_group():
     model = build_model(SMALL, BYTES, 0)
-    names = {name for name, p in model.named_parameters() if p.ndim == 1}
-    wrapped = [(name.replace("layers.", "layers._fsdp_wrapped_module."), p) for name, p in model.named_parameters()]
-    matrices, vectors = parameter_groups(wrapped, names, 0.1)
+    matrices, vectors = parameter_groups(model.parameters(), 0.1)
     assert {p.ndim for p in matrices["params"]} == {2}
     assert {p.ndim for p in vectors["params"]} == {1}
     assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)

@@ -366,7 +366,7 @@ def _train_in_a_group(rank: int, n: int, kind: type[Toy], settings: ToySettings,
         with claimed(folder, {"settings": settings.science()}):
             log = RunLog(folder, Work("samples", "rows", 4), "toy", progress=False)
             module = kind(settings, folder.parent / f"{rank}.saw")
-            fitted = fit(module, ToyBatches(0), folder, find_checkpoint(folder), log, fsdp_blocks={torch.nn.Linear})
+            fitted = fit(module, ToyBatches(0), folder, find_checkpoint(folder), log)
             if fitted.finished:
                 fitted.export(lambda state: torch.save(state, folder / "weights.pt"), {"step": fitted.step})
     except CurationError as error:
@@ -375,11 +375,11 @@ def _train_in_a_group(rank: int, n: int, kind: type[Toy], settings: ToySettings,
 
 
 def run_in_a_group(
-    n: int, folder: Path, kind: type[Toy] = Toy, strategy: str = "ddp", steps: int = 7, rate: float = 0.1
+    n: int, folder: Path, kind: type[Toy] = Toy, strategy: str = "ddp", steps: int = 7, log_every: int = 1
 ) -> list[int]:
     """A toy of n processes; their exit codes."""
-    settings = ToySettings(micro_batch_size=1, steps=steps, rate=rate)
-    settings = replace(settings, speed=replace(settings.speed, devices=n, strategy=strategy, log_every=1))
+    settings = ToySettings(micro_batch_size=1, steps=steps)
+    settings = replace(settings, speed=replace(settings.speed, devices=n, strategy=strategy, log_every=log_every))
     folder.parent.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -413,17 +413,40 @@ def test_two_processes_see_the_rows_of_one_and_log_each_step_once(tmp_path: Path
     }
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_four_processes_that_were_stopped_end_with_the_bytes_of_those_that_were_not(
-    tmp_path: Path, after_step: Callable[..., None]
+    strategy: str, tmp_path: Path, after_step: Callable[..., None]
 ):
-    """Sums of more than two gradients depend on their order, so a process that starts anew must keep it."""
-    assert run_in_a_group(4, tmp_path / "whole/run", DeepToy, steps=12) == [0] * 4
+    """Sums of more than two gradients depend on their order, so a process that starts anew must keep it.
+
+    They stop in the middle of a line of the log, whose sums are each process's own.
+    """
+    toys = DeepToy, strategy, 12, 3
+    assert run_in_a_group(4, tmp_path / "whole/run", *toys) == [0] * 4
     after_step(5, lambda checkpoints: checkpoints._asked.set())
-    assert run_in_a_group(4, tmp_path / "stopped/run", DeepToy, steps=12) == [0] * 4
+    assert run_in_a_group(4, tmp_path / "stopped/run", *toys) == [0] * 4
     assert not (tmp_path / "stopped/run/weights.pt").exists()
     after_step(-1, lambda checkpoints: None)
-    assert run_in_a_group(4, tmp_path / "stopped/run", DeepToy, steps=12) == [0] * 4
+    assert run_in_a_group(4, tmp_path / "stopped/run", *toys) == [0] * 4
     assert_same_run(tmp_path / "stopped/run", tmp_path / "whole/run")
+
+
+@pytest.mark.parametrize(("first", "then"), [((2, "fsdp"), (1, "auto")), ((1, "auto"), (2, "fsdp"))])
+def test_a_checkpoint_of_sharded_weights_is_that_of_one_process(
+    first: tuple[int, str], then: tuple[int, str], tmp_path: Path, after_step: Callable[..., None]
+):
+    """Who trains on many GPUs goes on with one, and the other way round."""
+    assert run_in_a_group(1, tmp_path / "whole/run", DeepToy, "auto", 12) == [0]
+    after_step(5, lambda checkpoints: checkpoints._asked.set())
+    assert run_in_a_group(first[0], tmp_path / "stopped/run", DeepToy, first[1], 12) == [0] * first[0]
+    after_step(-1, lambda checkpoints: None)
+    assert find_checkpoint(tmp_path / "stopped/run").step == 5
+    assert run_in_a_group(then[0], tmp_path / "stopped/run", DeepToy, then[1], 12) == [0] * then[0]
+    for one, other in zip(lines(tmp_path / "stopped/run"), lines(tmp_path / "whole/run"), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+    a, b = (torch.load(tmp_path / name / "run/weights.pt", weights_only=True) for name in ("stopped", "whole"))
+    for name in b:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4)
 
 
 def test_processes_on_devices_of_different_kinds_are_told_of(
