@@ -97,7 +97,7 @@ def scale_markdown(found: dict[str, Any], command: str, source: dict[str, Any]) 
     lines += [f"Commit {commits_of([source])}, {source['device']}{load}.", f"Versions: {source['versions']}.", ""]
     lines += [
         "Each job runs once, in a process of its own; peak memory counts the interpreter and torch (about 0.7 GB).",
-        "*Seconds of the processor* are the sum over all threads: where others compute too, they grow less than seconds.",
+        "*Seconds of the processor* are the sum over all threads; they show less of what else the machine did.",
         "",
     ]
     cells = []
