@@ -6,6 +6,9 @@ STAMP  := $(VENV)/.installed
 STARTED := $(shell date +%s)
 SOURCES := foundation curation training pretrain eval experiments benchmarks text_lm satellite scripts tests
 
+# else every process that a test starts compiles the sources of torch and its kin again: 12 s each
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help install demo test test-all gpu lint format clean
 
 help:  ## show this list

@@ -1,5 +1,6 @@
 """The page of whole jobs: time, peak memory, what the plan said before, and how both grow with n and k."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def job_arguments(rows: int, threads: int) -> dict[str, list[str]]:
 
 def measure(rows: int, threads: int, growth: bool, say: Any = print) -> dict[str, Any]:
     """Run every job once, each in a process of its own."""
-    found: dict[str, Any] = {"jobs": {}, "growth": {}}
+    found: dict[str, Any] = {"load": os.getloadavg()[0], "jobs": {}, "growth": {}}
     for title, arguments in job_arguments(rows, threads).items():
         say(title)
         found["jobs"][title] = in_own_process(arguments)
@@ -85,24 +86,32 @@ def growth_figure(growth: dict[str, list[dict[str, Any]]], path: Path) -> None:
     plt.close(figure)
 
 
+def _processor(result: dict[str, Any]) -> str:
+    return f"{result['processor_seconds']:.1f}" if "processor_seconds" in result else "-"
+
+
 def scale_markdown(found: dict[str, Any], command: str, source: dict[str, Any]) -> str:
     """The page; the figure is ``images/growth.png`` beside it."""
     lines = ["# Whole jobs", "", f"`{command}`", ""]
-    lines += [f"Commit {commits_of([source])}, {source['device']}.", f"Versions: {source['versions']}.", ""]
+    load = f", load {found['load']:.1f} at the start" if "load" in found else ""
+    lines += [f"Commit {commits_of([source])}, {source['device']}{load}.", f"Versions: {source['versions']}.", ""]
     lines += [
-        "Each job runs once, in a process of its own; peak memory counts the interpreter, torch (about 0.7 GB) and"
+        "Each job runs once, in a process of its own; peak memory counts the interpreter and torch (about 0.7 GB).",
+        "*Seconds of the processor* are the sum over all threads; they show less of what else the machine did.",
+        "",
     ]
-    lines += ["the pages of the input file that the system keeps mapped.", ""]
     cells = []
     for title, result in found["jobs"].items():
         planned = f"{result['planned_seconds']:.1f}" if "planned_seconds" in result else "-"
         seconds = f"{result['seconds']:.1f}" if "seconds" in result else f"{result['random']:.2f}"
+        used = _processor(result)
         note = f"KL over the rings {result['kl']:.3f}" if "kl" in result else ""
         if "random" in result:
             again, closest = result["random, again"], result["closest"]
             note = f"closest first {closest:.2f} s; a second sample of the same tree {again:.2f} s"
-        cells.append([title, seconds, planned, f"{result['peak_rss'] / 1e9:.2f}", note])
-    lines.append(markdown_table(["job", "seconds", "`curate plan` said", "peak memory, GB", ""], cells).rstrip("\n"))
+        cells.append([title, seconds, used, planned, f"{result['peak_rss'] / 1e9:.2f}", note])
+    header = ["job", "seconds", "seconds of the processor", "`curate plan` said", "peak memory, GB", ""]
+    lines.append(markdown_table(header, cells).rstrip("\n"))
     if found["growth"]:
         lines += [
             "",
@@ -116,13 +125,14 @@ def scale_markdown(found: dict[str, Any], command: str, source: dict[str, Any]) 
                 f"{point['n']:,}",
                 f"{point['k']:,}",
                 f"{point['seconds']:.1f}",
+                _processor(point),
                 f"{point['planned_seconds']:.1f}",
                 f"{point['peak_rss'] / 1e9:.2f}",
             ]
             for points in found["growth"].values()
             for point in points
         ]
-        header = ["n", "k", "seconds", "`curate plan` said", "peak memory, GB"]
+        header = ["n", "k", "seconds", "seconds of the processor", "`curate plan` said", "peak memory, GB"]
         lines.append(markdown_table(header, cells).rstrip("\n"))
         lines += ["", "![growth with n and k](images/growth.png)"]
     if found.get("processes"):

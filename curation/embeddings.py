@@ -36,6 +36,8 @@ from foundation.settings import LARGEST_INT, Choices, Count, CountOrZero, short
 
 FORMAT_VERSION = 1
 SUFFIXES = (".npy", ".parquet", ".pq", ".arrow", ".feather", ".ipc")
+MAPPED_AROUND = 2 << 20  # bytes: a page that is read may be part of a large one, which is mapped as a whole
+ROWS_PER_RELEASE = 1024  # of rows that may lie apart
 EMBED_AGAIN = "embed again into another folder"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
@@ -74,6 +76,8 @@ class ArrayShard(_Shard):
         self.array, self.name, self.bfloat16 = array, name, stored_as_bits
         self.rows, self.dim = array.shape
         self.dtype = "bfloat16" if stored_as_bits else str(array.dtype)
+        # of maps of another mode, rows may be views, and changes that are in no file would be lost
+        self.releases = getattr(array, "mode", None) == "r"
 
     def _tensor(self, block: np.ndarray) -> Tensor:
         if self.bfloat16:
@@ -82,15 +86,37 @@ class ArrayShard(_Shard):
         return torch.from_numpy(block if block.flags.writeable and block.dtype.isnative else np.array(block))
 
     def block(self, start: int, stop: int) -> Tensor:
-        return self._tensor(self.array[start:stop])
+        found = self._tensor(self.array[start:stop])
+        self._release(start, stop)
+        return found
 
     def take(self, rows: np.ndarray) -> Tensor:
-        return self._tensor(self.array[rows])
+        if not self.releases:
+            return self._tensor(self.array[rows])
+        out = np.empty((len(rows), self.dim), self.array.dtype)
+        for first in range(0, len(rows), ROWS_PER_RELEASE):
+            part = rows[first : first + ROWS_PER_RELEASE]
+            out[first : first + len(part)] = self.array[part]
+            self._release(int(part.min()), int(part.max()) + 1)
+        return self._tensor(out)
 
     def ask_for(self, start: int, stop: int) -> None:
         """The kernel reads the pages of these rows while others are worked on."""
+        self._advise("MADV_WILLNEED", start, stop)
+
+    def _release(self, start: int, stop: int) -> None:
+        """Rows that were copied no longer count as memory of this process; the system still caches their pages.
+
+        Those that it mapped around them go too.
+        """
+        if self.releases:
+            around = MAPPED_AROUND // max(self.array.strides[0], 1) + 1
+            self._advise("MADV_DONTNEED", max(0, start - around), stop + around)
+
+    def _advise(self, advice: str, start: int, stop: int) -> None:
+        """Tell the kernel about the pages of some rows, where they are mapped; they may lie beyond the end."""
         mapped = getattr(self.array, "_mmap", None)
-        if mapped is None or not hasattr(mmap, "MADV_WILLNEED") or not self.array.flags.c_contiguous:
+        if mapped is None or not hasattr(mmap, advice) or not self.array.flags.c_contiguous:
             return
         # a memory map begins at a multiple of the allocation granularity, before the header of the file
         header = self.array.offset % mmap.ALLOCATIONGRANULARITY if hasattr(self.array, "offset") else 0
@@ -98,7 +124,7 @@ class ArrayShard(_Shard):
         first = (header + start * row) // mmap.PAGESIZE * mmap.PAGESIZE
         length = min(header + stop * row, len(mapped)) - first
         if length > 0:
-            mapped.madvise(mmap.MADV_WILLNEED, first, length)
+            mapped.madvise(getattr(mmap, advice), first, length)
 
 
 class TensorShard(_Shard):

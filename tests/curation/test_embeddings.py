@@ -143,3 +143,41 @@ def test_reading_ahead_changes_nothing(tmp_path: Path):
     source.ask_for(4990, 99_999)  # beyond the end
     source.ask_for(5000, 5001)
     open_embeddings(np.load(tmp_path / "0.npy", mmap_mode="r")[10:]).ask_for(0, 20)  # a view of a map
+
+
+def _mapped_kib(path: Path) -> int:
+    """Resident memory of this process that is pages of a file."""
+    kib, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            inside = line.endswith(str(path))
+        elif inside and line.startswith("Rss:"):
+            kib += int(line.split()[1])
+    return kib
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="counts pages as Linux shows them")
+def test_rows_that_were_read_are_no_memory_of_the_process(tmp_path: Path):
+    """A pool larger than memory may not fill what the scheduler of a cluster grants."""
+    x = np.random.default_rng(0).normal(size=(40_000, 96)).astype(np.float32)  # 15 MB
+    path = tmp_path / "x.npy"
+    np.save(path, x)
+    source = open_embeddings(path)
+    rows = np.random.default_rng(1).permutation(40_000)[:5000]
+    np.testing.assert_array_equal(source.take(rows).numpy(), x[rows])
+    np.testing.assert_array_equal(torch.cat([block for _, block in source.blocks(1000)]).numpy(), x)
+    assert _mapped_kib(path) < 500  # the header, and what the system maps around
+    whole = np.load(path, mmap_mode="r")
+    assert whole.sum(dtype=np.float64) == x.sum(dtype=np.float64)
+    assert _mapped_kib(path) > 10_000  # the count finds pages
+
+
+def test_changes_to_a_private_map_stay(tmp_path: Path):
+    np.save(tmp_path / "x.npy", np.ones((3000, 64), np.float32))
+    private = np.load(tmp_path / "x.npy", mmap_mode="c")
+    private[:] = 2
+    private.flags.writeable = False
+    source = open_embeddings(private)
+    for _pass in range(2):
+        assert (source.block(0, 3000) == 2).all()
+        assert (source.take(np.arange(2999, 0, -3)) == 2).all()
