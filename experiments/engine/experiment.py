@@ -16,6 +16,7 @@ from foundation.command import missing_package
 from foundation.errors import CurationError
 from foundation.settings import Count, CountOrZero, Seed, check, fill
 
+BRINGS = {"retrieval": "trusted set", "oracle": "labels"}  # method of an arm -> what of the pool it needs
 EXTRAS_OF_DOMAINS = {"text": "language", "satellite": "satellite"}  # the others need "train" alone
 
 
@@ -63,6 +64,7 @@ class Domain:
         distributed: `train` knows what to do as one process of several.
         sharded: `prepare` does: processes share its shards.
         check: pool, train and evaluate settings -> nothing; raises where they do not go together or name nothing.
+        brings: pool settings -> which of `BRINGS` the pool has, for the arms that need them.
         ready: pool settings -> nothing; opens what the pool will be made with, and raises where it is not there.
     """
 
@@ -86,6 +88,7 @@ class Domain:
     distributed: bool = False
     sharded: bool = False
     check: Callable[[Any, Any, Any], None] = lambda _pool, _train, _evaluate: None
+    brings: Callable[[Any], set[str]] = lambda _pool: set(BRINGS.values())
     ready: Callable[[Any], None] = lambda _pool: None
 
     @property
@@ -291,6 +294,10 @@ def build(config: dict[str, Any], hardware: Hardware | None = None) -> Experimen
     domain.check(pool, train, evaluate)
     decides = {name: science_of(part) for name, part in (("pool", pool), ("train", train), ("evaluate", evaluate))}
     subsets = subset_settings(settings.arms, science.methods, science.curation)
+    for arm, spec in subsets.items():
+        needed = BRINGS.get(spec["method"])
+        if needed and needed not in domain.brings(pool):
+            raise CurationError(f"arm {arm} needs {needed}, and science.pool gives none; leave it out of arms")
     n_rows, dim = domain.shape(pool)
     samples, _steps, flops = domain.budget(train, dim)
     rows = {arm: float(spec.get("size", n_rows)) for arm, spec in subsets.items()}

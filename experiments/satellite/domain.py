@@ -42,5 +42,6 @@ DOMAIN = Domain(
     write_up=write_up,
     distributed=True,
     sharded=True,
+    brings=lambda _pool: {"labels"},
     ready=open_all,
 )

@@ -33,5 +33,6 @@ DOMAIN = Domain(
     distributed=True,
     sharded=True,
     check=check_names,
+    brings=lambda pool: {"labels"} | ({"trusted set"} if pool.trusted else set()),
     ready=open_all,
 )

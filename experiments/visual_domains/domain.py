@@ -29,5 +29,6 @@ DOMAIN = Domain(
     pictures=pictures,
     files=input_files,
     write_up=write_up,
+    brings=lambda pool: {"labels"} | ({"trusted set"} if pool.trusted else set()),
     ready=open_all,
 )

@@ -36,5 +36,6 @@ DOMAIN = Domain(
     distributed=True,
     sharded=True,
     check=check_measures,
+    brings=lambda pool: {"labels", "trusted set"} if pool.labelled else {"trusted set"} if pool.test else set(),
     ready=open_all,
 )

@@ -100,6 +100,22 @@ def test_missing_rasters_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not (tmp_path / "run").exists()
 
 
+UNLABELLED = ["science.pool={labelled: false, largest: 0, bursts: 0, rows: 9000}", "science.evaluate.suite=small"]
+
+
+@pytest.mark.parametrize(
+    ("words", "needed"),
+    [
+        (["experiment=text", "science.pool.trusted=0", "arms=[raw,retrieval]"], "trusted set"),
+        (["experiment=satellite", "arms=[raw,retrieval]"], "trusted set"),
+        (["experiment=web_images", *UNLABELLED, "arms=[raw,oracle]"], "labels"),
+    ],
+)
+def test_an_arm_whose_pool_lacks_what_it_needs_is_refused_before_the_others_run(words: list[str], needed: str):
+    with pytest.raises(CurationError, match=f"needs {needed}"):
+        build(compose([*words, "scale=demo"]))
+
+
 @pytest.mark.parametrize("embedder", ["nope", "timm:nope", "torchvision:nope", "timm:resnet18?x=1", "checkpoint:"])
 def test_an_embedder_that_there_is_not_is_refused_by_the_dry_run(embedder: str, tmp_path: Path):
     for name in ("satellite", "web_images", "visual_domains"):
