@@ -13,10 +13,10 @@ from foundation.command import run_command
 from foundation.devices import open_device
 from foundation.errors import CurationError
 from foundation.locks import locked_folder
-from foundation.options import number, output_option, overwrite_option, seed_option, whole_numbers
+from foundation.options import App, number, output_option, overwrite_option, seed_option, whole_numbers
 from foundation.settings import Range
 
-app = typer.Typer(
+app = App(
     help="Curate a huge uncurated pool: embed it, cluster it, draw a balanced subset, see that it is balanced.\n\n"
     "Every step reads and writes plain files, can be killed and run again, and prints one clear line on bad input.",
     epilog="Start with:  curate demo -o demo/   then:  curate run YOUR_IMAGES/ -o curated/ --size 10000\n\n"

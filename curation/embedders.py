@@ -21,6 +21,7 @@ from foundation.settings import CountOrZero, Range, require_number
 from foundation.timm_models import create_timm_model
 from foundation.weights import weights_digest
 
+KINDS, HUB = ("timm", "torchvision", "efficientnet_lite0", "checkpoint"), ("hf-hub:", "hf_hub:")
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -60,24 +61,13 @@ def open_embedder(name: str, image_size: int | None = None, device: str = "auto"
     Raises:
         CurationError: an unknown name, or weights that cannot be had.
     """
-    plain, _, query = name.partition("?")
-    kind, _, rest = plain.partition(":")
-    options = dict(parse_qsl(query))
-    pretrained, weights = options.pop("pretrained", "true").lower(), options.pop("weights", None)
-    if options or pretrained not in ("true", "false"):
-        raise CurationError(f"embedder {name!r}: the options are ?pretrained=true, ?pretrained=false and ?weights=FILE")
-    if weights is not None and (kind != "timm" or pretrained == "false"):
-        raise CurationError(f"embedder {name!r}: weights of a file are for timm:NAME alone; see also checkpoint:PATH")
+    kind, rest, pretrained, weights = parse_embedder(name)
     openers: dict[str, Callable[[str, int | None, bool], tuple[nn.Module, Any, int]]] = {
         "timm": _timm,
         "torchvision": _torchvision,
         "efficientnet_lite0": _efficientnet_lite0,
         "checkpoint": _checkpoint,
     }
-    if kind not in openers or (not rest and kind != "efficientnet_lite0"):
-        raise CurationError(
-            f"embedder {name!r} is unknown; use timm:NAME, torchvision:NAME, efficientnet_lite0 or checkpoint:PATH"
-        )
     require_number(image_size, Range(ge=1, le=16_384), "image size")
     place = open_device(device, mps=True)
     number = precision if precision != "auto" else "bfloat16" if place.type == "cuda" else "float32"
@@ -87,7 +77,7 @@ def open_embedder(name: str, image_size: int | None = None, device: str = "auto"
         with torch.random.fork_rng():
             torch.manual_seed(0)  # random weights, where asked for, are the same in every run: a killed run can resume
             if weights is None:
-                model, transform, size = openers[kind](rest, image_size, pretrained == "true")
+                model, transform, size = openers[kind](rest, image_size, pretrained)
             else:
                 model, transform, size = _timm_with_weights(rest, image_size, Path(weights))
     except ArithmeticError as error:  # a side that vanishes
@@ -107,6 +97,46 @@ def open_embedder(name: str, image_size: int | None = None, device: str = "auto"
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CurationError(f"{name} cannot take pictures of {size} pixels ({reason}); set --image-size") from error
     return Embedder(name, dim, size, transform, forward, identity)
+
+
+def parse_embedder(name: str) -> tuple[str, str, bool, str | None]:
+    """Kind, rest, pretrained, and file of weights of a name of `open_embedder`; nothing is loaded.
+
+    Raises:
+        CurationError: no such kind, network, file or option.
+    """
+    plain, _, query = name.partition("?")
+    kind, _, rest = plain.partition(":")
+    options = dict(parse_qsl(query))
+    pretrained, weights = options.pop("pretrained", "true").lower(), options.pop("weights", None)
+    if options or pretrained not in ("true", "false"):
+        raise CurationError(f"embedder {name!r}: the options are ?pretrained=true, ?pretrained=false and ?weights=FILE")
+    if weights is not None and (kind != "timm" or pretrained == "false"):
+        raise CurationError(f"embedder {name!r}: weights of a file are for timm:NAME alone; see also checkpoint:PATH")
+    if kind not in KINDS or (not rest and kind != "efficientnet_lite0"):
+        raise CurationError(
+            f"embedder {name!r} is unknown; use timm:NAME, torchvision:NAME, efficientnet_lite0 or checkpoint:PATH"
+        )
+    if kind == "timm":
+        _require_timm(rest)
+    elif kind == "torchvision":
+        _require_torchvision(rest)
+    return kind, rest, pretrained == "true", weights
+
+
+def _require_timm(name: str) -> None:
+    import timm
+
+    if not name.startswith(HUB) and not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:3])
+        raise CurationError(f"timm has no model {name!r}" + (f"; it has {near}, ..." if near else ""))
+
+
+def _require_torchvision(name: str) -> None:
+    from torchvision import models
+
+    if name not in models.list_models(module=models):
+        raise CurationError(f"torchvision has no image model {name!r}; see torchvision.models.list_models()")
 
 
 def _forward(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
@@ -133,11 +163,7 @@ def _no_weights(name: str, error: BaseException) -> CurationError:
 def _timm(name: str, image_size: int | None, pretrained: bool) -> tuple[nn.Module, Any, int]:
     import timm
 
-    on_hub = name.startswith(("hf-hub:", "hf_hub:"))
-    if not on_hub and not timm.is_model(name):
-        near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:3])
-        raise CurationError(f"timm has no model {name!r}" + (f"; it has {near}, ..." if near else ""))
-    if pretrained and not on_hub and not timm.models.is_model_pretrained(name):
+    if pretrained and not name.startswith(HUB) and not timm.models.is_model_pretrained(name):
         raise CurationError(f"timm has no weights for {name!r}; choose another, or ask for {name}?pretrained=false")
     try:
         return _timm_model(name, image_size, pretrained=pretrained, num_classes=0)
@@ -224,8 +250,6 @@ def _torchvision(name: str, image_size: int | None, pretrained: bool) -> tuple[n
     from torchvision import models
     from torchvision.transforms._presets import ImageClassification
 
-    if name not in models.list_models(module=models):
-        raise CurationError(f"torchvision has no image model {name!r}; see torchvision.models.list_models()")
     weights = models.get_model_weights(name).DEFAULT
     try:
         model = models.get_model(name, weights=weights if pretrained else None)

@@ -83,10 +83,20 @@ def lexical_embedder(
     Raises:
         CurationError: an unknown name, or dimensions that are none.
     """
+    dim = lexical_dimensions(name)
+    return byte_histograms if name.partition(":")[0] == BYTES else fit_characters(fitted_on, dim, seed)
+
+
+def lexical_dimensions(name: str) -> int:
+    """Width of the embeddings of ``byte_histogram`` or ``char_svd:DIMENSIONS``.
+
+    Raises:
+        CurationError: an unknown name, or no such number of dimensions.
+    """
     kind, _, rest = name.partition(":")
     if not is_lexical(name) or (rest and (kind == BYTES or not rest.isdecimal() or len(rest) > 5 or int(rest) < 1)):
         raise CurationError(f"embedder {name!r} is unknown; use {BYTES}, {CHARACTERS} or {CHARACTERS}:DIMENSIONS")
-    return byte_histograms if kind == BYTES else fit_characters(fitted_on, int(rest or DIMENSIONS), seed)
+    return 256 if kind == BYTES else int(rest or DIMENSIONS)
 
 
 def embed_lexically(

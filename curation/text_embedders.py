@@ -16,7 +16,7 @@ from tqdm import tqdm
 from curation.embed import EmbedResult, embed_pool
 from curation.embedders import open_embedder
 from curation.embeddings import EmbeddingWriter
-from curation.lexical import BYTES, CHARACTERS, DIMENSIONS, byte_histograms, fit_characters, is_lexical
+from curation.lexical import BYTES, CHARACTERS, byte_histograms, fit_characters, is_lexical, lexical_dimensions
 from curation.pool import check_text, pool_fingerprint
 from curation.sentences import OFFLINE, embed_passages, open_sentence_model
 from foundation.errors import CurationError
@@ -94,18 +94,6 @@ def embed_any(
     overwrite = options.get("overwrite", False)
     result = embed_passages(pool, folder, network, dtype=dtype, progress=progress, name=model, overwrite=overwrite)
     return EmbedResult(result.n_rows, dict.fromkeys(result.empty_rows, "no text"))
-
-
-def lexical_dimensions(name: str) -> int:
-    """Width of the embeddings of ``byte_histogram`` or ``char_svd:DIMENSIONS``.
-
-    Raises:
-        CurationError: an unknown name, or no such number of dimensions.
-    """
-    kind, _, rest = name.partition(":")
-    if rest and (kind == BYTES or not rest.isdecimal() or not 1 <= len(rest) <= 5 or int(rest) < 1):
-        raise CurationError(f"embedder {name!r} is unknown; use {BYTES}, {CHARACTERS} or {CHARACTERS}:DIMENSIONS")
-    return 256 if kind == BYTES else int(rest or DIMENSIONS)
 
 
 def embed_lexical_pool(

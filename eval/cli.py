@@ -11,10 +11,10 @@ import typer
 from eval.settings import RunSettings
 from foundation.command import run_command
 from foundation.locks import locked_folder
-from foundation.options import number, output_option
+from foundation.options import App, number, output_option
 from foundation.settings import describe, read_settings
 
-app = typer.Typer(
+app = App(
     help="Measure a frozen image model.\n\n"
     "python -m eval knn model=timm:vit_small_patch14_dinov2 train=imagenet-1k -o results/",
     no_args_is_help=True,

@@ -117,7 +117,12 @@ def run_experiment(
     _require_room(config)
     if config.get("dry_run"):
         speed: Speed = fill(Speed, config.get("speed"), "speed")  # type: ignore[arg-type]
-        say(plan_table(build(config, hardware_of(speed))))
+        planned = build(config, hardware_of(speed))
+        say(plan_table(planned))
+        try:
+            planned.require_ready()
+        except CurationError as error:  # a plan is wanted where the data are not, too
+            say(f"note: it cannot run here yet: {error}")
         return 0
     experiment = build(config)
     if where == "slurm" and place() is not None:
@@ -150,6 +155,7 @@ def _lead(
 ) -> int:
     """What the first process, or the only one, does."""
     root, where = experiment.root, config["launch"]["where"]
+    experiment.require_ready()
     with locked(root, "an experiment"):
         if experiment.settings.speed.fresh:
             for stage in in_order(experiment.stages):

@@ -113,9 +113,16 @@ def explain(error: BaseException, extra: str = "") -> str | None:
     Args:
         extra: see `run_command`.
     """
+    line = _explain(error, extra)
+    if line is None or len(line) <= LONGEST:
+        return line
+    return f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"  # a path may have thousands of letters
+
+
+def _explain(error: BaseException, extra: str) -> str | None:
     text = " ".join(str(error).split())
-    if isinstance(error, CurationError):  # a file may name a path of thousands of letters
-        return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+    if isinstance(error, CurationError):
+        return text
     if isinstance(error, ModuleNotFoundError):
         return missing_package(error, extra)
     if isinstance(error, OSError):
@@ -128,6 +135,8 @@ def explain(error: BaseException, extra: str = "") -> str | None:
         return f"out of memory ({text or 'no more could be had'}); use smaller batches or a larger machine"
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
         return f"out of GPU memory ({text.partition('. GPU')[0]}); {LESS_MEMORY}"
+    if isinstance(error, UnicodeEncodeError):
+        return f"a name or text cannot be written as {error.encoding} ({text[:120]}); rename the file or folder"
     if isinstance(error, UnicodeError):
         return f"text that is read is not UTF-8 ({text[:120]}); convert the file to UTF-8"
     if isinstance(error, RuntimeError | AssertionError) and any(part in text for part in NO_DEVICE):

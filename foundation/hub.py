@@ -1,12 +1,16 @@
 """The Hugging Face Hub without a network: what is in the cache is taken, the rest fails at once, not after retries."""
 
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from urllib.parse import urlsplit
+
+from foundation.errors import CurationError
 
 SWITCH = "HF_HUB_OFFLINE"
 PATIENCE = 5.0  # seconds until an answer
@@ -44,3 +48,15 @@ def _reachable(endpoint: str) -> bool:
             return True
     except (OSError, ValueError):
         return False
+
+
+def require_model_name(name: str, setting: str) -> None:
+    """Refuse what neither is a folder or file nor could be a name on the Hub, before anything waits for it.
+
+    Raises:
+        CurationError: such a name.
+    """
+    path = Path(name)
+    if path.exists() or re.fullmatch(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", name, re.ASCII):
+        return
+    raise CurationError(f"{setting} is {name!r}: there is no such folder, and no name on the Hub reads so")

@@ -9,9 +9,31 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from typer.core import TyperCommand
 
 from foundation.errors import CurationError
+from foundation.paths import require_apart
 from foundation.settings import LARGEST_SEED, Range, require_number, short, wrong_number
+
+
+class App(typer.Typer):
+    """A typer app whose commands never put a result in the place of what it is made from."""
+
+    def command(self, name: str | None = None, **options: Any) -> Any:
+        return super().command(name, **{"cls": _Apart, **options})
+
+
+class _Apart(TyperCommand):
+    def invoke(self, ctx: Any) -> Any:
+        if isinstance(output := ctx.params.get("output"), Path):
+            given: list[str] = []
+            for name, value in ctx.params.items():
+                several = value if isinstance(value, list | tuple) else [value]
+                if name != "output":
+                    given += [str(item) for item in several if isinstance(item, str | Path)]
+            given += [item.partition("=")[2] for item in given if "=" in item]  # settings: train=images
+            require_apart(output, given, bool(ctx.params.get("overwrite")))
+        return super().invoke(ctx)
 
 
 def number(help: str, *names: str, **rule: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from foundation.errors import CurationError
@@ -64,3 +65,28 @@ def inside(folder: str | Path, name: object, said_by: str) -> Path:
     if leaves:
         raise CurationError(f"{said_by} names {name!r}, which lies outside of {folder}; put the file itself into it")
     return path
+
+
+def require_apart(output: Path, inputs: Iterable[str | Path], overwrite: bool = False) -> None:
+    """Refuse a result in the place of what it is made from, by whatever name or link; only what exists is an input.
+
+    Args:
+        overwrite: what lies at ``output`` may be replaced: no input may lie right within it either.
+
+    Raises:
+        CurationError: such a place.
+    """
+    for item in inputs:
+        if _same(output, item):
+            raise CurationError(f"-o {output} is what is read ({item}); choose another -o")
+        if overwrite and is_regular(item) and _same(output, Path(item).absolute().parent):
+            raise CurationError(
+                f"-o {output} holds what is read ({item}), which --overwrite may replace; choose another"
+            )
+
+
+def _same(one: str | Path, other: str | Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):  # one of them is not there: no text, number or name of the Hub is a path
+        return False

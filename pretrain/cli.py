@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from foundation.command import run_command
-from foundation.options import number, output_option
+from foundation.options import App, number, output_option
 
-app = typer.Typer(
+app = App(
     help="Pretrain a vision model on your own images by self-distillation (DINOv2), on any machine.\n\n"
     "A run can be killed and started again: it goes on where it was. Any timm backbone; the result loads with timm.",
     epilog="Is it learning? Watch knn or effective_rank in probe.jsonl: the loss may rise while features get better.",

@@ -10,11 +10,11 @@ import typer
 
 from foundation.command import run_command, warn_in_one_line
 from foundation.errors import CurationError
-from foundation.options import number, output_option, overwrite_option, whole_numbers
+from foundation.options import App, number, output_option, overwrite_option, whole_numbers
 from foundation.settings import Range
 from satellite.errors import HeightWarning
 
-app = typer.Typer(
+app = App(
     help="Canopy height from pictures taken from above: cut tiles, train a head, predict maps, look at them.\n\n"
     "`python -m eval canopy` measures a map against lidar; `python -m pretrain` takes the pool of `pool`.",
     no_args_is_help=True,

@@ -19,6 +19,7 @@ from curation.near_duplicates import NearRule
 from curation.pool import open_pool
 from curation.prepare import Preparation, find_kept
 from experiments.web_images.faults import junk, near_duplicate
+from foundation.command import run_command
 from foundation.images import read_image
 from foundation.options import number_type
 
@@ -103,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command("bench_preparation", main)

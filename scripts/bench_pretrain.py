@@ -11,30 +11,46 @@ import subprocess
 import sys
 import tempfile
 from contextlib import nullcontext
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.pictures import noise_pool
+from foundation.command import run_command
+from foundation.errors import CurationError
+from foundation.settings import Count, CountOrZero, Pixels, check, fill, read_settings
 from pretrain.flops import flops_per_image
 from pretrain.settings import load_settings
 from pretrain.train import pretrain
 
-DEFAULTS = {"rows": "2000", "side": "500", "recipe": "configs/pretrain/tiny_cpu.yaml", "profile": "0", "busy": "0"}
+
+@dataclass(frozen=True)
+class Options:
+    """What is no setting of the recipe."""
+
+    rows: Count = 2000
+    side: Pixels = 500
+    recipe: str = "configs/pretrain/tiny_cpu.yaml"
+    profile: CountOrZero = 0
+    busy: CountOrZero = 0
+
+    def __post_init__(self) -> None:
+        check(self, "bench_pretrain")
 
 
 def main() -> None:
-    options = dict(DEFAULTS)
-    options |= {key: value for key, value in (item.split("=", 1) for item in sys.argv[1:]) if key in DEFAULTS}
-    overrides = [item for item in sys.argv[1:] if item.split("=")[0] not in DEFAULTS]
+    mine = [item for item in sys.argv[1:] if item.partition("=")[0] in {field.name for field in fields(Options)}]
+    options = fill(Options, read_settings(None, mine))
+    overrides = [item for item in sys.argv[1:] if item not in mine]
     quiet = ["probe.every=0", "speed.log_every=5", "speed.checkpoint_every=1000000", "collapse=0"]
-    settings = load_settings(options["recipe"] or None, ["steps=30", *quiet, *overrides])
+    settings = load_settings(options.recipe or None, ["steps=30", *quiet, *overrides])
     cost = flops_per_image(settings)["total"]
     with tempfile.TemporaryDirectory() as folder:
-        pool = noise_pool(int(options["rows"]), int(options["side"]))
-        with profile(activities=[ProfilerActivity.CPU]) if int(options["profile"]) else nullcontext() as profiler:
-            others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(int(options["busy"]))]
+        pool = noise_pool(options.rows, options.side)
+        with profile(activities=[ProfilerActivity.CPU]) if options.profile else nullcontext() as profiler:
+            others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(options.busy)]
             try:
                 pretrain(settings, pool, Path(folder) / "run", progress=False)
             finally:
@@ -42,6 +58,10 @@ def main() -> None:
                     other.kill()
                     other.wait()
         lines = [json.loads(line) for line in (Path(folder) / "run/metrics.jsonl").read_text().splitlines()]
+    if len(lines) < 2:
+        raise CurationError(
+            f"{settings.steps} steps are logged {len(lines)} time(s), the first to warm up; raise steps"
+        )
     lines = lines[1:]  # the first stretch compiles and warms up
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
     rates = [line["images_per_second"] for line in lines]
@@ -55,10 +75,10 @@ def main() -> None:
     if profiler is not None:  # the profiler itself slows the run
         events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
         total = sum(event.self_cpu_time_total for event in events)
-        for event in events[: int(options["profile"])]:
+        for event in events[: options.profile]:
             share = event.self_cpu_time_total / total
             print(f"{share:10.1%} {event.key} ({event.count} calls, {event.self_cpu_time_total / 1e6:.2f} s)")
 
 
 if __name__ == "__main__":
-    main()
+    run_command("bench_pretrain", main)

@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.scale_report import growth_figure, measure, scale_markdown
 from experiments.engine.provenance import provenance
+from foundation.command import run_command
 from foundation.files import save_json
 from foundation.options import number_type
 
@@ -33,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command("bench_scale", main)

@@ -8,12 +8,16 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 from datasets import Dataset
 
+from foundation.command import run_command
+from foundation.settings import Count, Range, check, fill, read_settings
 from text_lm.model import build_model, flops_per_token
 from text_lm.packing import TokenStream
 from text_lm.settings import TrainSettings, load_settings
@@ -49,11 +53,23 @@ def plain_loop(settings: TrainSettings, store: TokenStore, device: torch.device)
     return rates[1:]
 
 
+@dataclass(frozen=True)
+class Options:
+    """What is no setting of the recipe."""
+
+    rounds: Count = 3
+    steps: Annotated[int, Range(ge=4)] = 20  # a quarter is logged at a time, and the first warms up
+
+    def __post_init__(self) -> None:
+        check(self, "bench_text_lm")
+
+
 def main() -> None:
-    given = [item for item in sys.argv[1:] if not item.startswith(("rounds=", "steps="))]
-    options = {"rounds": 3, "steps": 20, **{k: int(v) for k, v in (a.split("=") for a in sys.argv[1:]) if k in SIZES}}
+    mine = [item for item in sys.argv[1:] if item.partition("=")[0] in {field.name for field in fields(Options)}]
+    options = fill(Options, read_settings(None, mine))
+    given = [item for item in sys.argv[1:] if item not in mine]
     base = load_settings(None, given)
-    every = max(options["steps"] // 4, 1)
+    every = max(options.steps // 4, 1)
     changes = [f"tokens={options['steps'] * base.tokens_per_step}", f"speed.log_every={every}"]
     device = torch.device("cuda" if torch.cuda.is_available() and base.speed.accelerator != "cpu" else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
@@ -64,7 +80,7 @@ def main() -> None:
         texts = [f"line {i}: " + "some words to read " * 40 for i in range(base.tokens_per_step // 300 + 50)]
         pool = Dataset.from_dict({"text": texts})
         store = tokenise_pool(pool, open_tokenizer("bytes"), Path(folder) / "tokens", progress=False)
-        for turn in range(options["rounds"]):
+        for turn in range(options.rounds):
             rates["plain transformers"] += plain_loop(load_settings(None, given + changes), store, device)
             for arm, cross in (("ours, documents apart", False), ("ours, crossing", True)):
                 settings = load_settings(None, [*given, *changes, f"cross_documents={cross}"])
@@ -79,7 +95,5 @@ def main() -> None:
         print(f"{arm:24} {median:12,.0f} tokens/s ({min(found):,.0f} to {max(found):,.0f}){share}")
 
 
-SIZES = ("rounds", "steps")
-
 if __name__ == "__main__":
-    main()
+    run_command("bench_text_lm", main)

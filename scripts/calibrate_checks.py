@@ -20,7 +20,9 @@ from curation.community_tree import CommunityTree
 from curation.hierarchy import HierarchicalKMeans
 from curation.soundness import check_tree
 from curation.tree import ClusterTree
+from foundation.command import run_command
 from foundation.options import number_type
+from foundation.settings import nearest_name
 
 CHECKS = {
     "largest": "The largest",
@@ -66,6 +68,9 @@ def main() -> None:
     parser.add_argument("--seed", type=number_type(int, ge=0, le=2**32 - 1), default=0)
     options = parser.parse_args()
     names = list(CELLS) if options.cells == "all" else options.cells.split(",")
+    for name in names:
+        if name not in CELLS:
+            parser.error(f"--cells: {name!r} is unknown; {nearest_name(name, CELLS)}")
     sources = Sources(options.work / "embeddings")
     verdicts: dict[str, list[str]] = {"worse than random rows": [], "between": [], "good": []}
     print(
@@ -98,4 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command("calibrate_checks", main)

@@ -194,3 +194,11 @@ def test_every_room_sets_how_threads_wait_before_torch_is_loaded(room: str):
     names += [node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)]
     assert "foundation" in names
     assert not {name.split(".")[0] for name in names} & {"torch", "numba", "faiss", "sklearn"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts").rglob("*.py")), ids=lambda path: path.stem)
+def test_a_mistake_at_a_script_is_one_line(path: Path):
+    """Who mistypes a word of a benchmark gets the line that every command gives, and no traceback."""
+    takes_words = "argparse" in (text := path.read_text()) or "sys.argv" in text
+    own = path.name == "install.py"  # runs before anything is installed
+    assert own or not takes_words or "run_command(" in text

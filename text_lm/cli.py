@@ -9,9 +9,9 @@ import typer
 
 from foundation.command import run_command
 from foundation.errors import CurationError
-from foundation.options import number, output_option, overwrite_option, seed_option
+from foundation.options import App, number, output_option, overwrite_option, seed_option
 
-app = typer.Typer(
+app = App(
     help="From raw text to a language model: cut, filter, deduplicate, embed, tokenise, train, score.\n\n"
     "Every step reads and writes plain files, can be killed and run again, and prints one clear line on bad input.",
     epilog="In between, `curate cluster` and `curate sample` draw the subset from the embeddings.",

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from foundation.errors import CurationError
-from foundation.files import save_json, write_atomically
+from foundation.files import require_replaceable, save_json, write_atomically
 from foundation.settings import Range, require_number
 from text_lm.documents import Document
 from text_lm.filters import FilterCount, TextFilter
@@ -138,7 +138,12 @@ def write_passages(
 
 
 def counts_of(path: Path) -> Path:
-    """Where the counts of a file of passages lie: beside it."""
+    """Where the counts of a file of passages lie: beside it.
+
+    Raises:
+        CurationError: the path is that of a folder, or has no name.
+    """
+    require_replaceable(path)
     return path.with_name(f"{path.stem}.counts.json")
 
 

@@ -10,12 +10,13 @@ from typing import Any
 from curation.plan import Hardware
 from curation.plan import plan as curation_plan
 from experiments.engine.arms import BASE_ARM, METHOD_ARM, CurationSettings, curate, subset_settings
-from experiments.engine.stages import Action, Cost, Stage
+from experiments.engine.stages import Action, Cost, Stage, in_order, state_of
 from experiments.engine.tracking import TrackingSettings
 from foundation.command import missing_package
 from foundation.errors import CurationError
 from foundation.settings import Count, CountOrZero, Seed, check, fill
 
+BRINGS = {"retrieval": "trusted set", "oracle": "labels"}  # method of an arm -> what of the pool it needs
 EXTRAS_OF_DOMAINS = {"text": "language", "satellite": "satellite"}  # the others need "train" alone
 
 
@@ -62,7 +63,9 @@ class Domain:
         write_up: from the whole config, the action of a last stage that reads all evaluations and writes them up.
         distributed: `train` knows what to do as one process of several.
         sharded: `prepare` does: processes share its shards.
-        check: pool, train and evaluate settings -> nothing; raises where they do not go together.
+        check: pool, train and evaluate settings -> nothing; raises where they do not go together or name nothing.
+        brings: pool settings -> which of `BRINGS` the pool has, for the arms that need them.
+        ready: pool settings -> nothing; opens what the pool will be made with, and raises where it is not there.
     """
 
     title: str
@@ -85,6 +88,8 @@ class Domain:
     distributed: bool = False
     sharded: bool = False
     check: Callable[[Any, Any, Any], None] = lambda _pool, _train, _evaluate: None
+    brings: Callable[[Any], set[str]] = lambda _pool: set(BRINGS.values())
+    ready: Callable[[Any], None] = lambda _pool: None
 
     @property
     def headline(self) -> Metric:
@@ -180,6 +185,17 @@ class Experiment:
     stages: list[Stage]
     samples: float
     rows: dict[str, float]
+    pool: Any
+
+    def require_ready(self) -> None:
+        """Refuse a pool that cannot be made here before anything runs; one that is there needs nothing.
+
+        Raises:
+            CurationError: its source, embedder or tokenizer is not there.
+        """
+        pools = [stage for stage in in_order(self.stages) if stage.name == "prepare"]
+        if self.settings.speed.fresh or not all(state_of(stage, self.root).finished for stage in pools):
+            self.domain.ready(self.pool)
 
     def warnings(self) -> list[str]:
         """One line for each arm whose rows are seen more than once, and for what the comparison will lack."""
@@ -278,6 +294,10 @@ def build(config: dict[str, Any], hardware: Hardware | None = None) -> Experimen
     domain.check(pool, train, evaluate)
     decides = {name: science_of(part) for name, part in (("pool", pool), ("train", train), ("evaluate", evaluate))}
     subsets = subset_settings(settings.arms, science.methods, science.curation)
+    for arm, spec in subsets.items():
+        needed = BRINGS.get(spec["method"])
+        if needed and needed not in domain.brings(pool):
+            raise CurationError(f"arm {arm} needs {needed}, and science.pool gives none; leave it out of arms")
     n_rows, dim = domain.shape(pool)
     samples, _steps, flops = domain.budget(train, dim)
     rows = {arm: float(spec.get("size", n_rows)) for arm, spec in subsets.items()}
@@ -328,4 +348,4 @@ def build(config: dict[str, Any], hardware: Hardware | None = None) -> Experimen
         about |= {"studies": science.studies} if science.studies else {}  # computed while it is written
         stages.append(Stage("write_up", domain.write_up(config), about, tuple(stages)))
     stages += domain.extra(config)
-    return Experiment(settings, domain, Path(settings.output.runs), stages, samples, rows)
+    return Experiment(settings, domain, Path(settings.output.runs), stages, samples, rows, pool)

@@ -3,7 +3,9 @@
 import os
 from pathlib import Path
 
+from curation.embedders import Embedder
 from experiments.engine.provenance import ROOT
+from foundation.errors import CurationError
 
 DATA = "CURATED_SSL_DATA"
 
@@ -16,3 +18,13 @@ def locate(source: str) -> Path:
     if (ROOT / path).exists():
         return ROOT / path
     return Path(os.environ[DATA]) / path if DATA in os.environ else path
+
+
+def require_dim(embedder: Embedder, dim: int) -> None:
+    """Refuse an embedder that makes another pool than the settings say.
+
+    Raises:
+        CurationError: ``science.pool.dim`` is not its dimension.
+    """
+    if embedder.dim != dim:
+        raise CurationError(f"{embedder.name} has {embedder.dim} dimensions; set science.pool.dim={embedder.dim}")

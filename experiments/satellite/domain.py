@@ -1,7 +1,7 @@
 """The satellite experiment: does a model pretrained on a curated subset of tiles predict canopy height better?"""
 
 from experiments.engine.experiment import Domain, Metric
-from experiments.satellite.pool import PoolSettings, input_files, pictures, prepare
+from experiments.satellite.pool import PoolSettings, input_files, open_all, pictures, prepare
 from experiments.satellite.report import write_up
 from experiments.satellite.training import EvaluateSettings, TrainSettings, budget, evaluate, train
 
@@ -42,4 +42,6 @@ DOMAIN = Domain(
     write_up=write_up,
     distributed=True,
     sharded=True,
+    brings=lambda _pool: {"labels"},
+    ready=open_all,
 )

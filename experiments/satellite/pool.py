@@ -18,10 +18,10 @@ from datasets import Features, Value
 from datasets import Image as ImageFeature
 from jaxtyping import Int
 
-from curation.embedders import open_embedder
+from curation.embedders import open_embedder, parse_embedder
 from curation.near_duplicates import near_held_out
 from curation.pool import open_pool
-from experiments.engine.inputs import DATA, locate
+from experiments.engine.inputs import DATA, locate, require_dim
 from experiments.engine.shards import embed_shards, once, own_device, read_column, write_shards
 from experiments.engine.stages import StageRun
 from experiments.satellite.cover import TEST_COVER, draw_unequal, overlap_of, tile_covers
@@ -80,6 +80,7 @@ class PoolSettings:
 
     def __post_init__(self) -> None:
         check(self, "science.pool")
+        parse_embedder(self.embedder)
 
 
 def input_files(pool: PoolSettings) -> Sequence[Path]:
@@ -88,11 +89,26 @@ def input_files(pool: PoolSettings) -> Sequence[Path]:
     return [path for path in map(locate, names) if path.exists()]
 
 
+def open_all(pool: PoolSettings) -> None:
+    """Open what the pool will be made with, each for a moment.
+
+    Raises:
+        CurationError: a raster or the embedder is not there.
+    """
+    if pool.image != SYNTHETIC:
+        _stored_rasters(pool)
+    require_dim(open_embedder(pool.embedder, pool.image_size or None, "cpu"), pool.dim)
+
+
 def rasters(run: StageRun, pool: PoolSettings) -> tuple[Path, Path]:
     """Colour and heights."""
     if pool.image == SYNTHETIC:
         scene = forest_scene(pool.scene[0], pool.scene[1], pool.resolution, run.seed or 0)
         return save_scene(scene, run.folder, pool.resolution)
+    return _stored_rasters(pool)
+
+
+def _stored_rasters(pool: PoolSettings) -> tuple[Path, Path]:
     found = locate(pool.image), locate(pool.heights)
     for path in found:
         if not path.exists():
@@ -139,8 +155,7 @@ def prepare(run: StageRun) -> dict[str, float]:
     embedder = open_embedder(
         pool.embedder, pool.image_size or None, device=own_device(str(run.speed.get("device", "cpu")))
     )
-    if embedder.dim != pool.dim:
-        raise CurationError(f"{pool.embedder} has {embedder.dim} dimensions; set science.pool.dim={embedder.dim}")
+    require_dim(embedder, pool.dim)
     embed_shards(open_pool(run.folder / POOL), embedder, run.folder / "embeddings", progress=run.progress)
     looked_at = rows
     if len(rows) > STATISTICS_TILES:

@@ -1,7 +1,7 @@
 """The text experiment: does a small language model of a curated subset predict every domain better?"""
 
 from experiments.engine.experiment import Domain, Metric
-from experiments.text.pool import PoolSettings, input_files, prepare
+from experiments.text.pool import PoolSettings, check_names, input_files, open_all, prepare
 from experiments.text.report import write_up
 from experiments.text.training import EvaluateSettings, TrainSettings, budget, evaluate, train
 
@@ -32,4 +32,7 @@ DOMAIN = Domain(
     write_up=write_up,
     distributed=True,
     sharded=True,
+    check=check_names,
+    brings=lambda pool: {"labels"} | ({"trusted set"} if pool.trusted else set()),
+    ready=open_all,
 )

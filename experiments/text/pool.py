@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from curation.embeddings import open_embeddings
-from curation.lexical import BYTES, is_lexical, lexical_embedder
-from curation.sentences import OFFLINE, embed_passages, open_sentence_model
+from curation.lexical import BYTES, is_lexical, lexical_dimensions, lexical_embedder
+from curation.sentences import OFFLINE, PRECISIONS, embed_passages, open_sentence_model
 from eval.overlap import SHARE, found_grams, shares_of, wanted_grams
 from eval.rarity import NEIGHBOURS, distance_to_pool
 from experiments.engine.inputs import DATA, locate
@@ -23,8 +23,10 @@ from experiments.text.brown import SHA512, fetch_brown, read_brown
 from experiments.text.passages import COUNTS, Passages, Rules, open_passages
 from foundation.errors import CurationError
 from foundation.files import digest_json, load_array, load_json, save_array, save_json
-from foundation.settings import Count, CountOrZero, NonNegative, Range, Share, check
+from foundation.hub import require_model_name
+from foundation.settings import Count, CountOrZero, NonNegative, Range, Share, check, nearest_name
 from text_lm.documents import Document, document_parts, read_documents
+from text_lm.filters import open_filters
 from text_lm.split import split_by_document
 from text_lm.tokenizer import open_tokenizer
 
@@ -111,6 +113,45 @@ def input_files(pool: PoolSettings) -> list[Path]:
     """What decides the pool besides its settings. A missing one is left for `prepare` to name: a dry run needs none."""
     path = place_of(pool.source)
     return [path] if pool.source != BROWN and path.exists() else []
+
+
+def check_names(pool: PoolSettings, _train: Any, _evaluate: Any) -> None:
+    """Refuse what names nothing before a pool is made of it.
+
+    Raises:
+        CurationError: an unknown filter, lexical embedder or precision, a path of a tokenizer or sentence model where
+            there is none, or a judge's embedder that the curation sees.
+    """
+    open_filters(pool.filters)
+    for key in ("embedder", "judge_embedder"):
+        name = getattr(pool, key)
+        if name and is_lexical(name):
+            lexical_dimensions(name)
+        elif name or key == "embedder":
+            require_model_name(name, f"science.pool.{key}")
+    if pool.precision not in PRECISIONS:
+        raise CurationError(f"science.pool.precision is {pool.precision!r}; use {', '.join(PRECISIONS)}")
+    if pool.tokenizer != "bytes":
+        require_model_name(pool.tokenizer, "science.pool.tokenizer")
+    kinds = [name.partition(":")[0] if is_lexical(name) else name for name in (pool.embedder, pool.judge_embedder)]
+    if kinds[0] == kinds[1]:
+        raise CurationError(
+            f"science.pool.judge_embedder is {pool.judge_embedder!r}, which the curation has seen: rare passages must "
+            "be found by another one; name another, or none"
+        )
+
+
+def open_all(pool: PoolSettings) -> None:
+    """Open what the pool will be made with, each for a moment.
+
+    Raises:
+        CurationError: the source, the tokenizer or a sentence model is not there.
+    """
+    _parts(pool)
+    open_tokenizer(pool.tokenizer)
+    for name in (pool.embedder, pool.judge_embedder):
+        if name and not is_lexical(name):
+            open_sentence_model(name, "cpu", pool.precision)
 
 
 def _parts(pool: PoolSettings) -> tuple[Sequence[Any], Callable[[Any], Iterator[Document]]]:
@@ -201,12 +242,7 @@ def prepare(run: StageRun) -> dict[str, float]:
         CurationError: the judge's embedder is the one that the curation sees.
     """
     pool, seed = PoolSettings(**run.settings), run.seed or 0
-    kinds = [name.partition(":")[0] if is_lexical(name) else name for name in (pool.embedder, pool.judge_embedder)]
-    if kinds[0] == kinds[1]:
-        raise CurationError(
-            f"science.pool.judge_embedder is {pool.judge_embedder!r}, which the curation has seen: rare passages must "
-            "be found by another one; name another, or none"
-        )
+    check_names(pool, None, None)
     passages = shared_passages(pool, run)
     domains, names = _merged(passages, pool.merged)
     documents = passages.documents
@@ -267,6 +303,13 @@ def prepare(run: StageRun) -> dict[str, float]:
 def _merged(passages: Passages, merged: list[str]) -> tuple[Int[np.ndarray, "n"], list[str]]:
     """Domain of each passage, as its place among the names, where the merged count as one."""
     heads = [name.split("/")[0] for name in passages.names]
+    few = load_json(passages.folder / COUNTS)["too_few_documents"]["domains"]
+    known = {*heads, *(name.split("/")[0] for name in few)}
+    unknown = sorted(set(merged) - known)
+    if unknown:
+        raise CurationError(
+            f"science.pool.merged: there is no domain {unknown[0]!r}; {nearest_name(unknown[0], known)}"
+        )
     own = [head if head in merged else name for head, name in zip(heads, passages.names, strict=True)]
     names = sorted(set(own))
     return np.array([names.index(name) for name in own])[passages.domains], names

@@ -10,13 +10,13 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from curation.embed import embed_pool
-from curation.embedders import Embedder, open_embedder
+from curation.embedders import Embedder, open_embedder, parse_embedder
 from curation.embeddings import Embeddings, open_embeddings
 from curation.near_duplicates import near_held_out
 from curation.pool import open_pool
 from eval.pixel_model import SIDE, grey_pictures
 from eval.rarity import NEIGHBOURS, distance_to_pool
-from experiments.engine.inputs import locate
+from experiments.engine.inputs import locate, require_dim
 from experiments.engine.stages import StageRun, fingerprint
 from experiments.engine.zipf import zipf_in_turns
 from experiments.visual_domains.sources import TILES, encoded, file_of, has_roles, picture_pool, thumbnails
@@ -77,6 +77,7 @@ class PoolSettings:
             raise CurationError(f"science.pool.domains is {self.domains}; give two or more different ones")
         for domain in self.domains:
             file_of(domain)
+        parse_embedder(self.embedder)
 
     @property
     def names(self) -> list[str]:
@@ -88,6 +89,18 @@ def input_files(pool: PoolSettings) -> list[Path]:
     """What decides the pool besides its settings. A missing one is left for `prepare` to name: a dry run needs none."""
     files = [file_of(domain, role) for domain in pool.domains for role in ("pool", "test")]
     return [path for path in map(locate, dict.fromkeys(files)) if path.exists()]
+
+
+def open_all(pool: PoolSettings) -> None:
+    """Open what the pool will be made with, each for a moment.
+
+    Raises:
+        CurationError: pictures of a domain or the embedder are not there.
+    """
+    for domain in pool.domains:
+        for role in ("pool", "test") if has_roles(domain) else ("pool",):
+            picture_pool(domain, role)
+    require_dim(open_embedder(pool.embedder, pool.image_size or None, "cpu"), pool.dim)
 
 
 @dataclass(frozen=True)
@@ -156,8 +169,7 @@ def open_pictures(pool: PoolSettings, run: StageRun) -> Pictures:
             save_array(folder / GREY, grey_pictures((row["image"] for row in pictures), pool.side))
         device = str(run.speed.get("device", "cpu"))
         network = open_embedder(pool.embedder, pool.image_size or None, device)
-        if network.dim != pool.dim:
-            raise CurationError(f"{pool.embedder} has {network.dim} dimensions; set science.pool.dim={network.dim}")
+        require_dim(network, pool.dim)
         _embed(pictures, network, folder / EMBEDDINGS, run)
         _embed(pictures, thumbnails(), folder / THUMBNAILS, run)
     plain = pictures.with_format(None)

@@ -1,7 +1,7 @@
 """The image experiment: does a vision model pretrained on a curated subset have better features?"""
 
 from experiments.engine.experiment import Domain, Metric
-from experiments.web_images.pool import PoolSettings, input_files, pictures, pool_rows, prepare
+from experiments.web_images.pool import PoolSettings, input_files, open_all, pictures, pool_rows, prepare
 from experiments.web_images.report import write_up
 from experiments.web_images.training import EvaluateSettings, TrainSettings, budget, check_measures, evaluate, train
 
@@ -36,4 +36,6 @@ DOMAIN = Domain(
     distributed=True,
     sharded=True,
     check=check_measures,
+    brings=lambda pool: {"labels", "trusted set"} if pool.labelled else {"trusted set"} if pool.test else set(),
+    ready=open_all,
 )

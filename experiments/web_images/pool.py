@@ -20,10 +20,10 @@ from datasets import Image as ImageFeature
 from jaxtyping import Int
 from PIL import Image
 
-from curation.embedders import open_embedder
+from curation.embedders import open_embedder, parse_embedder
 from curation.embeddings import open_embeddings
 from curation.pool import open_pool
-from experiments.engine.inputs import DATA, locate
+from experiments.engine.inputs import DATA, locate, require_dim
 from experiments.engine.processes import placed
 from experiments.engine.shards import embed_shards, own_device, write_shards
 from experiments.engine.stages import StageRun
@@ -100,6 +100,8 @@ class PoolSettings:
             )
         if self.largest and self.imbalance < 1:
             raise CurationError(f"science.pool.imbalance is {self.imbalance}; it must be at least 1")
+        if self.embedder != SSL:
+            parse_embedder(self.embedder)
 
     def science(self) -> dict[str, Any]:
         """All that decides the pool: every field, and the whole recipe of an embedder that is trained on it."""
@@ -128,6 +130,19 @@ def input_files(pool: PoolSettings) -> list[Path]:
     """What decides the pool besides its settings. A missing one is left for `prepare` to name: a dry run needs none."""
     paths = [locate(source) for source in (pool.source, pool.test) if source]
     return [path for path in paths if path.exists()]
+
+
+def open_all(pool: PoolSettings) -> None:
+    """Open what the pool will be made with, each for a moment.
+
+    Raises:
+        CurationError: the source, the test images or the embedder is not there, or they have no labels.
+    """
+    open_source(pool.source, pool.top_level) if pool.labelled else open_images(pool.source)
+    if pool.test:
+        open_source(pool.test, pool.top_level)
+    if pool.embedder != SSL:
+        require_dim(open_embedder(pool.embedder, pool.image_size or None, "cpu"), pool.dim)
 
 
 @dataclass
@@ -397,8 +412,7 @@ def embed(run: StageRun, pool: PoolSettings, seed: int) -> None:
         name = f"checkpoint:{result.folder}"
     embedder = open_embedder(name, pool.image_size or None, device=own_device(str(run.speed.get("device", "cpu"))))
     embed_shards(open_pool(run.folder / POOL), embedder, run.folder / "embeddings", progress=run.progress)
-    if embedder.dim != pool.dim:
-        raise CurationError(f"{pool.embedder} has {embedder.dim} dimensions; set science.pool.dim={embedder.dim}")
+    require_dim(embedder, pool.dim)
     if not (run.folder / BANK).exists():
         return
     bank = open_pool(run.folder / BANK)

@@ -8,6 +8,9 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from torchvision.datasets import CIFAR10
 
+from foundation.command import run_command
+from foundation.errors import CurationError
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -16,7 +19,10 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     for name in ("train", "test"):
-        source = CIFAR10(str(arguments.download_to), train=name == "train", download=True)
+        try:
+            source = CIFAR10(str(arguments.download_to), train=name == "train", download=True)
+        except RuntimeError as error:  # what torchvision raises where the archive is not whole
+            raise CurationError(f"{arguments.download_to}: {error}; delete it and run this again") from error
         features = Features({"image": ImageFeature(), "label": ClassLabel(names=source.classes)})
         images, labels = [], []
         for image, label in source:
@@ -30,4 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command("cifar10", main)

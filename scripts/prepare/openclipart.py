@@ -11,6 +11,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PillowImage
 from tqdm import tqdm
 
+from foundation.command import run_command
 from foundation.options import number_type
 
 # the package has three pictures above Pillow's guard of 179 megapixels, the largest of 623 (5 GB of memory to reduce)
@@ -67,4 +68,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command("openclipart", main)

@@ -63,3 +63,10 @@ def test_order_decides_which_row_stays_and_settings_are_checked():
     assert np.array_equal(near_duplicates(texts, verify=False, progress=False).kept, [0, 1])
     with pytest.raises(CurationError, match="threshold 0"):
         near_duplicates(texts, threshold=0)
+
+
+@pytest.mark.parametrize("threshold", [0.97, 0.985, 1.0])
+def test_only_equal_texts_are_as_alike_as_can_be(threshold: float):
+    text = "a text of some eight or nine words in all"
+    found = near_duplicates([text, text + " and more", text], threshold)
+    assert found.kept.tolist() == [0, 1]

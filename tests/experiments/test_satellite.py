@@ -94,10 +94,34 @@ def test_every_scale_builds_with_equal_budgets(scale: str, tmp_path: Path):
 
 def test_missing_rasters_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CURATED_SSL_DATA", str(tmp_path))
-    lines: list[str] = []
     config = small(tmp_path / "run", "science.pool.image=none.tif", "+science.pool.heights=chm.tif", "seeds=[0]")
-    assert run_experiment(config, "the command", lines.append, False) != 0
-    assert any("none.tif is not there; set CURATED_SSL_DATA" in line for line in lines)
+    with pytest.raises(CurationError, match=r"none.tif is not there; set CURATED_SSL_DATA"):
+        run_experiment(config, "the command", lambda _line: None, False)
+    assert not (tmp_path / "run").exists()
+
+
+UNLABELLED = ["science.pool={labelled: false, largest: 0, bursts: 0, rows: 9000}", "science.evaluate.suite=small"]
+
+
+@pytest.mark.parametrize(
+    ("words", "needed"),
+    [
+        (["experiment=text", "science.pool.trusted=0", "arms=[raw,retrieval]"], "trusted set"),
+        (["experiment=satellite", "arms=[raw,retrieval]"], "trusted set"),
+        (["experiment=web_images", *UNLABELLED, "arms=[raw,oracle]"], "labels"),
+    ],
+)
+def test_an_arm_whose_pool_lacks_what_it_needs_is_refused_before_the_others_run(words: list[str], needed: str):
+    with pytest.raises(CurationError, match=f"needs {needed}"):
+        build(compose([*words, "scale=demo"]))
+
+
+@pytest.mark.parametrize("embedder", ["nope", "timm:nope", "torchvision:nope", "timm:resnet18?x=1", "checkpoint:"])
+def test_an_embedder_that_there_is_not_is_refused_by_the_dry_run(embedder: str, tmp_path: Path):
+    for name in ("satellite", "web_images", "visual_domains"):
+        words = [f"experiment={name}", "scale=demo", f"output.runs={tmp_path}", f"science.pool.embedder='{embedder}'"]
+        with pytest.raises(CurationError, match=r"embedder|has no"):
+            build(compose(words))
 
 
 def test_generated_land_is_unbalanced_and_tall_trees_are_rare():

@@ -367,8 +367,37 @@ def test_text_that_is_not_there_names_the_variable(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("CURATED_SSL_DATA", str(tmp_path))
     lines: list[str] = []
     config = small(tmp_path / "run", "science.pool.source=none.parquet", "arms=[raw]", "seeds=[0]")
-    assert run_experiment(config, "", lines.append, False) == 1
-    assert any("CURATED_SSL_DATA" in line for line in lines)
+    with pytest.raises(CurationError, match="CURATED_SSL_DATA"):
+        run_experiment(config, "", lines.append, False)
+    assert not (tmp_path / "run").exists(), "it is refused before anything runs"
+    assert run_experiment({**config, "dry_run": True}, "", lines.append, False) == 0
+    assert "note: it cannot run here yet: science.pool.source 'none.parquet'" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("filters=[nope]", "filter 'nope' is unknown"),
+        ("filters=['length:9-3']", "keeps nothing"),
+        ("embedder=char_svd:x", "char_svd:DIMENSIONS"),
+        ("embedder=no/such/model", "no such folder"),
+        ("judge_embedder='a b'", "no such folder"),
+        ("precision=int4", "precision is 'int4'"),
+        ("tokenizer=../nowhere", "tokenizer is '../nowhere'"),
+    ],
+)
+def test_names_of_nothing_are_refused_by_the_dry_run(setting: str, words: str, tmp_path: Path):
+    config = small(tmp_path / "run", f"science.pool.{setting}", "dry_run=true")
+    with pytest.raises(CurationError, match=words):
+        run_experiment(config, "", lambda _line: None, False)
+
+
+def test_a_domain_to_merge_that_is_not_there_is_refused(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CURATED_SSL_DATA", str(texts))
+    lines: list[str] = []
+    own = ["science.pool.source=pool.parquet", "science.pool.merged=[nothing]", "arms=[raw]", "seeds=[0]", *NGRAM]
+    assert run_experiment(small(tmp_path, *own), "", lines.append, False) == 1
+    assert any("there is no domain 'nothing'" in line for line in lines), lines
 
 
 def test_more_rows_than_the_text_has_is_one_line(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
