@@ -2,6 +2,7 @@
 
 from itertools import permutations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -82,6 +83,26 @@ def jitter(
     hue: PerImage,
 ) -> Images:
     """Colour jitter; ``order`` of each image is an index of `ORDERS`."""
+    if images.device.type == "cpu" and images.dtype == torch.float32:
+        from pretrain.pixels_cpu import jitter_images
+
+        images = images.clone(memory_format=torch.contiguous_format)
+        factors = torch.stack([brightness, contrast, saturation, hue]).float().numpy()
+        orders = np.array(ORDERS, np.int64)[order.numpy()]
+        jitter_images(images.flatten(2).numpy(), orders, factors, np.array(LUMA, np.float32))
+        return images
+    return _jitter_anywhere(images, order, brightness, contrast, saturation, hue)
+
+
+def _jitter_anywhere(
+    images: Images,
+    order: Int[Tensor, "b"],
+    brightness: PerImage,
+    contrast: PerImage,
+    saturation: PerImage,
+    hue: PerImage,
+) -> Images:
+    """The same in plain torch, for any device."""
     steps = ((adjust_brightness, brightness), (adjust_contrast, contrast))
     steps += ((adjust_saturation, saturation), (adjust_hue, hue))  # type: ignore[assignment]
     table = torch.tensor(ORDERS, device=images.device)[order]

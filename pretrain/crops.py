@@ -14,6 +14,7 @@ from torch import Tensor
 
 TRIES = 10  # of a box that fits, as in torchvision
 BOX_DRAWS = 2 * TRIES + 2
+KEYS = -0.5  # the parameter of the cubic filter
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def random_boxes(
     return Boxes(top, left, h, w)
 
 
-def _cubic(x: Float[Tensor, "..."], a: float = -0.5) -> Float[Tensor, "..."]:
+def _cubic(x: Float[Tensor, "..."], a: float = KEYS) -> Float[Tensor, "..."]:
     """Keys's kernel."""
     x = x.abs()
     near = ((a + 2) * x - (a + 3)) * x * x + 1
@@ -82,6 +83,19 @@ def resize_weights(
     start: Int[Tensor, "n"], length: Int[Tensor, "n"], n_in: int, n_out: int
 ) -> Float[Tensor, "n out in"]:
     """Weights that take ``n_in`` pixels to ``n_out``, seeing only those from ``start`` on, ``length`` many."""
+    if start.device.type == "cpu":
+        from pretrain.pixels_cpu import fill_resize_weights
+
+        weights = torch.zeros(len(start), n_out, n_in)
+        fill_resize_weights(start.numpy(), length.numpy(), KEYS, weights.numpy())
+        return weights
+    return _resize_weights_anywhere(start, length, n_in, n_out)
+
+
+def _resize_weights_anywhere(
+    start: Int[Tensor, "n"], length: Int[Tensor, "n"], n_in: int, n_out: int
+) -> Float[Tensor, "n out in"]:
+    """The same in plain torch, for any device."""
     first, count = start.float()[:, None, None], length.float()[:, None, None]
     scale = count / n_out
     spread = scale.clamp_min(1.0)  # the filter widens when pixels are merged, never narrows
@@ -113,4 +127,5 @@ def resized_crops(
     columns = resize_weights(on_device(boxes.left), on_device(boxes.width), images.shape[3], size)
     if flip is not None:
         columns = torch.where(on_device(flip)[:, None, None], columns.flip(1), columns)
-    return rows[:, None] @ images @ columns.mT[:, None]
+    narrow = images.flatten(1, 2) @ columns.mT  # all channels in one product
+    return rows[:, None] @ narrow.unflatten(1, images.shape[1:3])

@@ -1,4 +1,4 @@
-"""Compile every kernel of k-means, sampling and the graphs once, so that processes that start together need not all.
+"""Compile every kernel of k-means, sampling, graphs and crops, so that processes that start together need not all.
 
 numba keeps what it compiled beside the source; `make test` runs this while mypy works on the other core.
 """
@@ -7,9 +7,11 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from curation import CommunityTree, HierarchicalKMeans
 from eval.ngram import fit_ngrams
+from pretrain.multicrop import CropSettings, multi_crop, step_draws
 
 
 def main() -> None:
@@ -29,6 +31,9 @@ def main() -> None:
                     tree.sample(500, strategy=strategy, max_copies=2)
                 tree.sampling_weights()
         CommunityTree(progress=False).fit(path).sample(300)
+    settings = CropSettings(global_size=16, local_size=8, n_local=1, canvas=24)
+    canvases = torch.zeros((8, 3, 24, 24), dtype=torch.uint8)
+    multi_crop(canvases, np.full((8, 2), 24), step_draws(settings, 8, seed=0, step=0), settings)
     fit_ngrams(["some text to count", "and some more of it"]).bits(["of it"])
 
 

@@ -8,7 +8,7 @@ from torchvision.transforms.v2 import functional as F
 
 from foundation.errors import CurationError
 from pretrain import colour
-from pretrain.crops import BOX_DRAWS, Boxes, random_boxes, resized_crops
+from pretrain.crops import BOX_DRAWS, Boxes, _resize_weights_anywhere, random_boxes, resize_weights, resized_crops
 from pretrain.multicrop import ColourSettings, CropSettings, multi_crop, step_draws
 
 SMALL = CropSettings(global_size=16, local_size=8, n_local=3, canvas=24)
@@ -27,6 +27,15 @@ def test_a_crop_is_torchvisions_antialiased_bicubic_crop(size: int):
         box = [int(v[i]) for v in (boxes.top, boxes.left, boxes.height, boxes.width)]
         expected = F.resized_crop(x[i], *box, [size, size], F.InterpolationMode.BICUBIC, antialias=True)
         torch.testing.assert_close(found[i], expected.flip(-1) if i % 2 else expected, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("n_in", "n_out"), [(24, 16), (61, 64), (500, 32), (7, 96)])
+def test_crops_on_a_cpu_are_those_of_any_device(n_in: int, n_out: int):
+    """A run goes on elsewhere with the same crops."""
+    length = torch.arange(1, n_in + 1)
+    start = (n_in - length) * torch.arange(n_in) // max(n_in - 1, 1)
+    found = resize_weights(start, length, n_in, n_out)
+    torch.testing.assert_close(found, _resize_weights_anywhere(start, length, n_in, n_out), atol=2e-5, rtol=0)
 
 
 def test_boxes_have_the_distribution_of_torchvision():
@@ -78,17 +87,34 @@ def test_blur_solarisation_and_grey_are_those_of_torchvision():
     torch.testing.assert_close(colour.grey(x), F.rgb_to_grayscale(x))
 
 
-def test_jitter_applies_the_four_operations_in_the_order_of_each_image():
+@pytest.mark.parametrize("jitter", [colour.jitter, colour._jitter_anywhere])
+def test_jitter_applies_the_four_operations_in_the_order_of_each_image(jitter):
     x = images(2, 8, 8)
     order = torch.tensor([colour.ORDERS.index((3, 1, 0, 2)), colour.ORDERS.index((0, 1, 2, 3))])
     values = [torch.tensor([0.7, 1.3]), torch.tensor([1.4, 0.6]), torch.tensor([0.5, 1.2]), torch.tensor([0.1, -0.1])]
     steps = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
-    found = colour.jitter(x, order, *values)
+    found = jitter(x, order, *values)
     for i in range(2):
         expected = x[i]
         for step in colour.ORDERS[int(order[i])]:
             expected = steps[step](expected, float(values[step][i]))
         torch.testing.assert_close(found[i], expected, atol=1e-5, rtol=0)
+
+
+def test_jitter_on_a_cpu_is_that_of_any_device():
+    """A run goes on elsewhere with the same colours; greys, extremes and every order included."""
+    n = 4 * len(colour.ORDERS)
+    x = images(n, 19, 23)
+    x[0], x[1], x[2, :, :9] = 0.0, 1.0, 0.25
+    order = torch.arange(n) % len(colour.ORDERS)
+    draw = torch.Generator().manual_seed(1)
+    values = [torch.rand(n, generator=draw) * 1.6 for _ in range(3)] + [torch.rand(n, generator=draw) - 0.5]
+    before = x.clone()
+    found = colour.jitter(x, order, *values)
+    torch.testing.assert_close(found, colour._jitter_anywhere(x, order, *values), atol=2e-5, rtol=0)
+    assert torch.equal(x, before)
+    strided = x.permute(0, 1, 3, 2)
+    torch.testing.assert_close(colour.jitter(strided, order, *values), found.permute(0, 1, 3, 2), atol=2e-5, rtol=0)
 
 
 def test_crops_come_crop_by_crop_and_depend_on_seed_and_step_alone():
