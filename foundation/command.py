@@ -64,15 +64,15 @@ def run_command(name: str, body: Callable[[], object], extra: str = "") -> None:
     except KeyboardInterrupt:
         code = INTERRUPTED
     except BrokenPipeError:  # whoever read our output is gone, as in `curate plan ... | head -1`
-        _forget_stdout()
         raise SystemExit(1) from None
     except Exception as error:
         line = explain(error, extra)
         if line is None:
             raise
-        _forget_stdout()
         _say(f"{name}: error: {line}")
         raise SystemExit(MISTAKE) from None
+    finally:
+        _let_go()
     if code == INTERRUPTED:
         _say(f"{name}: interrupted; run the same command again to go on")
     if isinstance(code, int) and code:
@@ -90,12 +90,13 @@ def _open_streams() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process lives
 
 
-def _forget_stdout() -> None:
+def _let_go() -> None:
     """What could not be written is not tried again at the exit."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextmanager
