@@ -9,7 +9,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from foundation.errors import CurationError
 
@@ -56,13 +56,14 @@ def run_command(name: str, body: Callable[[], object], extra: str = "") -> None:
     Raises:
         SystemExit: 2 after a mistake, 130 after Ctrl-C, or what the body returned.
     """
+    _open_streams()
     try:
         with _no_interrupt_lost():
             code = body()
+        sys.stdout.flush()  # here, where a full disk is a line; at the exit it would be a traceback
     except KeyboardInterrupt:
         code = INTERRUPTED
     except BrokenPipeError:  # whoever read our output is gone, as in `curate plan ... | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except Exception as error:
         line = explain(error, extra)
@@ -70,10 +71,32 @@ def run_command(name: str, body: Callable[[], object], extra: str = "") -> None:
             raise
         _say(f"{name}: error: {line}")
         raise SystemExit(MISTAKE) from None
+    finally:
+        _let_go()
     if code == INTERRUPTED:
         _say(f"{name}: interrupted; run the same command again to go on")
     if isinstance(code, int) and code:
         raise SystemExit(code)
+
+
+def _open_streams() -> None:
+    """Give a process that was started with closed streams (``>&-``) others: the first file that it writes would take
+    their number, and messages of libraries would end in it; progress bars fail without them."""
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(spare)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process lives
+
+
+def _let_go() -> None:
+    """What could not be written is not tried again at the exit."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextmanager
@@ -152,4 +175,5 @@ def _explain(error: BaseException, extra: str) -> str | None:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    with suppress(OSError):  # nobody listens: the exit code says it, too
+        print(text, file=sys.stderr, flush=True)

@@ -1,11 +1,30 @@
 """How many threads compute: no more than cores that are free, for threads that wait for a busy core wait for ever."""
 
 import os
+import sys
 import time
 from pathlib import Path
 
 STAT = Path("/proc/stat")
 VARIABLES = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
+MOST = 1024  # threads of a process
+
+
+def drop_bad_counts() -> None:
+    """Take variables that name no number of threads out of the environment, each with a line: numba would fail or
+    print a traceback, and OpenMP's runtimes would differ in what they make of them."""
+    for name in (*VARIABLES, "MKL_NUM_THREADS"):
+        value = os.environ.get(name)
+        if value is None or (value.strip() and all(_is_count(part) for part in value.split(","))):
+            continue
+        del os.environ[name]
+        if value.strip():
+            print(f"warning: {name}={value[:40]!r} is no number of threads (1 to {MOST}); left out", file=sys.stderr)
+
+
+def _is_count(text: str) -> bool:
+    text = text.strip()
+    return text.isascii() and text.isdecimal() and len(text) < 6 and 1 <= int(text) <= MOST
 
 
 def idle_share(seconds: float = 0.25, stat: Path = STAT) -> float:
@@ -37,4 +56,4 @@ def use_free_cores() -> int:
     for name in VARIABLES:
         os.environ.setdefault(name, str(free))
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    return int(os.environ[VARIABLES[0]])
+    return int(os.environ[VARIABLES[0]].split(",")[0])
