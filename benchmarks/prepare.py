@@ -284,7 +284,7 @@ def page(figures: dict[str, Any], about: dict[str, Any]) -> str:
         f"which must stay below {LIMIT / 1e9:.0f} GB, and all that is resident. That counts the pages of mapped files "
         "too, embeddings among them, which the system takes back where memory is short. Libraries are about 0.4 and "
         "0.8 GB of it. `curate` holds the resampled set, here half of the rows, in memory (up to 4 GiB, "
-        "[user guide](../user-guide.md#memory)); GDAL keeps blocks of rasters, up to 5 % of the machine's memory.",
+        "[user guide](../user-guide.md#memory)); GDAL keeps up to 256 MiB of blocks of rasters.",
         "",
     ]
     header = ["", "rows", *(f"{stage}, s" for stage in STAGES[1:]), "prepare, microseconds a row"]
