@@ -67,20 +67,29 @@ def open_filter(name: str) -> TextFilter:
     Raises:
         CurationError: an unknown name, bounds that are none, or the package is not installed.
     """
+    require_filter(name)
     kind, _, rest = name.partition(":")
-    if kind == "length":
+    if kind in ("length", "words"):
         low, high = _bounds(name, rest)
-        return TextFilter(name, lambda text: _outside(len(text), low, high))
-    if kind == "words":
-        low, high = _bounds(name, rest)
-        return TextFilter(name, lambda text: _outside(len(text.split()), low, high))
+        return TextFilter(name, lambda text: _outside(len(text if kind == "length" else text.split()), low, high))
     if kind == "language":
         return TextFilter(name, _language(name, [code.strip() for code in rest.split(",") if code.strip()]))
-    if name in DATATROVE:
-        return TextFilter(name, _datatrove(name))
-    raise CurationError(
-        f"filter {name!r} is unknown; use length:LOW-HIGH, words:LOW-HIGH, language:CODES, {', '.join(DATATROVE)}"
-    )
+    return TextFilter(name, _datatrove(name))
+
+
+def require_filter(name: str) -> None:
+    """Refuse a name that `open_filter` does not know; its package need not be there.
+
+    Raises:
+        CurationError: an unknown name, or bounds that are none.
+    """
+    kind, _, rest = name.partition(":")
+    if kind in ("length", "words"):
+        _bounds(name, rest)
+    elif kind != "language" and name not in DATATROVE:
+        raise CurationError(
+            f"filter {name!r} is unknown; use length:LOW-HIGH, words:LOW-HIGH, language:CODES, {', '.join(DATATROVE)}"
+        )
 
 
 def open_filters(names: Sequence[str]) -> list[TextFilter]:

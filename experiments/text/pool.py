@@ -26,7 +26,7 @@ from foundation.files import digest_json, load_array, load_json, save_array, sav
 from foundation.hub import require_model_name
 from foundation.settings import Count, CountOrZero, NonNegative, Range, Share, check, nearest_name
 from text_lm.documents import Document, document_parts, read_documents
-from text_lm.filters import open_filters
+from text_lm.filters import open_filters, require_filter
 from text_lm.split import split_by_document
 from text_lm.tokenizer import open_tokenizer
 
@@ -122,7 +122,8 @@ def check_names(pool: PoolSettings, _train: Any, _evaluate: Any) -> None:
         CurationError: an unknown filter, lexical embedder or precision, a path of a tokenizer or sentence model where
             there is none, or a judge's embedder that the curation sees.
     """
-    open_filters(pool.filters)
+    for name in pool.filters:
+        require_filter(name)
     for key in ("embedder", "judge_embedder"):
         name = getattr(pool, key)
         if name and is_lexical(name):
@@ -145,9 +146,10 @@ def open_all(pool: PoolSettings) -> None:
     """Open what the pool will be made with, each for a moment.
 
     Raises:
-        CurationError: the source, the tokenizer or a sentence model is not there.
+        CurationError: the source, a filter's package, the tokenizer or a sentence model is not there.
     """
     _parts(pool)
+    open_filters(pool.filters)
     open_tokenizer(pool.tokenizer)
     for name in (pool.embedder, pool.judge_embedder):
         if name and not is_lexical(name):
