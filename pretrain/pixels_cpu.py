@@ -114,7 +114,7 @@ def fill_resize_weights(
                 elif x < 2:
                     value = ((x - 5) * x + 8) * x * a - 4 * a
                 else:
-                    value = 0.0
+                    value = np.float32(0)
                 weights[i, o, p] = value
                 total += weights[i, o, p]
             for p in range(first, last):
