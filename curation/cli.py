@@ -539,6 +539,8 @@ def sample(
     opened = _pool(pool, column)
     if opened is not None:
         found.check_pool(opened)
+    checked = not no_check and method is Method("balanced")
+    beside = _embeddings_of(found, tree, embeddings) if checked or embeddings is not None else None
     with locked_folder(output):
         subset, there = sample_folder(
             found,
@@ -553,10 +555,10 @@ def sample(
         )
         if weights:
             save_array(output / "weights.npy", found.sampling_weights(size))
-    if not no_check and method is Method("balanced"):
+    if checked:
         from curation.soundness import check_subset
 
-        _warn(check_subset(found, subset, _embeddings_of(found, tree, embeddings)))
+        _warn(check_subset(found, subset, beside))
     _say(f"{len(subset):,} rows ({len(subset.ids):,} distinct) in {output}/subset.parquet{', as before' * there}")
     if json:
         _print_json({"subset": output / "subset.parquet", "rows": len(subset), "distinct": len(subset.ids)})

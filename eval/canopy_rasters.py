@@ -70,6 +70,8 @@ def measure_maps(
         if first.crs is None or not first.crs.is_projected:
             raise CurationError(f"{predicted} has no projected reference system: its pixels have no size in metres")
         for name, source in ((predicted, first), (truth, second)):
+            if source.count != 1:
+                raise CurationError(f"{name} has {source.count} bands; heights have one: is it a picture?")
             if "complex" in source.dtypes[0]:
                 raise CurationError(f"{name} holds complex numbers; heights are plain ones, in metres")
         for name, a, b in (

@@ -1,6 +1,7 @@
 """Rasters of any size and format that GDAL reads, as windows of float32 bands with a mask of what is valid."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,13 +144,15 @@ def open_raster(
     import rasterio
     from rasterio.crs import CRS
     from rasterio.enums import ColorInterp, Resampling
-    from rasterio.errors import CRSError, RasterioError
+    from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
     from rasterio.vrt import WarpedVRT
 
     path = regular_file(path, "give a raster that GDAL reads")
     _limit_cache()
     try:
-        source = rasterio.open(path)
+        with warnings.catch_warnings():  # of a raster that lies nowhere: it is refused just below
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            source = rasterio.open(path)
     except (RasterioError, OSError) as error:
         raise CurationError(f"raster {path} cannot be opened ({_short(error)}); is it whole, and a raster?") from error
     try:

@@ -15,6 +15,7 @@ from pathlib import Path
 from benchmarks.speed import AVX2_ALONE, PARTS, keep, markdown, run_part, units
 from experiments.engine.provenance import provenance
 from foundation.command import run_command
+from foundation.errors import CurationError
 from foundation.options import number_type
 from foundation.tables import text_table
 
@@ -46,11 +47,13 @@ def measure_busy(rows: int, dim: int, k: int, iterations: int, threads: int, rep
             others = [subprocess.Popen(spin) for _ in range(os.cpu_count() or 1)] if busy else []
             try:
                 command, environment = [sys.executable, "-c", FIT, *sizes], {**os.environ, **WAITING[name]}
-                done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+                done = subprocess.run(command, env=environment, capture_output=True, text=True)
             finally:
                 for other in others:
                     other.kill()
                     other.wait()
+            if done.returncode:
+                raise CurationError(f"the fit failed: {(done.stderr.splitlines() or ['killed'])[-1]}")
             seconds[name, busy].append(float(done.stdout))
     lines = []
     for name in WAITING:

@@ -110,3 +110,10 @@ def test_rasters_are_judged_as_arrays_are(tmp_path: Path):
     assert (tmp_path / "canopy.json").exists()
     with pytest.raises(CurationError, match="different places"):
         measure_maps(paths[0], write("moved.tif", truth, left=3))
+    with (
+        rasterio.open(paths[0]) as source,
+        rasterio.open(tmp_path / "rgb.tif", "w", **{**source.profile, "count": 3}) as picture,
+    ):
+        picture.write(np.repeat(source.read(), 3, axis=0))
+    with pytest.raises(CurationError, match="3 bands; heights have one"):
+        measure_maps(tmp_path / "rgb.tif", paths[1])

@@ -546,3 +546,20 @@ def test_a_column_of_no_pool_is_refused(hostile: Hostile):
     hostile.fresh(command)
     ended = hostile.call(command, ("report", "tree", "subset", "-o", "out.html", "--column=text"))
     assert (ended.code, "give --pool too" in ended.err) == (2, True), ended.err
+
+
+def test_a_sample_whose_check_cannot_be_made_writes_nothing(hostile: Hostile):
+    command = COMMANDS["sample"]
+    hostile.fresh(command)
+    words = (*(word for word in command.words if word != "--no-check"), "--embeddings=tree")
+    ended = hostile.check(Command(command.main, command.words), words, "--embeddings of a tree")
+    assert ended.code == 2
+
+
+def test_a_folder_that_is_read_is_never_written(hostile: Hostile):
+    """A dedup into its own embeddings replaced their row ids and ended with 0."""
+    hostile.fresh(COMMANDS["dedup"])
+    before = {path: path.read_bytes() for path in (hostile.work / "emb").iterdir()}
+    ended = hostile.call(COMMANDS["dedup"], ("dedup", "emb", "-o", "emb", "--workers=0"))
+    assert (ended.code, "-o emb is what is read" in ended.err) == (2, True), ended.err
+    assert {path: path.read_bytes() for path in (hostile.work / "emb").iterdir()} == before
