@@ -22,7 +22,7 @@ from curation.kmeans.frame import Frame
 from curation.kmeans.lloyd import fit_centroids
 from curation.kmeans.seeding import seed_centroids
 from curation.kmeans.settings import KMeansSettings
-from curation.kmeans.tiles import PAIRS, has_feature
+from curation.kmeans.tiles import MATRICES, PAIRS, has_feature
 from experiments.engine.provenance import commits_of
 from experiments.simulated.data import rings
 from foundation.files import save_json
@@ -53,12 +53,12 @@ REFERENCES = {"seeding": "scikit-learn greedy k-means++"}  # else faiss
 
 def units() -> str:
     """The units of the CPU that products run on here."""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    amx = capabilities.get("amx_bf16", False)
     if "NUMBA_CPU_FEATURES" in os.environ:
         return "restricted to AVX2"
+    if MATRICES:
+        return "amx_bf16"
     if PAIRS:
-        return "amx_bf16" if amx else "avx512_bf16, no AMX"
+        return "avx512_bf16, no AMX"
     return next((name for name in ("avx512f", "avx2") if has_feature(name)), "no AVX2") + " without bfloat16"
 
 

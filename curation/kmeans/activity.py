@@ -27,18 +27,52 @@ from curation.kmeans.assignment import (
     _panel_maxima,
     _score_bound,
     _squared_distance,
-    _squared_norm,
     bits,
 )
-from curation.kmeans.tiles import PANEL, TILE_ROWS, as_float32, multiply_some, pack_row, take_next
+from curation.kmeans.tiles import (
+    PANEL,
+    high_scores,
+    largest_below,
+    lowest_bit,
+    multiply_some,
+    pack_row,
+    rows_of,
+    take_next,
+)
 
 WORTH_IT = 0.95  # share of moved centroids above which all are searched
 MARGIN_USED = 0.3  # of what a row's own centroid scores above the bound, in one iteration
 ROUNDING = 2.0**-22  # of a bound that becomes a float32
 
 
+@numba.njit(fastmath={"reassoc", "contract"}, inline="always")
+def _norm_and_distance(x, c):
+    """Squared norm of x, and its squared distance to c."""
+    norm, distance = 0.0, 0.0
+    for f in range(x.shape[0]):
+        value = np.float64(x[f])
+        difference = value - np.float64(c[f])
+        norm += value * value
+        distance += difference * difference
+    return norm, distance
+
+
+@numba.njit(parallel=True, fastmath={"reassoc", "contract"}, cache=True)
+def _movement(before, after, steps, falls):
+    """How far each centroid moved, and how much half its squared norm fell: (k,) float64."""
+    for i in numba.prange(len(before)):
+        step, fall = 0.0, 0.0
+        for f in range(before.shape[1]):
+            old, new = np.float64(before[i, f]), np.float64(after[i, f])
+            step += (new - old) * (new - old)
+            fall += old * old - new * new
+        steps[i], falls[i] = np.sqrt(step), fall / 2
+
+
 @numba.njit(fastmath={"reassoc", "contract", "nnan", "nsz"}, inline="always")
-def _decide_row_among_moved(scores, half_norms, largest, slack, x, squared, centroids, moved, own, distance, bound):
+def _decide_row_among_moved(
+    scores, row, half_norms, largest, slack, x, squared, centroids, moved, own, distance, bound
+):
     """Nearest of a row's own centroid and the moved ones, squared distance, and the bound on the scores of all others.
 
     Args:
@@ -47,18 +81,18 @@ def _decide_row_among_moved(scores, half_norms, largest, slack, x, squared, cent
         squared: norm of the row; distance: to its own centroid, squared; bound: on those that stayed.
     """
     nearest, smallest = own, distance
-    runner_up, others = np.inf, np.float32(-np.inf)
+    runner_up = np.inf
     threshold = np.float32((squared - distance) / 2 - slack)
+    others = largest_below(largest, threshold)
     for panel in range(len(largest)):
         if largest[panel] < threshold:  # never the panel of the own centroid: it scores above
-            others = max(others, largest[panel])
             continue
-        for j in range(panel * PANEL, min((panel + 1) * PANEL, len(moved))):
-            value = as_float32(scores[j]) - half_norms[j]
+        found, most = high_scores(scores, row, half_norms, panel, threshold)
+        others = max(others, most)
+        while found:
+            j = panel * PANEL + lowest_bit(found)
+            found &= found - np.uint32(1)
             if moved[j] == own:
-                continue
-            if value < threshold:
-                others = max(others, value)
                 continue
             other = _squared_distance(x, centroids[moved[j]])
             if other < smallest or (other == smallest and moved[j] < nearest):
@@ -76,13 +110,13 @@ def _decide_among_moved(scores, half_norms, slack, x, centroids, moved, column_o
         largest = np.empty((m + PANEL - 1) // PANEL, np.float32)
         for i in range(part_of_rows * ROWS_AT_ONCE, min((part_of_rows + 1) * ROWS_AT_ONCE, n)):
             own = labels[i]
-            squared, distance = _squared_norm(x[i]), _squared_distance(x[i], centroids[own])
+            squared, distance = _norm_and_distance(x[i], centroids[own])
             again[i] = column_of[own] >= 0 and (squared - distance) / 2 <= bounds[i]
             if again[i]:
                 continue
             _panel_maxima(scores[i], half_norms, largest)
             labels[i], distances[i], bounds[i] = _decide_row_among_moved(
-                scores[i], half_norms, largest, slack[i], x[i], squared, centroids, moved, own, distance, bounds[i]
+                scores, i, half_norms, largest, slack[i], x[i], squared, centroids, moved, own, distance, bounds[i]
             )
 
 
@@ -134,7 +168,7 @@ def _search_moved(
         columns: (n,) int32; gets how many moved centroids each row was compared with.
     """
     all_tiles, all_low, all_units, all_scores, all_maxima = rooms
-    at_once = all_scores.shape[1]
+    at_once = all_scores.shape[2]
     for worker in numba.prange(all_scores.shape[0]):
         tiles, low, units = all_tiles[worker], all_low[worker], all_units[worker]
         scores, maxima = all_scores[worker], all_maxima[worker]
@@ -148,7 +182,7 @@ def _search_moved(
             n_kept = 0
             for i in range(first, min(first + at_once, len(x))):
                 own = labels[i]
-                squared, distance = _squared_norm(x[i]), _squared_distance(x[i], centroids[own])
+                squared, distance = _norm_and_distance(x[i], centroids[own])
                 score = (squared - distance) / 2
                 again[i] = column_of[own] >= 0 and score <= bounds[i]
                 if not again[i]:
@@ -161,11 +195,11 @@ def _search_moved(
                 norm, residual, unit = pack_row(x[some[order[place]]], low, tiles, place)
                 units[place] = unit * step
                 slack[place] = norm * terms[0] + residual * terms[1] + terms[2]
-                panels[place // TILE_ROWS] = (needed[order[place]] + PANEL - 1) // PANEL
-            n_tiles = (n_kept + TILE_ROWS - 1) // TILE_ROWS
+                panels[place // rows_of(tiles)] = (needed[order[place]] + PANEL - 1) // PANEL
+            n_tiles = (n_kept + rows_of(tiles) - 1) // rows_of(tiles)
             multiply_some(tiles, panels[:n_tiles], packed, half_norms, units, scores, maxima)
             for place in range(n_kept):
-                i, n_panels = some[order[place]], panels[place // TILE_ROWS]
+                i, n_panels = some[order[place]], panels[place // rows_of(tiles)]
                 n_columns = min(n_panels * PANEL, len(moved))
                 columns[i] = n_columns
                 bound = np.float64(bounds[i])
@@ -174,7 +208,8 @@ def _search_moved(
                     bound += grown
                     bound += ROUNDING * (abs(bound) + grown)
                 labels[i], distances[i], bounds[i] = _decide_row_among_moved(
-                    scores[place],
+                    scores,
+                    place,
                     half_norms,
                     maxima[place, :n_panels],
                     slack[place],
@@ -213,16 +248,15 @@ class ActiveSearch:
             moved = (search.centroids != self.before).any(dim=1).nonzero().flatten()
             moved = moved if len(moved) else torch.zeros(1, dtype=torch.int64)  # a search needs a centroid
             if len(moved) < WORTH_IT * search.k:
-                step = (search.centroids[moved].double() - self.before[moved].double()).norm(dim=1)
-                step, order = step.sort(descending=True, stable=True)
-                moved = moved[order]
+                step, fall = np.empty(search.k), np.empty(search.k)
+                _movement(self.before.numpy(), search.centroids.numpy(), step, fall)
+                moved = moved[np.argsort(-step[moved], kind="stable")]
                 self.moved = moved.numpy().astype(np.int32)
                 self.column_of = np.full(search.k, -1, np.int32)
                 self.column_of[self.moved] = np.arange(len(moved), dtype=np.int32)
-                before, after = self.before[moved].double(), search.centroids[moved].double()
-                fall = ((before.square().sum(dim=1) - after.square().sum(dim=1)) / 2).clamp(min=0).numpy()
+                fall = np.maximum(fall[self.moved], 0.0)
                 self.falls = np.append(np.maximum.accumulate(fall[::-1])[::-1], 0.0)
-                self.steps = np.append(step.numpy() * (1 + ROUNDING), 0.0)
+                self.steps = np.append(step[self.moved] * (1 + ROUNDING), 0.0)
                 self.moved_search = CentroidSearch(search.centroids[moved], precision)
         self.before = search.centroids.clone() if usable else None
         return search

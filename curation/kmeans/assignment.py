@@ -20,11 +20,15 @@ from curation.embeddings import Embeddings, open_embeddings, rows_per_read
 from curation.kmeans.frame import Frame
 from curation.kmeans.tiles import (
     INTEGERS,
+    MATRICES,
     MOST_DIMENSIONS,
     PAIRS,
     PANEL,
     PackedCentroids,
     as_float32,
+    high_scores,
+    largest_below,
+    lowest_bit,
     multiply_block,
     pack_row,
     round_centroids,
@@ -64,6 +68,19 @@ def _round_rows(x, patterns, norm, residual):
         norm[i], residual[i] = round_to_bfloat16(x[i], patterns[i])
 
 
+@numba.njit(parallel=True, fastmath={"reassoc", "contract"}, cache=True)
+def _squares_of(x, low, squares, residuals):
+    """Squared norm of every row, and of its difference to the rounded one; float64."""
+    for i in numba.prange(len(x)):
+        square, residual = 0.0, 0.0
+        for f in range(x.shape[1]):
+            value = np.float64(x[i, f])
+            difference = value - np.float64(as_float32(low[i, f]))
+            square += value * value
+            residual += difference * difference
+        squares[i], residuals[i] = square, residual
+
+
 @numba.njit(fastmath={"reassoc", "contract", "nnan", "nsz"}, inline="always")
 def _panel_maxima(scores, half_norms, largest):
     """Largest score of every panel of columns, where a product did not leave it."""
@@ -98,26 +115,25 @@ def _score_bound(squared, runner_up, others, slack):
 
 
 @numba.njit(fastmath={"reassoc", "contract", "nnan", "nsz"}, inline="always")
-def _decide_row(scores, half_norms, largest, slack, x, centroids):
+def _decide_row(scores, row, half_norms, largest, slack, x, centroids):
     """Exact argmin among the centroids whose score is within ``slack`` of the best, squared distance, and a bound.
 
-    The bound is on the true score of every other centroid; half the slack bounds the error of one. ``largest`` holds
-    the largest score of every panel.
+    The bound is on the true score of every other centroid; half the slack bounds the error of one. ``scores`` are what
+    `products_of` takes, ``largest`` holds the row's largest of every panel.
     """
     best = np.float32(-np.inf)
     for panel in range(len(largest)):
         best = max(best, largest[panel])
     threshold = best - slack
-    nearest, smallest, runner_up, others = -1, np.inf, np.inf, np.float32(-np.inf)
+    nearest, smallest, runner_up, others = -1, np.inf, np.inf, largest_below(largest, threshold)
     for panel in range(len(largest)):
         if largest[panel] < threshold:
-            others = max(others, largest[panel])
             continue
-        for j in range(panel * PANEL, min((panel + 1) * PANEL, centroids.shape[0])):
-            score = as_float32(scores[j]) - half_norms[j]
-            if score < threshold:
-                others = max(others, score)
-                continue
+        found, most = high_scores(scores, row, half_norms, panel, threshold)
+        others = max(others, most)
+        while found:
+            j = panel * PANEL + lowest_bit(found)
+            found &= found - np.uint32(1)
             distance = _squared_distance(x, centroids[j])
             if distance < smallest:  # strict: a tie goes to the lower index
                 nearest, smallest, runner_up = j, distance, smallest
@@ -135,7 +151,7 @@ def _decide(scores, half_norms, slack, x, centroids, labels, distances, bounds):
         largest = np.empty((k + PANEL - 1) // PANEL, np.float32)
         for i in range(part_of_rows * ROWS_AT_ONCE, min((part_of_rows + 1) * ROWS_AT_ONCE, n)):
             _panel_maxima(scores[i], half_norms, largest)
-            found = _decide_row(scores[i], half_norms, largest, slack[i], x[i], centroids)
+            found = _decide_row(scores, i, half_norms, largest, slack[i], x[i], centroids)
             labels[i], distances[i], bounds[i] = found
 
 
@@ -150,7 +166,7 @@ def _search(x, rows, packed, half_norms, step, terms, centroids, rooms, next_blo
         next_block: (1,) int64 zero, from which threads take their work.
     """
     all_tiles, all_low, all_units, all_scores, all_maxima = rooms
-    at_once = all_scores.shape[1]
+    at_once = all_scores.shape[2]
     for worker in numba.prange(all_scores.shape[0]):
         tiles, low, units = all_tiles[worker], all_low[worker], all_units[worker]
         scores, maxima = all_scores[worker], all_maxima[worker]
@@ -167,7 +183,7 @@ def _search(x, rows, packed, half_norms, step, terms, centroids, rooms, next_blo
             multiply_block(tiles, len(some), packed, half_norms, units, scores, maxima)
             for place in range(len(some)):
                 i = some[place]
-                found = _decide_row(scores[place], half_norms, maxima[place], slack[place], x[i], centroids)
+                found = _decide_row(scores, place, half_norms, maxima[place], slack[place], x[i], centroids)
                 labels[i], distances[i], bounds[i] = found
 
 
@@ -240,7 +256,7 @@ def has_bfloat16_units(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = _cpu_capabilities()
-    return bool(PAIRS or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+    return bool(PAIRS or MATRICES or capabilities.get("amx_bf16") or capabilities.get("bf16"))
 
 
 def bits(scores: Tensor) -> np.ndarray:
@@ -288,16 +304,15 @@ class CentroidSearch:
             faster_one = "bfloat16" if has_bfloat16_units(self.device) else "int16"
             precision = faster_one if self.k >= 64 and self.dim >= 32 else "float32"
         self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        exact = self.centroids.double()
-        self.half_norms = (exact.square().sum(dim=1) / 2).float()
         self.low = self.centroids.to(self.dtype)
         self.transposed = self.low.t()
-        self.largest_norm = float(exact.square().sum(dim=1).max().sqrt())
-        self.largest_residual = float((exact - self.low.double()).square().sum(dim=1).max().sqrt())
+        squares, residuals = self._squares()
+        self.half_norms = (squares / 2).float()
+        self.largest_norm, self.largest_residual = float(squares.max().sqrt()), float(residuals.max().sqrt())
         row_bytes = self.k * self.low.element_size()
         budget = SCORE_BYTES if self.device.type == "cpu" else GPU_SCORE_BYTES
         self.rows_per_block = max(64, min(8192, budget // row_bytes // 64 * 64))
-        others_faster = precision == "bfloat16" and (not PAIRS or _cpu_capabilities().get("amx_bf16", False))
+        others_faster = precision == "bfloat16" and not (PAIRS or MATRICES)
         self.tiled = self.device.type == "cpu" and self.compiled and self.in_tiles and not others_faster
         self.tiled &= not self.few_dimensions
         self.integers = precision == "int16" and self.tiled and INTEGERS and self.dim <= MOST_DIMENSIONS
@@ -308,6 +323,15 @@ class CentroidSearch:
         elif self.tiled:
             self.packed = PackedCentroids(bits(self.low), self.half_norms.numpy())
         self.room: Tensor | None = None  # kept between blocks: fresh memory costs a page fault every 4 kB
+
+    def _squares(self) -> tuple[Float[Tensor, "k"], Float[Tensor, "k"]]:
+        """Squared norms of the centroids and of what rounding took of each; float64."""
+        if self.device.type == "cpu":
+            squares, residuals = np.empty(self.k), np.empty(self.k)
+            _squares_of(self.centroids.numpy(), bits(self.low), squares, residuals)
+            return torch.from_numpy(squares), torch.from_numpy(residuals)
+        exact = self.centroids.double()
+        return exact.square().sum(dim=1), (exact - self.low.double()).square().sum(dim=1)
 
     def slack_terms(self, rounded: bool = True) -> Float[np.ndarray, "3"]:
         """`slack_terms` of these centroids; ``rounded`` where the product rounds its output, too."""

@@ -62,7 +62,7 @@ def _greedy(x, transposed, packed, half_norms, terms, weights, uniforms, chosen,
         for chunk in numba.prange(n_chunks):
             low, high = chunk * CHUNK, min((chunk + 1) * CHUNK, n)
             first, last = low // PANEL, (high + PANEL - 1) // PANEL
-            scores = np.empty((len(tiles) * TILE_ROWS, (last - first) * PANEL), np.float32)
+            scores = np.empty((last - first, len(tiles) * TILE_ROWS, PANEL), np.float32)
             maxima = np.empty((len(tiles) * TILE_ROWS, last - first), np.float32)
             if step and not few_dimensions:
                 norms = half_norms[first * PANEL : last * PANEL]
@@ -79,7 +79,8 @@ def _greedy(x, transposed, packed, half_norms, terms, weights, uniforms, chosen,
                             part[i] += difference * difference
                 else:
                     for i in range(low, high):
-                        if step and scores[t, i - low] - half_norms[i] < reach[t] - within * closest[i]:
+                        product = scores[(i - low) // PANEL, t, (i - low) % PANEL]
+                        if step and product - half_norms[i] < reach[t] - within * closest[i]:
                             distances[t, i] = closest[i]
                             continue
                         total = np.float32(0)

@@ -2,8 +2,11 @@
 
 A tile is ``TILE_ROWS`` rows times a panel of ``PANEL`` centroids; each step of depth multiplies and adds a float32, a
 pair of bfloat16 where the CPU has units for them, or a pair of int16, of which AVX2 multiplies twice as many as of
-float32 in the same time. How the tiles run is said in LLVM's own terms, since numba cannot be told to keep an array in
-registers.
+float32 in the same time. Where the CPU multiplies whole matrices of bfloat16, a tile has `amx.ROWS` rows. How the tiles
+run is said in LLVM's own terms, since numba cannot be told to keep an array in registers.
+
+What rows and centroids are made of tells how they are multiplied: float32; uint32, two bfloat16 each; int32, two int16
+each; uint16, a bfloat16 each, by the matrix units.
 """
 
 import itertools
@@ -17,6 +20,8 @@ from llvmlite import ir
 from numba.core import cgutils, config
 from numba.extending import intrinsic, overload
 
+from curation.kmeans import amx
+
 
 def has_feature(name: str) -> bool:
     """Whether numba compiles for a CPU with this feature (NUMBA_CPU_FEATURES overrules what the CPU has)."""
@@ -26,14 +31,16 @@ def has_feature(name: str) -> bool:
     return bool(llvmlite.binding.get_host_cpu_features().get(name, False))
 
 
-PAIRS = has_feature("avx512bf16")  # products of pairs of bfloat16
 WIDE = has_feature("avx512f")
+MATRICES = WIDE and has_feature("amx-bf16") and amx.allowed()
+PAIRS = has_feature("avx512bf16") and not has_feature("amx-bf16")  # with AMX they are there, slower than float32
 # pairs of int16 outrun float32: in one instruction with VNNI; with AVX2 in two, of which units can do more at a time
 INTEGERS = has_feature("avx512vnni") if WIDE else has_feature("avx2")
 LANES, VECTORS = 16 if WIDE else 8, 2  # of float32 in a vector, of vectors in a panel
 TILE_ROWS = 12 if WIDE else 6  # as many as registers hold, with room for a row and a panel
 PANEL = VECTORS * LANES
 CACHE_BYTES = 384 << 10  # of the scores of a block of rows: most of what a core has for itself
+FAR_CACHE_BYTES = 16 << 20  # of the same for matrix units, which outrun the cache when few rows share the centroids
 ROWS_AT_MOST, ROWS_AT_LEAST = 16 * TILE_ROWS, 4 * TILE_ROWS  # of a block; few would read the centroids too often
 # Lengths of int16 rows and centroids: rounding adds at most sqrt(d) / 2 to each, no value is then above 32,767, and no
 # sum of products above 32,700 x 64,700 < 2^31 (Cauchy-Schwarz), whatever its order
@@ -70,6 +77,50 @@ def bits_as_float32(typing_context: Any, value: Any) -> Any:
     return numba.float32(value), generate
 
 
+def products_of(scores, row, panel):
+    """A row's products with a panel: of (n, k) that torch made, or (panels, n, PANEL) of tiles."""
+
+
+@overload(products_of)
+def _products_of(scores, row, panel):
+    if scores.ndim == 2:
+        return lambda scores, row, panel: scores[row, panel * PANEL : (panel + 1) * PANEL]
+    return lambda scores, row, panel: scores[panel, row]
+
+
+@numba.njit(fastmath={"reassoc", "contract", "nnan", "nsz"})
+def high_scores(scores, row, half_norms, panel, threshold):
+    """Bits of the centroids of a panel that score ``threshold`` or more, and the largest score of the others."""
+    products = products_of(scores, row, panel)
+    norms = half_norms[panel * PANEL : panel * PANEL + len(products)]
+    found, others = np.uint32(0), np.float32(-np.inf)
+    for j in range(len(products)):
+        score = as_float32(products[j]) - norms[j]
+        high = score >= threshold
+        found |= np.uint32(high) << np.uint32(j)
+        others = max(others, np.float32(-np.inf) if high else score)
+    return found, others
+
+
+@numba.njit(fastmath={"reassoc", "contract", "nnan", "nsz"})
+def largest_below(values, threshold):
+    """The largest value that does not reach the threshold."""
+    largest = np.float32(-np.inf)
+    for value in values:
+        largest = max(largest, value if value < threshold else np.float32(-np.inf))
+    return largest
+
+
+@intrinsic
+def lowest_bit(typing_context: Any, value: Any) -> Any:
+    """Place of the lowest bit that is set."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.zext(builder.cttz(arguments[0], ir.IntType(1)(1)), ir.IntType(64))
+
+    return numba.int64(numba.uint32), generate
+
+
 @numba.njit(fastmath={"reassoc", "contract"})
 def round_to_bfloat16(x, patterns):
     """Round a float32 row to bfloat16 bits, to nearest even; its norm, and that of what rounding took."""
@@ -101,12 +152,14 @@ def multiply_tile(
 ) -> Any:
     """Products of a tile of rows with one panel, and of each row the largest product less half norm.
 
+    What matrix units multiply gets its maxima from `find_maxima`, later: products cannot be read as they are written.
+
     Args:
-        rows: (tiles, depth, TILE_ROWS) float32, uint32 of two bfloat16 each, or int32 of two int16 each.
-        packed: (panels, depth, PANEL) of the same kind.
+        rows: (tiles, depth, TILE_ROWS) float32, uint32 or int32; (tiles, amx.ROWS, depth or more) uint16.
+        packed: (panels, depth, PANEL) of the same kind; (panels, depth / 2, 2 * PANEL) uint16.
         half_norms: (panels * PANEL,) float32; infinite where the last panel has no centroid.
         units: (tiles * TILE_ROWS,) float32; what a product of 1 is worth in each row, for int16 alone.
-        scores: (tiles * TILE_ROWS, panels * PANEL) float32; gets the products.
+        scores: (panels, tiles * TILE_ROWS, PANEL) float32; gets the products, those of a tile side by side.
         maxima: (tiles * TILE_ROWS, panels) float32.
     """
     signature = numba.void(rows, tile, packed, half_norms, panel, units, scores, maxima)
@@ -124,6 +177,8 @@ def multiply_tile(
         tile, number = (
             builder.sext(arguments[i], place) if arguments[i].type.width < 64 else arguments[i] for i in (1, 4)
         )
+        reduction = ir.FunctionType(single, [vector])
+        reduce = cgutils.get_or_insert_function(builder.module, reduction, f"llvm.vector.reduce.fmax.v{LANES}f32")
 
         def vector_at(pointer: Any, offset: Any) -> Any:
             return builder.bitcast(builder.gep(pointer, [offset]), vector.as_pointer())
@@ -135,6 +190,22 @@ def multiply_tile(
             lane = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.IntType(32)(0))
             first = ir.Constant(ir.VectorType(ir.IntType(32), LANES), None)
             return builder.shuffle_vector(lane, ir.Constant(vector, ir.Undefined), first)
+
+        n_rows = builder.extract_value(held[4].shape, 1)
+        first_column = times(PANEL, number)
+        first_score = builder.mul(number, n_rows)
+
+        if kind == numba.uint16:
+            first_row = times(amx.ROWS, tile)
+            byte = ir.IntType(8).as_pointer()
+            stride, pairs = builder.extract_value(held[0].shape, 2), builder.extract_value(held[1].shape, 1)
+            row = builder.gep(row, [builder.mul(first_row, stride)])
+            centroid = builder.gep(centroid, [times(2, builder.mul(first_column, pairs))])
+            score_here = builder.gep(score, [times(PANEL, builder.add(first_score, first_row))])
+            starts = [builder.bitcast(start, byte) for start in (row, centroid, score_here)]
+            steps = builder.udiv(pairs, place(amx.DEPTH // 2))
+            amx.multiply(builder, starts[0], starts[1], starts[2], times(2, stride), steps)
+            return context.get_dummy_value()
 
         products = [[cgutils.alloca_once(builder, summed) for _ in range(VECTORS)] for _ in range(TILE_ROWS)]
         for product in itertools.chain(*products):
@@ -153,10 +224,6 @@ def multiply_tile(
                 for v in range(VECTORS):
                     before = builder.load(products[r][v])
                     builder.store(_multiply_add(builder, before, wide, columns[v], kind), products[r][v])
-        width = times(PANEL, n_panels)
-        first_column = times(PANEL, number)
-        reduction = ir.FunctionType(single, [vector])
-        reduce = cgutils.get_or_insert_function(builder.module, reduction, f"llvm.vector.reduce.fmax.v{LANES}f32")
         for r in range(TILE_ROWS):
             mine = builder.add(times(TILE_ROWS, tile), place(r))
             most: Any = None
@@ -165,9 +232,9 @@ def multiply_tile(
                 if summed is not vector:
                     worth = in_all_lanes(builder.load(builder.gep(unit, [mine])))
                     product = builder.fmul(builder.sitofp(product, vector), worth)
+                here = builder.add(times(PANEL, builder.add(first_score, mine)), place(v * LANES))
+                builder.store(product, vector_at(score, here), align=4)
                 column = builder.add(first_column, place(v * LANES))
-                to = vector_at(score, builder.add(builder.mul(mine, width), column))
-                builder.store(product, to, align=4)
                 less = builder.fsub(product, builder.load(vector_at(norms, column), align=4))
                 most = less if most is None else builder.select(builder.fcmp_ordered(">", less, most), less, most)
             to = builder.gep(largest, [builder.add(builder.mul(mine, n_panels), number)])
@@ -223,29 +290,84 @@ def fetch(typing_context: Any, row: Any, place: Any) -> Any:
     return numba.void(row, place), generate
 
 
+def rows_of(tiles):
+    """How many rows a tile of these has."""
+    return amx.ROWS if tiles.dtype == np.uint16 else TILE_ROWS
+
+
+@overload(rows_of, inline="always")
+def _rows_of(tiles):
+    number = amx.ROWS if tiles.dtype == numba.uint16 else TILE_ROWS
+    return lambda tiles: number
+
+
+def begin(tiles):
+    """Make the units of this thread ready for tiles of this kind."""
+
+
+@overload(begin)
+def _begin(tiles):
+    return (lambda tiles: amx.configure()) if tiles.dtype == numba.uint16 else lambda tiles: None
+
+
+def find_maxima(tiles, tile, half_norms, panel, scores, maxima):
+    """Of the rows of a tile, the largest product with a panel less half norm, where `multiply_tile` left it out."""
+
+
+@overload(find_maxima)
+def _find_maxima(tiles, tile, half_norms, panel, scores, maxima):
+    if tiles.dtype != numba.uint16:
+        return lambda tiles, tile, half_norms, panel, scores, maxima: None
+
+    def find(tiles, tile, half_norms, panel, scores, maxima):
+        norms = half_norms[panel * PANEL : (panel + 1) * PANEL]
+        for first in range(tile * amx.ROWS, (tile + 1) * amx.ROWS, amx.SIDE):
+            amx.largest_of_rows(scores[panel, first : first + amx.SIDE], norms, maxima[first:], panel)
+
+    return find
+
+
+def end(tiles):
+    """Leave the units as `begin` found them."""
+
+
+@overload(end)
+def _end(tiles):
+    return (lambda tiles: amx.release()) if tiles.dtype == numba.uint16 else lambda tiles: None
+
+
 @numba.njit
 def multiply_block(rows, n_rows, packed, half_norms, units, scores, maxima):
     """`multiply_tile` for so many rows and all panels; a panel stays in the fastest cache meanwhile."""
+    n_tiles = (n_rows + rows_of(rows) - 1) // rows_of(rows)
+    begin(rows)
     for panel in range(packed.shape[0]):
-        for tile in range((n_rows + TILE_ROWS - 1) // TILE_ROWS):
+        for tile in range(n_tiles):
             multiply_tile(rows, tile, packed, half_norms, panel, units, scores, maxima)
+        for tile in range(n_tiles):
+            find_maxima(rows, tile, half_norms, panel, scores, maxima)
+    end(rows)
 
 
 @numba.njit
 def multiply_some(rows, needed, packed, half_norms, units, scores, maxima):
     """`multiply_tile` of each tile with the first ``needed`` panels; these are ascending."""
     first = 0
+    begin(rows)
     for panel in range(needed[-1] if len(needed) else 0):
         while needed[first] <= panel:
             first += 1
         for tile in range(first, len(needed)):
             multiply_tile(rows, tile, packed, half_norms, panel, units, scores, maxima)
+        for tile in range(first, len(needed)):
+            find_maxima(rows, tile, half_norms, panel, scores, maxima)
+    end(rows)
 
 
 def pack_row(x, low, tiles, place):
     """Put a float32 row at its place in the tiles, rounded to their kind.
 
-    ``low`` (depth,) of the kind of the tiles is room for one row, zero at first.
+    ``low`` (depth,) of the kind of the tiles is room for one row, zero at first; uint16 rows need none.
 
     Returns:
         Its norm, the norm of what rounding took or more, and what a step of its integers is worth (1 for floats).
@@ -287,6 +409,12 @@ def _pack_row(x, low, tiles, place):
             lost = np.float32(HALF * np.sqrt(x.shape[0])) * step + np.float32(ROUNDOFF_OF_ROW) * norm
             return norm, lost, step
 
+    elif tiles.dtype == numba.uint16:
+
+        def pack(x, low, tiles, place):
+            norm, residual = round_to_bfloat16(x, tiles[place // amx.ROWS, place % amx.ROWS])
+            return norm, residual, np.float32(1)
+
     else:
 
         def pack(x, low, tiles, place):
@@ -315,6 +443,14 @@ def round_centroids(
     return values, float(step), float(step) * residual**0.5
 
 
+@numba.njit(parallel=True, cache=True)
+def _transpose_panels(rows, panels):
+    for panel in numba.prange(len(panels)):
+        for f in range(panels.shape[1]):
+            for j in range(PANEL):
+                panels[panel, f, j] = rows[panel * PANEL + j, f]
+
+
 class PackedCentroids:
     """Centroids in the order in which tiles read them.
 
@@ -327,22 +463,35 @@ class PackedCentroids:
     def __init__(self, low: np.ndarray, half_norms: Float[np.ndarray, "k"], step: float = 1.0):
         k, dim = low.shape
         self.step = np.float32(step)
+        matrices = MATRICES and low.dtype == np.uint16
         panels, each = -(-k // PANEL), 4 // low.itemsize  # values in each 4 bytes
-        self.depth = -(-dim // each)
+        self.depth = -(-dim // amx.DEPTH) * amx.DEPTH // each if matrices else -(-dim // each)
         padded = np.zeros((panels * PANEL, self.depth * each), low.dtype)
         padded[:k, :dim] = low
         kind = {"float32": np.float32, "uint16": np.uint32, "int16": np.int32}[low.dtype.name]
-        self.values = np.ascontiguousarray(padded.view(kind).reshape(panels, PANEL, self.depth).transpose(0, 2, 1))
+        self.values = np.empty((panels, self.depth, PANEL), kind)
+        _transpose_panels(padded.view(kind), self.values)
+        if matrices:
+            self.values = self.values.view(np.uint16)
         self.half_norms = np.full(panels * PANEL, np.inf, np.float32)
         self.half_norms[:k] = half_norms
-        rows = CACHE_BYTES // self.half_norms.nbytes // TILE_ROWS * TILE_ROWS
-        self.rows_at_once = min(max(rows, ROWS_AT_LEAST), ROWS_AT_MOST)
+        together = rows_of(self.values)
+        room = FAR_CACHE_BYTES if matrices else CACHE_BYTES
+        rows = min(max(room // self.half_norms.nbytes, ROWS_AT_LEAST), ROWS_AT_MOST)
+        self.rows_at_once = max(rows // together, 1) * together
+
+    def tiles(self, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """Room for the tiles of so many rows, and for one row of them, zero."""
+        n_tiles = -(-n_rows // rows_of(self.values))
+        if self.values.dtype == np.uint16:
+            stride = (2 * self.depth // amx.DEPTH | 1) * amx.DEPTH  # even ones meet in few lines of the fastest cache
+            return np.zeros((n_tiles, amx.ROWS, stride), np.uint16), np.zeros(0, np.uint16)
+        return np.zeros((n_tiles, self.depth, TILE_ROWS), self.values.dtype), np.zeros(self.depth, self.values.dtype)
 
     def rooms(self) -> tuple[np.ndarray, ...]:
         """What each thread needs for a block of rows: its tiles, room for one row, units, scores, their maxima."""
-        workers, (panels, depth, _) = numba.get_num_threads(), self.values.shape
-        tiles = np.zeros((workers, self.rows_at_once // TILE_ROWS, depth, TILE_ROWS), self.values.dtype)
-        low = np.zeros((workers, depth), self.values.dtype)
-        scores = np.empty((workers, self.rows_at_once, panels * PANEL), np.float32)
+        workers, panels = numba.get_num_threads(), len(self.values)
+        tiles, low = (np.stack([room] * workers) for room in self.tiles(self.rows_at_once))
+        scores = np.empty((workers, panels, self.rows_at_once, PANEL), np.float32)
         units = np.ones((workers, self.rows_at_once), np.float32)
         return tiles, low, units, scores, np.empty((workers, self.rows_at_once, panels), np.float32)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from itertools import pairwise
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from curation import CurationError, nearest_centroid, open_embeddings
 from curation.kmeans import CentroidSearch, activity, grouped_seeding, kmeans, seeding
 from curation.kmeans.activity import ActiveSearch
 from curation.kmeans.greedy import greedy_choices, greedy_kmeans_plusplus
+from curation.kmeans.tiles import MATRICES, PAIRS, PANEL, multiply_block, pack_row
 from curation.kmeans.update import ClusterSums
 
 
@@ -56,7 +58,7 @@ PATHS = [(path, precision) for path in ("cpu", "torch's products", "generic") fo
 @pytest.mark.parametrize("kind", ["plain", "duplicates", "ties", "far", "huge", "tiny", "single", "close"])
 @pytest.mark.parametrize("d", [2, 33, 512])
 def test_assignment_is_the_true_argmin(kind: str, d: int, precision: str, path: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(CentroidSearch, "in_tiles", path == "cpu")  # else as on a CPU with AMX
+    monkeypatch.setattr(CentroidSearch, "in_tiles", path == "cpu")  # else as where torch has faster products
     if path == "generic":  # what a GPU runs, here on the CPU
         monkeypatch.setattr(CentroidSearch, "compiled", False)
     x, c = adversarial(kind, d, np.random.default_rng(d))
@@ -69,6 +71,16 @@ def test_assignment_is_the_true_argmin(kind: str, d: int, precision: str, path: 
     np.testing.assert_allclose(distances, best, rtol=1e-4, atol=float((np.abs(x).max() * 1e-5) ** 2))
     if kind == "duplicates":
         assert labels.max() < 40, "a tie must go to the lower index"
+
+
+@numba.njit
+def _pack_one(x, low, tiles, place):
+    pack_row(x, low, tiles, place)
+
+
+@numba.njit
+def _multiply_all(tiles, n_rows, packed, half_norms, units, scores, maxima):
+    multiply_block(tiles, n_rows, packed, half_norms, units, scores, maxima)
 
 
 TILES = """
@@ -89,7 +101,8 @@ for values, worth, error in ((c, 1.0, 1e-6), (low, step, 1e-4)):
     packed = PackedCentroids(values, norms, worth)
     tiles, one, units, scores, maxima = (room[0] for room in packed.rooms())
     products(x, packed.values, packed.half_norms, tiles, one, units, scores, maxima)
-    found, exact = scores[:9, :50] * worth, x.astype(np.float64) @ c.T
+    found = scores.transpose(1, 0, 2).reshape(scores.shape[1], -1)[:9, :50] * worth
+    exact = x.astype(np.float64) @ c.T
     assert np.abs(found - exact).max() < error * np.linalg.norm(x) * np.linalg.norm(c), values.dtype
 assert residual <= step * 45**0.5 / 2 and LANES == 8
 """
@@ -100,6 +113,24 @@ def test_tiles_of_a_cpu_with_avx2_alone_multiply():
     environment = {**os.environ, **AVX2_ALONE}
     done = subprocess.run([sys.executable, "-c", TILES], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not (MATRICES or PAIRS), reason="this CPU has no units for bfloat16")
+@pytest.mark.parametrize(("n", "d", "k"), [(9, 45, 50), (33, 32, 64), (70, 200, 1000)])
+def test_tiles_of_bfloat16_multiply_and_find_the_maxima(n: int, d: int, k: int):
+    rng = np.random.default_rng(0)
+    x, c = (torch.from_numpy(rng.normal(size=(m, d))).bfloat16().float() for m in (n, k))
+    norms = (c.double().square().sum(dim=1) / 2).float()
+    search = CentroidSearch(c, "bfloat16")
+    assert search.packed is not None
+    tiles, one, units, scores, maxima = (room[0] for room in search.packed.rooms())
+    for i in range(n):
+        _pack_one(x[i].numpy(), one, tiles, i)
+    _multiply_all(tiles, n, search.packed.values, search.packed.half_norms, units, scores, maxima)
+    found = torch.from_numpy(scores).transpose(0, 1).reshape(scores.shape[1], -1)[:n, :k]
+    torch.testing.assert_close(found, (x.double() @ c.double().T).float(), rtol=1e-5, atol=1e-4)
+    below = torch.nn.functional.pad(found - norms, (0, -k % PANEL), value=-torch.inf)
+    assert (torch.from_numpy(maxima)[:n] == below.reshape(n, -1, PANEL).amax(dim=2)).all()
 
 
 @settings(max_examples=25, deadline=None)
@@ -127,7 +158,7 @@ def test_searching_only_what_moved_changes_no_label(
     kind: str, d: int, precision: str, path: str, monkeypatch: pytest.MonkeyPatch
 ):
     """Centroids jump, creep and stay, in turn; a wrong bound would show as another label than that of a full search."""
-    monkeypatch.setattr(CentroidSearch, "in_tiles", path == "cpu")  # else as on a CPU with AMX
+    monkeypatch.setattr(CentroidSearch, "in_tiles", path == "cpu")  # else as where torch has faster products
     rng = np.random.default_rng(d)
     x, c = (torch.from_numpy(part) for part in adversarial(kind, d, rng))
     x = torch.cat([x, x[:50]])
