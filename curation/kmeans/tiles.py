@@ -20,7 +20,7 @@ from llvmlite import ir
 from numba.core import cgutils, config
 from numba.extending import intrinsic, overload
 
-from curation.kmeans import amx
+import curation.kmeans.amx as amx
 
 
 def has_feature(name: str) -> bool:
