@@ -13,6 +13,7 @@ from torch import Tensor
 from curation.embeddings import Embeddings
 
 SAMPLE_ROWS = 4096
+ROWS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,15 @@ class Frame:
             return cls(unit=True)
         rows = sample.to("cpu", torch.float64)
         mean = rows.mean(dim=0)
-        spread = float((rows - mean).square().sum(dim=1).mean())
+        squares, around_mean, around_origin = 0.0, 0.0, 0.0
+        for part in rows.split(ROWS_AT_ONCE):  # copies that stay in the cache
+            apart = part - mean
+            squares += float(apart.square().sum())
+            around_mean = max(around_mean, float(apart.abs().max()))
+            around_origin = max(around_origin, float(part.abs().max()))
         # a mean longer than the spread costs the product leading digits; a shorter one is not worth a pass
-        shift = mean if float(mean.square().sum()) > spread else None
-        centred = rows - mean if shift is not None else rows
-        largest = float(centred.abs().max())
+        shift = mean if float(mean.square().sum()) > squares / len(rows) else None
+        largest = around_origin if shift is None else around_mean
         normal = largest == 0 or 1e-6 < largest < 1e6
         return cls(shift, 1.0 if normal else float(2.0 ** -np.round(np.log2(largest))))
 

@@ -480,18 +480,26 @@ class PackedCentroids:
         rows = min(max(room // self.half_norms.nbytes, ROWS_AT_LEAST), ROWS_AT_MOST)
         self.rows_at_once = max(rows // together, 1) * together
 
-    def tiles(self, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """Room for the tiles of so many rows, and for one row of them, zero."""
-        n_tiles = -(-n_rows // rows_of(self.values))
-        if self.values.dtype == np.uint16:
-            stride = (2 * self.depth // amx.DEPTH | 1) * amx.DEPTH  # even ones meet in few lines of the fastest cache
-            return np.zeros((n_tiles, amx.ROWS, stride), np.uint16), np.zeros(0, np.uint16)
-        return np.zeros((n_tiles, self.depth, TILE_ROWS), self.values.dtype), np.zeros(self.depth, self.values.dtype)
+        self._rooms: tuple[np.ndarray, ...] = ()
 
     def rooms(self) -> tuple[np.ndarray, ...]:
-        """What each thread needs for a block of rows: its tiles, room for one row, units, scores, their maxima."""
-        workers, panels = numba.get_num_threads(), len(self.values)
-        tiles, low = (np.stack([room] * workers) for room in self.tiles(self.rows_at_once))
-        scores = np.empty((workers, panels, self.rows_at_once, PANEL), np.float32)
-        units = np.ones((workers, self.rows_at_once), np.float32)
-        return tiles, low, units, scores, np.empty((workers, self.rows_at_once, panels), np.float32)
+        """What each thread needs for a block of rows: its tiles, room for one row, units, scores, their maxima.
+
+        They are kept: fresh memory costs a page fault every 4 kB.
+        """
+        workers, panels, kind = numba.get_num_threads(), len(self.values), self.values.dtype
+        if len(self._rooms) and len(self._rooms[0]) == workers:
+            return self._rooms
+        n_tiles = self.rows_at_once // rows_of(self.values)
+        one_tile, one_row = (self.depth, TILE_ROWS), self.depth
+        if kind == np.uint16:
+            stride = (2 * self.depth // amx.DEPTH | 1) * amx.DEPTH  # even ones meet in few lines of the fastest cache
+            one_tile, one_row = (amx.ROWS, stride), 0
+        self._rooms = (
+            np.zeros((workers, n_tiles, *one_tile), kind),
+            np.zeros((workers, one_row), kind),
+            np.ones((workers, self.rows_at_once), np.float32),
+            np.empty((workers, panels, self.rows_at_once, PANEL), np.float32),
+            np.empty((workers, self.rows_at_once, panels), np.float32),
+        )
+        return self._rooms
