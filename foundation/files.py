@@ -72,12 +72,12 @@ def require_replaceable(path: Path) -> None:
         regular_file(path, "choose another place for the file")
 
 
-def require_own(path: Path, made_by: str, overwrite: bool = False) -> None:
+def require_own(path: Path, made_by: str, overwrite: bool | None = False) -> None:
     """Refuse to put a file in the place of one that another program wrote, as a mistyped ``-o`` would.
 
     Args:
         made_by: what this command writes into each of its files, near its beginning or its end.
-        overwrite: the user wants it all the same.
+        overwrite: the user wants it all the same; None: the command has no such option.
 
     Raises:
         CurationError: what is there does not hold the mark and is not empty, or is no regular file.
@@ -91,7 +91,8 @@ def require_own(path: Path, made_by: str, overwrite: bool = False) -> None:
         edges += stream.read()
     if edges and made_by.encode() not in edges:
         raise CurationError(
-            f"{path} is there already and this command did not make it; choose another -o, or give --overwrite"
+            f"{path} is there already and this command did not make it; choose another -o, or "
+            f"{'remove it' if overwrite is None else 'give --overwrite'}"
         )
 
 
