@@ -18,15 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from foundation.command import run_command
-from foundation.options import Parser, number_type
-
 from curation import ClusterTree, HierarchicalKMeans
 from curation.balance import kl_to_uniform
 from curation.group import joined
 from curation.plan import calibrate, plan
 from curation.tree import Level
 from experiments.simulated.data import rings
+from foundation.command import run_command
+from foundation.options import Parser, number_type
 
 
 def write_mixture(path: Path, rows: int, dim: int, n_concepts: int = 20_000, seed: int = 0) -> None:

@@ -88,7 +88,8 @@ def require_apart(output: Path, inputs: Iterable[str | Path], overwrite: bool = 
     """Refuse a result in the place of what it is made from, by whatever name or link; only what exists is an input.
 
     Args:
-        overwrite: what lies at ``output`` may be replaced: no input may lie right within it either.
+        overwrite: what lies at ``output`` may be replaced: no input may lie right within it either, nor may it be a
+            file within an input.
 
     Raises:
         CurationError: such a place.
@@ -100,6 +101,8 @@ def require_apart(output: Path, inputs: Iterable[str | Path], overwrite: bool = 
             raise CurationError(
                 f"-o {output} holds what is read ({item}), which --overwrite may replace; choose another"
             )
+        if overwrite and is_regular(output) and any(_same(part, item) for part in output.absolute().parents):
+            raise CurationError(f"-o {output} is a file within what is read ({item}); choose another -o")
 
 
 def _same(one: str | Path, other: str | Path) -> bool:
