@@ -37,6 +37,7 @@ PATTERN = re.compile(r"[*?\[{]")
 BRACES = re.compile(r"\{(?:(\d{1,12})\.\.(\d{1,12})|([^{}]*,[^{}]*))\}")
 CHECKED_BYTES = 1 << 30  # of text that is looked through for other encodings when it is opened
 MOST_NUMBERS = 1_000_000  # of names that braces stand for
+MEMBERS = {"cls": "label", "txt": "text", "json": "json"}  # ending of a member -> column
 WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
 SPLIT_FILE = re.compile(r"(.+?)-\d{5}-of-\d{5}")
 
@@ -316,10 +317,14 @@ def _sample(key: str, parts: Iterator[tuple[str, bytes]]) -> dict[str, Any]:
     row: dict[str, Any] = {"key": key}
     for name, content in parts:
         end = _split_key(name)[1]
-        if f".{end}".endswith(IMAGE_SUFFIXES):
-            row["image"] = {"bytes": content, "path": name}
-        elif end in ("cls", "txt", "json"):
-            row[{"cls": "label", "txt": "text", "json": "json"}[end]] = content.decode(errors="replace").strip()
+        column = "image" if f".{end}".endswith(IMAGE_SUFFIXES) else MEMBERS.get(end)
+        if column is None:
+            continue
+        if column in row:  # such as a mask beside its picture: the last one would win
+            raise CurationError(f"sample {key} has two members for {column}, {name} is the second; leave one")
+        row[column] = (
+            {"bytes": content, "path": name} if column == "image" else content.decode(errors="replace").strip()
+        )
     if WHOLE_NUMBER.fullmatch(row.get("label", "")):
         row["label"] = int(row["label"])
     return row

@@ -132,6 +132,16 @@ def test_truncated_shard_is_named(tmp_path):
         open_pool(tmp_path)
 
 
+@pytest.mark.parametrize("second", ["a.png", "a.seg.png", "a.jpg"])
+def test_a_sample_with_two_pictures_is_refused(tmp_path: Path, second: str):
+    """The last one would win: a mask would be embedded in place of its picture."""
+    with tarfile.open(tmp_path / "0.tar", "w") as shard:
+        for name in ("a.png", second):
+            add_member(shard, name, b"x")
+    with pytest.raises(CurationError, match=f"sample a has two members for image, {second} is the second"):
+        open_pool(tmp_path / "0.tar")
+
+
 @pytest.mark.parametrize("end", ["", ".gz", ".zst"])
 def test_jsonl_and_text_also_compressed(tmp_path, end):
     def write(name: str, text: str) -> Path:
