@@ -563,3 +563,12 @@ def test_a_folder_that_is_read_is_never_written(hostile: Hostile):
     ended = hostile.call(COMMANDS["dedup"], ("dedup", "emb", "-o", "emb", "--workers=0"))
     assert (ended.code, "-o emb is what is read" in ended.err) == (2, True), ended.err
     assert {path: path.read_bytes() for path in (hostile.work / "emb").iterdir()} == before
+
+
+@pytest.mark.parametrize("place", [".", "..", "/"])
+@pytest.mark.parametrize("kind", ["parquet", "datasets"])
+def test_an_export_to_a_folder_that_is_there_is_one_line(hostile: Hostile, kind: str, place: str):
+    command = COMMANDS["report"]
+    hostile.fresh(command)
+    ended = hostile.call(command, ("export", "texts.jsonl", "subset", "-o", place, f"--format={kind}"))
+    assert (ended.code, ended.err.count("\n"), "is a folder that is there" in ended.err) == (2, 1, True), ended.err
