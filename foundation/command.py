@@ -152,7 +152,7 @@ def _explain(error: BaseException, extra: str) -> str | None:
         return f"{error.strerror or text}{f' ({error.filename})' if error.filename else ''}"
     if hasattr(error, "format_message"):  # of click, which typer brings under its own name or click's
         where = getattr(getattr(error, "ctx", None), "command_path", "")
-        said = " ".join(error.format_message().split()).rstrip(".")
+        said = " ".join(error.format_message().split()).rstrip(".") or "no command is given"
         return f"{said}; see {where} --help" if where else said
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
         return f"out of memory ({text or 'no more could be had'}); use smaller batches or a larger machine"

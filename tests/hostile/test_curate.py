@@ -349,6 +349,15 @@ def test_an_empty_column_name_is_no_default(hostile: Hostile):
     assert "no column ''" in hostile.check(command, (*command.words, "--column="), "--column=").err
 
 
+def test_a_column_of_an_array_is_refused(hostile: Hostile):
+    """It was left out without a word: of dedup with --pool it was meant for the pool."""
+    for command, words in ((COMMANDS["cluster"], FIT), (COMMANDS["dedup"], COMMANDS["dedup"].words[2:])):
+        hostile.fresh(command)
+        source = command.words[1]
+        ended = hostile.call(command, (command.words[0], source, *words, "--column=e"))
+        assert (ended.code, "has no columns" in ended.err) == (2, True), ended.err
+
+
 AGAIN = {  # command -> a setting that makes it another result
     "cluster": "--levels=10,3",
     "sample": "--size=30",
