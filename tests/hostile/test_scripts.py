@@ -44,7 +44,7 @@ CASES = [
     ("bench_kmeans.py", "-o .", "must end in .md"),
     ("bench_kmeans.py", "-o mine.md", "did not make it"),
     ("bench_kmeans.py", "-o mine.md/x.md", "is no folder"),
-    ("bench_kmeans.py", "--rows=nan", "nan is no number"),
+    ("bench_kmeans.py", "--rows=nan", "'nan' is no number"),
     ("bench_scale.py", "-o mine.md", "did not make it"),
     ("bench_balance.py", "-o mine.md", "did not make it"),
     ("gpu_check.py", "-o mine.md", "did not make it"),
