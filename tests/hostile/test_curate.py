@@ -580,4 +580,4 @@ def test_an_export_to_a_folder_that_is_there_is_one_line(hostile: Hostile, kind:
     command = COMMANDS["report"]
     hostile.fresh(command)
     ended = hostile.call(command, ("export", "texts.jsonl", "subset", "-o", place, f"--format={kind}"))
-    assert (ended.code, ended.err.count("\n"), "is a folder that is there" in ended.err) == (2, 1, True), ended.err
+    assert (ended.code, ended.err.count(": error: "), "is a folder that is there" in ended.err) == (2, 1, True)
