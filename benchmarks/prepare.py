@@ -28,9 +28,10 @@ from experiments.engine.stages import in_order, run_stage, state_of
 from experiments.run_folder import begin_stage
 from foundation.command import run_command
 from foundation.files import load_json, save_json, write_atomically
-from foundation.options import number_type
+from foundation.options import Parser, number_type, page_type
 from foundation.tables import markdown_table
 
+TITLE = "# Pools of growing size"
 STAGES = ("make", "prepare", "curate", "train")
 LIMIT = 3e9  # bytes that no stage may exceed
 GOAL = 2_000_000  # rows
@@ -266,7 +267,7 @@ def growth(rows: Sequence[int], seconds: Sequence[float]) -> tuple[float, float,
 def page(figures: dict[str, Any], about: dict[str, Any]) -> str:
     """What was measured, as a page."""
     kinds = sorted({name.split("-")[0] for name in figures})
-    lines = ["# Pools of growing size", ""]
+    lines = [TITLE, ""]
     for kind in kinds:
         asked = " ".join(str(rows) for rows in sizes_of(figures, kind))
         lines += [f"`python -m benchmarks.prepare {kind} --rows {asked}`", ""]
@@ -373,10 +374,10 @@ def plot(figures: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("kinds", nargs="*", default=["text", "images", "satellite"])
     parser.add_argument("--rows", type=number_type(int, ge=1000), nargs="+", default=[250_000, 500_000])
-    parser.add_argument("-o", "--output", type=Path, default=Path("docs/results/prepare.md"))
+    parser.add_argument("-o", "--output", type=page_type(TITLE, '"figures"'), default=Path("docs/results/prepare.md"))
     parser.add_argument("--work", type=Path, default=Path("runs/prepare"), help="pools and stages; may be deleted")
     parser.add_argument("--seconds", type=number_type(float, gt=0), default=1e9, help="stop and go on another time")
     parser.add_argument("--last", choices=STAGES[1:], default="train", help="the last stage that is measured")

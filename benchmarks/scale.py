@@ -5,7 +5,6 @@ python -m benchmarks.scale memmap --rows 1000000 --dim 384 --levels 10000 1000 1
 python -m benchmarks.scale sampling --rows 10000000 --clusters 100000
 """
 
-import argparse
 import json
 import os
 import resource
@@ -25,6 +24,8 @@ from curation.group import joined
 from curation.plan import calibrate, plan
 from curation.tree import Level
 from experiments.simulated.data import rings
+from foundation.command import run_command
+from foundation.options import Parser, number_type
 
 
 def write_mixture(path: Path, rows: int, dim: int, n_concepts: int = 20_000, seed: int = 0) -> None:
@@ -152,17 +153,17 @@ def main() -> None:
     import numba
     import torch
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("job", choices=["rings", "memmap", "sampling"])
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--dim", type=int, default=384)
-    parser.add_argument("--levels", type=int, nargs="+", default=[10_000, 1000, 100])
-    parser.add_argument("--resamples", type=int, nargs="+", default=[0, 10, 10])
-    parser.add_argument("--iterations", type=int, default=50)
-    parser.add_argument("--fit-rows", type=int, default=0)
-    parser.add_argument("--clusters", type=int, default=100_000)
-    parser.add_argument("--size", type=int, default=1_000_000)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rows", type=number_type(int, ge=1), default=1_000_000)
+    parser.add_argument("--dim", type=number_type(int, ge=1), default=384)
+    parser.add_argument("--levels", type=number_type(int, ge=1), nargs="+", default=[10_000, 1000, 100])
+    parser.add_argument("--resamples", type=number_type(int, ge=0), nargs="+", default=[0, 10, 10])
+    parser.add_argument("--iterations", type=number_type(int, ge=1), default=50)
+    parser.add_argument("--fit-rows", type=number_type(int, ge=0), default=0)
+    parser.add_argument("--clusters", type=number_type(int, ge=1), default=100_000)
+    parser.add_argument("--size", type=number_type(int, ge=1), default=1_000_000)
+    parser.add_argument("--threads", type=number_type(int, ge=1), default=2)
     parser.add_argument("--file", type=Path, help="of memmap: read this .npy instead of making one")
     parser.add_argument("--save", type=Path, help="of memmap: where the tree goes; nowhere if not given")
     arguments = parser.parse_args()
@@ -187,4 +188,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command("benchmarks.scale", main)

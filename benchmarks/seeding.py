@@ -5,7 +5,6 @@ python -m benchmarks.seeding -o docs/results/seeding.md
 Takes some minutes on one core. Every figure is kept at once beside the page: the same command goes on after a kill.
 """
 
-import argparse
 import os
 import signal
 import statistics
@@ -28,9 +27,10 @@ from curation.kmeans.settings import KMeansSettings
 from experiments.engine.provenance import commits_of, provenance
 from foundation.command import run_command
 from foundation.files import load_json, save_json, write_atomically
-from foundation.options import number_type
+from foundation.options import Parser, number_type, page_type
 from foundation.tables import markdown_table
 
+TITLE = "# Seeding of very many centroids"
 ITERATIONS = 20
 QUALITY = [  # rows, dimensions, concepts, k, centroids of a group, seeds
     (20_000, 64, 2000, 1000, 100, 3),
@@ -150,7 +150,7 @@ def steps() -> dict[str, Any]:
 
 def page(found: dict[str, Any], about: dict[str, Any]) -> str:
     """The page of what was measured."""
-    lines = ["# Seeding of very many centroids", "", "`python -m benchmarks.seeding -o docs/results/seeding.md`", ""]
+    lines = [TITLE, "", "`python -m benchmarks.seeding -o docs/results/seeding.md`", ""]
     lines += [f"Commit {commits_of([about])}, {about['device']}. Each figure comes from a run of its own.", ""]
     lines += ["## Inertia", ""]
     lines += [
@@ -225,8 +225,8 @@ def plot(found: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--output", type=Path, default=Path("docs/results/seeding.md"))
+    parser = Parser(__doc__)
+    parser.add_argument("-o", "--output", type=page_type(TITLE, '"figures"'), default=Path("docs/results/seeding.md"))
     parser.add_argument("--seconds", type=number_type(float, gt=0), default=1e9, help="stop and go on another time")
     options = parser.parse_args()
     kept = options.output.with_suffix(".json")

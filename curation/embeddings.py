@@ -491,6 +491,7 @@ def _open_path(path: Path, column: str | None) -> Embeddings:
         return _open_folder(path, column)
     regular_file(path, "give an .npy, parquet or Arrow file, or a folder of them")
     if path.suffix == ".npy":
+        _no_column(path, column)
         return Embeddings([ArrayShard(load_array(path), path.name)])
     if path.suffix in (".parquet", ".pq"):
         return Embeddings([ParquetShard(path, column)])
@@ -513,6 +514,11 @@ def _open_path(path: Path, column: str | None) -> Embeddings:
     raise CurationError(f"{path} is not an .npy, .parquet or .arrow file")
 
 
+def _no_column(path: Path, column: str | None) -> None:
+    if column is not None:
+        raise CurationError(f"{path} has no columns, so none is called {column!r}; leave --column out")
+
+
 def _open_folder(folder: Path, column: str | None) -> Embeddings:
     if not os.path.lexists(folder / "embeddings.json"):
         if (folder / "row_ids.npy").exists():  # rows of the pool that nothing else knows
@@ -522,6 +528,7 @@ def _open_folder(folder: Path, column: str | None) -> Embeddings:
         if not files:
             raise CurationError(f"{folder} holds no .npy, .parquet or .arrow files; is it the embeddings folder?")
         return Embeddings([shard for path in files for shard in _open_path(path, column).shards])
+    _no_column(folder, column)
     info = read_info(folder)
     if not info["complete"]:
         raise CurationError(f"{folder} is not finished; run the same `curate embed` again to resume it")

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from curation.pool import IMAGE_SUFFIXES, pool_fingerprint
 from curation.subset import Subset
 from foundation.errors import CurationError
-from foundation.files import digest_json, load_json, save_json, whole_file, whole_folder
+from foundation.files import beside, digest_json, load_json, save_json, whole_file, whole_folder
 from foundation.paths import inside, regular_file
 
 FORMATS = ("parquet", "jsonl", "files", "webdataset", "datasets", "folder")
@@ -79,7 +79,7 @@ def export_subset(
     if (made_for is not None and made_for != pool_fingerprint(pool)) or subset.ids.max(initial=-1) >= len(pool):
         raise CurationError("the subset was drawn from another pool; give its own, with the same --column")
     rows = subset.rows()
-    note = output.with_name(f".{output.name}.export.json")
+    note = beside(output, f".{output.name}.export.json")
     made_of = {**subset.metadata, "ids": subset.ids.tolist(), "copies": subset.copies.tolist()}
     how = {"webdataset": rows_per_shard, "folder": copies}.get(kind)
     key = digest_json([made_of, pool_fingerprint(pool), kind, how])

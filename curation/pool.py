@@ -37,6 +37,7 @@ PATTERN = re.compile(r"[*?\[{]")
 BRACES = re.compile(r"\{(?:(\d{1,12})\.\.(\d{1,12})|([^{}]*,[^{}]*))\}")
 CHECKED_BYTES = 1 << 30  # of text that is looked through for other encodings when it is opened
 MOST_NUMBERS = 1_000_000  # of names that braces stand for
+MEMBERS = {"cls": "label", "txt": "text", "json": "json"}  # ending of a member -> column
 WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
 SPLIT_FILE = re.compile(r"(.+?)-\d{5}-of-\d{5}")
 
@@ -289,18 +290,31 @@ def _samples(shards: list[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:
     """
     for name, _, _ in shards:
         try:
-            with tarfile.open(name, "r|*") as shard:
-                members = ((m, shard.extractfile(_sized(m))) for m in shard if m.isfile())
-                parts = ((m.name, stream.read()) for m, stream in members if stream is not None)
+            with _stream(name) as stream, tarfile.open(fileobj=stream, mode="r|*") as shard:
+                members = ((m, shard.extractfile(_checked(m))) for m in shard if m.isfile())
+                parts = ((m.name, part.read()) for m, part in members if part is not None)
                 for key, sample in itertools.groupby(parts, key=lambda part: _split_key(part[0])[0]):
                     yield _sample(key, sample)
+                while stream.read(1 << 20):  # the checksum of a .gz comes at its end
+                    pass
         except CurationError as error:
             raise CurationError(f"{name}: {error}") from error
         except Exception as error:  # of tarfile, and of gzip and its like below it
             raise CurationError(f"{name} is not a whole tar shard ({error}); get it again") from error
 
 
-def _sized(member: tarfile.TarInfo) -> tarfile.TarInfo:
+def _stream(name: str) -> Any:
+    """The bytes of a shard; gzip expanded here, for tarfile compares no checksum."""
+    with open(name, "rb") as stream:
+        packed = stream.read(2) == b"\x1f\x8b"
+    return gzip.open(name, "rb") if packed else open(name, "rb")
+
+
+def _checked(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    try:
+        member.name.encode()
+    except UnicodeEncodeError:
+        raise CurationError(f"the name of member {member.name!r} is not UTF-8; rename it") from None
     if member.size > MOST_BYTES:
         raise CurationError(f"member {member.name} has {member.size / 1e9:.1f} GB, more than a picture or text needs")
     return member
@@ -316,17 +330,31 @@ def _sample(key: str, parts: Iterator[tuple[str, bytes]]) -> dict[str, Any]:
     row: dict[str, Any] = {"key": key}
     for name, content in parts:
         end = _split_key(name)[1]
-        if f".{end}".endswith(IMAGE_SUFFIXES):
-            row["image"] = {"bytes": content, "path": name}
-        elif end in ("cls", "txt", "json"):
-            row[{"cls": "label", "txt": "text", "json": "json"}[end]] = content.decode(errors="replace").strip()
+        column = "image" if f".{end}".endswith(IMAGE_SUFFIXES) else MEMBERS.get(end)
+        if column is None:
+            continue
+        if column in row:  # such as a mask beside its picture: the last one would win
+            raise CurationError(f"sample {key} has two members for {column}, {name} is the second; leave one")
+        row[column] = (
+            {"bytes": content, "path": name} if column == "image" else content.decode(errors="replace").strip()
+        )
     if WHOLE_NUMBER.fullmatch(row.get("label", "")):
         row["label"] = int(row["label"])
     return row
 
 
 def _rows(shards: list[tuple[str, int, int]], names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """Of all samples what the first one has.
+
+    Raises:
+        CurationError: a label of another type than that of the first.
+    """
+    kind = None
     for sample in _samples(shards):
+        label = sample.get("label")
+        kind = type(label) if kind is None else kind
+        if "label" in names and label is not None and type(label) is not kind:
+            raise CurationError(f"sample {sample['key']} has the label {label!r}, the first one another type; mend it")
         yield {name: sample.get(name) for name in names}
 
 

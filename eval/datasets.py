@@ -102,6 +102,8 @@ def open_table(
     for column in (path_column, label_column, group_column):
         if column not in columns:
             raise CurationError(f"table {path} has no column {column!r}; it has {', '.join(columns) or 'none'}")
+        if columns.count(column) > 1:
+            raise CurationError(f"table {path} has {columns.count(column)} columns {column!r}; leave one")
     for number, row in enumerate(rows, start=2):
         if None in row:
             raise CurationError(f"table {path}: line {number} has more cells than the head")

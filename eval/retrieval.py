@@ -1,6 +1,5 @@
 """Image retrieval: mean average precision, and the revisited Oxford and Paris protocol (Radenovic et al. 2018)."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from jaxtyping import Bool, Float, Int
 
 from eval.arrays import as_features, as_labels, check_same_width
 from foundation.errors import CurationError
-from foundation.paths import inside, regular_file
+from foundation.files import load_json
+from foundation.paths import inside
 
 # which lists of the ground truth count as relevant, and which are taken out of the ranking
 PROTOCOLS = {
@@ -52,6 +52,23 @@ class GroundTruth:
     queries: list[Query]
 
 
+@dataclass
+class _Entry:
+    bbx: list[float]
+    easy: list[int]
+    hard: list[int]
+    junk: list[int]
+
+
+@dataclass
+class _Truth:
+    """What ``gnd.json`` must hold."""
+
+    imlist: list[str]
+    qimlist: list[str]
+    gnd: list[_Entry]
+
+
 def read_ground_truth(path: str | Path) -> GroundTruth:
     """Read ``gnd.json``: {"imlist": [...], "qimlist": [...], "gnd": [{"bbx", "easy", "hard", "junk"}, ...]}.
 
@@ -68,18 +85,16 @@ def read_ground_truth(path: str | Path) -> GroundTruth:
             f"open(sys.argv[2], 'w'), default=lambda x: x.tolist())\" {path} {path.with_suffix('.json')}"
         )
     try:
-        content = json.loads(regular_file(path, "give the gnd.json of the set").read_text())
+        content = load_json(path, _Truth, "give the gnd.json of the set")
         database, names, lists = content["imlist"], content["qimlist"], content["gnd"]
         queries = []
         for name, entry in zip(names, lists, strict=True):
             left, top, right, bottom = (float(edge) for edge in entry["bbx"])
-            parts = {part: [int(i) for i in entry[part]] for part in ("easy", "hard", "junk")}
+            parts = {part: entry[part] for part in ("easy", "hard", "junk")}
             queries.append(Query(name, (left, top, right, bottom), **parts))
-    except OSError as error:
-        raise CurationError(f"ground truth {path} cannot be read: {error.strerror}") from error
     except CurationError:
         raise
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except ValueError as error:  # not four edges, or not one entry for each query
         raise CurationError(f"ground truth {path} is not the revisited format ({error!r})") from error
     for query in queries:
         worst = max([*query.easy, *query.hard, *query.junk, 0])

@@ -14,7 +14,13 @@ from experiments.engine.tracking import open_tracker, track_comparison
 from experiments.pages.report import write_report
 from foundation.devices import open_device
 from foundation.errors import CurationError
-from foundation.files import save_json
+from foundation.files import require_own, save_json
+
+RESULTS = {
+    "metrics.json": '"summary"',
+    "metrics.csv": "arm,seed,metric,value",
+    "report.html": "The whole configuration",
+}
 
 
 def begin_stage(experiment: Experiment, config: dict[str, Any], progress: bool = True) -> dict[str, Any]:
@@ -76,7 +82,13 @@ def finish_experiment(
 
 
 def compare_folders(roots: list[Path], output: Path) -> Path:
-    """One report of run folders of several machines; they must hold the same experiment."""
+    """One report of run folders of several machines; they must hold the same experiment.
+
+    Raises:
+        CurationError: they do not, one is no run folder, or a file of somebody else lies in the place of a result.
+    """
+    for name, mark in RESULTS.items():
+        require_own(output / name, mark, None)
     manifest, records = load_runs(roots)
     domain = open_domain(manifest["name"])
     summaries = summarise(metric_rows(records), {metric.name: metric.better for metric in domain.metrics})

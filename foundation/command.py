@@ -4,6 +4,7 @@ Bugs keep their traceback: only what a user or a machine can mend is turned into
 """
 
 import _thread
+import errno
 import os
 import sys
 import threading
@@ -148,11 +149,13 @@ def _explain(error: BaseException, extra: str) -> str | None:
         return text
     if isinstance(error, ModuleNotFoundError):
         return missing_package(error, extra)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename:
+        return "no space is left where the output goes; free some, or send it elsewhere"
     if isinstance(error, OSError):
         return f"{error.strerror or text}{f' ({error.filename})' if error.filename else ''}"
     if hasattr(error, "format_message"):  # of click, which typer brings under its own name or click's
         where = getattr(getattr(error, "ctx", None), "command_path", "")
-        said = " ".join(error.format_message().split()).rstrip(".")
+        said = " ".join(error.format_message().split()).rstrip(".") or "no command is given"
         return f"{said}; see {where} --help" if where else said
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
         return f"out of memory ({text or 'no more could be had'}); use smaller batches or a larger machine"

@@ -66,18 +66,28 @@ def require_replaceable(path: Path) -> None:
     Raises:
         CurationError: what is there is no regular file, or the path has no name.
     """
-    if path.name in ("", ".."):
-        raise CurationError(f"{path} is a folder; name a file in it")
+    beside(path, ".")  # a path without a name is refused
     if os.path.exists(path):
         regular_file(path, "choose another place for the file")
 
 
-def require_own(path: Path, made_by: str, overwrite: bool = False) -> None:
+def beside(path: Path, name: str) -> Path:
+    """A neighbour of a file or folder.
+
+    Raises:
+        CurationError: the path names none: it is the folder that one stands in, the one above it, or the root.
+    """
+    if path.name in ("", ".."):
+        raise CurationError(f"{path} is a folder that is there; name a new file or folder in it")
+    return path.parent / name
+
+
+def require_own(path: Path, made_by: str, overwrite: bool | None = False) -> None:
     """Refuse to put a file in the place of one that another program wrote, as a mistyped ``-o`` would.
 
     Args:
         made_by: what this command writes into each of its files, near its beginning or its end.
-        overwrite: the user wants it all the same.
+        overwrite: the user wants it all the same; None: the command has no such option.
 
     Raises:
         CurationError: what is there does not hold the mark and is not empty, or is no regular file.
@@ -91,7 +101,8 @@ def require_own(path: Path, made_by: str, overwrite: bool = False) -> None:
         edges += stream.read()
     if edges and made_by.encode() not in edges:
         raise CurationError(
-            f"{path} is there already and this command did not make it; choose another -o, or give --overwrite"
+            f"{path} is there already and this command did not make it; choose another -o, or "
+            f"{'remove it' if overwrite is None else 'give --overwrite'}"
         )
 
 
@@ -103,7 +114,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         CurationError: the disk is full or the folder cannot be written; nothing is left behind.
     """
     folder = Path(folder)
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    temporary = beside(folder, f".{folder.name}.tmp")
     with locked_folder(temporary):  # a second process that writes the same folder is refused
         try:
             clear_folder(temporary)

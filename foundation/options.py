@@ -4,15 +4,17 @@ For typer ``Annotated[int, number("Rows of the subset.", ge=1)]``, for argparse 
 """
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperCommand
 
 from foundation.errors import CurationError
-from foundation.paths import require_apart
+from foundation.files import require_own
+from foundation.paths import require_apart, require_room
 from foundation.settings import LARGEST_SEED, Range, require_number, short, wrong_number
 
 
@@ -90,6 +92,59 @@ def number_type(kind: type, **bounds: Any) -> Callable[[str], Any]:
         return value
 
     return read
+
+
+class Parser(argparse.ArgumentParser):
+    """The argparse of scripts: a mistake is one line, and ``output`` never lies where something is read."""
+
+    def __init__(self, about: str | None):
+        super().__init__(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        raise CurationError(f"{message}; see --help")
+
+    def parse_args(self, *arguments: Any) -> Any:
+        given = super().parse_args(*arguments)
+        if isinstance(output := getattr(given, "output", None), Path):
+            values = [value for name, value in vars(given).items() if name != "output"]
+            several = [item for value in values for item in (value if isinstance(value, list) else [value])]
+            require_apart(output, [item for item in several if isinstance(item, str | Path)])
+        return given
+
+
+def path_type(made_by: str = "", ending: str = "", beside: str = "") -> Callable[[str], Path]:
+    """The ``type=`` of an argparse option for a result: it can be written, and takes the place of nobody's file.
+
+    Args:
+        made_by: mark of the script's own files (`foundation.files.require_own`); "": of a folder.
+        ending: that the file must have.
+        beside: mark of the ``.json`` of figures that is written beside it; "": there is none.
+    """
+
+    def read(text: str) -> Path:
+        path = Path(text)
+        try:
+            if not text.strip():
+                raise CurationError("the path is empty")
+            if ending and path.suffix != ending:
+                raise CurationError(f"{path} must end in {ending}")
+            require_room(path)
+            if made_by:
+                require_own(path, made_by, None)
+            elif os.path.lexists(path) and not path.is_dir():
+                raise CurationError(f"{path} is no folder; choose another place")
+            if beside:
+                require_own(path.with_suffix(".json"), beside, None)
+        except CurationError as error:  # argparse would say of any ValueError that the value is invalid
+            raise argparse.ArgumentTypeError(str(error)) from error
+        return path
+
+    return read
+
+
+def page_type(title: str, figures: str = '"command"') -> Callable[[str], Path]:
+    """`path_type` of a markdown page that begins with ``title``, its figures in a ``.json`` beside it."""
+    return path_type(title, ".md", figures)
 
 
 def overwrite_option(help: str = "Replace what lies at -o, even what another program made.") -> Any:

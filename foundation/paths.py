@@ -67,11 +67,29 @@ def inside(folder: str | Path, name: object, said_by: str) -> Path:
     return path
 
 
+def require_room(path: Path) -> None:
+    """Refuse a place for a file or folder that cannot be made, before hours of work for it.
+
+    Raises:
+        CurationError: above it lies something that is no folder, or a folder that cannot be written.
+    """
+    above = path.absolute().parent
+    try:
+        there = next(part for part in (above, *above.parents) if os.path.lexists(part))
+        writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        raise CurationError(f"{path} cannot be made: {getattr(error, 'strerror', None) or error}") from error
+    if not writable:
+        what = "cannot be written" if there.is_dir() else "is no folder"
+        raise CurationError(f"{path} cannot be made: {there} {what}; choose another -o")
+
+
 def require_apart(output: Path, inputs: Iterable[str | Path], overwrite: bool = False) -> None:
     """Refuse a result in the place of what it is made from, by whatever name or link; only what exists is an input.
 
     Args:
-        overwrite: what lies at ``output`` may be replaced: no input may lie right within it either.
+        overwrite: what lies at ``output`` may be replaced: no input may lie right within it either, nor may it be a
+            file within an input.
 
     Raises:
         CurationError: such a place.
@@ -83,6 +101,8 @@ def require_apart(output: Path, inputs: Iterable[str | Path], overwrite: bool = 
             raise CurationError(
                 f"-o {output} holds what is read ({item}), which --overwrite may replace; choose another"
             )
+        if overwrite and is_regular(output) and any(_same(part, item) for part in output.absolute().parents):
+            raise CurationError(f"-o {output} is a file within what is read ({item}); choose another -o")
 
 
 def _same(one: str | Path, other: str | Path) -> bool:

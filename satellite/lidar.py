@@ -16,12 +16,14 @@ from tqdm import tqdm
 
 from foundation.errors import CurationError
 from foundation.files import whole_file
+from foundation.paths import regular_file
 from satellite.rasters import Grid
 from satellite.units import metres_per, warn_if_implausible
 
 POINTS_PER_CHUNK = 2_000_000
 GROUND, BUILDING, WATER = 2, 6, 9
 NOISE = (7, 18)
+RASTERS, MADE_BY = ("colour.tif", "height.tif"), "made by lidar_to_canopy"
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ def fill_holes(values: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
 
 
 def save_canopy(canopy: Canopy, folder: str | Path) -> tuple[Path, Path]:
-    """Write ``colour.tif`` (uint8; skipped without colours) and ``height.tif`` (float32, metres, NaN is nodata)."""
+    """Write `RASTERS`: colours (uint8; skipped where there are none) and heights (float32, metres, NaN is nodata)."""
     import rasterio
 
     folder = Path(folder)
@@ -206,12 +208,14 @@ def save_canopy(canopy: Canopy, folder: str | Path) -> tuple[Path, Path]:
             rasterio.open(path, "w", count=3, dtype="uint8", **shared) as target,
         ):
             target.write(canopy.colour)
+        target.update_tags(TIFFTAG_SOFTWARE=MADE_BY)
     with (
         whole_file(folder / "height.tif") as path,
         rasterio.open(path, "w", count=1, dtype="float32", nodata=np.nan, **shared) as target,
     ):
         target.write(canopy.height, 1)
         target.units = ("m",)
+        target.update_tags(TIFFTAG_SOFTWARE=MADE_BY)
         target.set_band_description(1, "height above ground")
     return folder / "colour.tif", folder / "height.tif"
 
@@ -219,10 +223,9 @@ def save_canopy(canopy: Canopy, folder: str | Path) -> tuple[Path, Path]:
 def _open(path: str | Path) -> Any:
     import laspy
 
+    path = regular_file(path, "give a point cloud, LAS or LAZ")
     try:
         return laspy.open(path)
-    except FileNotFoundError as error:
-        raise CurationError(f"point cloud {path} does not exist") from error
     except Exception as error:
         raise CurationError(f"point cloud {path} cannot be opened ({error}); is it LAS or LAZ, and whole?") from error
 

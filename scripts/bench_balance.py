@@ -5,7 +5,6 @@ python scripts/bench_balance.py -o docs/results/balance.md [--seeds 100,101,102]
 The pools lie in the folder that CURATED_SSL_DATA names. A run that was killed goes on where it was.
 """
 
-import argparse
 import shlex
 import sys
 from itertools import pairwise
@@ -19,12 +18,18 @@ from benchmarks.balance.benchmark import chosen, run_benchmark
 from benchmarks.balance.methods import METHODS
 from benchmarks.balance.pools import CELLS
 from foundation.command import run_command
-from foundation.options import number_type
+from foundation.options import Parser, number_type, page_type
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--output", type=Path, required=True, help="markdown; JSON and images/ go beside it")
+    parser = Parser(__doc__)
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=page_type("# Balance without training"),
+        required=True,
+        help="markdown; JSON and images/ go beside it",
+    )
     parser.add_argument("--seeds", default="100,101,102", help="of pools and methods")
     parser.add_argument("--cells", default="", help=f"some of {', '.join(CELLS)}")
     parser.add_argument("--methods", default="", help=f"some of {', '.join(METHODS)}")

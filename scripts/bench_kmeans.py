@@ -5,18 +5,17 @@ python scripts/bench_kmeans.py lloyd --avx2 -o docs/results/speed.md      # with
 python scripts/bench_kmeans.py --busy [--threads 2]     # ours alone, beside one busy process for each core
 """
 
-import argparse
 import os
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 
 from benchmarks.speed import AVX2_ALONE, PARTS, keep, markdown, run_part, units
 from experiments.engine.provenance import provenance
 from foundation.command import run_command
 from foundation.errors import CurationError
-from foundation.options import number_type
+from foundation.files import write_atomically
+from foundation.options import Parser, number_type, page_type
 from foundation.tables import text_table
 
 # one fit in a process of its own: how OpenMP's threads wait is fixed when its runtime is loaded
@@ -63,7 +62,7 @@ def measure_busy(rows: int, dim: int, k: int, iterations: int, threads: int, rep
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("part", nargs="?", choices=list(PARTS), default="lloyd")
     parser.add_argument("--rows", type=number_type(int, ge=1), default=100_000)
     parser.add_argument("--dim", type=number_type(int, ge=1), default=256)
@@ -79,7 +78,9 @@ def main() -> None:
         action="store_true",
         help="of lloyd: seconds of the processor (with --threads 1, on a machine that others use too); kept in no page",
     )
-    parser.add_argument("-o", "--output", type=Path, help="markdown; figures are kept in a .json beside it")
+    parser.add_argument(
+        "-o", "--output", type=page_type("# Speed of k-means"), help="markdown; figures are kept in a .json beside it"
+    )
     arguments = parser.parse_args()
     if arguments.busy:
         sizes = (arguments.rows, arguments.dim, arguments.k, arguments.iterations)
@@ -95,8 +96,8 @@ def main() -> None:
     run |= {"command": " ".join(["python", *sys.argv]), "source": provenance("cpu", arguments.threads)}
     print(markdown([run]))
     if arguments.output and not arguments.processor_time:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(markdown(keep(arguments.output.with_suffix(".json"), run)))
+        page = markdown(keep(arguments.output.with_suffix(".json"), run))
+        write_atomically(arguments.output, lambda stream: stream.write(page.encode()))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 python scripts/bench_preparation.py POOL... [--rows 1500] [--copies 600] [--junk 500] [--tail 0] [--embedder NAME]
 """
 
-import argparse
 import io
 import tempfile
 from pathlib import Path
@@ -21,7 +20,7 @@ from curation.prepare import Preparation, find_kept
 from experiments.web_images.faults import junk, near_duplicate
 from foundation.command import run_command
 from foundation.images import read_image
-from foundation.options import number_type
+from foundation.options import Parser, number_type
 
 BURSTS = (4, 10, 40, 100)
 
@@ -50,7 +49,7 @@ COPIES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("pools", nargs="+")
     for name, default in (("rows", 1500), ("copies", 600), ("junk", 500), ("tail", 0), ("image-size", 96)):
         parser.add_argument(f"--{name}", type=number_type(int, ge=0), default=default)

@@ -70,7 +70,7 @@ def main() -> None:
     given = [item for item in sys.argv[1:] if item not in mine]
     base = load_settings(None, given)
     every = max(options.steps // 4, 1)
-    changes = [f"tokens={options['steps'] * base.tokens_per_step}", f"speed.log_every={every}"]
+    changes = [f"tokens={options.steps * base.tokens_per_step}", f"speed.log_every={every}"]
     device = torch.device("cuda" if torch.cuda.is_available() and base.speed.accelerator != "cpu" else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     peak = base.speed.peak_flops or peak_flops(name)

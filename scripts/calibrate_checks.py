@@ -6,7 +6,6 @@ Every cell of the benchmark of balance whose data are there, clustered in four w
 whose subset is worse than random rows is called bad, or a warning is given, and how often one that is good.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from curation.hierarchy import HierarchicalKMeans
 from curation.soundness import check_tree
 from curation.tree import ClusterTree
 from foundation.command import run_command
-from foundation.options import number_type
+from foundation.options import Parser, number_type
 from foundation.settings import nearest_name
 
 CHECKS = {
@@ -62,7 +61,7 @@ def told_of(tree: ClusterTree, x: np.ndarray, rows: np.ndarray, seed: int) -> di
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--cells", default="clutter,manifold")
     parser.add_argument("--work", type=Path, default=Path("runs/balance"))
     parser.add_argument("--seed", type=number_type(int, ge=0, le=2**32 - 1), default=0)

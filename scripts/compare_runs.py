@@ -3,7 +3,6 @@
 python scripts/compare_runs.py runs/web_images /mnt/cluster/runs/web_images -o runs/together
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -11,12 +10,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from experiments.run_folder import compare_folders
 from foundation.command import run_command
+from foundation.options import Parser, path_type
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("folders", nargs="+", type=Path, help="run folders: those with a run.json")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="gets report.html, metrics.json, metrics.csv")
+    parser.add_argument(
+        "-o", "--output", type=path_type(), required=True, help="gets report.html, metrics.json, metrics.csv"
+    )
     arguments = parser.parse_args()
     print(f"report: {compare_folders(arguments.folders, arguments.output)}")
 

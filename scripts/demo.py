@@ -1,13 +1,12 @@
 """The demo: curate a real, unbalanced pool of 6,900 pictures, and pretrain on raw and on curated rows of it."""
 
-import argparse
 import time
 from pathlib import Path
 
 from foundation.clock import spoken
 from foundation.command import run_command
 from foundation.files import write_atomically
-from foundation.options import number_type
+from foundation.options import Parser, number_type, path_type
 from foundation.threads import use_free_cores
 
 ROOT = Path(__file__).parents[1]
@@ -17,8 +16,8 @@ SMALL += ["train.recipe.steps=60", "train.recipe.probe.every=30"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "demo")
+    parser = Parser(__doc__)
+    parser.add_argument("--output", type=path_type(), default=ROOT / "runs" / "demo")
     parser.add_argument("--size", type=number_type(int, ge=1), default=1000, help="rows of the subset")
     arguments = parser.parse_args()
     started = time.monotonic()

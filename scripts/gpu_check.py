@@ -5,7 +5,6 @@ make gpu STEPS=kmeans,pretrain MINUTES=20
 python scripts/gpu_check.py --device cpu --tiny -o /tmp/gpu.md    # the same code without a GPU, a minute
 """
 
-import argparse
 import shlex
 import signal
 import sys
@@ -16,19 +15,29 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.gpu.check import Options, check
 from foundation.command import run_command
+from foundation.options import Parser, number_type, page_type, path_type
 
 ROOT = Path(__file__).parents[1]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--output", type=Path, help="markdown [docs/results/gpu.md; tiny: runs/gpu-tiny/gpu.md]")
-    parser.add_argument("--work", type=Path, help="large files and results of parts [runs/gpu; tiny: runs/gpu-tiny]")
+def main() -> int:
+    parser = Parser(__doc__)
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=page_type("# On a GPU"),
+        help="markdown [docs/results/gpu.md; tiny: runs/gpu-tiny/gpu.md]",
+    )
+    parser.add_argument(
+        "--work", type=path_type(), help="large files and results of parts [runs/gpu; tiny: runs/gpu-tiny]"
+    )
     parser.add_argument("--device", default="cuda", help="cuda or cpu")
     parser.add_argument("--tiny", action="store_true", help="sizes at which a laptop needs seconds")
     parser.add_argument("--steps", default="", help="some of tests,kmeans,embed,pretrain,lm,images; all by default")
-    parser.add_argument("--minutes", type=float, default=40.0, help="in which all must end")
-    parser.add_argument("--since", type=float, default=0.0, help="when they began, in seconds of the epoch; 0: now")
+    parser.add_argument("--minutes", type=number_type(float, gt=0), default=40.0, help="in which all must end")
+    parser.add_argument(
+        "--since", type=number_type(float, ge=0), default=0.0, help="when they began, in seconds of the epoch; 0: now"
+    )
     parser.add_argument("--fresh", action="store_true", help="measure finished parts again")
     parser.add_argument("--no-install", dest="install", action="store_false", help="fetch no packages of peers")
     parser.add_argument("--data", type=Path, help="labelled pictures for the experiment, instead of generated ones")
@@ -39,8 +48,8 @@ def main() -> None:
     command = shlex.join(["python", "scripts/gpu_check.py", *words])
     options = Options(**{**given, "work": work, "output": output, "command": command})
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # end the running part too
-    run_command("gpu_check", partial(check, options, partial(print, flush=True)))
+    return check(options, partial(print, flush=True))
 
 
 if __name__ == "__main__":
-    main()
+    run_command("gpu_check", main)

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from foundation.errors import CurationError
-from foundation.files import require_replaceable, save_json, write_atomically
+from foundation.files import beside, require_replaceable, save_json, write_atomically
 from foundation.settings import Range, require_number
 from text_lm.documents import Document
 from text_lm.filters import FilterCount, TextFilter
@@ -144,7 +144,7 @@ def counts_of(path: Path) -> Path:
         CurationError: the path is that of a folder, or has no name.
     """
     require_replaceable(path)
-    return path.with_name(f"{path.stem}.counts.json")
+    return beside(path, f"{path.stem}.counts.json")
 
 
 def _write_parquet(stream: Any, rows: Iterator[dict[str, str]]) -> None:

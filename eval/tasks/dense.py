@@ -56,7 +56,10 @@ class Segmentation(DenseTask):
 
     def run(self, bench: Bench) -> None:
         def target(path: Path, size: int) -> Tensor:
-            mask = _nearest(read_target(path), size).long()
+            mask = _nearest(read_target(path), size)
+            if not bool((mask == mask.round()).all()):
+                raise CurationError(f"target {path} holds values that are no whole numbers; a mask holds classes")
+            mask = mask.long()
             return torch.where(mask == 0, self.ignore, mask - 1) if self.zero_is_unlabelled else mask
 
         train, test = _splits(self, bench, "annotations", target)

@@ -15,6 +15,7 @@ from experiments.engine.stages import MARKER, load_marker
 from foundation.errors import CurationError
 from foundation.files import load_json, save_json, write_atomically
 from foundation.intervals import judge_difference, student_interval
+from foundation.paths import inside
 
 MANIFEST = "run.json"
 
@@ -95,6 +96,28 @@ def summarise(rows: Sequence[Row], better: dict[str, str], base: str = BASE_ARM)
     return found
 
 
+@dataclass
+class _Scale:
+    name: str
+
+
+@dataclass
+class _Config:
+    name: str
+    scale: _Scale
+    science: dict[str, Any]
+
+
+@dataclass
+class _Manifest:
+    """What ``run.json`` of an experiment must hold; a training run has a file of this name too."""
+
+    name: str
+    command: str
+    config: _Config
+    stages: list[str]
+
+
 @dataclass(frozen=True)
 class StageRecord:
     """A finished stage of a run folder: its marker and where it lies."""
@@ -112,10 +135,11 @@ def load_run(root: Path) -> tuple[dict[str, Any], list[StageRecord]]:
     Raises:
         CurationError: it is no run folder.
     """
-    manifest = load_json(Path(root) / MANIFEST)
+    path = Path(root) / MANIFEST
+    manifest = load_json(path, _Manifest, "give the folder of a run of scripts/run_experiment.py")
     found = []
     for place in manifest["stages"]:
-        folder = Path(root) / place
+        folder = inside(root, place, str(path))
         if (folder / MARKER).exists():
             marker = load_marker(folder)
             found.append(StageRecord(marker["name"], marker["arm"], marker["seed"], folder, marker))

@@ -8,9 +8,9 @@ from experiments.engine.compare import load_runs
 from experiments.engine.curves import read_curve
 from experiments.engine.experiment import Domain, Settings, open_domain
 from experiments.engine.tracking import has_key
-from experiments.pages.figures import dashboard_figure
+from experiments.pages.figures import MADE_BY, dashboard_figure
 from foundation.errors import CurationError
-from foundation.files import load_json, write_atomically
+from foundation.files import load_json, require_own, write_atomically
 
 BALANCE = ("effective", "kl", "gini", "rare_covered")
 
@@ -53,8 +53,9 @@ def draw(root: Path, picture: Path) -> None:
     """The dashboard's panels as a PNG, from the files of a run folder that are logged to W&B: without a server.
 
     Raises:
-        CurationError: it is no run folder, or none of its evaluations is finished.
+        CurationError: it is no run folder, none of its evaluations is finished, or another picture is there.
     """
+    require_own(picture, MADE_BY, None)
     manifest, records = load_runs([root])
     values: dict[str, dict[str, list[float]]] = {}
     curves: dict[str, list[list[dict[str, float]]]] = {}

@@ -12,6 +12,7 @@ from experiments.engine.compare import Summary
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+MADE_BY = "made by curated-ssl dashboard"
 COLOURS = ("#8a8a8a", "#1b4965", "#c8553d", "#5b8c5a", "#b08ea2", "#2f2f2f", "#d9a441", "#4a7fa5", "#7a4e2d", "#999933")
 DASHES = (
     "-",
@@ -135,7 +136,7 @@ def dashboard_figure(
     figure.suptitle(title, fontsize=11)
     figure.tight_layout()
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=110)
+    figure.savefig(stream, format="png", dpi=110, metadata={"Software": MADE_BY})
     plt.close(figure)
     return stream.getvalue()
 

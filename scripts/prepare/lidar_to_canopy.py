@@ -4,21 +4,21 @@ python scripts/prepare/lidar_to_canopy.py survey/*.laz -o pairs/ --resolution 0.
 python scripts/prepare/lidar_to_canopy.py autzen.laz -o pairs/ --units ft --crs EPSG:2992 --ground morphological
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from foundation.command import run_command
-from foundation.options import number_type
-from satellite.lidar import LidarSettings, canopy_from_lidar, save_canopy
+from foundation.files import require_own
+from foundation.options import Parser, number_type, path_type
+from satellite.lidar import MADE_BY, RASTERS, LidarSettings, canopy_from_lidar, save_canopy
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("clouds", type=Path, nargs="+", help="LAS or LAZ files of one survey")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the two rasters")
+    parser.add_argument("-o", "--output", type=path_type(), required=True, help="folder of the two rasters")
     parser.add_argument("--resolution", type=number_type(float, gt=0), default=0.5, help="metres per pixel")
     parser.add_argument("--crs", default="", help="of the points, as EPSG:n; default: the file's own")
     parser.add_argument("--units", default="m", help="of z: m, ft, us-ft")
@@ -43,6 +43,8 @@ def main() -> None:
     settings = LidarSettings(
         given.resolution, given.crs, given.units, given.ground, tuple(given.leave_out), given.slope, given.window
     )
+    for name in RASTERS:
+        require_own(given.output / name, MADE_BY, None)
     canopy = canopy_from_lidar(given.clouds, settings)
     colour, height = save_canopy(canopy, given.output)
     what = height if canopy.colour is None else f"{colour} and {height}"

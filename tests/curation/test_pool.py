@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,39 @@ def test_truncated_shard_is_named(tmp_path):
     (tmp_path / "0.tar").write_bytes(content[: len(content) // 2 + 100])
     with pytest.raises(CurationError, match=r"0\.tar is not a whole tar shard"):
         open_pool(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [("b.cls", b"cat", "sample b has the label 'cat'"), ("caf\udce9.png", b"x", "is not UTF-8")],
+)
+def test_a_member_that_cannot_be_a_row_is_named(tmp_path: Path, name: str, content: bytes, said: str):
+    with tarfile.open(tmp_path / "0.tar", "w") as shard:
+        for member, inside in (("a.png", b"x"), ("a.cls", b"1"), (name, content)):
+            add_member(shard, member, inside)
+    with pytest.raises(CurationError, match=said):
+        open_pool(tmp_path / "0.tar")
+
+
+@pytest.mark.parametrize("change", [lambda x: x[:-8] + b"0123" + x[-4:], lambda x: x + b"more", lambda x: x[:-4]])
+def test_a_compressed_shard_that_changed_is_refused(tmp_path: Path, change: Callable[[bytes], bytes]):
+    """tarfile itself never compares the checksum of gzip."""
+    with tarfile.open(tmp_path / "0.tar.gz", "w:gz") as shard:
+        add_member(shard, "a.txt", b"some words")
+    assert len(open_pool(tmp_path / "0.tar.gz")) == 1
+    (tmp_path / "0.tar.gz").write_bytes(change((tmp_path / "0.tar.gz").read_bytes()))
+    with pytest.raises(CurationError, match="is not a whole tar shard"):
+        open_pool(tmp_path / "0.tar.gz")
+
+
+@pytest.mark.parametrize("second", ["a.png", "a.seg.png", "a.jpg"])
+def test_a_sample_with_two_pictures_is_refused(tmp_path: Path, second: str):
+    """The last one would win: a mask would be embedded in place of its picture."""
+    with tarfile.open(tmp_path / "0.tar", "w") as shard:
+        for name in ("a.png", second):
+            add_member(shard, name, b"x")
+    with pytest.raises(CurationError, match=f"sample a has two members for image, {second} is the second"):
+        open_pool(tmp_path / "0.tar")
 
 
 @pytest.mark.parametrize("end", ["", ".gz", ".zst"])

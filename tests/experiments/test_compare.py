@@ -37,8 +37,8 @@ def write_run(root: Path, seeds: list[int], arms: tuple[str, ...] = ("raw", "ora
             marker = {"name": "evaluate", "arm": arm, "seed": seed, "key": f"{arm}{seed}"}
             (folder / "stage.json").write_text(json.dumps(marker))
             stages.append(str(folder.relative_to(root)))
-    config = {"name": "toy", "science": {"size": science}}
-    (root / "run.json").write_text(json.dumps({"name": "toy", "config": config, "stages": stages}))
+    config = {"name": "toy", "scale": {"name": "demo"}, "science": {"size": science}}
+    (root / "run.json").write_text(json.dumps({"name": "toy", "command": "x", "config": config, "stages": stages}))
     return root
 
 

@@ -206,7 +206,9 @@ def test_offline_runs_hold_what_the_dashboard_asks_for(offline: Path, tmp_path: 
 def test_a_picture_of_nothing_is_refused(tmp_path: Path):
     with pytest.raises(CurationError, match="does not exist"):
         draw(tmp_path, tmp_path / "picture.png")
-    (tmp_path / "run.json").write_text(json.dumps({"name": "simulated", "config": {}, "stages": []}))
+    config = {"name": "simulated", "scale": {"name": "demo"}, "science": {}}
+    manifest = {"name": "simulated", "command": "x", "config": config, "stages": []}
+    (tmp_path / "run.json").write_text(json.dumps(manifest))
     with pytest.raises(CurationError, match="no finished evaluation"):
         draw(tmp_path, tmp_path / "picture.png")
     assert not (tmp_path / "picture.png").exists()

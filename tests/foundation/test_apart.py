@@ -42,6 +42,8 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["pool/x.npy", "-o", "link/x.npy"], True),
         (["other", "train=pool", "-o", "pool"], True),
         (["pool/x.npy", "-o", "pool", "--overwrite"], True),
+        (["pool", "-o", "link/x.npy", "--overwrite"], True),
+        (["pool", "-o", "pool/new", "--overwrite"], False),
         (["pool/x.npy", "-o", "pool"], False),
         (["pool", "-o", "pool/tree"], False),
         (["pool", "-o", "out", "--overwrite"], False),

@@ -195,6 +195,12 @@ def test_a_misspelt_option_is_one_line_that_names_the_help(capsys: pytest.Captur
         assert said.count("\n") == 1
 
 
+def test_no_command_at_all_is_a_line_that_says_so(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module("curation.cli").main([])
+    assert (stop.value.code, capsys.readouterr().err) == (2, "curate: error: no command is given; see curate --help\n")
+
+
 def test_ctrl_c_in_the_middle_of_a_command(tmp_path: Path):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(50_000, 64)).astype(np.float32))
     words = ["-m", "curation", "cluster", tmp_path / "x.npy", "-o", tmp_path / "t", "--levels", "5000,100"]

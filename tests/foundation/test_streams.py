@@ -46,7 +46,7 @@ def test_closed_streams_change_nothing(redirected: str, tmp_path: Path):
 def test_a_full_disk_is_a_line(tmp_path: Path):
     for words in ((), ("fail",)):
         code, err = ended(tmp_path, "> /dev/full", *words)
-        assert (code, err.splitlines()[-1]) == (2, "make: error: No space left on device")
+        assert (code, "no space is left where the output goes" in err.splitlines()[-1]) == (2, True)
         assert "Exception" not in err
     assert ended(tmp_path, "2> /dev/full", "fail")[0] == 2
 

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 PATIENCE = 120  # seconds until a command hangs: 30 on a machine of its own
 FIRST = 120  # of the first call of a command, which imports and compiles
+SHARE = "CURATED_SSL_HOSTILE"  # environment variable: 0.2 draws a fifth of the examples, and new ones
 _called: set[tuple[str, str]] = set()
 INTEGERS = (-1, 0, 1, 2, 3, 7, 1000, 2**31, 2**32, 2**63, -(2**63), 10**30)
 NUMBERS = st.one_of(
@@ -244,6 +245,10 @@ def bend_calls(commands: Mapping[str, Command], n: int, method: str) -> Any:
 
 
 def few(n: int) -> Any:
-    """Hypothesis with so many examples, the same in every run."""
+    """Hypothesis with so many examples, the same in every run; with `SHARE` that part of them, and new ones."""
     checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
-    return settings(max_examples=n, deadline=None, derandomize=True, suppress_health_check=checks, database=None)
+    share = os.environ.get(SHARE)
+    n = n if share is None else max(1, round(n * float(share)))
+    return settings(
+        max_examples=n, deadline=None, derandomize=share is None, suppress_health_check=checks, database=None
+    )

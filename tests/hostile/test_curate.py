@@ -349,6 +349,15 @@ def test_an_empty_column_name_is_no_default(hostile: Hostile):
     assert "no column ''" in hostile.check(command, (*command.words, "--column="), "--column=").err
 
 
+def test_a_column_of_an_array_is_refused(hostile: Hostile):
+    """It was left out without a word: of dedup with --pool it was meant for the pool."""
+    for command, words in ((COMMANDS["cluster"], FIT), (COMMANDS["dedup"], COMMANDS["dedup"].words[2:])):
+        hostile.fresh(command)
+        source = command.words[1]
+        ended = hostile.call(command, (command.words[0], source, *words, "--column=e"))
+        assert (ended.code, "has no columns" in ended.err) == (2, True), ended.err
+
+
 AGAIN = {  # command -> a setting that makes it another result
     "cluster": "--levels=10,3",
     "sample": "--size=30",
@@ -563,3 +572,12 @@ def test_a_folder_that_is_read_is_never_written(hostile: Hostile):
     ended = hostile.call(COMMANDS["dedup"], ("dedup", "emb", "-o", "emb", "--workers=0"))
     assert (ended.code, "-o emb is what is read" in ended.err) == (2, True), ended.err
     assert {path: path.read_bytes() for path in (hostile.work / "emb").iterdir()} == before
+
+
+@pytest.mark.parametrize("place", [".", "..", "/"])
+@pytest.mark.parametrize("kind", ["parquet", "datasets"])
+def test_an_export_to_a_folder_that_is_there_is_one_line(hostile: Hostile, kind: str, place: str):
+    command = COMMANDS["report"]
+    hostile.fresh(command)
+    ended = hostile.call(command, ("export", "texts.jsonl", "subset", "-o", place, f"--format={kind}"))
+    assert (ended.code, ended.err.count(": error: "), "is a folder that is there" in ended.err) == (2, 1, True)

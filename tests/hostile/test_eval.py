@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eval.datasets import open_table
 from eval.results import load_rows
+from eval.retrieval import read_ground_truth
+from eval.robustness import read_class_map
+from foundation.errors import CurationError
 
 sys.path.insert(0, str(Path(__file__).parent))
 from hostile_engine import Command, Hostile, bend_calls
@@ -133,3 +137,36 @@ def test_cached_features_that_changed_are_not_used(hostile: Hostile):
         _flip(path, -1)
     ended = hostile.call(COMMANDS["knn"], words)
     assert (ended.code, "delete the file" in ended.err) == (2, True), ended.err
+
+
+@pytest.mark.parametrize(
+    "change", [{"easy": [0.7]}, {"easy": [True]}, {"easy": "01"}, {"easy": None}, {"bbx": [float("nan"), 0, 1, 1]}]
+)
+def test_ground_truth_holds_whole_numbers_and_a_box(tmp_path: Path, change: dict):
+    """0.7 was image 0, and the text "01" images 0 and 1."""
+    entry = {"bbx": [0, 0, 1, 1], "easy": [0], "hard": [], "junk": [], **change}
+    (tmp_path / "gnd.json").write_text(json.dumps({"imlist": ["a", "b"], "qimlist": ["c"], "gnd": [entry]}))
+    with pytest.raises(CurationError, match=rf"gnd\[0\]\.{next(iter(change))}"):
+        read_ground_truth(tmp_path / "gnd.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("map.json", '{"x": ["a"], "x": ["b"]}', "two lines for class 'x'"),
+        ("map.csv", "x,a\nx,b\n", "two lines for class 'x'"),
+        ("map.csv", "x,a,b\n", "3 cells"),
+        ("map.csv", "x\n", "1 cells"),
+        ("map.json", '{"x": [0.0]}', "neither a training class"),
+    ],
+)
+def test_a_class_map_says_one_thing_of_a_class(tmp_path: Path, name: str, content: str, said: str):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(CurationError, match=said):
+        read_class_map(tmp_path / name, ["x"], ["a", "b"])
+
+
+def test_a_table_whose_head_names_a_column_twice_is_refused(tmp_path: Path):
+    (tmp_path / "t.csv").write_text("path,label,label,group\na.png,one,two,g\n")
+    with pytest.raises(CurationError, match="2 columns 'label'"):
+        open_table(tmp_path / "t.csv")
