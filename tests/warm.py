@@ -148,13 +148,13 @@ def _keep(asker: socket.socket) -> list[str]:
     if process:
         for stream in (0, 1, 2, *streams):  # else they would stay open as long as the keeper
             os.close(stream)
-        asker.send(str(process).encode())
         asker.send(str(os.waitpid(process, 0)[1]).encode())
         os._exit(0)
-    asker.close()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if own_session:
         os.setsid()
+    asker.send(str(os.getpid()).encode())  # now, when its group is there
+    asker.close()
     for number, stream in zip((0, 1, 2), (os.open(os.devnull, os.O_RDONLY), *streams), strict=True):
         os.dup2(stream, number)
         os.close(stream)
