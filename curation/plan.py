@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -136,8 +137,12 @@ def _time(seconds: float) -> str:
     return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:,.3g} h"
 
 
+@cache
 def calibrate(seconds: float = 3.0) -> Hardware:
-    """This machine, measured for a few seconds: the product that the engine would use, and a memory read."""
+    """This machine, measured for a few seconds: the product that the engine would use, and a memory read.
+
+    A process measures once.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     low = torch.bfloat16 if has_bfloat16_units(device) else torch.float32
     rows, centroids = torch.randn(2048, 512, device=device).to(low), torch.randn(1024, 512, device=device).to(low)

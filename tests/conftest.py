@@ -1,8 +1,9 @@
-"""Fixtures of several rooms: a browser that opens the pages we write, and a SLURM."""
+"""Fixtures of several rooms: quick processes, a browser that opens the pages we write, and a SLURM."""
 
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 
 import hypothesis
 import pytest
+
+sys.path.append(str(Path(__file__).parent))
+from warm import Server
 
 # the same draws every time: a test that fails by chance tells nobody what changed
 hypothesis.settings.register_profile("repeatable", derandomize=True)
@@ -43,6 +47,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     place = {name: number for number, name in enumerate(SLOWEST)}
     root = Path(__file__).parent
     items.sort(key=lambda item: place.get(item.path.relative_to(root).as_posix(), len(SLOWEST)))
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Starts Python processes whose imports are done already."""
+    server = Server(tmp_path_factory.mktemp("server"))
+    yield server
+    server.close()
 
 
 @pytest.fixture

@@ -18,12 +18,15 @@ from foundation.errors import CurationError
 CHUNK = 1024  # rows of one thread at a time, and of one partial sum
 ROOM = 2.0**-20  # of the largest squared norm: the comparison of scores is made in float32
 PARALLEL_WORK = 2_000_000  # multiply-adds of a step that all threads share
+STRETCH = 2_000_000_000  # multiply-adds of a call of the loop
 
 
-def _greedy(x, transposed, packed, half_norms, terms, weights, uniforms, chosen, left):
-    """The loop of greedy k-means++; returns how many rows it found before all others were at distance 0.
+def _greedy(x, transposed, packed, half_norms, terms, weights, uniforms, start, stop, closest, chosen, left):
+    """Choices ``start`` to ``stop`` of greedy k-means++; returns how many rows there are before all others are at
+    distance 0.
 
-    ``left`` (k,) gets the weighted sum of squared distances after each choice.
+    ``closest`` (n,) is the squared distance to what was chosen before, infinite at first. ``left`` (k,) gets the
+    weighted sum of them after each choice.
 
     ``transposed`` (d, n) serves few dimensions, where the inner loop must run over rows; it is empty otherwise. Then
     ``packed`` and ``half_norms`` (of `PackedCentroids`) have the rows, ``terms`` the error of their scores.
@@ -31,7 +34,6 @@ def _greedy(x, transposed, packed, half_norms, terms, weights, uniforms, chosen,
     n, dim, n_trials = x.shape[0], x.shape[1], uniforms.shape[1]
     few_dimensions = transposed.shape[1] > 0
     n_chunks = (n + CHUNK - 1) // CHUNK
-    closest = np.full(n, np.inf, np.float32)
     distances = np.empty((n_trials, n), np.float32)
     potentials = np.empty((n_chunks, n_trials))
     cumulative = np.cumsum(weights)
@@ -41,7 +43,7 @@ def _greedy(x, transposed, packed, half_norms, terms, weights, uniforms, chosen,
     units = np.ones(len(tiles) * TILE_ROWS, np.float32)
     # |x - c|^2 = 2 (|c|^2 / 2 - score): a score below reach - within * closest cannot be that of a closer one
     within = np.float32(0.5 * (1 + 2 * (dim + FEW_TERMS) * SUM_ROUNDOFF))
-    for step in range(len(chosen)):
+    for step in range(start, stop):
         if step:
             running = 0.0
             for i in range(n):
@@ -104,12 +106,28 @@ def _greedy(x, transposed, packed, half_norms, terms, weights, uniforms, chosen,
         chosen[step], left[step] = candidates[best], smallest
         closest[:] = distances[best]
         closest[candidates[best]] = 0
-    return len(chosen)
+    return stop
 
 
 _FAST: Any = {"reassoc", "contract"}
 _greedy_on_all_threads: Any = numba.njit(parallel=True, fastmath=_FAST, cache=True)(_greedy)
 _greedy_on_one_thread: Any = numba.njit(fastmath=_FAST, cache=True, nogil=True)(_greedy)
+
+
+def _choices(
+    greedy: Any, x: Float[np.ndarray, "n d"], weights: Float[np.ndarray, "n"], uniforms: Float[np.ndarray, "k t"]
+) -> tuple[Int[np.ndarray, "m"], Float[np.ndarray, "m"]]:
+    """Rows chosen, and what is left after each; back in Python about once a second, where Ctrl-C is heard."""
+    k, n_trials = uniforms.shape
+    prepared, closest = _prepare(x), np.full(len(x), np.inf, np.float32)
+    chosen, left, found = np.empty(k, np.int64), np.empty(k), 0
+    stride = max(1, STRETCH // max(x.size * n_trials, 1))
+    for start in range(0, k, stride):
+        stop = min(start + stride, k)
+        found = greedy(*prepared, weights, uniforms, start, stop, closest, chosen, left)
+        if found < stop:
+            break
+    return chosen[:found], left[:found]
 
 
 def _prepare(x: Float[np.ndarray, "n d"]) -> tuple[np.ndarray, ...]:
@@ -141,10 +159,7 @@ def greedy_choices(
 
     Fewer where all other rows are at distance 0. More of them begin with the same ones.
     """
-    chosen, left = np.empty(wanted, np.int64), np.empty(wanted)
-    uniforms = rng.random((wanted, n_trials))
-    found = _greedy_on_one_thread(*_prepare(x), np.ones(len(x)), uniforms, chosen, left)
-    return chosen[:found], left[:found]
+    return _choices(_greedy_on_one_thread, x, np.ones(len(x)), rng.random((wanted, n_trials)))
 
 
 def greedy_kmeans_plusplus(
@@ -163,11 +178,9 @@ def greedy_kmeans_plusplus(
         CurationError: fewer than k distinct rows.
     """
     n, dim = x.shape
-    chosen = np.empty(k, np.int64)
     # starting threads costs more than a small step itself
     greedy: Any = _greedy_on_all_threads if n * n_trials * dim > PARALLEL_WORK else _greedy_on_one_thread
-    uniforms = rng.random((k, n_trials))
-    found = greedy(*_prepare(x), weights.astype(np.float64), uniforms, chosen, np.empty(k))
-    if found < k:
-        raise CurationError(f"only {found} distinct rows for k={k} clusters; lower k or remove duplicates")
+    chosen, _ = _choices(greedy, x, weights.astype(np.float64), rng.random((k, n_trials)))
+    if len(chosen) < k:
+        raise CurationError(f"only {len(chosen)} distinct rows for k={k} clusters; lower k or remove duplicates")
     return chosen

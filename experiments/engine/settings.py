@@ -1,6 +1,7 @@
 """The tree of ``configs/`` as Hydra composes it; a misspelt key is an error that names the nearest."""
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,15 @@ def _fields(name: str) -> set[str]:
     sections = {"pool": domain.pool_settings, "train": domain.train_settings, "evaluate": domain.evaluate_settings}
     sections["curation"] = CurationSettings
     return set().union(*(setting_names(kind, f"science.{section}") for section, kind in sections.items()))
+
+
+@cache
+def _written(configs: Path, choices: tuple[str, ...]) -> tuple[str, frozenset[str]]:
+    """Name of the experiment that the choices of groups give, and what its files set: read once in a process."""
+    from hydra import compose as hydra_compose
+
+    plain = hydra_compose("config", list(choices))
+    return plain["name"], frozenset(_keys(plain))
 
 
 def compose(overrides: Sequence[str] = (), configs: Path = CONFIGS) -> dict[str, Any]:
@@ -60,9 +70,9 @@ def compose(overrides: Sequence[str] = (), configs: Path = CONFIGS) -> dict[str,
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(configs.absolute()), version_base="1.3"):
-            plain = hydra_compose("config", [item.input_line or "" for item in choices])
-            written = _keys(plain) | set(groups)
-            known = written | _fields(plain["name"])
+            name, inside_files = _written(configs.absolute(), tuple(item.input_line or "" for item in choices))
+            written = inside_files | set(groups)
+            known = written | _fields(name)
             words = []
             for item in parsed:
                 key, word = item.key_or_group, item.input_line or ""

@@ -27,6 +27,7 @@ ARTIFACTS = {  # stage -> artifact type -> what lies in its folder
     "evaluate": {"metrics": "metrics.json"},
 }
 PICTURES = (".png", ".jpg")
+PATIENCE = 20.0  # seconds until a server is one that does not answer
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def start_run(settings: TrackingSettings, root: Path, online: bool, **about: Any
     import wandb
 
     root.mkdir(parents=True, exist_ok=True)
-    quiet = wandb.Settings(silent=True, console="off", init_timeout=20, disable_git=True, disable_code=True)
+    quiet = wandb.Settings(silent=True, console="off", init_timeout=PATIENCE, disable_git=True, disable_code=True)
     for mode in ["online", "offline"] if online else ["offline"]:
         try:
             return wandb.init(

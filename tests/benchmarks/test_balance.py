@@ -1,13 +1,12 @@
 """The benchmark of balance: a wrong measure, or a result of other data, would crown a bad default."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from warm import Server
 
 from benchmarks.balance import benchmark, measure, pools
 from benchmarks.balance.benchmark import available, chosen, parse_seeds, run_benchmark
@@ -133,7 +132,7 @@ def test_tiny_run_writes_page_figures_and_picture_and_goes_on(tmp_path: Path, mo
     assert output.read_text() == text
 
 
-def test_what_is_not_there_is_named(monkeypatch, tmp_path: Path):
+def test_what_is_not_there_is_named(monkeypatch, tmp_path: Path, warm: Server):
     monkeypatch.setenv("CURATED_SSL_DATA", str(tmp_path))
     here, missing = available(["rings", "land"])
     assert here == ["rings"]
@@ -144,7 +143,6 @@ def test_what_is_not_there_is_named(monkeypatch, tmp_path: Path):
     for seeds in ("", "a", "-1"):
         with pytest.raises(CurationError, match="--seeds"):
             parse_seeds(seeds)
-    command = [sys.executable, ROOT / "scripts/bench_balance.py", "-o", tmp_path / "b.md", "--cells", "rungs"]
-    failed = subprocess.run(command, capture_output=True, text=True, check=False)
+    failed = warm.run(ROOT / "scripts/bench_balance.py", "-o", tmp_path / "b.md", "--cells", "rungs")
     assert failed.returncode == 2
     assert failed.stderr.startswith("bench_balance: error: there is no cell 'rungs'")

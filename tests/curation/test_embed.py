@@ -2,16 +2,15 @@
 
 import io
 import json
-import os
-import subprocess
-import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Image
 from PIL import Image as PillowImage
+from warm import Server
 
 from curation.embed import embed_pool
 from curation.embedders import Embedder, open_embedder
@@ -65,19 +64,19 @@ def test_rows_are_aligned_and_unreadable_images_named(tmp_path, n_workers):
 
 CHILD = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from test_embed import embed_pool, toy_embedder, toy_pool
 embed_pool(toy_pool(), toy_embedder(0.1), {folder!r}, batch_size=4, n_workers=0, rows_per_shard=10, progress=False)
 """
 
 
-def test_killed_run_resumes_to_the_same_bytes(tmp_path):
+def test_killed_run_resumes_to_the_same_bytes(tmp_path, warm: Server):
     """Days of embedding must survive a kill, and the result must not depend on where it struck."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     embed_pool(toy_pool(), toy_embedder(), whole, batch_size=4, n_workers=0, rows_per_shard=10, progress=False)
 
-    code = CHILD.format(tests=os.path.dirname(__file__), folder=str(killed))
-    child = subprocess.Popen([sys.executable, "-c", code])
+    here = Path(__file__).parent
+    child = warm.start("-c", CHILD.format(tests=[str(here), str(here.parent)], folder=str(killed)))
     try:
         deadline = time.monotonic() + 120
         while not (killed / "shard-00002.npy").exists() and child.poll() is None and time.monotonic() < deadline:

@@ -8,13 +8,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from warm import Process, Server
 
 from curation import ClusterTree, CurationError, HierarchicalKMeans
 from curation.group import Group, place, two_sum
@@ -58,20 +59,20 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def start(n: int, *arguments: str, code: str = FIT) -> list[subprocess.Popen]:
+Start = Callable[..., list[Process]]
+
+
+@pytest.fixture
+def start(warm: Server) -> Start:
     """n processes of the fit, as torchrun would start them."""
-    place = {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n), "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", code, *arguments],
-            env={**os.environ, **place, "MASTER_ADDR": "127.0.0.1", "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        for rank in range(n)
-    ]
+
+    def started(n: int, *arguments: str, code: str = FIT) -> list[Process]:
+        place = {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+        place |= {"MASTER_PORT": str(free_port())}
+        places = [{**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(n)]
+        return [warm.start("-c", code, *arguments, env=env, start_new_session=True) for env in places]
+
+    return started
 
 
 DEDUP = """
@@ -83,7 +84,7 @@ main(["dedup", sys.argv[1], "-o", sys.argv[2]])
 """
 
 
-def test_several_processes_drop_the_rows_that_one_drops(tmp_path: Path):
+def test_several_processes_drop_the_rows_that_one_drops(tmp_path: Path, start: Start):
     """Near-duplicates of a pool that fits no index: clusters are dealt out, and the first process writes."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3000, 24))
@@ -99,7 +100,7 @@ def test_several_processes_drop_the_rows_that_one_drops(tmp_path: Path):
     assert not list(tmp_path.glob("kept2/unfinished*"))
 
 
-def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+def finish(processes: list[Process]) -> list[tuple[int, str, str]]:
     """Exit code, output and errors of each."""
     found = []
     for process in processes:
@@ -120,7 +121,9 @@ def wide_range(n: int = 3000, dim: int = 24, bad: bool = False) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("name", "n"), [("plain", 3), ("two-step", 2), ("groups", 3), ("kmeans||", 2)])
-def test_several_processes_fit_the_tree_of_one(tmp_path: Path, name: str, n: int, monkeypatch: pytest.MonkeyPatch):
+def test_several_processes_fit_the_tree_of_one(
+    tmp_path: Path, name: str, n: int, monkeypatch: pytest.MonkeyPatch, start: Start
+):
     x = wide_range(bad=name == "kmeans||")
     shards = tmp_path / "shards"
     shards.mkdir()
@@ -144,7 +147,7 @@ def test_several_processes_fit_the_tree_of_one(tmp_path: Path, name: str, n: int
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_lost_process_stops_all_and_the_rerun_ends_with_the_same_tree(tmp_path: Path, kills: int):
+def test_a_lost_process_stops_all_and_the_rerun_ends_with_the_same_tree(tmp_path: Path, kills: int, start: Start):
     np.save(tmp_path / "x.npy", wide_range(20_000))
     settings = {"levels": [400, 60, 10], "n_resamples": [0, 2, 2], "max_iterations": 12}
     arguments = str(tmp_path / "x.npy"), str(tmp_path / "killed"), json.dumps(settings)
@@ -152,7 +155,7 @@ def test_a_lost_process_stops_all_and_the_rerun_ends_with_the_same_tree(tmp_path
     lost = 0
     for _ in range(kills):
         processes = start(2, *arguments)
-        assert processes[0].stdout.readline() == "started\n"  # type: ignore[union-attr]
+        assert processes[0].stdout.readline() == "started\n"
         time.sleep(rng.uniform(0.1, 1.5))
         victim = processes[int(rng.integers(2))]
         if victim.poll() is None:
@@ -169,7 +172,7 @@ def test_a_lost_process_stops_all_and_the_rerun_ends_with_the_same_tree(tmp_path
     assert ClusterTree.load(tmp_path / "killed" / "tree").checksum == whole.checksum
 
 
-def test_a_slow_process_is_waited_for(tmp_path: Path):
+def test_a_slow_process_is_waited_for(tmp_path: Path, start: Start):
     """One that starts late and then hangs for a while, as on a loaded node."""
     np.save(tmp_path / "x.npy", wide_range())
     settings = {"levels": [60, 12], "n_resamples": [1, 1], "max_iterations": 6}
@@ -177,7 +180,7 @@ def test_a_slow_process_is_waited_for(tmp_path: Path):
     os.killpg(processes[1].pid, signal.SIGSTOP)
     time.sleep(1)
     os.killpg(processes[1].pid, signal.SIGCONT)
-    assert processes[0].stdout.readline() == "started\n"  # type: ignore[union-attr]
+    assert processes[0].stdout.readline() == "started\n"
     os.killpg(processes[1].pid, signal.SIGSTOP)
     time.sleep(1)
     assert processes[0].poll() is None
@@ -247,21 +250,14 @@ def test_jobs_are_dealt_out_once_and_taken_up_by_any_number_of_processes(tmp_pat
         Pieces(tmp_path / "jobs").load(0, 8)
 
 
-def test_processes_that_see_other_data_are_refused(tmp_path: Path):
+def test_processes_that_see_other_data_are_refused(tmp_path: Path, warm: Server):
     processes = []
     place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": str(free_port()), "MASTER_ADDR": "127.0.0.1"}
     for rank in range(2):
         np.save(tmp_path / f"{rank}.npy", wide_range(200) + rank)
         arguments = [str(tmp_path / f"{rank}.npy"), str(tmp_path / "out"), json.dumps({"levels": [5]})]
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-c", FIT, *arguments],
-                env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
+        env = {**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        processes.append(warm.start("-c", FIT, *arguments, env=env))
     for code, _, err in finish(processes):
         assert code == 1
         assert "process 1 has another fingerprint of the embeddings" in err

@@ -1,14 +1,12 @@
 """The tree: a fit that cannot be repeated, resumed or trusted is worth nothing to who paid for it."""
 
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from warm import Server
 
 from curation import ClusterTree, CurationError, HierarchicalKMeans, Subset, open_embeddings
 from curation.bad_rows import KeptRows
@@ -187,21 +185,20 @@ fit.fit(x, save_to=sys.argv[2] + "/tree")
 
 
 @pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_killed_fit_resumes_to_the_same_tree(tmp_path: Path, kills: int):
+def test_a_killed_fit_resumes_to_the_same_tree(tmp_path: Path, kills: int, warm: Server):
     np.save(tmp_path / "x.npy", rings(6000))
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "x.npy")]
+    command = ["-c", KILLED, tmp_path / "x.npy"]
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    warm.run(*command, tmp_path / "whole").check_returncode()
     delays = np.random.default_rng(0).uniform(0.05, 1.0, kills)
     for delay in delays:
-        process = subprocess.Popen([*command, str(tmp_path / "killed")], stdout=subprocess.PIPE)
-        assert process.stdout is not None
+        process = warm.start(*command, tmp_path / "killed")
         process.stdout.readline()
         time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
-    subprocess.run([*command, str(tmp_path / "killed")], check=True, capture_output=True)
+    warm.run(*command, tmp_path / "killed").check_returncode()
     whole, killed = (ClusterTree.load(tmp_path / name / "tree") for name in ("whole", "killed"))
     assert whole.checksum == killed.checksum
     assert not (tmp_path / "killed" / "work").exists()

@@ -3,14 +3,13 @@
 import json
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from eval.cli import main
 from eval.language import BENCHMARKS, PAPER, _rows_folder, read_rows, run_language
 from eval.results import Results, compare
 from foundation.errors import CurationError
@@ -146,14 +145,15 @@ def test_a_mistake_is_named_before_anything_is_loaded(given: dict, message: str)
 
 
 @needs_rows
-def test_a_model_that_is_not_there_is_one_line(tmp_path: Path):
+def test_a_model_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(CurationError, match="does not exist"):
         run_language({"model": str(tmp_path / "none.gguf"), "tasks": "arc_easy"})
-    command = [sys.executable, "-m", "eval", "language", f"model={tmp_path}", "tasks=arc_easy"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    assert done.returncode == 2
-    assert "cannot be loaded" in done.stderr
-    assert "Traceback" not in done.stderr
+    with pytest.raises(SystemExit) as stop:
+        main(["language", f"model={tmp_path}", "tasks=arc_easy"])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "cannot be loaded" in said
+    assert "Traceback" not in said
 
 
 @needs_rows

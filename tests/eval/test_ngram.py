@@ -1,8 +1,6 @@
 """The n-gram judge: exact against a dictionary in fractions, a distribution, and no leak goes unnamed."""
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
@@ -15,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from warm import Server
 
 from eval.ngram import fit_ngrams
 from eval.ngram_task import run_ngram
@@ -129,7 +128,7 @@ def value(results, dataset: str) -> float:
     return next(row.value for row in results.rows if row.dataset == dataset)
 
 
-def test_the_command_measures_domains_thirds_and_rarity(files: dict[str, str], tmp_path: Path):
+def test_the_command_measures_domains_thirds_and_rarity(files: dict[str, str], tmp_path: Path, warm: Server):
     for name in ("train", "test"):
         labels = pq.read_table(files[name])["domain"].to_pylist()
         vectors = np.eye(3)[[["law", "sport", "food"].index(label) for label in labels]]
@@ -142,9 +141,9 @@ def test_the_command_measures_domains_thirds_and_rarity(files: dict[str, str], t
     assert value(raw, "domains, rare third") == value(raw, "domain food") == value(raw, "domains, worst: food")
     assert value(raw, "domains, frequent third") == value(raw, "domain law")
     assert value(raw, "tenth 10") > value(raw, "tenth 1")
-    command = [sys.executable, "-m", "eval", "ngram", f"train={files['even']}", f"test={files['test']}"]
+    command = ["-m", "eval", "ngram", f"train={files['even']}", f"test={files['test']}"]
     command += [f"pool={files['train']}", "train_bytes=7000", "resamples=20", "-o", str(tmp_path / "even")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = warm.run(*command)
     assert done.returncode == 0, done.stderr
     even = json.loads((tmp_path / "even" / "metrics.json").read_text())["metrics"]
     assert even["ngram/domains, rare third/bits_per_byte"] < value(raw, "domains, rare third")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from warm import Server
 
 from eval.models import FrozenModel
 from eval.results import compare
@@ -216,23 +217,19 @@ def test_suites_are_read_and_mistakes_named(tmp_path: Path):
             read_suite(path)
 
 
-def test_the_command_runs_a_suite_and_prints_one_line_on_a_mistake(folder: Path, tmp_path: Path):
+def test_the_command_runs_a_suite_and_prints_one_line_on_a_mistake(folder: Path, tmp_path: Path, warm: Server):
     suite = tmp_path / "suite.yaml"
     suite.write_text(
         f"tasks:\n- knn: {{train: {folder}, ks: [3]}}\n- feature_stats: {{test: {folder}, views: false}}\n"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "eval", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2])
-
     model = ["model=random:test_vit", "image_size=32", "device=cpu", "resamples=20"]
-    done = call("suite", str(suite), *model, "-o", str(tmp_path / "out"))
+    command = [sys.executable, "-m", "eval", "suite", str(suite), *model, "-o", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
     assert "accuracy k=3" in done.stdout
     assert len(json.loads((tmp_path / "out" / "metrics.json").read_text())["rows"]) == 3
-    failed = call("knn", "train=nowhere", *model)
+    failed = warm.run("-m", "eval", "knn", "train=nowhere", *model)
     assert failed.returncode == 2
     assert failed.stderr.startswith("eval: error: dataset 'nowhere'")
     assert "Traceback" not in failed.stderr

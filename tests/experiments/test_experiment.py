@@ -4,13 +4,12 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from warm import Server
 
 from curation import CurationError, Subset
 from experiments.engine.arms import CurationSettings, curate, subset_settings
@@ -263,29 +262,23 @@ def test_batches_are_a_function_of_seed_and_step():
     assert not torch.equal(_batch(x, 0, 0, 30)[0], _batch(x, 0, 1, 30)[0])
 
 
-def test_killed_in_training_it_resumes_to_the_same_numbers(tmp_path: Path):
+def test_killed_in_training_it_resumes_to_the_same_numbers(tmp_path: Path, warm: Server):
     """Two processes are killed with no chance to clean up; the third ends as one that was left alone."""
-    steps = ["science.train.recipe.steps=3000", "science.train.recipe.log_every=20", "arms=[raw]", "seeds=[0]"]
-    command = [
-        sys.executable,
-        str(ROOT / "scripts/run_experiment.py"),
-        *SMALL,
-        *steps,
-        f"output.runs={tmp_path / 'killed'}",
-    ]
+    steps = ["science.train.recipe.steps=1000", "science.train.recipe.log_every=20", "arms=[raw]", "seeds=[0]"]
+    command = [ROOT / "scripts/run_experiment.py", *SMALL, *steps, f"output.runs={tmp_path / 'killed'}"]
     for _ in range(2):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+        process = warm.start(*command, start_new_session=True)
         deadline, grown = time.time() + 120, 0
         while time.time() < deadline and grown < 3:
-            time.sleep(0.1)
+            time.sleep(0.01)
             curves = list((tmp_path / "killed").rglob("curve.jsonl"))
             now = curves[0].stat().st_mtime_ns if curves else 0
             grown += now != getattr(process, "last", 0)
             process.last = now  # type: ignore[attr-defined]
-        assert process.poll() is None, process.communicate()[0].decode()[-2000:]
+        assert process.poll() is None, process.communicate()[1][-2000:]
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    last = subprocess.run(command, capture_output=True, text=True)
+    last = warm.run(*command)
     assert last.returncode == 0, last.stderr
     assert "interrupted before; goes on" in last.stdout
     run_experiment(small(tmp_path / "whole", *steps), "", lambda _line: None, False)
@@ -301,10 +294,10 @@ def test_the_headline_of_every_domain_is_one_metric():
         assert {metric.better for metric in domain.metrics} <= {"higher", "lower"}
 
 
-def test_a_sweep_runs_an_experiment_for_each_value(tmp_path: Path):
-    command = [sys.executable, str(ROOT / "scripts/run_experiment.py"), "-m", *SMALL, "seeds=[0]", "arms=[raw]"]
+def test_a_sweep_runs_an_experiment_for_each_value(tmp_path: Path, warm: Server):
+    command = [ROOT / "scripts/run_experiment.py", "-m", *SMALL, "seeds=[0]", "arms=[raw]"]
     command += ["science.train.recipe.steps=20,40", f"output.runs={tmp_path}/steps-${{science.train.recipe.steps}}"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = warm.run(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     values = [(tmp_path / f"steps-{steps}" / "metrics.csv").read_text() for steps in (20, 40)]
     assert values[0] != values[1]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from warm import Process, Server
 
 from benchmarks.gpu.pictures import write_concepts
 from curation.group import Group
@@ -83,31 +84,23 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def start(n: int, source: Path, root: Path, **changes: Any) -> list[subprocess.Popen]:
+def start(warm: Server, n: int, source: Path, root: Path, **changes: Any) -> list[Process]:
     """The command by n processes, as torchrun starts them."""
     place = {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     place |= {"MASTER_PORT": str(free_port()), "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"}
-    command = [sys.executable, str(ROOT / "scripts/run_experiment.py"), *options(source, root, **changes)]
-    return [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(n)
-    ]
+    command = [ROOT / "scripts/run_experiment.py", *options(source, root, **changes)]
+    places = [{**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(n)]
+    return [warm.start(*command, env=env) for env in places]
 
 
-def finish(running: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+def finish(running: list[Process]) -> list[tuple[int, str, str]]:
     said = [process.communicate(timeout=300) for process in running]
     return [(process.returncode, *lines) for process, lines in zip(running, said, strict=True)]
 
 
-def run_whole(n: int, source: Path, root: Path, steps: int = STEPS, strategy: str = "auto") -> None:
+def run_whole(warm: Server, n: int, source: Path, root: Path, steps: int = STEPS, strategy: str = "auto") -> None:
     """The experiment by n processes, uninterrupted."""
-    found = finish(start(n, source, root, steps=steps, strategy=strategy))
+    found = finish(start(warm, n, source, root, steps=steps, strategy=strategy))
     assert [code for code, _, _ in found] == [0] * n, found
     assert "stages run" in found[0][1]
     assert [out for _, out, _ in found[1:]] == [""] * (n - 1), "the first process alone reports"
@@ -115,8 +108,8 @@ def run_whole(n: int, source: Path, root: Path, steps: int = STEPS, strategy: st
     assert (root / "report.html").exists()
 
 
-def test_two_processes_train_one_model_and_the_first_alone_writes(source: Path, tmp_path: Path):
-    run_whole(2, source, tmp_path, 3)
+def test_two_processes_train_one_model_and_the_first_alone_writes(source: Path, tmp_path: Path, warm: Server):
+    run_whole(warm, 2, source, tmp_path, 3)
     assert load_json(next(tmp_path.glob("raw/seed0/train-*/stage.json")))["attempts"] == 1
     saved = next(tmp_path.glob("raw/seed0/train-*/run/run.json"))
     assert "speed" not in load_json(saved)["settings"], "how many processes there were decides no result"
@@ -125,10 +118,10 @@ def test_two_processes_train_one_model_and_the_first_alone_writes(source: Path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["auto", "fsdp"])
-def test_a_lost_process_costs_a_restart_and_no_result(strategy: str, source: Path, tmp_path: Path):
+def test_a_lost_process_costs_a_restart_and_no_result(strategy: str, source: Path, tmp_path: Path, warm: Server):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    run_whole(2, source, whole, strategy=strategy)
-    running = start(2, source, broken, strategy=strategy)
+    run_whole(warm, 2, source, whole, strategy=strategy)
+    running = start(warm, 2, source, broken, strategy=strategy)
     wait(lambda: len(losses(broken)) > 10, "training")
     os.kill(running[1].pid, signal.SIGKILL)
     code, _, said = finish(running)[0]
@@ -136,7 +129,7 @@ def test_a_lost_process_costs_a_restart_and_no_result(strategy: str, source: Pat
     assert said, "those that are left say why they end"
     assert not list(broken.glob("raw/seed0/train-*/stage.json"))
     assert 10 < len(losses(broken)) < STEPS
-    run_whole(2, source, broken, strategy=strategy)
+    run_whole(warm, 2, source, broken, strategy=strategy)
     assert losses(broken) == losses(whole)
     assert (broken / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
 
@@ -144,10 +137,10 @@ def test_a_lost_process_costs_a_restart_and_no_result(strategy: str, source: Pat
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["auto", "fsdp"])
 def test_a_lost_node_of_two_is_waited_for_and_the_job_goes_on(
-    strategy: str, slurm: dict[str, str], source: Path, tmp_path: Path
+    strategy: str, slurm: dict[str, str], source: Path, tmp_path: Path, warm: Server
 ):
     whole, tmp_path = tmp_path / "whole", tmp_path / "run"
-    run_whole(4, source, whole, strategy=strategy)
+    run_whole(warm, 4, source, whole, strategy=strategy)
     on_slurm = [
         "launch=slurm",
         "launch.resources.cpus_per_task=1",

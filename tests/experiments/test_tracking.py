@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from curation import CurationError
+from experiments.engine import tracking
 from experiments.engine.experiment import open_domain, parse
 from experiments.engine.provenance import commit
 from experiments.engine.settings import compose
@@ -246,6 +247,7 @@ def test_an_unreachable_server_is_a_warning_and_no_key_is_written(tmp_path: Path
     from experiments.engine.stages import in_order
     from experiments.run_folder import begin_stage
 
+    monkeypatch.setattr(tracking, "PATIENCE", 2.0)
     config = compose([*TINY, f"output.runs={tmp_path / 'run'}", "seeds=[0]"])
     experiment = build(config)
     stage = in_order(experiment.stages)[0]

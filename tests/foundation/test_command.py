@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import typer
+from warm import Server
 
 from curation import HierarchicalKMeans
 from foundation.command import EXTRAS, explain, run_command
@@ -201,12 +202,13 @@ def test_no_command_at_all_is_a_line_that_says_so(capsys: pytest.CaptureFixture[
     assert (stop.value.code, capsys.readouterr().err) == (2, "curate: error: no command is given; see curate --help\n")
 
 
-def test_ctrl_c_in_the_middle_of_a_command(tmp_path: Path):
+def test_ctrl_c_in_the_middle_of_a_command(tmp_path: Path, warm: Server):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(50_000, 64)).astype(np.float32))
     words = ["-m", "curation", "cluster", tmp_path / "x.npy", "-o", tmp_path / "t", "--levels", "5000,100"]
-    process = subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = warm.start(*words, cwd=ROOT)
     while not (tmp_path / "t").exists():
         assert process.poll() is None
+        time.sleep(0.01)
     for _press in range(20):  # Python forgets one that comes while it frees an object or calls back from C
         process.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
@@ -241,16 +243,13 @@ def test_a_reader_that_goes_away_is_no_error():
     assert not done.stderr
 
 
-def test_a_full_disk_is_one_line(tmp_path: Path):
+def test_a_full_disk_is_one_line(tmp_path: Path, warm: Server):
     """A limit on the size of files stands in for the disk."""
-    import resource
-
     x = np.random.default_rng(0).normal(size=(5000, 16)).astype(np.float32)
     HierarchicalKMeans([50], progress=False).fit(x)  # fills numba's cache, whose files the limit would cut first
     np.save(tmp_path / "x.npy", x)
-    words = ["-m", "curation", "cluster", tmp_path / "x.npy", "-o", tmp_path / "t", "--levels", "50"]
-    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (1000, 1000))
-    done = call(*words, preexec_fn=limit)
+    code = "import resource, curation.cli; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); curation.cli.main()"
+    done = warm.run("-c", code, "cluster", tmp_path / "x.npy", "-o", tmp_path / "t", "--levels", "50", cwd=ROOT)
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1].startswith("curate: error: cannot write ")
     assert "Traceback" not in done.stderr

@@ -4,14 +4,13 @@ import importlib.util
 import json
 import os
 import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from warm import Server
 
 from eval.models import from_timm
 from foundation.errors import CurationError
@@ -102,16 +101,13 @@ def test_a_feature_that_is_exported_otherwise_is_found_by_its_value():
         check_features(backbone, BackboneSettings(), crops)
 
 
-def test_two_processes_train_every_family(tmp_path: Path):
+def test_two_processes_train_every_family(tmp_path: Path, warm: Server):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     place = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, str(Path(__file__).parent / "families.py"), str(tmp_path)]
-    started = [
-        subprocess.Popen([*command, str(rank)], cwd=ROOT, env=place, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
+    script = Path(__file__).parent / "families.py"
+    started = [warm.start(script, tmp_path, rank, cwd=ROOT, env=place) for rank in range(2)]
     for process in started:
         _, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors

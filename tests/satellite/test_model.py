@@ -52,6 +52,8 @@ def test_a_head_can_fit_heights(output: str, kind: str, backbone: str):
         loss.backward()
         optimiser.step()
         losses.append(float(loss))
+        if losses[-1] < 0.5 * losses[0]:
+            break
     assert losses[-1] < 0.5 * losses[0]
     heights = head.eval()(maps, (64, 64))
     assert heights.shape == (2, 64, 64)
