@@ -75,6 +75,7 @@ class Method:
         resample: use the resampling steps of ``science.curation``.
         prepare: leave near-duplicates and junk out first.
         draw: another number draws other rows by the same seed: how much of a difference is chance.
+        only: of the method random: rows of these labels alone, the largest difference that rows can make; []: of all.
     """
 
     method: Annotated[str, Choices(*METHODS)]
@@ -82,9 +83,12 @@ class Method:
     resample: bool = False
     prepare: bool = False
     draw: CountOrZero = 0
+    only: list[CountOrZero] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         check(self)
+        if self.only and self.method != "random":
+            raise CurationError(f"only is of the method random, not of {self.method}; leave it out")
 
 
 def subset_settings(
@@ -127,6 +131,8 @@ def subset_settings(
             spec |= {"prepare": True, "prepare_metric": curation.metric}
         if line.draw:
             spec["draw"] = line.draw
+        if line.only:
+            spec["only"] = list(line.only)
         found[arm] = spec
     return found
 
@@ -185,7 +191,15 @@ def curate(run: StageRun, pictures: Callable[[Path], Any] | None = None) -> dict
         )
     here = np.arange(n_rows) if x.row_ids is None else np.asarray(x.row_ids)
     tree = None
-    if method in ("random", "all"):
+    if spec.get("only"):
+        if labels is None:
+            raise CurationError("an arm with `only` needs labels, which this pool does not have; leave it out of arms")
+        mine = here[np.isin(labels[here], spec["only"])]
+        if size > len(mine):
+            raise CurationError(f"the labels {spec['only']} have {len(mine)} rows; lower science.curation.size to that")
+        drawn = random_subset(len(mine), size, seed)
+        subset = Subset.from_rows(mine[drawn.rows()], **drawn.metadata)
+    elif method in ("random", "all"):
         drawn = random_subset(x.n_rows, size, seed)
         subset = Subset.from_rows(here[drawn.rows()], **drawn.metadata)
     elif method == "oracle":

@@ -24,7 +24,7 @@ PICTURES = {
     "land": "autzen/rgb.tif",
 }
 CIFAR_TEST = "cifar10/test.parquet"
-CIFAR_ROWS = 12_000
+CIFAR_ROWS, CIFAR_BANK = 12_000, 3_000
 TILES = TileCut(tile=64, stride=40, bands=(1, 2, 3), min_valid=0.9)
 THUMBNAIL = 16
 
@@ -44,7 +44,9 @@ def file_of(domain: str, role: str = "pool") -> str:
 
 
 def picture_pool(domain: str, role: str = "pool") -> Any:
-    """The pictures of a domain as a `datasets.Dataset`; where it has given roles, those of one: "pool" or "test".
+    """The pictures of a domain as a `datasets.Dataset`.
+
+    Where it has given roles, those of one: "pool", "bank" (to fit probes on) or "test".
 
     Raises:
         CurationError: its file is not there, or it has no such pictures.
@@ -56,8 +58,9 @@ def picture_pool(domain: str, role: str = "pool") -> Any:
         return open_rasters([path], path.parent, TILES)
     pool = open_pool(path)
     if domain == "cifar":
-        rows = CIFAR_ROWS if role == "pool" else len(pool)
-        return pool.select(np.sort(np.random.default_rng(0).permutation(len(pool))[:rows]))
+        order = np.random.default_rng(0).permutation(len(pool))
+        parts = {"pool": order[:CIFAR_ROWS], "bank": order[CIFAR_ROWS : CIFAR_ROWS + CIFAR_BANK], "test": order}
+        return pool.select(np.sort(parts[role]))
     if "role" in pool.column_names:  # bank is for probes
         return pool.select(np.flatnonzero(np.array(pool["role"]) == role))
     if "/" in domain:

@@ -133,6 +133,27 @@ def test_an_arm_on_the_prepared_pool_holds_no_row_that_repeats_another(tmp_path:
     assert load_json(folder / "balance.json")["pool_rows"] == 500
 
 
+def test_an_arm_of_some_labels_alone_holds_no_other_row(tmp_path: Path):
+    np.save(tmp_path / "embeddings.npy", np.zeros((90, 4), np.float32))
+    labels = np.arange(90) % 3
+    np.save(tmp_path / "labels.npy", labels)
+    settings = CurationSettings(size=25, levels=[5])
+    arms = {"own": {"method": "random", "only": [1]}, "others": {"method": "random", "only": [0, 2]}}
+    found = {}
+    for arm, spec in subset_settings(list(arms), arms, settings).items():
+        folder = tmp_path / arm
+        curate(StageRun(folder, spec, 0, [(Stage("prepare", curate), tmp_path)], {}, progress=False))
+        rows = Subset.load(folder / "subset").rows()
+        assert len(np.unique(rows)) == 25
+        found[arm] = set(labels[rows])
+    assert found == {"own": {1}, "others": {0, 2}}
+    with pytest.raises(CurationError, match="only is of the method random, not of flat"):
+        subset_settings(["own"], {"own": {"method": "flat", "only": [1]}}, settings)
+    wanted = subset_settings(["own"], arms, CurationSettings(size=31, levels=[5]))["own"]
+    with pytest.raises(CurationError, match=r"the labels \[1\] have 30 rows"):
+        curate(StageRun(tmp_path / "much", wanted, 0, [(Stage("prepare", curate), tmp_path)], {}, progress=False))
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
