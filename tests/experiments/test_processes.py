@@ -176,6 +176,7 @@ def test_a_lost_node_of_two_is_waited_for_and_the_job_goes_on(
     if "DOWN" in call("scontrol", "-o", "show", "node", "n2").split("State=")[1].split()[0]:  # else it is back already
         call("scontrol", "update", "nodename=n2", "state=resume")
     call("scontrol", "release", jobs["train raw seed 0"])
+    call("scontrol", "update", f"jobid={jobs['train raw seed 0']}", "starttime=now")  # else two minutes later
     wait(lambda: state("compare") in ("COMPLETED", "FAILED", "CANCELLED"), "the end", 500)
     assert state("compare") == "COMPLETED", logs()
     assert losses(tmp_path) == losses(whole)

@@ -126,6 +126,8 @@ def test_a_preempted_job_is_queued_again_by_itself(slurm: dict[str, str], tmp_pa
     victim = jobs["train raw seed 0"]
     subprocess.run(["scancel", "--signal=USR2", victim], env=slurm, check=True)  # what SLURM sends before a time-out
     wait(lambda: states(slurm, jobs)["train raw seed 0"] == "PENDING", "the job to be queued again")
+    now = ["scontrol", "update", f"jobid={victim}", "starttime=now"]  # else two minutes later
+    subprocess.run(now, env=slurm, check=True)
     wait(lambda: states(slurm, jobs)["compare"] in ("COMPLETED", "FAILED", "CANCELLED"), "the end", 500)
     assert set(states(slurm, jobs).values()) == {"COMPLETED"}, logs(tmp_path / "run")
     launch(slurm, tmp_path / "whole", "arms=[raw]", "science.train.recipe.steps=12000")

@@ -1,0 +1,228 @@
+"""Long listings, large pages, busy machines: what a user waits for at the edges.
+
+python -m benchmarks.edges listing labels report kmeans pretrain -o docs/results/edges.md
+
+Inputs are made under --work first (--make: that alone) and stay there. A part that is measured takes the place of its
+old figures. Every figure is of a process of its own; one for listing, labels and report takes --threads threads.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.prepare import SIDE, png_of
+from benchmarks.scale import write_mixture
+from curation import ClusterTree, HierarchicalKMeans
+from curation.subset import Subset
+from experiments.engine.provenance import commits_of, provenance
+from foundation.command import run_command
+from foundation.files import load_json, save_json, write_atomically
+from foundation.options import number_type
+from foundation.tables import markdown_table
+
+FILES, FOLDERS = 200_000, 200
+LABELLED = 300_000
+ROWS, LEVELS, DIM, DRAWN = 1_000_000, [10_000, 1000, 100], 64, 100_000
+CONCEPTS = 1000
+LIMITS = {"listing": 15.0, "labels": 1.0, "report": 15.0}  # seconds
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
+KMEANS = "scripts/bench_kmeans.py --busy --rows 50000 --dim 128 -k 500 --iterations 10 --repeats 3 --threads 2"
+PRETRAIN = "scripts/bench_pretrain.py side=64 speed.log_every=2"
+SHAPES = {
+    "transformer, batch 8": "rows=64 steps=20 batch_size=8",
+    "small convolutional network, batch 64": "recipe=configs/pretrain/conv_cpu.yaml rows=256 steps=20 batch_size=64",
+    "small convolutional network, batch 128": "recipe=configs/pretrain/conv_cpu.yaml rows=256 steps=20 batch_size=128",
+}
+PAGE = f"`curate report` of a tree of {ROWS:,} rows ({', '.join(f'{k:,}' for k in LEVELS)} clusters, {DIM} dimensions)"
+WHAT = {
+    "listing": {"open_pool": f"`open_pool` of a folder of {FILES:,} files in {FOLDERS} folders"},
+    "labels": {"read_labels": f"`read_labels` of a parquet pool of {LABELLED:,} rows, {CONCEPTS:,} labels"},
+    "report": {
+        "first": f"{PAGE}, a subset of {DRAWN:,}, pool of texts, {CONCEPTS:,} labels, for the first time, `--no-check`",
+        "--no-check": "the same, for the second time, `--no-check`",
+        "with its check": "the same with its check of the tree",
+    },
+}
+# part -> title, what was run, what tells its rows apart, what follows from it
+BUSY = {
+    "kmeans": (
+        "k-means beside one busy process for each core",
+        f"`python {KMEANS}`: seconds of a fit, median; the busy processes are endless Python loops.",
+        "threads wait",
+        "Threads that sleep while they wait are the default (`OMP_WAIT_POLICY=PASSIVE`, `KMP_BLOCKTIME=0`, set where "
+        "the packages are imported, unless the environment says otherwise).",
+    ),
+    "pretrain": (
+        "Pretraining beside one busy process for each core",
+        f"`python {PRETRAIN} ...`, in turns, images per second, median of a run; of two runs the mean.",
+        "",
+        "A step of fewer than 2e9 operations takes one thread: it is many short parallel parts, each of which waits "
+        "for a thread that another process has put aside. The choice depends on the run alone (its network and "
+        "micro-batch) and not on the load, so that a resumed run ends with the same bytes; what `OMP_NUM_THREADS` "
+        "says stays.",
+    ),
+}
+LISTING = """
+import sys, time
+from curation.pool import open_pool
+started = time.perf_counter()
+assert len(open_pool(sys.argv[1])) == int(sys.argv[2])
+print(time.perf_counter() - started)
+"""
+LABELS = """
+import sys, time
+from curation.labels import read_labels
+from curation.pool import open_pool
+pool = open_pool(sys.argv[1])
+started = time.perf_counter()
+assert len(read_labels("label", pool).codes) == int(sys.argv[2])
+print(time.perf_counter() - started)
+"""
+
+
+def make_listing(folder: Path) -> None:
+    """`FILES` pictures in `FOLDERS` folders."""
+    picture = png_of(bytes(SIDE * (1 + 3 * SIDE)))
+    for number in range(FOLDERS):
+        (folder / f"{number:03}").mkdir(parents=True)
+        for item in range(FILES // FOLDERS):
+            (folder / f"{number:03}/{item:04}.png").write_bytes(picture)
+
+
+def write_texts(path: Path, rows: int) -> None:
+    """Texts of ten words, each with one of `CONCEPTS` labels."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    labels = np.random.default_rng(0).integers(CONCEPTS, size=rows)
+    texts = [f"row {row} tells of concept {label} in ten words or so" for row, label in enumerate(labels.tolist())]
+    parquet.write_table(pa.table({"text": texts, "label": [f"c{label}" for label in labels.tolist()]}), path)
+
+
+def make_report(folder: Path) -> None:
+    """A tree of `ROWS` rows with a subset, and the pool of texts."""
+    write_texts(folder / "pool.parquet", ROWS)
+    (folder / "embeddings").mkdir()
+    write_mixture(folder / "embeddings/x.npy", ROWS, DIM)
+    fit = HierarchicalKMeans(LEVELS, n_resamples=0, max_iterations=2, seed=0)
+    fit.fit(str(folder / "embeddings/x.npy"), folder / "tree")
+    tree = ClusterTree.load(folder / "tree")
+    Subset.from_rows(tree.sample(DRAWN, seed=0), tree).save(folder / "subset")
+
+
+MAKE: dict[str, Callable[[Path], None]] = {
+    "listing": make_listing,
+    "labels": lambda folder: write_texts(folder / "pool.parquet", LABELLED),
+    "report": make_report,
+}
+
+
+def run_python(command: list[str], environment: dict[str, str]) -> tuple[float, str]:
+    """Seconds and output of a Python process."""
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)[:200]} failed: {(done.stderr.splitlines() or ['killed'])[-1]}")
+    return time.perf_counter() - started, done.stdout
+
+
+def measure(part: str, work: Path, threads: int) -> dict[str, Any]:
+    """What -> seconds of a part, or for the busy ones the row of its table."""
+    free = {name: value for name, value in os.environ.items() if name not in THREADS}
+    if part == "kmeans":
+        rows = [re.split(r"  +", line.strip()) for line in run_python(KMEANS.split(), free)[1].splitlines()[1:]]
+        return {name: [float(value.removesuffix(" s")) for value in values[:2]] for name, *values in rows}
+    if part == "pretrain":
+        rates: dict[str, list[list[float]]] = {name: [[], []] for name in SHAPES}
+        for _ in range(2):
+            for name, shape in SHAPES.items():
+                for busy in (0, 1):
+                    command = [*PRETRAIN.split(), *shape.split(), f"busy={busy * (os.cpu_count() or 1)}"]
+                    found = re.search(r"([\d.,]+) images/s", run_python(command, free)[1])
+                    assert found is not None
+                    rates[name][busy].append(float(found[1].replace(",", "")))
+        return {name: [statistics.median(values) for values in both] for name, both in rates.items()}
+    limited = {**os.environ, **{name: str(threads) for name in THREADS[:3]}, "HF_HOME": str(work / "hub")}
+    folder = work / part
+    if part == "listing":
+        return {"open_pool": float(run_python(["-c", LISTING, str(folder), str(FILES)], limited)[1])}
+    if part == "labels":
+        code = ["-c", LABELS, str(folder / "pool.parquet"), str(LABELLED)]
+        return {"read_labels": float(run_python(code, limited)[1])}
+    given = ["-m", "curation", "report", str(folder / "tree"), str(folder / "subset"), "--overwrite"]
+    given += ["--pool", str(folder / "pool.parquet"), "--labels", "label", "--embeddings", str(folder / "embeddings")]
+    given += ["-o", str(folder / "report.html")]
+    shutil.rmtree(work / "hub", ignore_errors=True)  # the first page copies the pool there
+    names = {"first": ["--no-check"], "--no-check": ["--no-check"], "with its check": []}
+    return {name: run_python([*given, *more], limited)[0] for name, more in names.items()}
+
+
+def page(parts: dict[str, dict[str, Any]]) -> str:
+    """What was measured, as a page."""
+    lines = ["# Long listings, large pages, busy machines", ""]
+    lines += [f"`python -m benchmarks.edges {' '.join(parts)}`", ""]
+    lines += [f"{next(iter(parts.values()))['source']['device'].partition(',')[0]}, {os.cpu_count()} cores.", ""]
+    rows = []
+    for part, what in WHAT.items():
+        for name, seconds in parts.get(part, {"found": {}})["found"].items():
+            late = " **too slow**" if seconds > LIMITS[part] else ""
+            source = parts[part]["source"]
+            cells = [what.get(name, name), f"{seconds:.2f}{late}", f"{LIMITS[part]:.0f}"]
+            rows.append([*cells, source["device"].rpartition(", ")[2], commits_of([source])])
+    if rows:
+        lines += [markdown_table(["what", "seconds", "goal", "", "commit"], rows)]
+    for part, (title, about, header, after) in BUSY.items():
+        if part not in parts:
+            continue
+        rows = []
+        for name, (alone, beside) in parts[part]["found"].items():
+            slower = beside / alone if part == "kmeans" else alone / beside
+            unit = " s" if part == "kmeans" else " images/s"
+            rows.append([name, f"{alone:.2f}{unit}", f"{beside:.2f}{unit}", f"{slower:.2f}"])
+        lines += [f"## {title}", "", about, ""]
+        lines += [f"Commit {commits_of([parts[part]['source']])}, load {parts[part]['load']:.1f} at the start.", ""]
+        lines += [markdown_table([header, "as it is", "beside busy processes", "times slower"], rows)]
+        lines += [after, ""]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="+", choices=[*MAKE, *BUSY])
+    parser.add_argument("-o", "--output", type=Path, default=Path("docs/results/edges.md"))
+    parser.add_argument("--work", type=Path, default=Path("runs/edges"), help="what is measured; may be deleted")
+    parser.add_argument("--make", action="store_true", help="make the inputs and stop")
+    parser.add_argument("--threads", type=number_type(int, ge=1), default=1)
+    options = parser.parse_args()
+    for part in set(options.parts) & set(MAKE):
+        if not (made := options.work / f"{part}.made").exists():
+            shutil.rmtree(options.work / part, ignore_errors=True)
+            (options.work / part).mkdir(parents=True)
+            MAKE[part](options.work / part)
+            made.touch()
+    if options.make:
+        return
+    kept = options.output.with_suffix(".json")
+    content = load_json(kept) if kept.exists() else {}
+    for part in options.parts:
+        threads = (os.cpu_count() or 1) if part in BUSY else options.threads
+        about = {"load": os.getloadavg()[0], "source": provenance("cpu", threads)}
+        content[part] = {"found": measure(part, options.work.absolute(), threads), **about}
+        print(part, content[part]["found"], flush=True)
+        save_json(kept, content)
+    write_atomically(options.output, lambda stream: stream.write(page(content).encode()))
+    print(f"wrote {options.output}")
+
+
+if __name__ == "__main__":
+    run_command("benchmarks.edges", main)
