@@ -151,6 +151,17 @@ def test_ground_truth_holds_whole_numbers_and_a_box(tmp_path: Path, change: dict
 
 
 @pytest.mark.parametrize(
+    ("change", "said"), [({"junk": [0]}, "in two of easy, hard and junk"), ({"hard": [-1]}, "names image -1")]
+)
+def test_an_image_of_the_ground_truth_is_in_one_list(tmp_path: Path, change: dict, said: str):
+    """Relevant and left out at once, nothing was found: a traceback."""
+    entry = {"bbx": [0, 0, 1, 1], "easy": [0], "hard": [], "junk": [], **change}
+    (tmp_path / "gnd.json").write_text(json.dumps({"imlist": ["a", "b"], "qimlist": ["c"], "gnd": [entry]}))
+    with pytest.raises(CurationError, match=said):
+        read_ground_truth(tmp_path / "gnd.json")
+
+
+@pytest.mark.parametrize(
     ("name", "content", "said"),
     [
         ("map.json", '{"x": ["a"], "x": ["b"]}', "two lines for class 'x'"),
