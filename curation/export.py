@@ -99,7 +99,8 @@ def export_subset(
             _write_shards(pool, rows, output, rows_per_shard, bar)
         elif kind == "datasets":
             with whole_folder(output) as fresh:
-                pool.select(rows).save_to_disk(str(fresh))
+                # its own fingerprint is one of paths and times, which are others on another machine
+                pool.select(rows, new_fingerprint=key).save_to_disk(str(fresh))
             bar.update(len(rows))
         else:
             _write_folder(pool, subset, output, copies, bar)

@@ -101,6 +101,8 @@ def run_language(given: Mapping[str, Any], output: str | Path | None = None) -> 
     names = _names(settings)
     started = time.perf_counter()
     lm_eval = _harness()
+    from lm_eval.tasks import TaskManager
+
     tasks = _tasks(names, settings)
     model = _model(settings)
     loaded = time.perf_counter()
@@ -108,6 +110,7 @@ def run_language(given: Mapping[str, Any], output: str | Path | None = None) -> 
     found = lm_eval.simple_evaluate(
         model,
         tasks=list(tasks.values()),
+        task_manager=TaskManager(include_defaults=False),  # else it reads all its files, to find what it has
         num_fewshot=settings.shots or None,
         samples=hub if settings.source == HUB else None,
         bootstrap_iters=0,

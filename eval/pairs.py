@@ -45,7 +45,11 @@ def open_pairs(name: str, split: str, kind: str, root: str | Path | None = None)
     if found_images is None or found_targets is None:
         raise CurationError(f"{path} has no {split} split of images and {kind}; lay it out as {LAYOUTS['pairs']}")
     images, targets = found_images, found_targets
-    by_stem = {str(found.relative_to(targets).with_suffix("")): found for found in targets.rglob("*.*")}
+    by_stem: dict[str, Path] = {}
+    for found in sorted(targets.rglob("*.*")):
+        other = by_stem.setdefault(str(found.relative_to(targets).with_suffix("")), found)
+        if other != found:
+            raise CurationError(f"{found} and {other} are targets of one image; leave one")
     chosen = sorted(found for found in images.rglob("*") if found.suffix.lower() in ENDINGS)
     if not chosen:
         raise CurationError(f"{images} has no images")
@@ -71,6 +75,6 @@ def read_target(path: Path, scale: float = 1.0) -> np.ndarray:
         raise CurationError(f"target {path} cannot be read: {error}") from error
     if array.dtype.kind not in "biuf":
         raise CurationError(f"target {path} holds {array.dtype}; it must hold numbers")
-    if array.ndim != 2:
-        raise CurationError(f"target {path} has shape {array.shape}; it must have one channel")
+    if array.ndim != 2 or not array.size:
+        raise CurationError(f"target {path} has shape {array.shape}; it must have one channel, and pixels")
     return array / scale if scale != 1 else array

@@ -97,9 +97,13 @@ def read_ground_truth(path: str | Path) -> GroundTruth:
     except ValueError as error:  # not four edges, or not one entry for each query
         raise CurationError(f"ground truth {path} is not the revisited format ({error!r})") from error
     for query in queries:
-        worst = max([*query.easy, *query.hard, *query.junk, 0])
-        if worst >= len(database) or min([*query.easy, *query.hard, *query.junk, 0]) < 0:
-            raise CurationError(f"{path}: query {query.name} names image {worst}, but imlist has {len(database)}")
+        lists = [set(getattr(query, part)) for part in ("easy", "hard", "junk")]
+        named = set().union(*lists)
+        for image in named:
+            if not 0 <= image < len(database):
+                raise CurationError(f"{path}: query {query.name} names image {image}, but imlist has {len(database)}")
+        if len(named) < sum(map(len, lists)):
+            raise CurationError(f"{path}: query {query.name} names an image in two of easy, hard and junk; leave one")
     for name in [*database, *(query.name for query in queries)]:
         inside(path.parent, name, str(path))
     return GroundTruth(list(database), queries)

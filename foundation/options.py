@@ -103,8 +103,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise CurationError(f"{message}; see --help")
 
-    def parse_args(self, *arguments: Any) -> Any:
-        given = super().parse_args(*arguments)
+    def parse_args(self, *arguments: Any, **options: Any) -> Any:  # type: ignore[override]  # of all its forms
+        given = super().parse_args(*arguments, **options)
         if isinstance(output := getattr(given, "output", None), Path):
             values = [value for name, value in vars(given).items() if name != "output"]
             several = [item for value in values for item in (value if isinstance(value, list) else [value])]

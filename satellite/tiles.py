@@ -4,6 +4,8 @@ Tiles that overlap, or that touch, share trees: random splits of them measure me
 and a margin is left out around the test squares.
 """
 
+import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +109,9 @@ def cut_tiles(
     settings = settings or TileSettings()
     if heights is not None and len(heights) != len(images):
         raise CurationError(f"{len(images)} pictures but {len(heights)} rasters of heights; give one for each")
+    twice = [name for name, number in Counter(os.path.realpath(image) for image in images).items() if number > 1]
+    if twice:
+        raise CurationError(f"{twice[0]} is given more than once; its tiles would count as often")
     parts: list[pa.Table] = []
     empty = seen = 0
     truths: Sequence[str | Path | None] = heights or [None] * len(images)

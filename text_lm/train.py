@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from foundation.errors import CurationError
 from foundation.files import whole_folder
+from foundation.paths import regular_file
 from text_lm.loss import language_model_loss
 from text_lm.model import build_model, flops_per_token, next_token_logits
 from text_lm.packing import TokenBatches, TokenStream
@@ -82,7 +83,11 @@ def train(
     if settings.precision == "auto":
         settings = replace(settings, precision=fast_precision(settings.speed.accelerator))
     if isinstance(tokens, (str, Path)):
-        tokenizer = tokenizer or open_tokenizer(Path(tokens) / "tokenizer")
+        if tokenizer is None:  # a folder that is not there would be asked of the Hub
+            regular_file(Path(tokens) / "tokens.json", "give a folder that `python -m text_lm tokenise` wrote")
+            if not (Path(tokens) / "tokenizer").is_dir():
+                raise CurationError(f"{tokens}/tokenizer is missing; tokenise the pool again")
+            tokenizer = open_tokenizer(Path(tokens) / "tokenizer")
         store = TokenStore.open(tokens, tokenizer)
     else:
         store = tokens

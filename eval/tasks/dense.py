@@ -16,7 +16,7 @@ from eval.dense import DenseSettings
 from eval.depth import linear_depth
 from eval.models import FrozenModel, block_features
 from eval.pairs import ImagePairs, open_pairs, read_target
-from eval.segmentation import linear_segmentation, segmentation_result
+from eval.segmentation import check_masks, linear_segmentation, segmentation_result
 from eval.settings import Batch, Classes, Side, Steps
 from foundation.errors import CurationError
 from foundation.images import read_image
@@ -59,8 +59,12 @@ class Segmentation(DenseTask):
             mask = _nearest(read_target(path), size)
             if not bool((mask == mask.round()).all()):
                 raise CurationError(f"target {path} holds values that are no whole numbers; a mask holds classes")
-            mask = mask.long()
-            return torch.where(mask == 0, self.ignore, mask - 1) if self.zero_is_unlabelled else mask
+            mask = torch.where(mask == 0, self.ignore, mask - 1) if self.zero_is_unlabelled else mask
+            try:
+                return check_masks(mask, self.n_classes, self.ignore)
+            except CurationError as error:
+                shifted = " (zero_is_unlabelled: 1 less than in the file)" if self.zero_is_unlabelled else ""
+                raise CurationError(f"target {path}: {error}{shifted}") from error
 
         train, test = _splits(self, bench, "annotations", target)
         found = linear_segmentation(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from benchmarks.speed import AVX2_ALONE
 from curation import CurationError, nearest_centroid, open_embeddings
-from curation.kmeans import CentroidSearch, activity, grouped_seeding, kmeans, seeding
+from curation.kmeans import CentroidSearch, activity, greedy, grouped_seeding, kmeans, seeding
 from curation.kmeans.activity import ActiveSearch
 from curation.kmeans.greedy import greedy_choices, greedy_kmeans_plusplus
 from curation.kmeans.tiles import MATRICES, PAIRS, PANEL, multiply_block, pack_row
@@ -265,8 +265,6 @@ def test_seeding_within_groups_is_close_to_seeding_at_once(monkeypatch: pytest.M
 @pytest.mark.parametrize("kind", ["plain", "duplicates", "ties", "far", "close"])
 def test_seeding_that_measures_few_rows_chooses_as_if_it_measured_all(kind: str, monkeypatch: pytest.MonkeyPatch):
     """A bound that is too tight would skip a closer row, and other seeds would come out."""
-    import curation.kmeans.greedy as greedy
-
     x = np.concatenate(adversarial(kind, 40, np.random.default_rng(3)))
     few = greedy.greedy_choices(x, 60, np.random.default_rng(1), 4)
     # an infinite error of the products: every row is measured
@@ -396,3 +394,15 @@ def test_the_kernel_for_gpus_finds_the_same_centroids():
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, "-c", FUSED], env=environment, capture_output=True, text=True)
     assert done.stdout == "equal\n", done.stderr
+
+
+@pytest.mark.parametrize("dim", [3, 40])
+def test_choices_do_not_depend_on_where_the_loop_hears_ctrl_c(dim: int, monkeypatch: pytest.MonkeyPatch):
+    x = np.random.default_rng(0).normal(size=(3000, dim)).astype(np.float32)
+    whole = greedy_choices(x, 40, np.random.default_rng(1), 5)
+    monkeypatch.setattr(greedy, "STRETCH", 7 * x.size * 5)  # pauses after every 7
+    again = greedy_choices(x, 40, np.random.default_rng(1), 5)
+    for one, other in zip(whole, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+    few = np.repeat(x[:9], 4, axis=0)
+    assert len(greedy_choices(few, 20, np.random.default_rng(1), 5)[0]) == 9

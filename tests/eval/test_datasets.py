@@ -117,6 +117,12 @@ def test_pairs_and_targets(tmp_path: Path):
         read_target(tmp_path / "objects.npy")
     with pytest.raises(CurationError, match="one channel"):
         read_target(tmp_path / "images/train/x.jpg")
+    np.save(tmp_path / "empty.npy", np.ones((0, 4)))
+    with pytest.raises(CurationError, match="and pixels"):
+        read_target(tmp_path / "empty.npy")
+    np.save(tmp_path / "annotations/train/x.npy", np.ones((4, 4)))
+    with pytest.raises(CurationError, match="targets of one image"):
+        open_pairs(str(tmp_path), "train", "annotations")
 
 
 @pytest.mark.parametrize(("name", "message"), [("nowhere", "neither a path"), ("hub:no-such/data", "cannot be loaded")])

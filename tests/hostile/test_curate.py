@@ -581,3 +581,16 @@ def test_an_export_to_a_folder_that_is_there_is_one_line(hostile: Hostile, kind:
     hostile.fresh(command)
     ended = hostile.call(command, ("export", "texts.jsonl", "subset", "-o", place, f"--format={kind}"))
     assert (ended.code, ended.err.count(": error: "), "is a folder that is there" in ended.err) == (2, 1, True)
+
+
+def test_an_export_is_the_same_bytes_wherever_its_pool_lies(hostile: Hostile):
+    command = COMMANDS["report"]
+    hostile.fresh(command)
+    (hostile.work / "copy").mkdir()
+    (hostile.work / "copy/texts.jsonl").write_bytes((hostile.work / "texts.jsonl").read_bytes())
+    made = []
+    for place in (".", "copy"):
+        words = ("export", f"{place}/texts.jsonl", "subset", "-o", f"{place}/made", "--format=datasets")
+        assert hostile.call(command, words).code == 0
+        made.append({path.name: path.read_bytes() for path in (hostile.work / place / "made").iterdir()})
+    assert made[0] == made[1]

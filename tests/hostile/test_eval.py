@@ -151,6 +151,17 @@ def test_ground_truth_holds_whole_numbers_and_a_box(tmp_path: Path, change: dict
 
 
 @pytest.mark.parametrize(
+    ("change", "said"), [({"junk": [0]}, "in two of easy, hard and junk"), ({"hard": [-1]}, "names image -1")]
+)
+def test_an_image_of_the_ground_truth_is_in_one_list(tmp_path: Path, change: dict, said: str):
+    """Relevant and left out at once, nothing was found: a traceback."""
+    entry = {"bbx": [0, 0, 1, 1], "easy": [0], "hard": [], "junk": [], **change}
+    (tmp_path / "gnd.json").write_text(json.dumps({"imlist": ["a", "b"], "qimlist": ["c"], "gnd": [entry]}))
+    with pytest.raises(CurationError, match=said):
+        read_ground_truth(tmp_path / "gnd.json")
+
+
+@pytest.mark.parametrize(
     ("name", "content", "said"),
     [
         ("map.json", '{"x": ["a"], "x": ["b"]}', "two lines for class 'x'"),
@@ -170,3 +181,27 @@ def test_a_table_whose_head_names_a_column_twice_is_refused(tmp_path: Path):
     (tmp_path / "t.csv").write_text("path,label,label,group\na.png,one,two,g\n")
     with pytest.raises(CurationError, match="2 columns 'label'"):
         open_table(tmp_path / "t.csv")
+
+
+SEGMENTATION = ("segmentation", "model=random:vit_tiny_patch16_224", "image_size=32", "train=pairs", "size=32")
+SEGMENTATION += ("n_classes=3", "steps=1", "train_batch=2", "resamples=10", "-o", "out", "progress=false")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (np.full((8, 8), 1.5), "no whole numbers"),
+        (np.full((8, 8), np.nan), "no whole numbers"),
+        (np.full((8, 8), 9), "value 8"),
+    ],
+)
+def test_a_mask_holds_classes_or_is_named(hostile: Hostile, values: np.ndarray, said: str):
+    """1.5 was class 1."""
+    for split in ("train", "test"):
+        for kind in ("images", "annotations"):
+            (hostile.work / "pairs" / kind / split).mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(hostile.work / f"pairs/images/{split}/x.png")
+        np.save(hostile.work / f"pairs/annotations/{split}/x.npy", values)
+    ended = hostile.call(Command("eval.cli", SEGMENTATION), SEGMENTATION)
+    assert (ended.code, ended.err.count(": error: "), "x.npy" in ended.err) == (2, 1, True), ended.err
+    assert said in ended.err

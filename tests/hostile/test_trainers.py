@@ -284,6 +284,17 @@ def test_what_once_hung_or_passed(hostile: Hostile, name: str, word: str, said: 
     assert said is None or (ended.code == 2 and said in ended.err), ended.err
 
 
+def test_a_folder_of_no_tokens_and_a_raster_given_twice_are_refused(hostile: Hostile):
+    """The Hub was asked for a tokenizer "images/tokenizer"; tiles of a raster counted twice."""
+    hostile.fresh(COMMANDS["text train"])
+    for name, words, said in (
+        ("text train", ("train", "images", *TEXT[2:]), "tokens.json does not exist"),
+        ("tiles", ("tiles", "rgb.tif", "./rgb.tif", "-o", "out.parquet", "--size=32"), "more than once"),
+    ):
+        ended = hostile.call(COMMANDS[name], words)
+        assert (ended.code, ended.err.count(": error: "), said in ended.err) == (2, 1, True), ended.err
+
+
 def test_tiles_that_are_no_multiple_of_a_patch_and_complex_rasters_are_refused(hostile: Hostile):
     import rasterio
 
