@@ -1,4 +1,7 @@
-"""``web_images.md``: the finished seeds of the image experiment as tables, with sentences that the numbers choose."""
+"""``web_images.md``: the finished seeds of the image experiment as tables, with sentences that the numbers choose.
+
+What no stage measures is written by hand in ``web_images_notes.md``.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,11 +12,13 @@ import numpy as np
 from experiments.engine.arms import BASE_ARM
 from experiments.engine.compare import Row, summarise
 from experiments.engine.stages import MARKER, StageRun
+from experiments.pages.effects import with_words
 from experiments.pages.markdown import difference, headline, origin, other_arms, with_interval
 from experiments.web_images.pool import COUNTS, KINDS
 from foundation.files import load_json, write_atomically
 from foundation.tables import markdown_table
 
+PLAN, NOTES = "web_images_plan.md", "web_images_notes.md"
 TITLES = {
     "linear": "linear",
     "linear_tail": "rare third",
@@ -39,8 +44,9 @@ def write_up(config: dict[str, Any]) -> Callable[[StageRun], None]:
             balance[arm, seed] = load_json(curated.folder(root) / "balance.json")
             pools[seed] = load_json(before["prepare"].folder(root) / COUNTS)
         made = [load_json(folder / MARKER)["provenance"] for _, folder in run.before]
-        page = render(metrics, pools, balance, config, made)
-        for folder in dict.fromkeys([run.folder, Path(config["output"]["report"])]):
+        report = Path(config["output"]["report"])
+        page = with_words(render(metrics, pools, balance, config, made), report, PLAN, NOTES)
+        for folder in dict.fromkeys([run.folder, report]):
             write_atomically(folder / "web_images.md", lambda stream: stream.write(page.encode()))
 
     return action
