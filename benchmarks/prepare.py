@@ -264,14 +264,17 @@ def growth(rows: Sequence[int], seconds: Sequence[float]) -> tuple[float, float,
     return float(start), float(factor), exponent
 
 
-def page(figures: dict[str, Any], about: dict[str, Any]) -> str:
+def page(figures: dict[str, Any]) -> str:
     """What was measured, as a page."""
     kinds = sorted({name.split("-")[0] for name in figures})
     lines = [TITLE, ""]
     for kind in kinds:
         asked = " ".join(str(rows) for rows in sizes_of(figures, kind))
         lines += [f"`python -m benchmarks.prepare {kind} --rows {asked}`", ""]
-    lines += [f"Commit {commits_of([about])}, {about['device']}.", ""]
+    devices = sorted(
+        {about["device"] for kind in kinds for item in sizes_of(figures, kind).values() for about in item["made"]}
+    )
+    lines += [f"{'; '.join(devices)}.", ""]
     lines += [
         "Generated pools through the stages of their experiments: passages of 30 words (a tenth near-copies), pictures "
         "and tiles of 16 x 16 pixels. Seconds of the processor, by one process. Text embeds by byte histograms, "
@@ -289,7 +292,7 @@ def page(figures: dict[str, Any], about: dict[str, Any]) -> str:
         "",
     ]
     header = ["", "rows", *(f"{stage}, s" for stage in STAGES[1:]), "prepare, microseconds a row"]
-    header += ["own memory, GB", "resident, GB"]
+    header += ["own memory, GB", "resident, GB", "commit"]
     cells = []
     for kind in kinds:
         for rows, stages in sizes_of(figures, kind).items():
@@ -305,6 +308,7 @@ def page(figures: dict[str, Any], about: dict[str, Any]) -> str:
                     f"{1e6 * stages['prepare']['seconds'] / rows:.0f}",
                     f"{memory[0] / 1e9:.2f}" + (" **too much**" if memory[0] > LIMIT else ""),
                     f"{memory[1] / 1e9:.2f}",
+                    commits_of(stages["made"]),
                 ]
             )
     lines += [markdown_table(header, cells).rstrip("\n"), ""]
@@ -388,8 +392,8 @@ def main() -> None:
         child(kind, int(rows), stage, Path(work))
         return
     kept = options.output.with_suffix(".json")
-    content = load_json(kept) if kept.exists() else {"about": provenance("cpu", 1), "figures": {}}
-    figures, deadline = content["figures"], time.monotonic() + options.seconds
+    figures = load_json(kept) if kept.exists() else {}
+    about, deadline = provenance("cpu", 1), time.monotonic() + options.seconds
     for kind in options.kinds:
         for rows in options.rows:
             mine = figures.setdefault(f"{kind}-{rows}", {})
@@ -398,13 +402,15 @@ def main() -> None:
                 if mine.get(stage, {}).get("done"):
                     continue
                 mine[stage] = add(mine.get(stage), measure(kind, rows, stage, work, deadline))
-                save_json(kept, content)
+                made = mine.setdefault("made", [])  # what it was measured with, of several calls perhaps several
+                made += [about] if about not in made else []
+                save_json(kept, figures)
                 print(kind, rows, stage, mine[stage], flush=True)
                 if not mine[stage]["done"]:
                     return
     if any(len(sizes_of(figures, kind)) > 1 for kind in {name.split("-")[0] for name in figures}):
         plot(figures, options.output.parent / "images/prepare.png")
-    write_atomically(options.output, lambda stream: stream.write(page(figures, content["about"]).encode()))
+    write_atomically(options.output, lambda stream: stream.write(page(figures).encode()))
     print(f"wrote {options.output}")
 
 
