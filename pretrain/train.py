@@ -32,6 +32,7 @@ from pretrain.optimiser import parameter_groups, parameter_kinds, set_rates
 from pretrain.probe import make_probe
 from pretrain.settings import PretrainSettings
 from training.checkpoints import find_checkpoint
+from training.devices import in_fast_precision
 from training.fit import fit
 from training.log import RunLog, Work
 from training.module import StepModule
@@ -87,7 +88,7 @@ def pretrain(
         CurationError: bad settings or data, the folder holds another run, the loss is not finite, the teacher
             collapsed, or too many images cannot be read.
     """
-    folder = Path(folder)
+    folder, settings = Path(folder), in_fast_precision(settings)
     rows = np.arange(len(pool)) if rows is None else np.sort(np.asarray(rows, np.int64))
     if not len(rows):
         raise CurationError("there are no rows to train on; the subset is empty")

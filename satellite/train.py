@@ -25,6 +25,7 @@ from satellite.normalise import PUBLISHED, BandStatistics, require_white, white_
 from satellite.settings import TrainSettings
 from satellite.tiles import TileSettings
 from training.checkpoints import find_checkpoint
+from training.devices import in_fast_precision
 from training.fit import fit
 from training.log import RunLog, Work
 from training.module import StepModule
@@ -73,7 +74,7 @@ def train(
     Raises:
         CurationError: bad settings or data, the folder holds another run, or the loss is not finite.
     """
-    folder = Path(folder)
+    folder, settings = Path(folder), in_fast_precision(settings)
     rows = labelled_rows(table, rows, settings.min_valid)
     places = table.select(["image", "heights", "row", "col"]).take(rows).to_pylist()
     identity = {

@@ -24,6 +24,7 @@ from foundation.settings import Count, CountOrZero, Pixels, check, fill, read_se
 from pretrain.flops import flops_per_image
 from pretrain.settings import load_settings
 from pretrain.train import pretrain
+from training.devices import in_fast_precision
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def main() -> None:
     options = fill(Options, read_settings(None, mine))
     overrides = [item for item in sys.argv[1:] if item not in mine]
     quiet = ["probe.every=0", "speed.log_every=5", "speed.checkpoint_every=1000000", "collapse=0"]
-    settings = load_settings(options.recipe or None, ["steps=30", *quiet, *overrides])
+    settings = in_fast_precision(load_settings(options.recipe or None, ["steps=30", *quiet, *overrides]))
     cost = flops_per_image(settings)["total"]
     with tempfile.TemporaryDirectory() as folder:
         pool = noise_pool(options.rows, options.side)

@@ -52,8 +52,7 @@ class TrainSettings(RunSettings):
         betas, eps, weight_decay: AdamW's; norms are not decayed.
         clip: greatest gradient norm; 0 switches clipping off.
         z_loss: weight of the z-loss; 0 switches it off.
-        precision: "32-true", "bf16-mixed" (float32 weights, bfloat16 products), or "auto": what is faster on this
-            device (`training.devices.fast_precision`); the run keeps what it began with.
+        precision: as of every run, but 16-mixed.
     """
 
     model: ModelSettings = field(default_factory=ModelSettings)

@@ -5,7 +5,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from text_lm.settings import TrainSettings
 from text_lm.tokenizer import Tokenizer, open_tokenizer
 from text_lm.tokens import TokenStore
 from training.checkpoints import find_checkpoint
-from training.devices import fast_precision
+from training.devices import in_fast_precision
 from training.fit import fit
 from training.log import RunLog, Work
 from training.module import StepModule
@@ -80,8 +80,7 @@ def train(
         CurationError: bad settings or data, the folder holds another run, or the loss is not finite.
     """
     folder = Path(folder)
-    if settings.precision == "auto":
-        settings = replace(settings, precision=fast_precision(settings.speed.accelerator))
+    settings = in_fast_precision(settings)
     if isinstance(tokens, (str, Path)):
         if tokenizer is None:  # a folder that is not there would be asked of the Hub
             regular_file(Path(tokens) / "tokens.json", "give a folder that `python -m text_lm tokenise` wrote")

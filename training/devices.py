@@ -6,8 +6,9 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning
 import torch
@@ -20,6 +21,7 @@ from training.data import BatchPlan
 from training.settings import RunSettings, SpeedSettings
 from training.sharding import Sharded
 
+T = TypeVar("T", bound=RunSettings)
 KIND_BYTES = 96  # of precision and name of a device
 SMALL_STEP = 2e9  # operations of a pass forwards and backwards: see docs/results/edges.md
 
@@ -33,6 +35,13 @@ def fast_precision(accelerator: str = "auto") -> str:
     """
     gpu = accelerator != "cpu" and torch.cuda.is_available()
     return "bf16-mixed" if has_bfloat16_units(torch.device("cuda" if gpu else "cpu")) else "32-true"
+
+
+def in_fast_precision(settings: T) -> T:
+    """Settings of a run with what "auto" stands for here, which then belongs to the run."""
+    if settings.precision != "auto":
+        return settings
+    return replace(settings, precision=fast_precision(settings.speed.accelerator))
 
 
 class SameKind(lightning.Callback):

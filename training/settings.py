@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeVar
 from foundation.errors import CurationError
 from foundation.settings import Choices, Count, CountOrZero, NonNegative, Range, Seed, Workers, check, fill
 
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 STRATEGIES = ("auto", "ddp", "fsdp")
 BatchSize = Annotated[int, Range(ge=1, le=1 << 20)]
 
@@ -47,7 +47,8 @@ class RunSettings:
         micro_batch_size: samples per forward pass of one process, what is left over is accumulated; 0 takes the whole
             share of a process. Losses that compare samples see this many of every process at a time.
         seed: of the initial weights, the order of the data, and all else that is drawn.
-        precision: "32-true", "bf16-mixed" (float32 weights, bfloat16 products) or "16-mixed".
+        precision: "32-true", "bf16-mixed" (float32 weights, bfloat16 products), "16-mixed", or "auto": what this device
+            computes fast (`training.devices.in_fast_precision`); the run keeps what it began with.
         speed: where and how fast.
     """
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from foundation.errors import CurationError
+from training.devices import fast_precision, in_fast_precision
 from training.peaks import peak_flops, peak_of
-from training.settings import RunSettings, fill_run
+from training.settings import RunSettings, SpeedSettings, fill_run
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,13 @@ def test_the_micro_batch_decides_and_speed_does_not():
 def test_what_does_not_fit_is_refused(content: dict, words: str):
     with pytest.raises(CurationError, match=words):
         fill_run(Settings, content)
+
+
+def test_auto_is_the_precision_that_this_device_computes_fast_and_belongs_to_the_run():
+    asked = Settings(precision="auto", speed=SpeedSettings(accelerator="cpu"))
+    assert in_fast_precision(asked).science()["precision"] == fast_precision("cpu")
+    exact = Settings(precision="32-true")
+    assert in_fast_precision(exact) is exact
 
 
 def test_peaks_are_dense_and_unknown_devices_have_none(monkeypatch: pytest.MonkeyPatch):
