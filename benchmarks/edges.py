@@ -114,7 +114,7 @@ def make_report(folder: Path) -> None:
     write_texts(folder / "pool.parquet", ROWS)
     (folder / "embeddings").mkdir()
     write_mixture(folder / "embeddings/x.npy", ROWS, DIM)
-    fit = HierarchicalKMeans(LEVELS, n_resamples=0, max_iterations=2, seed=0)
+    fit = HierarchicalKMeans(LEVELS, n_resamples=0, max_iterations=1, fit_rows=ROWS // 20, seed=0)
     fit.fit(str(folder / "embeddings/x.npy"), folder / "tree")
     tree = ClusterTree.load(folder / "tree")
     Subset.from_rows(tree.sample(DRAWN, seed=0), tree).save(folder / "subset")
@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--make", action="store_true", help="make the inputs and stop")
     parser.add_argument("--threads", type=number_type(int, ge=1), default=1)
     options = parser.parse_args()
-    for part in set(options.parts) & set(MAKE):
+    for part in (part for part in MAKE if part in options.parts):
         if not (made := options.work / f"{part}.made").exists():
             shutil.rmtree(options.work / part, ignore_errors=True)
             (options.work / part).mkdir(parents=True)
