@@ -511,7 +511,10 @@ def _open_path(path: Path, column: str | None) -> Embeddings:
         except (OSError, pa.ArrowException) as error:
             raise CurationError(f"{path} cannot be read as Arrow ({_line(error)}); make it again") from error
         return Embeddings([ArrowShard(table[name], path.name)])
-    raise CurationError(f"{path} is not an .npy, .parquet or .arrow file")
+    raise CurationError(
+        f"{path} is not an .npy, .parquet or .arrow file of embeddings; `curate run` and `curate embed` make them of "
+        "pictures and text"
+    )
 
 
 def _no_column(path: Path, column: str | None) -> None:

@@ -353,6 +353,10 @@ def run_pipeline(
             overwrite=overwrite,
         )
         say(clock.line())
+        if labels is None and "label" in pool.column_names:
+            say(
+                "the pool has labels: with --labels label the report says whether the subset is more even than random rows"
+            )
         return PipelineResult(folder, tree, subset, report, skipped, preparation, findings, clock.seconds)
 
 

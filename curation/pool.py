@@ -1,5 +1,6 @@
 """A pool is a `datasets.Dataset` whose row id is its index: opened lazily from whatever lies on disk or on the Hub."""
 
+import difflib
 import glob
 import gzip
 import hashlib
@@ -80,10 +81,12 @@ def open_pool(source: Any, split: str = "train", column: str | None = None) -> A
     if not os.path.lexists(path):
         # a path that has a home (./a, /a/b, a.jpg, a/b/c) is a mistyped path, not a Hub name
         if not HUB_NAME.fullmatch(str(source)) or str(source).startswith(".") or _kind(path.name):
-            raise CurationError(f"{source} does not exist; give a folder, a file, or a Hub name such as owner/name")
+            raise CurationError(
+                f"{source} does not exist{_meant(path)}; give a folder, a file, or a Hub name such as owner/name"
+            )
         with hub_within_reach() as there:
             why = "the Hub gave no such dataset" if there else "the Hub cannot be reached"
-            pool = _load(str(source), {}, split, f"{source} is no local path, and {why}")
+            pool = _load(str(source), {}, split, f"{source} is no local path{_meant(path)}, and {why}")
         return _name_columns(pool, column, Path("."))
     if not path.is_dir():
         regular_file(path, "give a folder, a file, or a Hub name such as owner/name")
@@ -169,6 +172,15 @@ def matching_files(pattern: str) -> list[Path]:
     return list(found)
 
 
+def _meant(path: Path) -> str:
+    """In brackets, what lies beside a mistyped path and is called nearly the same; "": nothing is."""
+    try:
+        names = difflib.get_close_matches(path.name, os.listdir(path.parent), 1, 0.8)
+    except (OSError, ValueError):
+        return ""
+    return f" (did you mean {path.with_name(names[0])}?)" if names else ""
+
+
 def _open_files(path: Path, split: str | None, files: list[Path], cut: TileCut | None) -> Any:
     """The pool of these files beneath ``path``; None: whatever split their names say."""
     counts = Counter(_kind(file.name) for file in files)
@@ -176,6 +188,8 @@ def _open_files(path: Path, split: str | None, files: list[Path], cut: TileCut |
     if not kinds:
         known = " ".join(end for ends in SUFFIXES.values() for end in ends)
         what = f"none of its {len(files)} files is one that" if files else "it is empty;"
+        if any(file.suffix == ".npy" for file in files):
+            what = f"embeddings are for `curate cluster`; {what}"
         raise CurationError(f"{path} holds no pool: {what} can be opened ({known})")
     clash = [kind for kind in kinds if kind in ("parquet", "webdataset", "images")]
     if len(clash) > 1:

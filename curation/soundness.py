@@ -71,12 +71,12 @@ def worst_first(findings: list[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda finding: ("bad", "warn", "ok").index(finding.severity))
 
 
-def _by_communities(tree: ClusterTree) -> bool:
+def by_communities(tree: ClusterTree) -> bool:
     return tree.settings.get("upper_levels") == "communities"
 
 
 def _auto(tree: ClusterTree, otherwise: str) -> str:
-    return otherwise if _by_communities(tree) else AUTO
+    return otherwise if by_communities(tree) else AUTO
 
 
 def rows_of_tree(tree: ClusterTree, embeddings: Any) -> Embeddings:
@@ -128,7 +128,7 @@ def check_sizes(tree: ClusterTree) -> Finding:
             "Take more clusters, or bring the rows to unit length with --metric cosine.",
         )
     sentence = f"The largest of the {k:,} clusters of level {level} holds {share:.0%} of the rows"
-    if _by_communities(tree):  # it holds what one concept deserves, which may be most of the pool
+    if by_communities(tree):  # it holds what one concept deserves, which may be most of the pool
         return _finding(
             share, 0.95, 1.0, f"{sentence}, which are one concept to the neighbour graphs.", "Look at them in the map."
         )
@@ -148,7 +148,7 @@ def check_singletons(tree: ClusterTree, size: int) -> Finding:
     upper = f" ({', '.join(f'{share:.0%}' for share in shares[1:])} higher up)" if len(shares) > 1 else ""
     return _finding(
         # there, level 1 is split to single rows where rows deserve it: `isolated` tells whether they are outliers
-        taken if alone.mean() * 1.5 < taken and not _by_communities(tree) else 0.0,
+        taken if alone.mean() * 1.5 < taken and not by_communities(tree) else 0.0,
         *ALONE,
         f"Clusters of a single row, {shares[0]:.0%} of those of level 1{upper}, give {taken:.0%} of a subset of "
         f"{size:,} but {alone.mean():.0%} of the pool.",
@@ -181,7 +181,7 @@ def check_beliefs(tree: ClusterTree) -> Finding | None:
     return _finding(
         float(apart),
         *BELIEFS,
-        f"The neighbour graphs give {float(apart):.0%} of the subset to different rows: they "
+        f"The neighbour graphs would give {1 - float(apart):.0%} of the subset to the same rows: they "
         + ("do not agree on what the concepts are." if apart > BELIEFS[0] else "agree on what the concepts are."),
         "Look at the map and the galleries before you trust the shares; another embedding may tell more.",
     )
@@ -290,7 +290,7 @@ def check_dimension(sample: _Sample) -> Finding | None:
             0.0,
         )
     about = f"The rows have about {d:.0f} intrinsic dimensions of {sample.x.dim:,}"
-    if _by_communities(tree):
+    if by_communities(tree):
         return Finding("ok", f"{about}; shares from neighbour graphs do not depend on it.", "", d)
     left = (d / (d + 2)) ** tree.n_levels
     levels = f"{tree.n_levels} level{'s' * (tree.n_levels > 1)} of k-means"
@@ -322,7 +322,9 @@ def check_isolation(sample: _Sample) -> Finding:
         taken / there if there > 0 else 0.0,
         *ISOLATED,
         f"The most isolated {there:.1%} of the pool's rows make {taken:.1%} of the subset.",
-        f"Leave out junk and outliers first (curate filter), or take fewer resamples. {_auto(sample.tree, '')}".strip(),
+        "Look at them in the gallery: junk is left out first (curate filter), what is rare may stay."
+        if by_communities(sample.tree)
+        else f"Leave out junk and outliers first (curate filter), or take fewer resamples. {AUTO}",
     )
 
 
@@ -381,7 +383,7 @@ def _again(sample: _Sample, seed: int) -> ClusterTree:
 
     tree, points = sample.tree, sample.pool_rows[:AGAIN_ROWS]
     metric = tree.settings.get("metric", "l2")
-    if _by_communities(tree):
+    if by_communities(tree):
         return CommunityTree(metric=metric, seed=seed, progress=False).fit(points)
     n, share = len(points), len(points) / tree.n_rows
     levels: list[int] = []

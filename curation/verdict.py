@@ -9,7 +9,7 @@ from jaxtyping import Int
 
 from curation.balance import balance_row
 from curation.labels import Labels
-from curation.soundness import Finding
+from curation.soundness import Finding, by_communities
 from curation.subset import Subset
 from curation.tree import ClusterTree
 
@@ -162,6 +162,8 @@ def remedy(tree: ClusterTree, subset: Subset) -> str:
     """What to try where a subset is no better than random rows."""
     if subset.metadata.get("method") in ("flat", "random"):
         return "draw a balanced one"
+    if by_communities(tree):
+        return "try another embedding: this one may not tell these concepts apart"
     resampled = any(np.atleast_1d(tree.settings.get("n_resamples", 0)))
     steps = ["resample less"] if resampled else []
     steps += ["take fewer levels"] if tree.n_levels > 1 else []

@@ -210,6 +210,11 @@ def test_saved_dataset(tmp_path):
     [
         (lambda root: root, "it is empty"),
         (lambda root: root / "missing", "does not exist"),
+        (
+            lambda root: (root / "pictures").mkdir() or root / "picture",
+            r"does not exist \(did you mean .*/pictures\?\)",
+        ),
+        (lambda root: (root / "a.npy").write_bytes(b"1") and root, "embeddings are for `curate cluster`"),
         (lambda root: (root / "a.xyz").write_bytes(b"1") and root, "none of its 1 files"),
         (lambda root: (root / "a.jsonl").write_bytes(b"{broken\n") and root, "line 1 is not JSON"),
         (lambda root: (root / "a.parquet").write_bytes(b"PAR1") and root, "cannot be read as parquet"),

@@ -130,6 +130,10 @@ def test_the_verdict_follows_the_labels(curated):
     tone, sentence, _notes = judge(tree, Subset.from_rows(by_size[-60:], tree), codes)
     assert (tone, sentence[:42]) == ("bad", "Worse than random rows on your labels (KL ")
     assert sentence.endswith(": resample less or take fewer levels.")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tree.settings, "upper_levels", "communities")
+        _tone, sentence, _notes = judge(tree, Subset.from_rows(by_size[-60:], tree), codes)
+    assert sentence.endswith("may not tell these concepts apart.")
     # the first of the ten subsets that make up the range: within it by construction
     inside = Subset.from_rows(tree.sample(60, method="random", seed=0), tree, method="random")
     tone, sentence, _notes = judge(tree, inside, codes)
