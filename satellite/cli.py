@@ -48,8 +48,10 @@ def tiles(
 ) -> None:
     """Cut rasters into a pool of tiles, each with its footprint."""
     from foundation.files import require_own
+    from foundation.paths import require_ending
     from satellite.tiles import MADE_BY, TileSettings, cut_tiles, save_tiles
 
+    require_ending(output, ".parquet", ".pq")
     require_own(output, MADE_BY, overwrite)
     chosen = tuple(whole_numbers(bands, "--bands", Range(ge=1))) if bands else ()
     settings = TileSettings(size, stride, min_valid, resolution, crs, chosen, units, align)
@@ -72,12 +74,14 @@ def pool(
 
     from curation.pool import save_pool
     from foundation.files import require_own, write_atomically
+    from foundation.paths import require_ending
     from satellite.data import TileReader
     from satellite.normalise import require_white
     from satellite.pretraining import tile_images
     from satellite.tiles import load_tiles
 
     made_by = "made by satellite pool"
+    require_ending(output, ".parquet", ".pq")
     require_own(output, made_by, overwrite)
     reader = TileReader(*load_tiles(table))
     rows = partial(tile_images, reader, require_white(reader.dtype, white, reader.place(0)["image"]))
@@ -136,8 +140,10 @@ def predict(
 ) -> None:
     """A map of heights (cloud-optimised GeoTIFF, metres); the same command after a kill goes on."""
     from foundation.files import require_own
+    from foundation.paths import require_ending
     from satellite.infer import MADE_BY, PredictSettings, predict_raster
 
+    require_ending(output, ".tif", ".tiff")
     require_own(output, MADE_BY, overwrite)
     settings = PredictSettings(overlap, resample, match_colours, white, batch_size=batch_size, device=device)
     _say(f"heights in {predict_raster(model, image, output, settings, crs or None)}")
@@ -155,8 +161,10 @@ def picture(
 ) -> None:
     """Colour, prediction, truth and error side by side."""
     from foundation.files import require_own
+    from foundation.paths import require_ending
     from satellite.pictures import MADE_BY, save_side_by_side
 
+    require_ending(output, ".png")
     require_own(output, MADE_BY, overwrite)
     box = None
     if window:
