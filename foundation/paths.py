@@ -84,16 +84,6 @@ def require_room(path: Path) -> None:
         raise CurationError(f"{path} cannot be made: {there} {what}; choose another -o")
 
 
-def require_ending(output: Path, *endings: str) -> None:
-    """Refuse a name that says another format than the one that is written.
-
-    Raises:
-        CurationError: it has none of the endings.
-    """
-    if output.suffix.lower() not in endings:
-        raise CurationError(f"-o {output} must end in {' or '.join(endings)}, the format that is written")
-
-
 def require_apart(output: Path, inputs: Iterable[str | Path], overwrite: bool = False) -> None:
     """Refuse a result in the place of what it is made from, by whatever name or link; only what exists is an input.
 

@@ -24,6 +24,9 @@ app = App(
 )
 Tiles = Annotated[Path, typer.Argument(help="Table that `tiles` wrote.")]
 Output = Annotated[Path, output_option()]
+Table = Annotated[Path, output_option(endings=(".parquet", ".pq"))]
+Map = Annotated[Path, output_option(endings=(".tif", ".tiff"))]
+Picture = Annotated[Path, output_option(endings=(".png",))]
 Overwrite = Annotated[bool, overwrite_option()]
 Crs = Annotated[str, typer.Option("--crs", help="Reproject to it, as EPSG:32610; default: the raster's own.")]
 Units = Annotated[str, typer.Option(help="Of the heights: m, dm, cm, ft, us-ft.")]
@@ -33,7 +36,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as key=val
 @app.command(epilog="Example:  python -m satellite tiles rgb.tif --heights chm.tif -o tiles.parquet --size 256")
 def tiles(
     images: Annotated[list[Path], typer.Argument(help="Rasters of colour.")],
-    output: Output,
+    output: Table,
     *,
     heights: Annotated[list[Path] | None, typer.Option(help="A raster of heights for each; repeat it.")] = None,
     size: Annotated[int, number("Side of a tile, pixels.", ge=8, le=16_384)] = 256,
@@ -48,10 +51,8 @@ def tiles(
 ) -> None:
     """Cut rasters into a pool of tiles, each with its footprint."""
     from foundation.files import require_own
-    from foundation.paths import require_ending
     from satellite.tiles import MADE_BY, TileSettings, cut_tiles, save_tiles
 
-    require_ending(output, ".parquet", ".pq")
     require_own(output, MADE_BY, overwrite)
     chosen = tuple(whole_numbers(bands, "--bands", Range(ge=1))) if bands else ()
     settings = TileSettings(size, stride, min_valid, resolution, crs, chosen, units, align)
@@ -63,7 +64,7 @@ def tiles(
 @app.command(epilog="Example:  python -m satellite pool tiles.parquet -o pool.parquet; curate embed pool.parquet ...")
 def pool(
     table: Tiles,
-    output: Output,
+    output: Table,
     white: Annotated[float, number("Value that is white; 0: of the type.", ge=0)] = 0.0,
     overwrite: Overwrite = False,
 ) -> None:
@@ -74,14 +75,12 @@ def pool(
 
     from curation.pool import save_pool
     from foundation.files import require_own, write_atomically
-    from foundation.paths import require_ending
     from satellite.data import TileReader
     from satellite.normalise import require_white
     from satellite.pretraining import tile_images
     from satellite.tiles import load_tiles
 
     made_by = "made by satellite pool"
-    require_ending(output, ".parquet", ".pq")
     require_own(output, made_by, overwrite)
     reader = TileReader(*load_tiles(table))
     rows = partial(tile_images, reader, require_white(reader.dtype, white, reader.place(0)["image"]))
@@ -127,7 +126,7 @@ def train(
 def predict(
     model: Annotated[Path, typer.Argument(help="Folder model/ of a run.")],
     image: Annotated[Path, typer.Argument(help="Raster of colour.")],
-    output: Output,
+    output: Map,
     *,
     overlap: Annotated[int, number("Pixels that tiles share; -1: a quarter.", ge=-1)] = -1,
     resample: Annotated[bool, typer.Option("--resample", help="Bring it to the model's resolution.")] = False,
@@ -140,10 +139,8 @@ def predict(
 ) -> None:
     """A map of heights (cloud-optimised GeoTIFF, metres); the same command after a kill goes on."""
     from foundation.files import require_own
-    from foundation.paths import require_ending
     from satellite.infer import MADE_BY, PredictSettings, predict_raster
 
-    require_ending(output, ".tif", ".tiff")
     require_own(output, MADE_BY, overwrite)
     settings = PredictSettings(overlap, resample, match_colours, white, batch_size=batch_size, device=device)
     _say(f"heights in {predict_raster(model, image, output, settings, crs or None)}")
@@ -153,7 +150,7 @@ def predict(
 def picture(
     image: Annotated[Path, typer.Argument(help="Raster of colour.")],
     predicted: Annotated[Path, typer.Argument(help="Map that `predict` wrote.")],
-    output: Output,
+    output: Picture,
     truth: Annotated[Path | None, typer.Option(help="Raster of lidar heights.")] = None,
     units: Units = "m",
     window: Annotated[str, typer.Option(help="row,column,height,width in pixels of the map; default: all.")] = "",
@@ -161,10 +158,8 @@ def picture(
 ) -> None:
     """Colour, prediction, truth and error side by side."""
     from foundation.files import require_own
-    from foundation.paths import require_ending
     from satellite.pictures import MADE_BY, save_side_by_side
 
-    require_ending(output, ".png")
     require_own(output, MADE_BY, overwrite)
     box = None
     if window:

@@ -295,7 +295,7 @@ def test_a_folder_of_no_tokens_and_a_raster_given_twice_are_refused(hostile: Hos
         assert (ended.code, ended.err.count(": error: "), said in ended.err) == (2, 1, True), ended.err
 
 
-@pytest.mark.parametrize("name", ["tiles", "predict", "picture pool", "picture"])
+@pytest.mark.parametrize("name", ["text cut", "text dedup", "tiles", "predict", "picture pool", "picture"])
 def test_the_ending_of_a_name_says_what_is_written(hostile: Hostile, name: str):
     """A PNG went by the name x.nope."""
     command = COMMANDS[name]
