@@ -71,6 +71,7 @@ ExportFormat = Enum(
 )
 
 Output = Annotated[Path, output_option()]
+Page = Annotated[Path, output_option(endings=(".html", ".htm"))]
 Levels = Annotated[
     str,
     typer.Option(
@@ -614,7 +615,7 @@ def demo(
 def assign(
     tree: Annotated[Path, typer.Argument(help="Folder of the tree.")],
     embeddings: Annotated[Path, typer.Argument(help="New rows, embedded by the same network.")],
-    output: Output,
+    output: Annotated[Path, output_option(endings=(".parquet", ".pq"))],
     column: Annotated[str | None, typer.Option(help="Column of a parquet or Arrow file.")] = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -636,7 +637,7 @@ def report(
     tree: Annotated[Path, typer.Argument(help="Folder of the tree.")],
     subset: Annotated[Path, typer.Argument(help="Folder of the subset.")],
     *,
-    output: Output,
+    output: Page,
     pool: Annotated[str | None, typer.Option(help="The pool, for galleries of pictures or texts.")] = None,
     labels: Annotated[str | None, typer.Option(help="Column of the pool with true concepts.")] = None,
     column: Column = None,
@@ -676,7 +677,7 @@ def report(
 @app.command(epilog="Example:  curate compare tree/ subset_a/ subset_b/ -o compare.html --pool images/ --labels label")
 def compare(
     folders: Annotated[list[Path], typer.Argument(help="Folders of trees and of 2 to 6 subsets drawn from them.")],
-    output: Output,
+    output: Page,
     *,
     pool: Annotated[str | None, typer.Option(help="The pool, for pictures or texts.")] = None,
     labels: Annotated[str | None, typer.Option(help="Column of the pool with true concepts.")] = None,

@@ -361,14 +361,20 @@ def _rows(shards: list[tuple[str, int, int]], names: tuple[str, ...]) -> Iterato
     """Of all samples what the first one has.
 
     Raises:
-        CurationError: a label of another type than that of the first.
+        CurationError: a label of another type than that of the first, or a member that the first has no like of.
     """
-    kind = None
+    kind = first = None
     for sample in _samples(shards):
+        first = first or sample["key"]
         label = sample.get("label")
         kind = type(label) if kind is None else kind
         if "label" in names and label is not None and type(label) is not kind:
             raise CurationError(f"sample {sample['key']} has the label {label!r}, the first one another type; mend it")
+        new = sorted(sample.keys() - set(names))
+        if new:  # the columns are those of the first: what it lacks would be dropped
+            raise CurationError(
+                f"sample {sample['key']} has a member for {new[0]}, the first ({first}) has none; add one"
+            )
         yield {name: sample.get(name) for name in names}
 
 

@@ -62,11 +62,14 @@ def open_pairs(name: str, split: str, kind: str, root: str | Path | None = None)
     return pairs
 
 
-def read_target(path: Path, scale: float = 1.0) -> np.ndarray:
+def read_target(path: Path, scale: float = 1.0, picture: tuple[int, int] | None = None) -> np.ndarray:
     """A mask (integers) or a depth map (``scale`` units to one metre): (h, w).
 
+    Args:
+        picture: width and height of the upright picture that it belongs to; it may be smaller or larger than that.
+
     Raises:
-        CurationError: unreadable, or with colours.
+        CurationError: unreadable, with colours, or of another shape than its picture.
     """
     try:
         regular_file(path, "give a mask or a depth map")
@@ -77,4 +80,14 @@ def read_target(path: Path, scale: float = 1.0) -> np.ndarray:
         raise CurationError(f"target {path} holds {array.dtype}; it must hold numbers")
     if array.ndim != 2 or not array.size:
         raise CurationError(f"target {path} has shape {array.shape}; it must have one channel, and pixels")
+    height, width = array.shape
+    if picture and not _alike(picture, (width, height)):
+        raise CurationError(
+            f"target {path} has {width} x {height} pixels and its picture {picture[0]} x {picture[1]}; cut both alike"
+        )
     return array / scale if scale != 1 else array
+
+
+def _alike(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether one is the other scaled, each side rounded to a pixel."""
+    return abs(one[0] * other[1] - one[1] * other[0]) <= max(sum(one), sum(other))

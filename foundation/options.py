@@ -152,12 +152,19 @@ def overwrite_option(help: str = "Replace what lies at -o, even what another pro
     return typer.Option("--overwrite", help=help)
 
 
-def output_option(help: str = "Where the result goes.") -> Any:
-    """The option ``--output``, which is never empty: an unset variable of a shell is not the folder it stands in."""
+def output_option(help: str = "Where the result goes.", endings: tuple[str, ...] = ()) -> Any:
+    """The option ``--output``, which is never empty: an unset variable of a shell is not the folder it stands in.
+
+    Args:
+        endings: of a file, one of which it must have: another would say a format that is not written.
+    """
 
     def read(text: str | Path) -> Path:
         if not str(text).strip():
             raise typer.BadParameter("the path is empty")
-        return Path(text)
+        path = Path(text)
+        if endings and path.suffix.lower() not in endings:
+            raise typer.BadParameter(f"{path} must end in {' or '.join(endings)}")
+        return path
 
     return typer.Option("--output", "-o", help=help, parser=read, metavar="<path>")

@@ -24,6 +24,9 @@ app = App(
 )
 Tiles = Annotated[Path, typer.Argument(help="Table that `tiles` wrote.")]
 Output = Annotated[Path, output_option()]
+Table = Annotated[Path, output_option(endings=(".parquet", ".pq"))]
+Map = Annotated[Path, output_option(endings=(".tif", ".tiff"))]
+Picture = Annotated[Path, output_option(endings=(".png",))]
 Overwrite = Annotated[bool, overwrite_option()]
 Crs = Annotated[str, typer.Option("--crs", help="Reproject to it, as EPSG:32610; default: the raster's own.")]
 Units = Annotated[str, typer.Option(help="Of the heights: m, dm, cm, ft, us-ft.")]
@@ -33,7 +36,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as key=val
 @app.command(epilog="Example:  python -m satellite tiles rgb.tif --heights chm.tif -o tiles.parquet --size 256")
 def tiles(
     images: Annotated[list[Path], typer.Argument(help="Rasters of colour.")],
-    output: Output,
+    output: Table,
     *,
     heights: Annotated[list[Path] | None, typer.Option(help="A raster of heights for each; repeat it.")] = None,
     size: Annotated[int, number("Side of a tile, pixels.", ge=8, le=16_384)] = 256,
@@ -61,7 +64,7 @@ def tiles(
 @app.command(epilog="Example:  python -m satellite pool tiles.parquet -o pool.parquet; curate embed pool.parquet ...")
 def pool(
     table: Tiles,
-    output: Output,
+    output: Table,
     white: Annotated[float, number("Value that is white; 0: of the type.", ge=0)] = 0.0,
     overwrite: Overwrite = False,
 ) -> None:
@@ -123,7 +126,7 @@ def train(
 def predict(
     model: Annotated[Path, typer.Argument(help="Folder model/ of a run.")],
     image: Annotated[Path, typer.Argument(help="Raster of colour.")],
-    output: Output,
+    output: Map,
     *,
     overlap: Annotated[int, number("Pixels that tiles share; -1: a quarter.", ge=-1)] = -1,
     resample: Annotated[bool, typer.Option("--resample", help="Bring it to the model's resolution.")] = False,
@@ -147,7 +150,7 @@ def predict(
 def picture(
     image: Annotated[Path, typer.Argument(help="Raster of colour.")],
     predicted: Annotated[Path, typer.Argument(help="Map that `predict` wrote.")],
-    output: Output,
+    output: Picture,
     truth: Annotated[Path | None, typer.Option(help="Raster of lidar heights.")] = None,
     units: Units = "m",
     window: Annotated[str, typer.Option(help="row,column,height,width in pixels of the map; default: all.")] = "",

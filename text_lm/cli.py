@@ -23,6 +23,7 @@ app = App(
 
 Pool = Annotated[str, typer.Argument(help="Pool of passages: parquet, JSONL, a saved dataset, or a Hub name.")]
 Output = Annotated[Path, output_option()]
+Table = Annotated[Path, output_option(endings=(".parquet", ".pq"))]
 Overwrite = Annotated[bool, overwrite_option()]
 Column = Annotated[str | None, typer.Option("--column", help="Column of the text; default: text.")]
 Tokens = Annotated[Path, typer.Argument(help="Folder that `tokenise` wrote.")]
@@ -33,7 +34,7 @@ Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file o
 @app.command(epilog="Example:  python -m text_lm cut crawl/ -o passages.parquet --filter language:en")
 def cut(
     source: Annotated[str, typer.Argument(help="JSONL (.gz, .zst), parquet, text files, a folder of them, Hub name.")],
-    output: Output,
+    output: Table,
     *,
     target: Annotated[int, number("Most characters of a passage; 0 keeps documents whole.", ge=0)] = 1000,
     shortest: Annotated[int, number("Characters of a last passage that stands alone.", ge=0)] = 200,
@@ -69,7 +70,7 @@ def cut(
 @app.command(epilog="Example:  python -m text_lm dedup passages.parquet -o unique.parquet --near 0.7")
 def dedup(
     pool: Pool,
-    output: Output,
+    output: Table,
     near: Annotated[float, number("Least Jaccard similarity of duplicates; 0: exact only.", ge=0, le=1)] = 0.7,
     column: Column = None,
     overwrite: Overwrite = False,

@@ -55,8 +55,8 @@ class Segmentation(DenseTask):
     zero_is_unlabelled: bool = setting(True, "masks hold 0 for no label and classes from 1 on, as ADE20K's do")
 
     def run(self, bench: Bench) -> None:
-        def target(path: Path, size: int) -> Tensor:
-            mask = _nearest(read_target(path), size)
+        def target(path: Path, size: int, picture: Extent) -> Tensor:
+            mask = _nearest(read_target(path, picture=picture), size)
             if not bool((mask == mask.round()).all()):
                 raise CurationError(f"target {path} holds values that are no whole numbers; a mask holds classes")
             mask = torch.where(mask == 0, self.ignore, mask - 1) if self.zero_is_unlabelled else mask
@@ -86,8 +86,8 @@ class Depth(DenseTask):
     furthest: Positive = setting(10.0, "metres; further pixels are not judged")
 
     def run(self, bench: Bench) -> None:
-        def target(path: Path, size: int) -> Tensor:
-            return _nearest(read_target(path, self.scale), size).float()
+        def target(path: Path, size: int, picture: Extent) -> Tensor:
+            return _nearest(read_target(path, self.scale, picture), size).float()
 
         train, test = _splits(self, bench, "depth", target)
         found = linear_depth(train, test, self.nearest, self.furthest, self.head_settings(bench), device=bench.device)
@@ -95,7 +95,8 @@ class Depth(DenseTask):
             bench.add(self.name, self.tested, metric, value)
 
 
-Target = Callable[[Path, int], Tensor]  # a target file at a size
+Extent = tuple[int, int]  # width and height of an upright picture
+Target = Callable[[Path, int, Extent], Tensor]  # a target file at a size, its picture being of an extent
 Reader = tuple[Callable[[Int[Tensor, "b"]], tuple[Tensor, Tensor]], int]
 
 
@@ -117,10 +118,11 @@ def _reader(pairs: ImagePairs, model: FrozenModel, size: int, target: Target) ->
         new = sorted(set(wanted) - kept.keys())
         made: dict[int, tuple[Tensor, Tensor]] = {}
         if new:
-            batch = torch.stack([_normalised(pairs, row, model, size) for row in new])
+            pictures, extents = zip(*(_normalised(pairs, row, model, size) for row in new), strict=True)
+            batch = torch.stack(pictures)
             with torch.inference_mode():
                 maps = block_features(model.features(batch), len(batch)).map.half().cpu().clone()
-            made = {row: (maps[i].clone(), target(pairs.targets[row], size)) for i, row in enumerate(new)}
+            made = {row: (maps[i].clone(), target(pairs.targets[row], size, extents[i])) for i, row in enumerate(new)}
             for row, (x, y) in made.items():
                 limit[0] -= x.nbytes + y.nbytes
                 if limit[0] > 0:
@@ -131,15 +133,16 @@ def _reader(pairs: ImagePairs, model: FrozenModel, size: int, target: Target) ->
     return read, len(pairs)
 
 
-def _normalised(pairs: ImagePairs, row: int, model: FrozenModel, size: int) -> Float[Tensor, "3 s s"]:
+def _normalised(pairs: ImagePairs, row: int, model: FrozenModel, size: int) -> tuple[Float[Tensor, "3 s s"], Extent]:
     try:
-        image = read_image(pairs.images[row]).resize((size, size), Image.Resampling.BICUBIC)
+        picture = read_image(pairs.images[row])
+        image = picture.resize((size, size), Image.Resampling.BICUBIC)
     except Exception as error:
         # a dense split is small and its targets are dear: here a bad image stops the evaluation
         raise CurationError(f"image {pairs.images[row]} cannot be read: {error}") from error
     x = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (model.mean, model.std))
-    return (x - mean) / std
+    return (x - mean) / std, picture.size
 
 
 def _nearest(target: np.ndarray, size: int) -> Tensor:

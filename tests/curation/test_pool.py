@@ -135,7 +135,11 @@ def test_truncated_shard_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "content", "said"),
-    [("b.cls", b"cat", "sample b has the label 'cat'"), ("caf\udce9.png", b"x", "is not UTF-8")],
+    [
+        ("b.cls", b"cat", "sample b has the label 'cat'"),
+        ("b.txt", b"cat", r"sample b has a member for text, the first \(a\) has none"),
+        ("caf\udce9.png", b"x", "is not UTF-8"),
+    ],
 )
 def test_a_member_that_cannot_be_a_row_is_named(tmp_path: Path, name: str, content: bytes, said: str):
     with tarfile.open(tmp_path / "0.tar", "w") as shard:

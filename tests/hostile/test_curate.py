@@ -550,6 +550,15 @@ def test_the_same_export_again_is_there_and_another_is_refused(hostile: Hostile,
     assert (ended.code, "not this export" in ended.err) == (2, True), ended.err
 
 
+@pytest.mark.parametrize("name", ["assign", "report"])
+def test_the_ending_of_a_name_says_what_is_written(hostile: Hostile, name: str):
+    """A page went by the name x.pdf."""
+    command = COMMANDS[name]
+    hostile.fresh(command)
+    ended = hostile.call(command, tuple("x.pdf" if word.startswith("out.") else word for word in command.words))
+    assert (ended.code, ended.err.count(": error: "), "must end in" in ended.err) == (2, 1, True), ended.err
+
+
 def test_a_column_of_no_pool_is_refused(hostile: Hostile):
     command = COMMANDS["report"]
     hostile.fresh(command)

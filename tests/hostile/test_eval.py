@@ -193,10 +193,11 @@ SEGMENTATION += ("n_classes=3", "steps=1", "train_batch=2", "resamples=10", "-o"
         (np.full((8, 8), 1.5), "no whole numbers"),
         (np.full((8, 8), np.nan), "no whole numbers"),
         (np.full((8, 8), 9), "value 8"),
+        (np.full((8, 40), 1), "cut both alike"),
     ],
 )
 def test_a_mask_holds_classes_or_is_named(hostile: Hostile, values: np.ndarray, said: str):
-    """1.5 was class 1."""
+    """1.5 was class 1, and a mask of another shape was stretched."""
     for split in ("train", "test"):
         for kind in ("images", "annotations"):
             (hostile.work / "pairs" / kind / split).mkdir(parents=True)

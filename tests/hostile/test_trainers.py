@@ -295,6 +295,18 @@ def test_a_folder_of_no_tokens_and_a_raster_given_twice_are_refused(hostile: Hos
         assert (ended.code, ended.err.count(": error: "), said in ended.err) == (2, 1, True), ended.err
 
 
+@pytest.mark.parametrize("name", ["text cut", "text dedup", "tiles", "predict", "picture pool", "picture"])
+def test_the_ending_of_a_name_says_what_is_written(hostile: Hostile, name: str):
+    """A PNG went by the name x.nope."""
+    command = COMMANDS[name]
+    hostile.fresh(command)
+    for place in ("x.nope", "x"):
+        words = tuple(place if word.startswith("out.") else word for word in command.words)
+        ended = hostile.call(command, words)
+        assert (ended.code, ended.err.count(": error: "), "must end in" in ended.err) == (2, 1, True), ended.err
+        assert not (hostile.work / place).exists()
+
+
 def test_tiles_that_are_no_multiple_of_a_patch_and_complex_rasters_are_refused(hostile: Hostile):
     import rasterio
 
