@@ -354,9 +354,7 @@ def run_pipeline(
         )
         say(clock.line())
         if labels is None and "label" in pool.column_names:
-            say(
-                "the pool has labels: with --labels label the report says whether the subset is more even than random rows"
-            )
+            say("the pool has labels: --labels label asks the report whether the subset is more even than random rows")
         return PipelineResult(folder, tree, subset, report, skipped, preparation, findings, clock.seconds)
 
 

@@ -216,7 +216,7 @@ def test_saved_dataset(tmp_path):
         (lambda root: root / "missing", "does not exist"),
         (
             lambda root: (root / "pictures").mkdir() or root / "picture",
-            r"does not exist \(did you mean .*/pictures\?\)",
+            r"did you mean .*/pictures\?",
         ),
         (lambda root: (root / "a.npy").write_bytes(b"1") and root, "embeddings are for `curate cluster`"),
         (lambda root: (root / "a.xyz").write_bytes(b"1") and root, "none of its 1 files"),
