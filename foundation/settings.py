@@ -175,14 +175,18 @@ def read_settings(
             an override.
 
     Raises:
-        CurationError: a file that is not there or holds no ``key: value`` lines, or an override that cannot be read.
+        CurationError: a file that is not there or holds no ``key: value`` lines, or an override that cannot be read,
+            or a value "???".
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
         given: Any = OmegaConf.create() if path is None else _with_files(_yaml(Path(path)), files, Path(path).parent)
-        given = OmegaConf.merge(given, _with_files(_overrides(overrides or []), files, Path()))
+        changes = _with_files(_overrides(overrides or []), files, Path())
+        given, missing = OmegaConf.merge(given, changes), OmegaConf.missing_keys(changes)  # merging passes over "???"
+        if missing := missing | OmegaConf.missing_keys(given):
+            raise CurationError(f"{min(missing)} is missing; give it a value")
         return OmegaConf.to_container(given, resolve=True)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise CurationError(f"settings {path or 'on the command line'}: {_first_line(error)}") from error

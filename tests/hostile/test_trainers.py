@@ -258,6 +258,7 @@ CASES = [
     ("pretrain", "optimiser.learning_rate=nan", "learning_rate is nan"),
     ("pretrain", "batch_size=3000000000", "batch_size is 3000000000"),
     ("text train", "seed=-1", "seed is -1"),
+    ("text train", "weight_decay=???", "weight_decay is missing"),
     ("text train", "model.layers=1000000000", "model.layers is 1000000000"),
     ("text cut", "--target=-5", "--target is -5; it must be at least 0"),
     ("text plan", "--mfu=nan", "--mfu is nan"),
