@@ -208,7 +208,7 @@ def save_canopy(canopy: Canopy, folder: str | Path) -> tuple[Path, Path]:
             rasterio.open(path, "w", count=3, dtype="uint8", **shared) as target,
         ):
             target.write(canopy.colour)
-        target.update_tags(TIFFTAG_SOFTWARE=MADE_BY)
+            target.update_tags(TIFFTAG_SOFTWARE=MADE_BY)
     with (
         whole_file(folder / "height.tif") as path,
         rasterio.open(path, "w", count=1, dtype="float32", nodata=np.nan, **shared) as target,

@@ -161,7 +161,7 @@ def test_interruption_and_codes_of_the_body(capsys: pytest.CaptureFixture[str]):
         ("curate", ["embed", "{x}", "-o", "{out}", "--batch-size", "0"]),
         ("text_lm", ["perplexity", "{x}", "{x}", "--stride", "0"]),
         ("pretrain", ["train", "{x}", "-o", "{out}", "seed=-1"]),
-        ("satellite", ["tiles", "{x}", "-o", "{out}", "--size", "0"]),
+        ("satellite", ["tiles", "{x}", "-o", "{out}.parquet", "--size", "0"]),
         ("eval", ["knn", "model={x}", "train={x}", "batch_size=0", "-o", "{out}"]),
     ],
 )
