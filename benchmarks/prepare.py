@@ -381,7 +381,7 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("kinds", nargs="*", default=["text", "images", "satellite"])
     parser.add_argument("--rows", type=number_type(int, ge=1000), nargs="+", default=[250_000, 500_000])
-    parser.add_argument("-o", "--output", type=page_type(TITLE, '"figures"'), default=Path("docs/results/prepare.md"))
+    parser.add_argument("-o", "--output", type=page_type(TITLE, '"made"'), default=Path("docs/results/prepare.md"))
     parser.add_argument("--work", type=Path, default=Path("runs/prepare"), help="pools and stages; may be deleted")
     parser.add_argument("--seconds", type=number_type(float, gt=0), default=1e9, help="stop and go on another time")
     parser.add_argument("--last", choices=STAGES[1:], default="train", help="the last stage that is measured")
