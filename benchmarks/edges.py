@@ -3,10 +3,10 @@
 python -m benchmarks.edges listing labels report kmeans pretrain -o docs/results/edges.md
 
 Inputs are made under --work first (--make: that alone) and stay there. A part that is measured takes the place of its
-old figures. Every figure is of a process of its own; one for listing, labels and report takes --threads threads.
+old figures on the page; without -o they are printed alone. Every figure is of a process of its own; one for listing,
+labels and report takes --threads threads.
 """
 
-import argparse
 import os
 import re
 import shutil
@@ -27,9 +27,10 @@ from curation.subset import Subset
 from experiments.engine.provenance import commits_of, provenance
 from foundation.command import run_command
 from foundation.files import load_json, save_json, write_atomically
-from foundation.options import number_type
+from foundation.options import Parser, number_type, page_type, path_type
 from foundation.tables import markdown_table
 
+TITLE = "# Long listings, large pages, busy machines"
 FILES, FOLDERS = 200_000, 200
 LABELLED = 300_000
 ROWS, LEVELS, DIM, DRAWN = 1_000_000, [10_000, 1000, 100], 64, 100_000
@@ -169,7 +170,7 @@ def measure(part: str, work: Path, threads: int) -> dict[str, Any]:
 
 def page(parts: dict[str, dict[str, Any]]) -> str:
     """What was measured, as a page."""
-    lines = ["# Long listings, large pages, busy machines", ""]
+    lines = [TITLE, ""]
     lines += [f"`python -m benchmarks.edges {' '.join(parts)}`", ""]
     lines += [f"{next(iter(parts.values()))['source']['device'].partition(',')[0]}, {os.cpu_count()} cores.", ""]
     rows = []
@@ -197,10 +198,10 @@ def page(parts: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("parts", nargs="+", choices=[*MAKE, *BUSY])
-    parser.add_argument("-o", "--output", type=Path, default=Path("docs/results/edges.md"))
-    parser.add_argument("--work", type=Path, default=Path("runs/edges"), help="what is measured; may be deleted")
+    parser.add_argument("-o", "--output", type=page_type(TITLE, '"found"'), help="markdown; figures go beside it")
+    parser.add_argument("--work", type=path_type(), default=Path("runs/edges"), help="what is measured; may be deleted")
     parser.add_argument("--make", action="store_true", help="make the inputs and stop")
     parser.add_argument("--threads", type=number_type(int, ge=1), default=1)
     options = parser.parse_args()
@@ -212,16 +213,18 @@ def main() -> None:
             made.touch()
     if options.make:
         return
-    kept = options.output.with_suffix(".json")
-    content = load_json(kept) if kept.exists() else {}
+    kept = options.output and options.output.with_suffix(".json")
+    content = load_json(kept) if kept and kept.exists() else {}
     for part in options.parts:
         threads = (os.cpu_count() or 1) if part in BUSY else options.threads
         about = {"load": os.getloadavg()[0], "source": provenance("cpu", threads)}
         content[part] = {"found": measure(part, options.work.absolute(), threads), **about}
         print(part, content[part]["found"], flush=True)
-        save_json(kept, content)
-    write_atomically(options.output, lambda stream: stream.write(page(content).encode()))
-    print(f"wrote {options.output}")
+        if kept:
+            save_json(kept, content)
+    if options.output:
+        write_atomically(options.output, lambda stream: stream.write(page(content).encode()))
+        print(f"wrote {options.output}")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ Writes pool.parquet (image, label: the domain), of each domain with classes a ba
 suite.yaml, which asks k-NN and a linear probe of each.
 """
 
-import argparse
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -17,6 +15,7 @@ from datasets import Image as ImageFeature
 from experiments.visual_domains.sources import PICTURES, encoded, picture_pool
 from foundation.command import run_command
 from foundation.images import read_image
+from foundation.options import Parser, path_type
 
 JUDGED = ("characters", "cifar", "photos", "speech")  # these have classes, a bank and a test set
 
@@ -33,8 +32,8 @@ def stored(domain: str, role: str, column: str = "") -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("output", type=Path)
+    parser = Parser(__doc__)
+    parser.add_argument("output", type=path_type(), help="folder of the pool, the sets and the suite")
     output = parser.parse_args().output.absolute()
     output.mkdir(parents=True, exist_ok=True)
     names = sorted(PICTURES)
