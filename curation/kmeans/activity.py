@@ -76,7 +76,8 @@ def _decide_row_among_moved(
     """Nearest of a row's own centroid and the moved ones, squared distance, and the bound on the scores of all others.
 
     Args:
-        scores: products with the moved centroids; half_norms: |c|^2 / 2 of these; moved: (m,) their numbers.
+        scores, row: what `products_of` takes, products with the moved centroids; half_norms: |c|^2 / 2 of these.
+        moved: (m,) their numbers.
         largest: largest score of every panel.
         squared: norm of the row; distance: to its own centroid, squared; bound: on those that stayed.
     """
