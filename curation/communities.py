@@ -95,7 +95,7 @@ class CommunitySettings:
     isolation: tuple[float, float] = (0.05, 0.9)
     isolation_radius: float = 1.4
     isolation_neighbours: int = 15
-    isolation_kl: float = 0.6
+    isolation_kl: float = 1.0
     scatter: tuple[float, float] = (1.7, 1.3)
     scatter_radius: float = 0.5
     overlap: tuple[float, float] = (0.06, 0.12)
