@@ -57,7 +57,7 @@ are raised to the power 1.2.
 **Doubt.** An even pool has no shares to find, yet every belief finds some. What two beliefs say alike is evidence, what
 one says alone is its noise, and that is in no covariance of two. So the power is multiplied by v / (v + 0.03), where v
 is the mean size of the covariance of two beliefs' log shares (nats²): over 0.5 where concepts are apart and uneven,
-under 0.2 in even pools. With v the shares go to those of random rows.
+at most 0.2 in even pools. As v falls, the shares go to those of random rows.
 
 **Isolation** finds what communities cannot. Classes of one domain that overlap in the embedding make no communities at
 all, but they are alike in scatter, and then density is frequency: rows that lie apart from their like are of the rare
