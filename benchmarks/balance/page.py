@@ -74,10 +74,10 @@ shares are kept within a KL of 1.0 of even ones, as those by distance are within
 
 Known pools, apart from those above and never in their mean, run by name: `python scripts/bench_balance.py -o weak.md
 --methods communities --cells few_characters,all_classes,few_clipart,overlap_2,overlap_3,twice,plane`. Where a concept
-has fewer rows than a place has neighbours (242 characters of 4 to 20 rows) the default is worse than random rows: a
-community holds several concepts, and those that lie apart get most. All classes of six domains at once fail the same
-way. Even concepts that overlap in two or three dimensions, and even folders of clip art of 60 rows each, come out more
-uneven than they were: their seams and their edges look like rarity. Doubt makes all of these smaller and removes none.
+has fewer rows than a place has neighbours (242 characters of 4 to 20 rows) the default was worse than random rows (why
+is not known: making shares alike within communities or among neighbours did not help), and so it was on all classes of
+six domains at once. Even concepts that overlap in two or three dimensions, and even folders of clip art of 60 rows
+each, came out more uneven than they were. Doubt makes most of this smaller; no check of a tree warns of it.
 """
 
 
