@@ -175,10 +175,11 @@ def _say(text: str) -> None:
 
 
 def _warn(findings: list[Any]) -> None:
-    """One line for each thing that speaks against a tree or subset."""
+    """One line for each thing that speaks against a tree or subset, or that is to be known of it."""
     for finding in findings:
-        if finding.severity != "ok":
-            _say(f"{'BAD' if finding.severity == 'bad' else 'warning'}: {finding.sentence} {finding.remedy}")
+        if finding.severity != "ok" or finding.remedy:
+            word = {"bad": "BAD", "warn": "warning", "ok": "note"}[finding.severity]
+            _say(f"{word}: {finding.sentence} {finding.remedy}".rstrip())
 
 
 def _embeddings_of(tree: Any, folder: Path, given: Path | None) -> Any:

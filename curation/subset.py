@@ -61,7 +61,7 @@ class Subset:
             "level_clusters": [len(x.centroids) for x in tree.levels],
             **metadata,
         }
-        for key in ("pool_fingerprint", "embeddings_fingerprint"):
+        for key in ("pool_fingerprint", "embeddings_fingerprint", "upper_levels"):
             if key in tree.settings:
                 metadata.setdefault(key, tree.settings[key])
         pool_ids = ids if tree.row_ids is None else np.asarray(tree.row_ids)[ids]
