@@ -214,7 +214,7 @@ def embed(
     found, chosen = open_pool(pool, column=column), _named(embedder, weights)
     for_images: dict[str, Any] = {} if has_text_only(found) else {"n_workers": workers}
     result = embed_any(
-        found, chosen, output, image_size, batch_size, device, dtype=dtype, overwrite=overwrite, **for_images
+        found, chosen, output, image_size, batch_size, device, say=_say, dtype=dtype, overwrite=overwrite, **for_images
     )
     _say(f"{result.n_rows:,} embeddings in {output}")
     for row, reason in list(result.skipped.items())[:5]:
