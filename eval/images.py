@@ -1,6 +1,7 @@
 """Labelled images of any source, opened one by one: a bad image is counted, logged with its id and skipped."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +53,18 @@ class LabelledImages:
 
     def __len__(self) -> int:
         return len(self.sources)
+
+    def lying_in(self, place: str) -> int:
+        """How many of the images are files in this folder, or rows of this file or of one in this folder."""
+        root = os.path.realpath(place)
+
+        def inside(path: Any) -> bool:
+            real = os.path.realpath(path)
+            return real == root or real.startswith(os.path.join(root, ""))
+
+        if os.path.exists(self.name) and inside(self.name):
+            return len(self)
+        return sum(isinstance(path, str | Path) and inside(path) for path in self.sources)
 
     def open(self, i: int) -> Image.Image:
         """Image i: RGB, upright, frame and box cut."""

@@ -54,7 +54,8 @@ def train(
     rows = None if chosen is None else subset_rows(opened, chosen)
     if is_first_process() and (line := small_for(opened, given.crops.global_size)):
         _say(f"{line}: see -r configs/pretrain/vits8_64px.yaml, or set crops.global_size and crops.local_size")
-    result = pretrain(given, opened, output, rows, origin=None if chosen is None else chosen.metadata)
+    source = str(Path(pool).resolve()) if Path(pool).exists() else pool
+    result = pretrain(given, opened, output, rows, origin=None if chosen is None else chosen.metadata, source=source)
     if not result.finished:
         _say(f"stopped at step {result.step:,} of {given.steps:,}; run the same again to go on")
         raise typer.Exit(143)
