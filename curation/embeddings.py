@@ -456,7 +456,8 @@ def open_embeddings(source: Any, column: str | None = None) -> Embeddings:
 
     Args:
         source: an (n, d) array or tensor; the path of an ``.npy``, parquet or Arrow file; a folder of shards (with
-            ``embeddings.json``, or plain ``.npy``/parquet files in the order of their names); a list of such paths or
+            ``embeddings.json``, or plain ``.npy``/parquet files in the order of their names); a folder of such folders
+            with ``embeddings.json``, one for each part of a pool, in the order of their names; a list of such paths or
             arrays; a `datasets.Dataset`. float16, bfloat16, float32 or float64.
         column: the column of float lists in parquet, Arrow or a dataset; needed when there are several.
 
@@ -528,6 +529,9 @@ def _open_folder(folder: Path, column: str | None) -> Embeddings:
             raise CurationError(f"{folder} has row_ids.npy, but its embeddings.json is missing; {EMBED_AGAIN}")
         files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and not path.name.startswith("."))
         files = [path for path in files if path.name != "row_ids.npy"]
+        parts = [] if files else sorted(path.parent for path in folder.glob("*/embeddings.json"))
+        if parts:
+            return _joined({part: _open_folder(part, column) for part in parts})
         if not files:
             raise CurationError(f"{folder} holds no .npy, .parquet or .arrow files; is it the embeddings folder?")
         return Embeddings([shard for path in files for shard in _open_path(path, column).shards])
@@ -551,6 +555,35 @@ def _open_folder(folder: Path, column: str | None) -> Embeddings:
     checksums = [entry["checksum"] for entry in info["shards"]]
     check_files(zip([*files, ids], [*checksums, info.get("row_ids_checksum")], strict=True), EMBED_AGAIN)
     return Embeddings(shards, info, load_array(ids) if ids.exists() else None)
+
+
+def _joined(folders: dict[Path, Embeddings]) -> Embeddings:
+    """Parts of a pool as one: rows of a part come after all pool rows of the parts before it.
+
+    Raises:
+        CurationError: a part does not say how many rows of the pool it was made of, or has another embedder.
+    """
+    parts = list(folders.values())
+    infos = [part.metadata for part in parts]
+    rows = [info.get("pool_rows") for info in infos]
+    for folder, info, n in zip(folders, infos, rows, strict=True):
+        if not isinstance(n, int) or n < 0:
+            raise CurationError(f"{folder} does not say how many rows its pool has; {EMBED_AGAIN}")
+        for key in ("embedder", "weights", "image_size"):
+            if info.get(key) != infos[0].get(key):
+                raise CurationError(
+                    f"{folder} has {key} {short(info.get(key))}, the parts before {short(infos[0].get(key))}; "
+                    "parts of one pool need one embedder"
+                )
+    starts = np.cumsum([0, *rows])
+    ids = [
+        start + (np.arange(part.n_rows) if part.row_ids is None else np.asarray(part.row_ids))
+        for start, part in zip(starts[:-1], parts, strict=True)
+    ]
+    metadata = {key: value for key, value in infos[0].items() if all(info.get(key) == value for info in infos)}
+    metadata.pop("pool_fingerprint", None)  # of parts that are alike
+    metadata |= {"pool_rows": int(starts[-1]), "shards": [entry for info in infos for entry in info["shards"]]}
+    return Embeddings([shard for part in parts for shard in part.shards], metadata, np.concatenate(ids))
 
 
 @dataclass

@@ -513,7 +513,9 @@ def open_sources(source: str, pool: str | None, column: str | None) -> tuple[Any
         CurationError: both are pools, or see `open_pool` and `open_embeddings`.
     """
     path = Path(source)
-    folder = path.is_dir() and ((path / "embeddings.json").exists() or any(path.glob("*.npy")))
+    folder = path.is_dir() and (
+        (path / "embeddings.json").exists() or any(path.glob("*.npy")) or any(path.glob("*/embeddings.json"))
+    )
     if folder or path.suffix in (".npy", ".arrow", ".feather", ".ipc"):
         x = open_embeddings(path, column)
         return (None if pool is None else open_pool(pool)), x

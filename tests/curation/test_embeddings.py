@@ -181,3 +181,29 @@ def test_changes_to_a_private_map_stay(tmp_path: Path):
     for _pass in range(2):
         assert (source.block(0, 3000) == 2).all()
         assert (source.take(np.arange(2999, 0, -3)) == 2).all()
+
+
+def parts_of_a_pool(folder: Path, embedders: tuple[str, str] = ("a", "a")) -> Path:
+    """Two parts of 6 and 5 pool rows, of which row 2 of the first and row 0 of the second have no embedding."""
+    for name, embedder, ids, rows in zip(("00", "01"), embedders, ([0, 1, 3, 4, 5], [1, 2, 3, 4]), (6, 5), strict=True):
+        metadata = {"embedder": embedder, "pool_rows": rows, "pool_fingerprint": name}
+        with EmbeddingWriter(folder / name, 6, "float32", metadata=metadata) as writer:
+            writer.append(ROWS[np.array(ids) + 6 * int(name)])
+            (folder / name).mkdir(exist_ok=True)
+            np.save(folder / name / "row_ids.npy", np.array(ids))
+            writer.finish()
+    return folder
+
+
+def test_parts_of_a_pool_are_one_in_the_order_of_their_names(tmp_path: Path):
+    x = open_embeddings(parts_of_a_pool(tmp_path))
+    assert np.asarray(x.row_ids).tolist() == [0, 1, 3, 4, 5, 7, 8, 9, 10]
+    np.testing.assert_array_equal(x.block(0, 9).numpy(), ROWS[np.asarray(x.row_ids)])
+    assert (x.metadata["embedder"], x.metadata["pool_rows"]) == ("a", 11)
+    assert "pool_fingerprint" not in x.metadata, "that of the first part would refuse the pool"
+    assert str(x.digest_of_files()).startswith("files ")
+
+
+def test_parts_of_different_embedders_are_refused(tmp_path: Path):
+    with pytest.raises(CurationError, match=r"01 has embedder 'b', the parts before 'a'"):
+        open_embeddings(parts_of_a_pool(tmp_path, ("a", "b")))
