@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -135,16 +134,6 @@ def test_a_lost_process_costs_a_restart_and_no_result(strategy: str, source: Pat
     assert (broken / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
 
 
-def tasks_of(job: str) -> list[str]:
-    """Processes of a SLURM job on this machine."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):  # it has ended meanwhile
-            if f"SLURM_JOB_ID={job}".encode() in path.read_bytes().split(b"\0"):
-                found.append(path.parent.name)
-    return found
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["auto", "fsdp"])
 def test_a_lost_node_of_two_is_waited_for_and_the_job_goes_on(
@@ -186,10 +175,9 @@ def test_a_lost_node_of_two_is_waited_for_and_the_job_goes_on(
     assert len(losses(tmp_path)) < STEPS
     if "DOWN" in call("scontrol", "-o", "show", "node", "n2").split("State=")[1].split()[0]:  # else it is back already
         call("scontrol", "update", "nodename=n2", "state=resume")
-    # this node is not lost in truth: what it still runs of the job, SLURM kills by the job's number, the new tasks too
-    wait(lambda: not tasks_of(jobs["train raw seed 0"]), "the tasks of the first try to end")
     call("scontrol", "release", jobs["train raw seed 0"])
-    call("scontrol", "update", f"jobid={jobs['train raw seed 0']}", "starttime=now")  # else two minutes later
+    # it begins two minutes later: at once, SLURM's late word to end the first try on n2, which is not lost in truth,
+    # meets the second try, for both have the job's number
     wait(lambda: state("compare") in ("COMPLETED", "FAILED", "CANCELLED"), "the end", 500)
     assert state("compare") == "COMPLETED", logs()
     assert losses(tmp_path) == losses(whole)
