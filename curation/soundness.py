@@ -42,7 +42,10 @@ LARGEST, ALONE, USED_UP, BELIEFS, LEFT = (0.5, 0.8), (0.15, 0.25), (0.65, 0.9), 
 OVERLAP = (0.15, np.inf)
 HEARD = 0.3  # weight of isolation from which it can find what communities that run into each other cannot
 AUTO = "Cluster again with --levels auto."
-AS_WELL = "As far as this check sees, random rows would do as well: the pool may be even already."
+AS_WELL = (
+    "This check sees no gain over random rows, which do as well where a pool is even already; labels of some rows "
+    "(--labels) tell more."
+)
 
 
 @dataclass

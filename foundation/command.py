@@ -6,11 +6,13 @@ Bugs keep their traceback: only what a user or a machine can mend is turned into
 import _thread
 import errno
 import os
+import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from foundation.errors import CurationError
 
@@ -59,7 +61,7 @@ def run_command(name: str, body: Callable[[], object], extra: str = "") -> None:
     """
     _open_streams()
     try:
-        with _no_interrupt_lost():
+        with _no_interrupt_lost(), _no_torn_bar():
             code = body()
         sys.stdout.flush()  # here, where a full disk is a line; at the exit it would be a traceback
     except KeyboardInterrupt:
@@ -75,6 +77,9 @@ def run_command(name: str, body: Callable[[], object], extra: str = "") -> None:
     finally:
         _let_go()
     if code == INTERRUPTED:
+        for bar in _bars():  # whose frame is still held
+            with suppress(OSError, ValueError):  # its stream is closed
+                bar.close()
         _say(f"{name}: interrupted; run the same command again to go on")
     if isinstance(code, int) and code:
         raise SystemExit(code)
@@ -89,6 +94,33 @@ def _open_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process lives
+
+
+def _bars() -> list[Any]:
+    """Progress bars that are open, which from now on leave nothing: beside ^C and our line they would be torn."""
+    found = list(getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ()))
+    for bar in found:
+        bar.leave = False
+    return found
+
+
+@contextmanager
+def _no_torn_bar() -> Iterator[None]:
+    """Let Ctrl-C take the bars off the screen, where nobody else has its signal."""
+    before = signal.getsignal(signal.SIGINT)
+    ours = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+
+    def interrupt(number: int, frame: Any) -> None:
+        _bars()
+        signal.default_int_handler(number, frame)
+
+    if ours:
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
 
 
 def _let_go() -> None:

@@ -32,7 +32,10 @@ def main() -> None:
 
     result = run_demo(arguments.output, arguments.size, command="make demo")
     print(f"\nCurated in {spoken(time.monotonic() - started)}: {result.report}")
-    print("\nNow a tiny transformer is pretrained on as many random and as many curated pictures:")
+    print(
+        "\nNow a tiny transformer is pretrained on as many random and as many curated pictures (as above; the paper's"
+    )
+    print("own levels, of which the page's claim speaks, are the arm hierarchical_resampled):")
     runs = arguments.output / "web_images"
     overrides = [
         "experiment=web_images",

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import typer
+from tqdm import tqdm
 from warm import Server
 
 from curation import HierarchicalKMeans
@@ -142,6 +143,25 @@ def test_a_bug_keeps_its_traceback():
 
 def _raise(error: Exception) -> None:
     raise error
+
+
+@pytest.mark.parametrize("managed", [False, True])
+def test_an_interruption_is_said_on_a_line_of_its_own_and_not_within_a_bar(
+    managed: bool, capsys: pytest.CaptureFixture[str]
+):
+    def body() -> None:
+        bar = tqdm(range(9), file=sys.stderr, ncols=60, mininterval=0)
+        with bar if managed else nullcontext():
+            for number in bar:
+                if number == 4:
+                    os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(SystemExit):
+        run_command("x", body)
+    *_earlier, bar, blank, last = capsys.readouterr().err.split("\r")
+    assert "3/9" in bar
+    assert not blank.strip(), "the bar is still there"
+    assert last == "x: interrupted; run the same command again to go on\n"
 
 
 def test_interruption_and_codes_of_the_body(capsys: pytest.CaptureFixture[str]):
