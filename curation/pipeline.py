@@ -297,7 +297,7 @@ def run_pipeline(
         there = folder / "embeddings"
         done = (there / "embeddings.json").exists() and load_json(there / "embeddings.json").get("complete", False)
         clock.begin("embed", f"{len(pool):,} rows with {embedder}")
-        embed_any(pool, embedder, there, image_size, batch_size, device, progress, seed, say, overwrite=overwrite)
+        embed_any(pool, embedder, there, image_size, batch_size, device, progress, seed, say=say, overwrite=overwrite)
         skipped += ["embeddings"] if done else []
         x = open_embeddings(there)
         preparation = None

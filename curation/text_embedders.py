@@ -70,6 +70,7 @@ def embed_any(
     device: str = "auto",
     progress: bool = True,
     seed: int = 0,
+    *,
     say: Callable[[str], None] = lambda _line: None,
     **options: Any,
 ) -> EmbedResult:
