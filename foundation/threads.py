@@ -5,6 +5,8 @@ import sys
 import time
 from pathlib import Path
 
+from foundation.numbers import is_digits
+
 STAT = Path("/proc/stat")
 VARIABLES = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 MOST = 1024  # threads of a process
@@ -24,7 +26,7 @@ def drop_bad_counts() -> None:
 
 def _is_count(text: str) -> bool:
     text = text.strip()
-    return text.isascii() and text.isdecimal() and len(text) < 6 and 1 <= int(text) <= MOST
+    return is_digits(text) and len(text) < 6 and 1 <= int(text) <= MOST
 
 
 def idle_share(seconds: float = 0.25, stat: Path = STAT) -> float:

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from foundation.errors import CurationError
+from foundation.numbers import NOT_FINITE, is_plain_number
 from foundation.paths import regular_file
 
 MOST_BYTES, MOST_VALUES, DEEPEST = 4_000_000, 200_000, 100
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 # what PyYAML raises besides its own errors for values such as "!!bool maybe", "!!timestamp x" and "!!int ''"
@@ -64,6 +66,10 @@ def _size(node: Any, known: dict[int, int], depth: int, where: str) -> int:
             raise CurationError(f"{where} has an alias that holds itself; write it out")
         return known[id(node)]
     known[id(node)], total = -1, 1
+    if isinstance(node, yaml.ScalarNode) and node.tag in NUMBERS and node.value[:1] in {*"+-.0123456789"}:
+        if not is_plain_number(node.value) and not NOT_FINITE.fullmatch(node.value):
+            said = f"{where} says {node.value[:80]}"
+            raise CurationError(f"{said}, which YAML reads as another number; write it plainly, or in quotes")
     if isinstance(node, yaml.MappingNode):
         seen: set[tuple[str, str]] = set()
         for key, _ in node.value:
