@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=page_type(TITLE, '"found"'), help="markdown; figures go beside it")
     parser.add_argument("--work", type=path_type(), default=Path("runs/edges"), help="what is measured; may be deleted")
     parser.add_argument("--make", action="store_true", help="make the inputs and stop")
-    parser.add_argument("--threads", type=number_type(int, ge=1), default=1)
+    parser.add_argument("--threads", type=number_type(int, ge=1, le=1024), default=1)
     options = parser.parse_args()
     for part in (part for part in MAKE if part in options.parts):
         if not (made := options.work / f"{part}.made").exists():

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from foundation.errors import CurationError, PassingError
 from foundation.files import load_array, require_free_space
+from foundation.threads import set_threads
 
 Result = TypeVar("Result")
 REACH = timedelta(minutes=5)  # processes start at different times
@@ -339,9 +340,7 @@ def _first_host(hosts: str) -> str:
 
 def _share_cores(local_size: int) -> None:
     """The processes of a machine share its cores: more threads than cores only wait for each other."""
-    import numba
 
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = max(1, available // local_size)
-    torch.set_num_threads(threads)
-    numba.set_num_threads(min(threads, numba.get_num_threads()))
+    set_threads(threads)

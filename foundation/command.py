@@ -63,6 +63,7 @@ def run_command(name: str, body: Callable[[], object], extra: str = "") -> None:
             code = body()
         sys.stdout.flush()  # here, where a full disk is a line; at the exit it would be a traceback
     except KeyboardInterrupt:
+        _close_bars()
         code = INTERRUPTED
     except BrokenPipeError:  # whoever read our output is gone, as in `curate plan ... | head -1`
         raise SystemExit(1) from None
@@ -70,6 +71,7 @@ def run_command(name: str, body: Callable[[], object], extra: str = "") -> None:
         line = explain(error, extra)
         if line is None:
             raise
+        _close_bars()
         _say(f"{name}: error: {line}")
         raise SystemExit(MISTAKE) from None
     finally:
@@ -89,6 +91,13 @@ def _open_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process lives
+
+
+def _close_bars() -> None:
+    """End the lines of progress bars: what is said next begins a line of its own, and comes last."""
+    kind = getattr(sys.modules.get("tqdm.std"), "tqdm", None)
+    for bar in list(getattr(kind, "_instances", ())):
+        bar.close()
 
 
 def _let_go() -> None:

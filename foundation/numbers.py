@@ -17,7 +17,7 @@ def is_digits(text: str) -> bool:
 
 
 def is_plain_number(text: str) -> bool:
-    """Whether a text is a number in ASCII digits, such as 12, -0.5, 1e6 or 1_000; none that begins with a needless 0."""
+    """Whether a text is a number in ASCII digits, such as 12, -0.5, 1e6 or 1_000, and begins with no needless 0."""
     return PLAIN.fullmatch(text) is not None and LEADING_ZERO.match(text) is None
 
 

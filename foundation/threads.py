@@ -45,6 +45,15 @@ def idle_share(seconds: float = 0.25, stat: Path = STAT) -> float:
     return (idle_now - idle) / (total_now - total) if total_now > total else 1.0
 
 
+def set_threads(count: int) -> None:
+    """Let torch and numba compute with so many threads in this process; numba never with more than it was given."""
+    import numba
+    import torch
+
+    torch.set_num_threads(count)
+    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+
+
 def use_free_cores() -> int:
     """Let OpenMP and numba use the cores that are free now, and sleep while they wait.
 

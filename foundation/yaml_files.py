@@ -55,6 +55,10 @@ def check_yaml(text: str, where: str) -> None:
         raise CurationError(f"{where} stands for more than {MOST_VALUES:,} values; leave out its aliases (*name)")
 
 
+def _is_number(text: str) -> bool:
+    return is_plain_number(text) or NOT_FINITE.fullmatch(text) is not None
+
+
 def _size(node: Any, known: dict[int, int], depth: int, where: str) -> int:
     """How many values a node stands for, aliases written out."""
     import yaml
@@ -66,10 +70,9 @@ def _size(node: Any, known: dict[int, int], depth: int, where: str) -> int:
             raise CurationError(f"{where} has an alias that holds itself; write it out")
         return known[id(node)]
     known[id(node)], total = -1, 1
-    if isinstance(node, yaml.ScalarNode) and node.tag in NUMBERS and node.value[:1] in {*"+-.0123456789"}:
-        if not is_plain_number(node.value) and not NOT_FINITE.fullmatch(node.value):
-            said = f"{where} says {node.value[:80]}"
-            raise CurationError(f"{said}, which YAML reads as another number; write it plainly, or in quotes")
+    if node.tag in NUMBERS and node.value[:1] in {*"+-.0123456789"} and not _is_number(node.value):
+        said = f"{where} says {node.value[:80]}"
+        raise CurationError(f"{said}, which YAML reads as another number; write it plainly, or in quotes")
     if isinstance(node, yaml.MappingNode):
         seen: set[tuple[str, str]] = set()
         for key, _ in node.value:
