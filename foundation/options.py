@@ -16,7 +16,7 @@ from typer.core import TyperCommand
 from foundation.errors import CurationError
 from foundation.files import require_own
 from foundation.numbers import read_number
-from foundation.paths import require_apart, require_room
+from foundation.paths import new_place, require_apart, require_room
 from foundation.settings import LARGEST_SEED, NAMES, Range, require_number, short, wrong_number
 
 
@@ -146,10 +146,8 @@ def path_type(made_by: str = "", ending: str = "", beside: str = "") -> Callable
     """
 
     def read(text: str) -> Path:
-        path = Path(text)
         try:
-            if not text.strip():
-                raise CurationError("the path is empty")
+            path = new_place(text)
             if ending and path.suffix != ending:
                 raise CurationError(f"{path} must end in {ending}")
             require_room(path)
@@ -177,16 +175,17 @@ def overwrite_option(help: str = "Replace what lies at -o, even what another pro
 
 
 def output_option(help: str = "Where the result goes.", endings: tuple[str, ...] = ()) -> Any:
-    """The option ``--output``, which is never empty: an unset variable of a shell is not the folder it stands in.
+    """The option ``--output``, a `foundation.paths.new_place`.
 
     Args:
         endings: of a file, one of which it must have: another would say a format that is not written.
     """
 
     def read(text: str | Path) -> Path:
-        if not str(text).strip():
-            raise typer.BadParameter("the path is empty")
-        path = Path(text)
+        try:
+            path = new_place(text)
+        except CurationError as error:
+            raise typer.BadParameter(str(error)) from error
         if endings and path.suffix.lower() not in endings:
             raise typer.BadParameter(f"{path} must end in {' or '.join(endings)}")
         return path

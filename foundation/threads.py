@@ -29,6 +29,12 @@ def _is_count(text: str) -> bool:
     return is_digits(text) and len(text) < 6 and 1 <= int(text) <= MOST
 
 
+def useful_processes(asked: int, n_items: int) -> int:
+    """Processes that read and decode: no more than have an item to do, nor eight for each core, for they only wait."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(asked, n_items, 8 * cores)
+
+
 def idle_share(seconds: float = 0.25, stat: Path = STAT) -> float:
     """Share of this machine's processor time that nobody used for so long; 1 where it cannot be known."""
 

@@ -268,6 +268,13 @@ CASES = [
     ("tiles", "--heights=rgb.tif", "has 3 bands; heights have one"),
     ("predict", "--overlap=9999", "overlap 9999 is more than three quarters"),
     ("heights", "--block=nan", "--block is nan"),
+    ("pretrain", "seed=010", "reads as another number"),
+    ("text plan", "--gpus=٣", "'٣' is no number"),
+    ("picture", "--window=60,60,50,50", "has 64 rows and 64 columns"),
+    ("picture", "--window=0,0,0,5", "has 64 rows and 64 columns"),
+    ("text tokenise", "--output=~/x", "only a shell knows"),
+    ("text tokenise", "--output=/", "is no place for a result"),
+    ("text tokenise", "--output=-", "is no place for a result"),
     ("heights", "backbone.name=hf-hub:no-body/no-model", "timm cannot make"),
 ]
 
