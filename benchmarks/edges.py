@@ -41,6 +41,7 @@ KMEANS = "scripts/bench_kmeans.py --busy --rows 50000 --dim 128 -k 500 --iterati
 PRETRAIN = "scripts/bench_pretrain.py side=64 speed.log_every=2"
 SHAPES = {
     "transformer, batch 8": "rows=64 steps=20 batch_size=8",
+    "transformer, batch 32": "rows=64 steps=20 batch_size=32",
     "small convolutional network, batch 64": "recipe=configs/pretrain/conv_cpu.yaml rows=256 steps=20 batch_size=64",
     "small convolutional network, batch 128": "recipe=configs/pretrain/conv_cpu.yaml rows=256 steps=20 batch_size=128",
 }
