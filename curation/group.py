@@ -314,8 +314,12 @@ def _started_by(environment: Any) -> Place | None:
     if int(environment.get("WORLD_SIZE", 1)) > 1 and "RANK" in environment:
         rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
         local = int(environment.get("LOCAL_RANK", 0)), int(environment.get("LOCAL_WORLD_SIZE", 1))
-        address = environment.get("MASTER_ADDR", "127.0.0.1")
-        return Place(rank, size, *local, address, int(environment.get("MASTER_PORT", 29500)))
+        if "MASTER_ADDR" not in environment or not 0 <= rank < size:
+            raise CurationError(
+                f"WORLD_SIZE={size}, RANK={rank} and MASTER_ADDR={environment.get('MASTER_ADDR', '')} are not those of "
+                "a process that torchrun has started; unset WORLD_SIZE for a process alone"
+            )
+        return Place(rank, size, *local, environment["MASTER_ADDR"], int(environment.get("MASTER_PORT", 29500)))
     # SLURM_STEP_NUM_TASKS, not SLURM_NTASKS: the batch script itself is not a task
     size = int(environment.get("SLURM_STEP_NUM_TASKS", 1))
     if size <= 1 or "SLURM_PROCID" not in environment:
