@@ -58,15 +58,16 @@ def _norm_and_distance(x, c):
 
 
 @numba.njit(parallel=True, fastmath={"reassoc", "contract"}, cache=True)
-def _movement(before, after, steps, falls):
-    """How far each centroid moved, and how much half its squared norm fell: (k,) float64."""
+def _movement(before, after, moved, steps, falls):
+    """Whether and how far each centroid moved, and how much half its squared norm fell: (k,) bool, float64, float64."""
     for i in numba.prange(len(before)):
-        step, fall = 0.0, 0.0
+        step, fall, differs = 0.0, 0.0, False
         for f in range(before.shape[1]):
             old, new = np.float64(before[i, f]), np.float64(after[i, f])
+            differs |= old != new
             step += (new - old) * (new - old)
             fall += old * old - new * new
-        steps[i], falls[i] = np.sqrt(step), fall / 2
+        moved[i], steps[i], falls[i] = differs, np.sqrt(step), fall / 2
 
 
 @numba.njit(fastmath={"reassoc", "contract", "nnan", "nsz"}, inline="always")
@@ -240,26 +241,26 @@ class ActiveSearch:
         self.searched, self.asked = 0.0, 0.0  # columns searched and rows x centroids, to tell what was spared
 
     def begin(self, centroids: Float[Tensor, "k d"], precision: str) -> CentroidSearch:
-        """Start an iteration with these centroids, in the frame of the rows."""
+        """Start an iteration with these centroids, in the frame of the rows; they are kept, so do not write to them."""
         room = None if self.search is None else self.search.room
         self.search = search = CentroidSearch(centroids, precision)
         search.room, self.moved_search = room, None
         usable = search.device.type == "cpu" and not search.few_dimensions
         if usable and self.before is not None:
-            moved = (search.centroids != self.before).any(dim=1).nonzero().flatten()
-            moved = moved if len(moved) else torch.zeros(1, dtype=torch.int64)  # a search needs a centroid
+            differs, step, fall = np.empty(search.k, np.bool_), np.empty(search.k), np.empty(search.k)
+            _movement(self.before.numpy(), search.centroids.numpy(), differs, step, fall)
+            moved = np.flatnonzero(differs)
+            moved = moved if len(moved) else np.zeros(1, np.int64)  # a search needs a centroid
             if len(moved) < WORTH_IT * search.k:
-                step, fall = np.empty(search.k), np.empty(search.k)
-                _movement(self.before.numpy(), search.centroids.numpy(), step, fall)
                 moved = moved[np.argsort(-step[moved], kind="stable")]
-                self.moved = moved.numpy().astype(np.int32)
+                self.moved = moved.astype(np.int32)
                 self.column_of = np.full(search.k, -1, np.int32)
                 self.column_of[self.moved] = np.arange(len(moved), dtype=np.int32)
-                fall = np.maximum(fall[self.moved], 0.0)
+                fall = np.maximum(fall[moved], 0.0)
                 self.falls = np.append(np.maximum.accumulate(fall[::-1])[::-1], 0.0)
-                self.steps = np.append(step[self.moved] * (1 + ROUNDING), 0.0)
-                self.moved_search = CentroidSearch(search.centroids[moved], precision)
-        self.before = search.centroids.clone() if usable else None
+                self.steps = np.append(step[moved] * (1 + ROUNDING), 0.0)
+                self.moved_search = CentroidSearch(search.centroids[torch.from_numpy(moved)], precision)
+        self.before = search.centroids if usable else None
         return search
 
     def nearest(self, start: int, x: Float[Tensor, "m d"]) -> tuple[Int[Tensor, "m"], Float[Tensor, "m"]]:
