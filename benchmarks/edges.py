@@ -41,6 +41,7 @@ KMEANS = "scripts/bench_kmeans.py --busy --rows 50000 --dim 128 -k 500 --iterati
 PRETRAIN = "scripts/bench_pretrain.py side=64 speed.log_every=2"
 SHAPES = {
     "transformer, batch 8": "rows=64 steps=20 batch_size=8",
+    "transformer, batch 32": "rows=64 steps=20 batch_size=32",
     "small convolutional network, batch 64": "recipe=configs/pretrain/conv_cpu.yaml rows=256 steps=20 batch_size=64",
     "small convolutional network, batch 128": "recipe=configs/pretrain/conv_cpu.yaml rows=256 steps=20 batch_size=128",
 }
@@ -203,7 +204,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=page_type(TITLE, '"found"'), help="markdown; figures go beside it")
     parser.add_argument("--work", type=path_type(), default=Path("runs/edges"), help="what is measured; may be deleted")
     parser.add_argument("--make", action="store_true", help="make the inputs and stop")
-    parser.add_argument("--threads", type=number_type(int, ge=1), default=1)
+    parser.add_argument("--threads", type=number_type(int, ge=1, le=1024), default=1)
     options = parser.parse_args()
     for part in (part for part in MAKE if part in options.parts):
         if not (made := options.work / f"{part}.made").exists():

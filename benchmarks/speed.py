@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -27,6 +26,7 @@ from experiments.engine.provenance import commits_of
 from experiments.simulated.data import rings
 from foundation.files import save_json
 from foundation.tables import markdown_table
+from foundation.threads import set_threads
 
 # what each runtime reads as it is loaded; a part that torch or faiss decides by itself may still use more
 AVX2_ALONE = {
@@ -214,8 +214,7 @@ def run_part(
         sizes: rows, dim, k, iterations, for "lloyd" and "seeding".
         processor_time: of "lloyd", seconds of the processor and not of the clock.
     """
-    torch.set_num_threads(threads)
-    numba.set_num_threads(threads)
+    set_threads(threads)
     if part in ("lloyd", "grid"):
         import faiss
 

@@ -31,6 +31,7 @@ from foundation.files import (
     save_array,
     save_json,
 )
+from foundation.numbers import is_digits
 from foundation.paths import inside, regular_file
 from foundation.settings import LARGEST_INT, Choices, Count, CountOrZero, short
 
@@ -622,7 +623,7 @@ def read_info(folder: Path) -> dict[str, Any]:
     if info.get("rows", total) != total:
         raise CurationError(f"{path} says {info['rows']} rows, but its shards have {total}; {EMBED_AGAIN}")
     for row in info.get("skipped", {}):
-        if not row.isdecimal():
+        if not is_digits(row):
             raise CurationError(f"{path} skips {short(row)}, which is no row; {EMBED_AGAIN}")
     return info
 

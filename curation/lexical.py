@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from foundation.clock import spoken
 from foundation.errors import CurationError
+from foundation.numbers import is_digits
 
 BYTES, CHARACTERS = "byte_histogram", "char_svd"
 N_GRAMS, FEATURES, DIMENSIONS = (2, 5), 50_000, 128
@@ -106,7 +107,7 @@ def lexical_dimensions(name: str) -> int:
         CurationError: an unknown name, or no such number of dimensions.
     """
     kind, _, rest = name.partition(":")
-    if not is_lexical(name) or (rest and (kind == BYTES or not rest.isdecimal() or len(rest) > 5 or int(rest) < 1)):
+    if not is_lexical(name) or (rest and (kind == BYTES or not is_digits(rest) or len(rest) > 5 or int(rest) < 1)):
         raise CurationError(f"embedder {name!r} is unknown; use {BYTES}, {CHARACTERS} or {CHARACTERS}:DIMENSIONS")
     return 256 if kind == BYTES else int(rest or DIMENSIONS)
 

@@ -23,7 +23,7 @@ from foundation.files import digest_json, write_atomically
 from foundation.hub import hub_within_reach
 from foundation.images import MOST_BYTES
 from foundation.jsonl import bad_line
-from foundation.paths import regular_file
+from foundation.paths import regular_file, require_room
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 SUFFIXES = {  # the order decides where a folder holds several kinds: side files (captions, metadata) come last
@@ -250,11 +250,15 @@ def _of_split(path: Path, files: list[Path], split: str) -> list[Path]:
 
 def _load(name: str, options: dict[str, Any], split: str, problem: str) -> Any:
     """`datasets.load_dataset` with its chain of errors brought down to one line."""
-    from datasets import load_dataset
+    from datasets import config, load_dataset
 
     try:
         return load_dataset(name, split=split, **options)
     except Exception as error:
+        try:
+            require_room(Path(config.HF_DATASETS_CACHE))
+        except CurationError:  # the pool is not to blame
+            problem = f"the cache of Hugging Face datasets, {config.HF_DATASETS_CACHE}, cannot be made; set HF_HOME"
         raise CurationError(f"{problem}: {_first_cause(error)}") from error
 
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from foundation.errors import CurationError
 from foundation.images import read_image, reason_of
+from foundation.threads import useful_processes
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -131,7 +132,7 @@ def read_batches(
     loader = DataLoader(
         _Reading(images, transform),  # type: ignore[arg-type]
         batch_size=batch_size,
-        num_workers=min(n_workers, -(-(len(images) if rows is None else len(rows)) // batch_size)),
+        num_workers=useful_processes(n_workers, -(-(len(images) if rows is None else len(rows)) // batch_size)),
         sampler=None if rows is None else rows.tolist(),
         collate_fn=_collate,
         persistent_workers=False,

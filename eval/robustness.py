@@ -18,6 +18,7 @@ from torch import Tensor
 
 from eval.arrays import as_features, as_labels
 from foundation.errors import CurationError
+from foundation.numbers import is_digits
 from foundation.paths import regular_file
 
 
@@ -64,7 +65,7 @@ def map_by_index(class_names: list[str], n_train: int) -> ClassMap:
     """
     allowed: list[tuple[int, ...]] = []
     for name in class_names:
-        if not name.isdecimal() or int(name) >= n_train:
+        if not is_digits(name) or int(name) >= n_train:
             raise CurationError(f"class folder {name!r} is not a class index below {n_train}; give a class-map file")
         allowed.append((int(name),))
     return ClassMap(allowed, n_train)
@@ -125,7 +126,7 @@ def _target(target: Any, index: dict[str, int], path: Path, name: str) -> int:
     text = str(target).strip()
     if text in index:
         return index[text]
-    if text.isdecimal() and int(text) < len(index):
+    if is_digits(text) and int(text) < len(index):
         return int(text)
     raise CurationError(f"class map {path}: {name!r} maps to {text!r}, which is neither a training class nor its index")
 

@@ -13,6 +13,7 @@ from experiments.engine.stages import MARKER, Stage, in_order, load_marker, lock
 from experiments.run_folder import begin_stage, finish_experiment, write_manifest
 from experiments.slurm import resources_of, submit
 from foundation.errors import CurationError
+from foundation.paths import new_place
 from foundation.settings import CONFIGS, fill, nearest_name
 
 LOCATIONS = ("local", "slurm")
@@ -139,7 +140,7 @@ def run_experiment(
 def _require_room(config: dict[str, Any]) -> None:
     """Refuse a run folder that cannot be one, before anything is planned for it."""
     output = config.get("output")
-    runs = Path(str(output.get("runs") if isinstance(output, dict) else output))
+    runs = new_place(str(output.get("runs") if isinstance(output, dict) else output))
     there = next((part for part in (runs, *runs.parents) if part.exists()), runs)
     if not there.is_dir():
         raise CurationError(f"output.runs is {runs}, but {there} is no folder; name another")

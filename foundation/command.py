@@ -72,14 +72,14 @@ def run_command(name: str, body: Callable[[], object], extra: str = "") -> None:
         line = explain(error, extra)
         if line is None:
             raise
+        _close_bars()
         _say(f"{name}: error: {line}")
         raise SystemExit(MISTAKE) from None
     finally:
         _let_go()
     if code == INTERRUPTED:
-        for bar in _bars():  # whose frame is still held
-            with suppress(OSError, ValueError):  # its stream is closed
-                bar.close()
+        _hide_bars()
+        _close_bars()
         _say(f"{name}: interrupted; run the same command again to go on")
     if isinstance(code, int) and code:
         raise SystemExit(code)
@@ -96,12 +96,22 @@ def _open_streams() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process lives
 
 
-def _bars() -> list[Any]:
-    """Progress bars that are open, which from now on leave nothing: beside ^C and our line they would be torn."""
-    found = list(getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ()))
-    for bar in found:
+def _open_bars() -> list[Any]:
+    """Progress bars that have not ended."""
+    return list(getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ()))
+
+
+def _hide_bars() -> None:
+    """Bars from now on leave nothing where they end: beside ^C and our line they would be torn."""
+    for bar in _open_bars():
         bar.leave = False
-    return found
+
+
+def _close_bars() -> None:
+    """End the lines of bars: what is said next begins a line of its own, and comes last."""
+    for bar in _open_bars():
+        with suppress(OSError, ValueError):  # its stream is closed
+            bar.close()
 
 
 @contextmanager
@@ -111,7 +121,7 @@ def _no_torn_bar() -> Iterator[None]:
     ours = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
 
     def interrupt(number: int, frame: Any) -> None:
-        _bars()
+        _hide_bars()
         signal.default_int_handler(number, frame)
 
     if ours:

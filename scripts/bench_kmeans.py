@@ -23,10 +23,9 @@ FIT = """
 import sys, time
 import numpy as np
 from curation.kmeans import kmeans
-import torch, numba
+from foundation.threads import set_threads
 rows, dim, k, iterations, threads = map(int, sys.argv[1:])
-torch.set_num_threads(threads)
-numba.set_num_threads(threads)
+set_threads(threads)
 x = np.random.default_rng(0).normal(size=(rows, dim)).astype(np.float32)
 kmeans(x[:2000], 10, max_iterations=2)
 started = time.perf_counter()
@@ -82,6 +81,8 @@ def main() -> None:
         "-o", "--output", type=page_type("# Speed of k-means"), help="markdown; figures are kept in a .json beside it"
     )
     arguments = parser.parse_args()
+    if arguments.k > arguments.rows:
+        parser.error(f"-k {arguments.k} is more than --rows {arguments.rows}")
     if arguments.busy:
         sizes = (arguments.rows, arguments.dim, arguments.k, arguments.iterations)
         print(measure_busy(*sizes, arguments.threads, arguments.repeats))

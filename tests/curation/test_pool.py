@@ -232,6 +232,15 @@ def test_mistakes_are_one_clear_line(tmp_path, make, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_cache_that_cannot_be_made_is_not_the_fault_of_the_pool(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """With HF_HOME a file, texts.jsonl could not "be read as json"."""
+    (tmp_path / "a.jsonl").write_text('{"text": "a row"}\n')
+    (tmp_path / "file").write_bytes(b"mine")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "file/datasets"))
+    with pytest.raises(CurationError, match="set HF_HOME"):
+        open_pool(tmp_path / "a.jsonl")
+
+
 def test_unknown_column_lists_the_columns(tmp_path):
     (tmp_path / "a.png").write_bytes(png(0))
     with pytest.raises(CurationError, match=r"no column 'picture'; it has image"):

@@ -338,3 +338,9 @@ def test_the_key_of_a_training_knows_every_default_and_nothing_of_speed(experime
     assert key(f"{section}.speed.checkpoint_every=7") == plain
     assert key(f"{section}.{default}") == plain
     assert key(f"{section}.{default}5") != plain
+
+
+@pytest.mark.parametrize("name", ["simulatd", "a\nb", "", "..os", 7])
+def test_an_experiment_that_is_not_there_is_named(name: object):
+    with pytest.raises(CurationError, match="there is no experiment"):
+        open_domain(name)  # type: ignore[arg-type]

@@ -257,7 +257,8 @@ def test_other_processes_join_in_distributed_stages_alone(tmp_path: Path):
 def test_a_trainer_takes_the_processes_that_were_started(monkeypatch: pytest.MonkeyPatch):
     assert placed() == {}
     monkeypatch.setattr(processes.Group, "current", classmethod(lambda cls: cls(0, 8)))
-    for name, value in {"RANK": "0", "WORLD_SIZE": "8", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "4"}.items():
+    started = {"RANK": "0", "WORLD_SIZE": "8", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "here"}
+    for name, value in started.items():
         monkeypatch.setenv(name, value)
     assert placed() == {"devices": 4, "nodes": 2}
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")

@@ -288,3 +288,17 @@ def test_a_gpu_that_is_too_small_names_the_settings_to_lower():
 
 def test_a_full_disk_under_a_library_in_rust_is_one_line():
     assert "No space left" in (explain(Exception("No space left on device (os error 28)")) or "")
+
+
+def test_a_progress_bar_that_an_error_left_open_ends_before_its_line(capfd: pytest.CaptureFixture[str]):
+    """The line of the error began within that of the bar, and the bar was drawn once more behind it."""
+    from tqdm import tqdm
+
+    def body() -> None:
+        for _ in tqdm(range(3), mininterval=0, miniters=1):
+            raise CurationError("the second picture is none")
+
+    with pytest.raises(SystemExit):
+        run_command("x", body)
+    err = capfd.readouterr().err
+    assert err.endswith("\nx: error: the second picture is none\n"), err

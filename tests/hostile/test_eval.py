@@ -127,6 +127,22 @@ def test_results_that_changed_are_not_compared(hostile: Hostile, name: str, at: 
     assert hostile.check(COMMANDS["compare"], COMMANDS["compare"].words, name).code == 2
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("root=nan", "which is no folder"),
+        ("cache=~/x", "only a shell knows"),
+        ("cache=train.jsonl", "is no folder"),
+        ("seed=1:30", "another number"),
+    ],
+)
+def test_a_setting_that_means_nothing_is_refused(hostile: Hostile, word: str, said: str):
+    """A folder "~" was made, and a root that is not there was passed over."""
+    hostile.fresh(COMMANDS["knn"])
+    ended = hostile.check(COMMANDS["knn"], (*KNN, word), word)
+    assert (ended.code, said in ended.err) == (2, True), ended.err
+
+
 def test_cached_features_that_changed_are_not_used(hostile: Hostile):
     words = (*KNN, "cache=cache")
     hostile.fresh(COMMANDS["knn"])
