@@ -371,16 +371,16 @@ def check_flatness(sample: _Sample) -> Finding | None:
         told.append(f"{effective[1]:.1f} equal ones of {int(labels.max()) + 1} (random rows {effective[0]:.1f})")
     gain = float(np.exp(np.mean(logs)))
     how = "less even than" if gain < 1 / FLATNESS[0] else "about as even as" if gain < FLATNESS[0] else "more even than"
-    found = _finding(
+    finding = _finding(
         1 / gain,
         *FLATNESS,
         "Over communities of a neighbour graph that the tree did not see, coarse and fine, the subset is as diverse as "
         f"{' and '.join(told)}: {how} random rows.",
         f"Look closely before you train on this. {_auto(sample.tree, 'Try another embedding, or random rows.')}",
     )
-    if found.severity == "ok" and gain < FLATNESS[0]:
-        found.remedy = AS_WELL
-    return found
+    if finding.severity == "ok" and gain < FLATNESS[0]:
+        finding.remedy = AS_WELL
+    return finding
 
 
 def _again(sample: _Sample, seed: int) -> ClusterTree:
