@@ -57,7 +57,7 @@ def set_threads(count: int) -> None:
     import torch
 
     torch.set_num_threads(count)
-    numba.set_num_threads(min(count, getattr(numba.config, "NUMBA_NUM_THREADS", count)))
+    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
 
 
 def use_free_cores() -> int:
