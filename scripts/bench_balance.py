@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.balance.benchmark import chosen, run_benchmark
 from benchmarks.balance.methods import METHODS
-from benchmarks.balance.pools import CELLS
+from benchmarks.balance.pools import CELLS, USUAL
 from foundation.command import run_command
 from foundation.options import Parser, number_type, page_type
 
@@ -31,7 +31,7 @@ def main() -> None:
         help="markdown; JSON and images/ go beside it",
     )
     parser.add_argument("--seeds", default="100,101,102", help="of pools and methods")
-    parser.add_argument("--cells", default="", help=f"some of {', '.join(CELLS)}")
+    parser.add_argument("--cells", default="", help=f"some of {', '.join(CELLS)}; all but the weak without")
     parser.add_argument("--methods", default="", help=f"some of {', '.join(METHODS)}")
     parser.add_argument("--work", type=Path, default=Path("runs/balance"), help="embeddings and finished results")
     parser.add_argument("--threads", type=number_type(int, ge=1, le=1024), default=1)
@@ -40,7 +40,7 @@ def main() -> None:
     # where work is kept decides nothing, and is a path of this machine
     words = [word for before, word in pairwise(["", *sys.argv]) if "--work" not in (before, word.partition("=")[0])]
     command = shlex.join(["python", *words])
-    cells, methods = chosen(options.cells, CELLS, "cell"), chosen(options.methods, METHODS, "method")
+    cells, methods = chosen(options.cells or ",".join(USUAL), CELLS, "cell"), chosen(options.methods, METHODS, "method")
     run_benchmark(options.output, options.work, cells, methods, options.seeds, command, options.threads)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.balance.measure import EVEN, SUBSET, subset_measures
 from benchmarks.balance.methods import METHODS as DRAWS
 from benchmarks.balance.methods import former_levels
-from benchmarks.balance.pools import CELLS
+from benchmarks.balance.pools import CELLS, USUAL
 from benchmarks.balance.sources import Sources
 from curation.community_tree import CommunityTree
 from curation.hierarchy import HierarchicalKMeans
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--work", type=path_type(), default=Path("runs/balance"))
     parser.add_argument("--seed", type=number_type(int, ge=0, le=2**32 - 1), default=0)
     options = parser.parse_args()
-    names = list(CELLS) if options.cells == "all" else options.cells.split(",")
+    names = USUAL if options.cells == "all" else options.cells.split(",")
     for name in names:
         if name not in CELLS:
             parser.error(f"--cells: {name!r} is unknown; {nearest_name(name, CELLS)}")

@@ -40,6 +40,7 @@ class Cell:
         needs: sources whose files must be there.
         draw: (sources, generator, seed) -> pool.
         bursts: it has near-duplicates, so that methods with preparation are tried as well.
+        weak: kept apart: a pool where the default is known to do little or harm, run by its name alone.
     """
 
     title: str
@@ -47,6 +48,7 @@ class Cell:
     draw: Callable[..., Pool]
     bursts: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
+    weak: bool = False
 
     def pool(self, sources: Sources, seed: int) -> Pool:
         """The pool of a seed: another seed draws other rows, and another toy.
@@ -184,6 +186,59 @@ def gaussians(sources: Sources, rng: np.random.Generator, seed: int, rows: int, 
     return _plain(centres[concept] + 0.7 * rng.normal(size=(rows, dim)), concept)
 
 
+def between(concept_of: Int[np.ndarray, "n"], least: int, most: int, rng: np.random.Generator) -> Int[np.ndarray, "m"]:
+    """Rows, in random order, of which every concept has a number drawn from ``least`` to ``most``, or all its rows."""
+    members = [rng.permutation(np.flatnonzero(concept_of == concept)) for concept in range(int(concept_of.max()) + 1)]
+    return rng.permutation(np.concatenate([rows[: rng.integers(least, most + 1)] for rows in members]))
+
+
+def few_rows(
+    sources: Sources, rng: np.random.Generator, seed: int, domain: str, least: int, most: int, concepts: int = 0
+) -> Pool:
+    """Classes of one domain with so many rows each; concepts: so many of those that have them; 0: all."""
+    x, concept = sources.pictures(domain)
+    if concepts:
+        mine = np.isin(concept, rng.choice(np.flatnonzero(np.bincount(concept) >= most), concepts, replace=False))
+        x, concept = x[mine], np.unique(concept[mine], return_inverse=True)[1]
+    chosen = between(concept, least, most, rng)
+    return _plain(x[chosen], concept[chosen])
+
+
+def all_classes(sources: Sources, rng: np.random.Generator, seed: int, rows: int) -> Pool:
+    """Every class of every visual domain is a concept, as frequent as it is; at most 1,500 rows of a domain."""
+    parts, concepts, first = [], [], 0
+    for domain in VISUAL:
+        x, concept = sources.pictures(domain)
+        chosen = rng.permutation(len(x))[:1500]
+        parts.append(x[chosen])
+        concepts.append(concept[chosen] + first)
+        first += int(concept.max()) + 1
+    chosen = rng.permutation(sum(map(len, parts)))[:rows]
+    return _plain(np.concatenate(parts)[chosen], np.concatenate(concepts)[chosen])
+
+
+def even_gaussians(
+    sources: Sources, rng: np.random.Generator, seed: int, rows: int, concepts: int, dim: int, noise: float, copies: int
+) -> Pool:
+    """Gaussians of equal size, as wide as ``noise`` distances of their centres' coordinates; each row so many times."""
+    concept = rng.permutation(np.repeat(np.arange(concepts), rows // concepts // copies))
+    x = rng.normal(size=(concepts, dim))[concept] + noise * rng.normal(size=(len(concept), dim))
+    x, concept = np.repeat(x, copies, axis=0), np.repeat(concept, copies)
+    return _plain((x + 1e-4 * rng.normal(size=x.shape)).astype(np.float32), concept)
+
+
+def plane(sources: Sources, rng: np.random.Generator, seed: int, rows: int, concepts: int) -> Pool:
+    """An even square, cut into the places nearest to each of so many points: concepts without a seam."""
+    from scipy.spatial import cKDTree
+
+    x = rng.random((rows, 2))
+    return _plain(x.astype(np.float32), cKDTree(rng.random((concepts, 2))).query(x)[1])
+
+
+def _weak(title: str, draw: Callable[..., Pool], needs: tuple[str, ...] = (), **settings: Any) -> Cell:
+    return Cell(title, needs, draw, settings=settings, weak=True)
+
+
 def _visual(title: str, bursts: bool = False, **settings: Any) -> Cell:
     return Cell(title, tuple(settings.get("of", VISUAL)), domains, bursts, settings)
 
@@ -241,4 +296,22 @@ CELLS = {
     "manifold": _toy("toy: manifold", "manifold", 6000),
     "clutter": _toy("toy: clutter, with bursts and junk", "clutter", 6000, True),
     "gaussians": Cell("toy: 100 Gaussians", (), gaussians, settings={"rows": 8000, "concepts": 100, "dim": 64}),
+    "few_characters": _weak(
+        "242 characters of 4 to 20 rows", few_rows, ("characters",), domain="characters", least=4, most=20
+    ),
+    "all_classes": _weak("all classes of 6 visual domains", all_classes, (*VISUAL, "heights"), rows=5000),
+    "few_clipart": _weak(
+        "10 folders of clip art, 60 rows each", few_rows, ("clipart",), domain="clipart", least=60, most=60, concepts=10
+    ),
+    "overlap_2": _weak(
+        "even Gaussians that overlap, 2-D", even_gaussians, rows=3000, concepts=10, dim=2, noise=0.35, copies=1
+    ),
+    "overlap_3": _weak(
+        "even Gaussians that overlap, 3-D", even_gaussians, rows=3000, concepts=12, dim=3, noise=0.6, copies=1
+    ),
+    "twice": _weak(
+        "even Gaussians, each row twice", even_gaussians, rows=3000, concepts=20, dim=32, noise=0.6, copies=2
+    ),
+    "plane": _weak("16 parts of an even square", plane, rows=3000, concepts=16),
 }
+USUAL = [name for name, cell in CELLS.items() if not cell.weak]
