@@ -180,7 +180,7 @@ def test_settings_are_checked(tmp_path: Path):
     for path, override, message in [
         (None, "speed=5", "setting speed is 5"),
         (None, "betas=[1]", r"betas is \[1\]; it needs 2 values"),
-        (None, "model.width=abc", "setting model.width: Value 'abc'"),
+        (None, "model.width=abc", "setting model.width is 'abc'; it needs a whole number"),
         (None, "model.kv_heads=3", "must divide model.heads 4"),
         (None, "model.width=12", "multiple of 2 x heads = 8"),
         (None, "model=none.yaml", "none.yaml does not exist"),
