@@ -66,11 +66,12 @@ within that of each other all shares come out the same, so that the belief falls
 
 ## Where it fails
 
-Seven pools on which the default is known to do little or harm are run by their names alone, `--cells few_characters,all_classes,
-few_clipart,overlap_2,overlap_3,twice,plane`, and never count in the mean above; [the log](../log.md) has their figures. Where a
-concept has fewer rows than a place has neighbours (242 characters of 4 to 20 rows), and on all classes of six domains at once,
-the default is worse than random rows. Even concepts that overlap in two or three dimensions, and even pools in which every
-row is there twice, come out more uneven than they were, KL up to 0.1. No check of a tree warns of these.
+Seven pools on which the default is known to do little or harm (`--cells` few_characters, all_classes, few_clipart,
+overlap_2, overlap_3, twice, plane) are run by their names alone and never count in the mean above; [the
+log](../log.md) has their figures. Where a concept has fewer rows than a place has neighbours (242 characters of 4 to
+20 rows), and on all classes of six domains at once, the default is worse than random rows. Even concepts that overlap
+in two or three dimensions, and even pools in which every row is there twice, come out more uneven than they were. The
+checks of a tree are silent on most of these.
 """
 
 
