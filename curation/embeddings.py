@@ -577,14 +577,14 @@ def _joined(folders: dict[Path, Embeddings]) -> Embeddings:
                     "parts of one pool need one embedder"
                 )
     starts = np.cumsum([0, *rows])
-    ids = [
-        start + (np.arange(part.n_rows) if part.row_ids is None else np.asarray(part.row_ids))
-        for start, part in zip(starts[:-1], parts, strict=True)
-    ]
+    ids = None
+    if any(part.row_ids is not None or part.n_rows != n for part, n in zip(parts, rows, strict=True)):
+        placed = zip(starts[:-1], parts, strict=True)
+        ids = np.concatenate([start + (np.arange(p.n_rows) if p.row_ids is None else p.row_ids) for start, p in placed])
     metadata = {key: value for key, value in infos[0].items() if all(info.get(key) == value for info in infos)}
     metadata.pop("pool_fingerprint", None)  # of parts that are alike
     metadata |= {"pool_rows": int(starts[-1]), "shards": [entry for info in infos for entry in info["shards"]]}
-    return Embeddings([shard for part in parts for shard in part.shards], metadata, np.concatenate(ids))
+    return Embeddings([shard for part in parts for shard in part.shards], metadata, ids)
 
 
 @dataclass

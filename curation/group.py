@@ -344,7 +344,6 @@ def _first_host(hosts: str) -> str:
 
 def _share_cores(local_size: int) -> None:
     """The processes of a machine share its cores: more threads than cores only wait for each other."""
-
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = max(1, available // local_size)
     set_threads(threads)
