@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from benchmarks.speed import AVX2_ALONE
 from curation import CurationError, nearest_centroid, open_embeddings
-from curation.kmeans import CentroidSearch, activity, greedy, grouped_seeding, kmeans, seeding
+from curation.kmeans import CentroidSearch, activity, greedy, grouped_seeding, kmeans, lloyd, seeding, update
 from curation.kmeans.activity import ActiveSearch
 from curation.kmeans.greedy import greedy_choices, greedy_kmeans_plusplus
 from curation.kmeans.tiles import MATRICES, PAIRS, PANEL, multiply_block, pack_row
@@ -221,6 +221,30 @@ def test_update_adds_in_float64(path: str):
     assert sums.counts[11:].sum() == 0
 
 
+def test_sums_kept_between_iterations_change_no_byte(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lloyd, "rows_per_read", lambda dim: 300)
+    x = mixture(2000, 24, 12)
+    kept = kmeans(x, 30, seeding="random", max_iterations=25)
+    added = []
+    monkeypatch.setattr(update.KeptParts, "of_block", lambda *_: added.append(1))
+    monkeypatch.setattr(update, "KEPT_BYTES", 0)
+    anew = kmeans(x, 30, seeding="random", max_iterations=25)
+    assert not added
+    assert len(kept.history) > 8
+    assert kept.centroids.tobytes() == anew.centroids.tobytes()
+    assert kept.history == anew.history
+
+
+def test_only_clusters_whose_rows_changed_are_added_anew():
+    kept = update.KeptParts(500, 500, 4, 3)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 500).astype(np.int32)
+    assert kept.of_block(0, labels)[0].all()
+    row = int(np.flatnonzero(labels == 1)[0])
+    labels[row] = 3
+    assert kept.of_block(0, labels)[0].tolist() == [False, True, False, True]
+
+
 def test_lloyd_agrees_with_scikit_learn_from_the_same_start():
     from sklearn.cluster import KMeans
 
@@ -235,6 +259,19 @@ def test_inertia_never_rises():
     history = kmeans(mixture(2000, 10, 20), 40, seeding="random", max_iterations=30).history
     assert len(history) > 3
     assert all(after <= before * (1 + 1e-9) for before, after in pairwise(history))
+
+
+def test_rows_are_drawn_in_proportion_to_what_is_left_of_them():
+    rng = np.random.default_rng(0)
+    weights, closest = rng.integers(1, 5, 3000).astype(float), rng.exponential(size=3000).astype(np.float32)
+    closest[rng.random(3000) < 0.5] = 0
+    closest[-40:] = 0
+    cumulative = np.cumsum(weights * closest)
+    sums = np.array([(weights * closest)[i : i + greedy.CHUNK].sum() for i in range(0, 3000, greedy.CHUNK)])
+    for uniform in [0.0, *rng.random(500), np.nextafter(1, 0)]:
+        expected = np.searchsorted(cumulative, uniform * cumulative[-1], side="right")
+        assert greedy._drawn(uniform * cumulative[-1], sums, weights, closest) == min(expected, 2959)
+    assert closest[greedy._drawn(2 * cumulative[-1], sums, weights, closest)] > 0
 
 
 @pytest.mark.parametrize("strategy", ["auto", "kmeans++", "kmeans||"])
