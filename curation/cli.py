@@ -235,7 +235,7 @@ def dedup(
         str, typer.Option(help="exact, perceptual, embedding, text, separated by commas; default: all that apply.")
     ] = "",
     threshold: Annotated[float, number("Least cosine, after the mean of the pool is taken off.", gt=0, le=1)] = 0.95,
-    ratio: Annotated[float, number("Greatest share of the distance to the 64th neighbour.", gt=0, le=1)] = 0.5,
+    ratio: Annotated[float, number("Greatest share of the distance to the 40th neighbour.", gt=0, le=1)] = 0.5,
     max_bits: Annotated[int, number("Bits of 64 in which perceptual hashes may differ.", ge=0, le=16)] = 2,
     overlap: Annotated[float, number("Least Jaccard similarity of the word n-grams of texts.", gt=0, le=1)] = 0.7,
     held_out: Annotated[Path | None, typer.Option(help="Embeddings that no kept row may repeat: a test set.")] = None,
