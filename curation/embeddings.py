@@ -211,15 +211,12 @@ class ParquetShard(_Shard):
         import pyarrow.parquet as pq
 
         try:
-            self.file = pq.ParquetFile(regular_file(path))
+            self.file = pq.ParquetFile(regular_file(path), page_checksum_verification=True)
         except (OSError, pa.ArrowException) as error:
             raise CurationError(f"{path} cannot be read as parquet ({_line(error)}); make it again") from error
         self.name, self.rows = str(path), self.file.metadata.num_rows
         self.column = _only_list_column(self.file.schema_arrow, self.name) if column is None else column
-        if self.column not in self.file.schema_arrow.names:
-            raise CurationError(
-                f"{path} has no column {self.column!r}; it has {', '.join(self.file.schema_arrow.names)}"
-            )
+        _require_column(self.column, self.file.schema_arrow.names, str(path))
         sizes = [self.file.metadata.row_group(i).num_rows for i in range(self.file.num_row_groups)]
         self.offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
         self._group, self._held = -1, ArrowShard(self.file.schema_arrow.empty_table()[self.column], self.name)
@@ -276,6 +273,12 @@ def _only_list_column(schema: Any, name: str) -> str:
         found = ", ".join(names) or "none"
         raise CurationError(f"{name} needs one column of float lists, found {found}; name it with column=")
     return names[0]
+
+
+def _require_column(name: str, names: list[str], where: str) -> None:
+    if names.count(name) != 1:
+        how_many = f"{names.count(name)} columns" if name in names else "no column"
+        raise CurationError(f"{where} has {how_many} {name!r}; it has {', '.join(names)}")
 
 
 def check_row_ids(row_ids: np.ndarray, n_rows: int, name: str) -> Int[np.ndarray, "n"]:
@@ -479,8 +482,7 @@ def open_embeddings(source: Any, column: str | None = None) -> Embeddings:
         dataset = source if source._indices is None else source.flatten_indices()
         table = dataset.data.table
         name = _only_list_column(table.schema, "the dataset") if column is None else column
-        if name not in table.column_names:
-            raise CurationError(f"the dataset has no column {name!r}; it has {', '.join(table.column_names)}")
+        _require_column(name, table.column_names, "the dataset")
         return Embeddings([ArrowShard(table[name], f"dataset column {name}")])
     array = np.asarray(source)
     if array.ndim == 2 and array.flags.writeable and str(array.dtype) in DTYPES and array.dtype.isnative:
@@ -507,8 +509,7 @@ def _open_path(path: Path, column: str | None) -> Embeddings:
             except pa.ArrowInvalid:
                 table = pa.ipc.open_stream(source).read_all()
             name = _only_list_column(table.schema, path.name) if column is None else column
-            if name not in table.column_names:
-                raise CurationError(f"{path} has no column {name!r}; it has {', '.join(table.column_names)}")
+            _require_column(name, table.column_names, str(path))
             table[name].validate(full=True)  # offsets that leave the file would be followed
         except (OSError, pa.ArrowException) as error:
             raise CurationError(f"{path} cannot be read as Arrow ({_line(error)}); make it again") from error

@@ -21,7 +21,7 @@ from curation.tiles import TileCut, are_rasters, open_rasters, parse_cut
 from foundation.errors import CurationError
 from foundation.files import digest_json, write_atomically
 from foundation.hub import hub_within_reach
-from foundation.images import MOST_BYTES
+from foundation.images import MOST_BYTES, picture_file
 from foundation.jsonl import bad_line
 from foundation.paths import regular_file, require_room
 
@@ -214,6 +214,9 @@ def _open_files(path: Path, split: str | None, files: list[Path], cut: TileCut |
         pool = _load(kind, {"data_files": {"train": names}}, "train", problem)
         if kind != "parquet" and pool.data.nbytes < CHECKED_BYTES:
             _check_utf8(pool, problem)
+        # pyarrow refuses a key that is there twice, but a lone row that it refused is read by another, who does not
+        if kind == "json" and len(pool) == 1 and (line := bad_line(files, _lines)):
+            raise CurationError(line)
         return pool
     except CurationError as error:
         if kind == "json" and (line := bad_line(files, _lines)):
@@ -351,6 +354,8 @@ def _sample(key: str, parts: Iterator[tuple[str, bytes]]) -> dict[str, Any]:
         column = "image" if f".{end}".endswith(IMAGE_SUFFIXES) else MEMBERS.get(end)
         if column is None:
             continue
+        if column == "label" and not _is_utf8(content):  # two such labels would become one
+            raise CurationError(f"sample {key} has a label that is not UTF-8 ({content[:40]!r}); convert it")
         if column in row:  # such as a mask beside its picture: the last one would win
             raise CurationError(f"sample {key} has two members for {column}, {name} is the second; leave one")
         row[column] = (
@@ -359,6 +364,14 @@ def _sample(key: str, parts: Iterator[tuple[str, bytes]]) -> dict[str, Any]:
     if WHOLE_NUMBER.fullmatch(row.get("label", "")):
         row["label"] = int(row["label"])
     return row
+
+
+def _is_utf8(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _rows(shards: list[tuple[str, int, int]], names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
@@ -507,7 +520,7 @@ def _content(value: Any) -> bytes:
         content = value["bytes"]
         if content is None and value["path"]:
             try:
-                content = regular_file(value["path"]).read_bytes()
+                content = picture_file(value["path"]).read_bytes()
             except (OSError, CurationError):
                 content = Path(value["path"]).name.encode()
         value = hashlib.blake2b(content or b"", digest_size=16).hexdigest()

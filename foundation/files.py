@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from foundation.errors import CurationError, PassingError
+from foundation.jsonl import once
 from foundation.locks import NAME as LOCK
 from foundation.locks import locked_folder
 from foundation.paths import regular_file
@@ -161,6 +162,24 @@ def save_json(path: Path, content: dict[str, Any], seal: bool = False) -> None:
     write_atomically(path, lambda stream: stream.write((json.dumps(content, indent=2) + "\n").encode()))
 
 
+def json_file(path: Path, remedy: str = "make it again") -> Path:
+    """The path of a JSON file that may be read as a whole, by us or by a library.
+
+    Raises:
+        CurationError: it is not there, no regular file, or larger than any that is meant.
+    """
+    path = regular_file(path, remedy)
+    if (size := path.stat().st_size) > JSON_LIMIT:
+        raise CurationError(f"{path} has {size / 1e9:.1f} GB, too many for JSON; {remedy}")
+    return path
+
+
+def check_json(folder: str | Path) -> None:
+    """Refuse a model's folder whose JSON a library would wait for, or read for ever (`json_file`)."""
+    for path in sorted(Path(folder).glob("*.json")):
+        json_file(path, "copy it again")
+
+
 def load_json(path: Path, schema: Any = None, remedy: str = "make it again") -> dict[str, Any]:
     """Read a JSON object.
 
@@ -172,11 +191,9 @@ def load_json(path: Path, schema: Any = None, remedy: str = "make it again") -> 
         CurationError: the file is missing, truncated, not a JSON object, changed since it was sealed, or not what the
             schema says.
     """
-    path = regular_file(path, remedy)
+    path = json_file(path, remedy)
     try:
-        if path.stat().st_size > JSON_LIMIT:
-            raise ValueError(f"{path.stat().st_size / 1e9:.1f} GB are too many")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
     except (OSError, ValueError, RecursionError) as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise CurationError(f"{path} cannot be read as JSON ({why}); it may be truncated: {remedy}") from error

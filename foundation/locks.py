@@ -45,7 +45,7 @@ def locked_folder(folder: str | Path) -> Iterator[Path]:
         try:
             descriptor = _acquire(folder, path)
         except OSError as error:
-            raise CurationError(f"{folder} cannot be written: {error.strerror or error}; choose another -o") from error
+            raise CurationError(f"{path} cannot be written: {error.strerror or error}; choose another -o") from error
         yield folder
     finally:
         if descriptor is not None:

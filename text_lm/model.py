@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from foundation.errors import CurationError
-from foundation.files import check_export
+from foundation.files import check_export, check_json
 from foundation.hub import hub_within_reach
 from foundation.settings import CountOrZero, Positive, Range, check
 
@@ -127,6 +127,7 @@ def load_model(folder: str | Path, tokenizer: Any | None = None, attention: str 
     try:
         with warnings.catch_warnings(), nullcontext() if Path(folder).is_dir() else hub_within_reach():
             warnings.simplefilter("ignore")
+            check_json(folder)
             model = AutoModelForCausalLM.from_pretrained(
                 str(folder), dtype=torch.float32, attn_implementation=attention, use_safetensors=True
             )

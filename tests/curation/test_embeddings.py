@@ -129,6 +129,19 @@ def test_ambiguous_columns_are_asked_for(tmp_path: Path):
     assert open_embeddings(tmp_path / "x.parquet", column="b").shape == (1000, 6)
     with pytest.raises(CurationError, match="no column 'c'"):
         open_embeddings(tmp_path / "x.parquet", column="c")
+    pq.write_table(pa.Table.from_arrays([column, column], names=["a", "a"]), tmp_path / "x.parquet")
+    with pytest.raises(CurationError, match="2 columns 'a'"):
+        open_embeddings(tmp_path / "x.parquet", column="a")
+
+
+def test_a_flipped_byte_of_parquet_is_found_where_its_pages_have_checksums(tmp_path: Path):
+    column = pa.FixedSizeListArray.from_arrays(pa.array(ROWS.ravel()), 6)
+    pq.write_table(pa.table({"a": column}), tmp_path / "x.parquet", compression="none", write_page_checksum=True)
+    content = bytearray((tmp_path / "x.parquet").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "x.parquet").write_bytes(content)
+    with pytest.raises(CurationError, match="cannot be read as parquet"):
+        open_embeddings(tmp_path / "x.parquet").block(0, 1000)
 
 
 def test_reading_ahead_changes_nothing(tmp_path: Path):

@@ -137,6 +137,7 @@ def test_truncated_shard_is_named(tmp_path):
     ("name", "content", "said"),
     [
         ("b.cls", b"cat", "sample b has the label 'cat'"),
+        ("b.cls", b"\xff", "sample b has a label that is not UTF-8"),
         ("b.txt", b"cat", r"sample b has a member for text, the first \(a\) has none"),
         ("caf\udce9.png", b"x", "is not UTF-8"),
     ],
@@ -221,6 +222,14 @@ def test_saved_dataset(tmp_path):
         (lambda root: (root / "a.npy").write_bytes(b"1") and root, "embeddings are for `curate cluster`"),
         (lambda root: (root / "a.xyz").write_bytes(b"1") and root, "none of its 1 files"),
         (lambda root: (root / "a.jsonl").write_bytes(b"{broken\n") and root, "line 1 is not JSON"),
+        (
+            lambda root: (root / "a.jsonl").write_bytes(b'{"text": "a"}\n{"text": "b", "text": "c"}\n') and root,
+            "line 2 is not JSON .*'text' is there twice",
+        ),
+        (
+            lambda root: (root / "a.jsonl").write_bytes(b'{"text": "b", "text": "c"}\n') and root,
+            "'text' is there twice",
+        ),
         (lambda root: (root / "a.parquet").write_bytes(b"PAR1") and root, "cannot be read as parquet"),
         (lambda root: [(root / n).write_bytes(b"1") for n in ("a.png", "a.tar")] and root, "holds both"),
         (lambda root: "nobody/has-this-pool", "no local path"),
@@ -262,6 +271,9 @@ def test_fingerprint_is_of_contents_not_of_places(tmp_path):
     assert pool_fingerprint(open_pool(there)) != mine
     assert pool_fingerprint(open_pool(here).select([0, 1])) != mine
     assert pool_fingerprint(open_pool(here).select([1, 0, 2])) != mine
+    with open(here / "dog" / "sparse.png", "wb") as stream:
+        stream.truncate(1 << 40)
+    assert pool_fingerprint(open_pool(here)) != mine  # in the memory that is there
 
 
 def test_demo_pool_is_a_long_tail_of_clip_art():
