@@ -17,7 +17,7 @@ import numpy as np
 from foundation.errors import CurationError, PassingError
 from foundation.jsonl import once
 from foundation.locks import NAME as LOCK
-from foundation.locks import locked_folder
+from foundation.locks import clear_temporaries, is_locked, locked_folder
 from foundation.paths import regular_file
 from foundation.schema import check_content
 
@@ -51,6 +51,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if not is_locked(path.parent):  # else it was done with the lock
+            clear_temporaries(path.parent, path.name)
         yield temporary
         _to_disk(temporary)
         os.replace(temporary, path)
