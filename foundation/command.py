@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from foundation.errors import CurationError
+from foundation.numbers import is_digits
 
 MISTAKE, INTERRUPTED = 2, 130
 LONGEST = 600  # letters of a line
@@ -33,6 +34,7 @@ EXTRAS = {  # package -> the extras of this project that bring it, the smallest 
     "transformers": ("text", "language"),
     "wandb": ("train", "text", "language", "satellite"),
 }
+LAUNCHER = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_PROCID", "SLURM_LOCALID")
 LESS_MEMORY = (
     "of a training lower speed.micro_batch_size, then set speed.checkpoint_activations=true; of an embedding lower "
     "--batch-size; of k-means take fewer clusters, or split them (1000x10)"
@@ -62,6 +64,7 @@ def run_command(name: str, body: Callable[[], object], extra: str = "") -> None:
     _open_streams()
     try:
         with _no_interrupt_lost(), _no_torn_bar():
+            _check_variables()
             code = body()
         sys.stdout.flush()  # here, where a full disk is a line; at the exit it would be a traceback
     except KeyboardInterrupt:
@@ -94,6 +97,13 @@ def _open_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process lives
+
+
+def _check_variables() -> None:
+    """Refuse variables of torchrun or srun that hold no number, on which libraries fail while they are imported."""
+    for name in LAUNCHER:
+        if not is_digits(os.environ.get(name, "0")):
+            raise CurationError(f"the variable {name} is {os.environ[name]!r}, no whole number; unset it")
 
 
 def _open_bars() -> list[Any]:

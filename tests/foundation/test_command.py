@@ -136,6 +136,17 @@ def test_a_mistake_with_a_huge_name_stays_a_line_that_can_be_read():
     assert line.endswith("(File name too long); give a regular file")
 
 
+def test_a_variable_of_torchrun_that_is_no_number_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Lightning fails on it while it is imported."""
+    monkeypatch.setenv("LOCAL_RANK", "abc")
+    with pytest.raises(SystemExit) as stopped:
+        run_command("x", lambda: None)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "x: error: the variable LOCAL_RANK is 'abc', no whole number; unset it\n"
+
+
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(TypeError, match="a bug"):
         run_command("name", partial(_raise, TypeError("a bug")))
