@@ -201,6 +201,8 @@ def _explain(error: BaseException, extra: str) -> str | None:
         return text
     if isinstance(error, ModuleNotFoundError):
         return missing_package(error, extra)
+    if isinstance(error, ImportError) and ".so" in text:  # of a package that is there, such as lib.so: cannot open
+        return f"a library cannot be loaded ({text[:300]}); install it again, or give more memory"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename:
         return "no space is left where the output goes; free some, or send it elsewhere"
     if isinstance(error, OSError):

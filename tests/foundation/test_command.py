@@ -79,6 +79,7 @@ def test_every_command_ends_a_mistake_with_one_line_of_its_own_and_exit_code_2(
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"), "Tried to allocate 2.00"),
         (MemoryError("Unable to allocate 7 TiB"), "out of memory (Unable to allocate 7 TiB)"),
         (RuntimeError("No CUDA GPUs are available"), "the device cannot be used here"),
+        (ImportError("libGL.so.1: cannot open shared object file"), "a library cannot be loaded (libGL.so.1"),
         (ModuleNotFoundError("No module", name="lightning.pytorch"), "pip install 'curated-ssl[train]'"),
     ],
 )
