@@ -36,6 +36,8 @@ from foundation.paths import inside, regular_file
 from foundation.settings import LARGEST_INT, Choices, Count, CountOrZero, short
 
 FORMAT_VERSION = 1
+# of which results a row_ids.npy may be: a file of each
+ROW_IDS_OF = {"embeddings.json": "embeddings", "tree.json": "a tree", "dropped.parquet": "kept rows"}
 SUFFIXES = (".npy", ".parquet", ".pq", ".arrow", ".feather", ".ipc")
 MAPPED_AROUND = 2 << 20  # bytes: a page that is read may be part of a large one, which is mapped as a whole
 ROWS_PER_RELEASE = 1024  # of rows that may lie apart
@@ -279,6 +281,20 @@ def _require_column(name: str, names: list[str], where: str) -> None:
     if names.count(name) != 1:
         how_many = f"{names.count(name)} columns" if name in names else "no column"
         raise CurationError(f"{where} has {how_many} {name!r}; it has {', '.join(names)}")
+
+
+def require_own_row_ids(folder: Path, mine: str) -> None:
+    """Refuse to put a ``row_ids.npy`` in the place of another result's.
+
+    Args:
+        mine: which of `ROW_IDS_OF` the caller writes.
+
+    Raises:
+        CurationError: the folder holds one of the others.
+    """
+    for name, what in ROW_IDS_OF.items():
+        if name != mine and os.path.lexists(folder / name):
+            raise CurationError(f"{folder} holds {what}, whose row_ids.npy would be replaced; choose another -o")
 
 
 def check_row_ids(row_ids: np.ndarray, n_rows: int, name: str) -> Int[np.ndarray, "n"]:
@@ -668,6 +684,7 @@ class EmbeddingWriter:
         }
         self._held: list[Tensor] = []
         self._held_rows = 0
+        require_own_row_ids(self.folder, "embeddings.json")
         if (self.folder / "embeddings.json").exists():
             self._resume(overwrite)
 

@@ -213,7 +213,7 @@ def _open_files(path: Path, split: str | None, files: list[Path], cut: TileCut |
     try:
         pool = _load(kind, {"data_files": {"train": names}}, "train", problem)
         if kind != "parquet" and pool.data.nbytes < CHECKED_BYTES:
-            _check_utf8(pool, problem)
+            _check_values(pool, problem)
         # pyarrow refuses a key that is there twice, but a lone row that it refused is read by another, who does not
         if kind == "json" and len(pool) == 1 and (line := bad_line(files, _lines)):
             raise CurationError(line)
@@ -224,14 +224,14 @@ def _open_files(path: Path, split: str | None, files: list[Path], cut: TileCut |
         raise
 
 
-def _check_utf8(pool: Any, problem: str) -> None:
-    """Refuse text that is not UTF-8: readers of JSONL do not look, and it would fail row by row later."""
+def _check_values(pool: Any, problem: str) -> None:
+    """Refuse text that is not UTF-8 and values that leave their file: readers do not look, and would fail later."""
     import pyarrow as pa
 
     try:
         pool.data.table.validate(full=True)
     except pa.ArrowException as error:
-        raise CurationError(f"{problem}: {' '.join(str(error).split())[:200]}; convert it to UTF-8") from error
+        raise CurationError(f"{problem}: {' '.join(str(error).split())[:200]}; make it again, in UTF-8") from error
 
 
 def _lines(file: Path) -> Any:
@@ -282,6 +282,8 @@ def _open_saved(path: Path, split: str) -> Any:
         if split not in pool:
             raise CurationError(f"{path} has no split {split!r}; it has {', '.join(sorted(pool))}")
         pool = pool[split]
+    if pool.data.nbytes < CHECKED_BYTES:
+        _check_values(pool, f"{path} cannot be opened as a saved dataset")
     return pool
 
 
@@ -316,12 +318,28 @@ def _samples(shards: list[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:
                 parts = ((m.name, part.read()) for m, part in members if part is not None)
                 for key, sample in itertools.groupby(parts, key=lambda part: _split_key(part[0])[0]):
                     yield _sample(key, sample)
+                _check_end(shard)
                 while stream.read(1 << 20):  # the checksum of a .gz comes at its end
                     pass
         except CurationError as error:
             raise CurationError(f"{name}: {error}") from error
         except Exception as error:  # of tarfile, and of gzip and its like below it
             raise CurationError(f"{name} is not a whole tar shard ({error}); get it again") from error
+
+
+def _check_end(shard: tarfile.TarFile) -> None:
+    """Refuse an archive with more than zeros after its last member: tarfile takes a broken header for the end.
+
+    One that was cut between two members has no zeros there.
+    """
+    rest: Any = shard.fileobj
+    block = rest.read(1 << 20)
+    if not block:
+        raise tarfile.ReadError("it ends without the zeros that end an archive")
+    while block:
+        if block.strip(b"\0"):
+            raise tarfile.ReadError("a header in its middle is broken, or another archive follows")
+        block = rest.read(1 << 20)
 
 
 def _stream(name: str) -> Any:

@@ -18,6 +18,7 @@ from foundation.errors import CurationError
 from foundation.numbers import is_digits
 
 MISTAKE, INTERRUPTED = 2, 130
+FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # the disk, what a file may be, a quota
 LONGEST = 600  # letters of a line
 EXTRAS = {  # package -> the extras of this project that bring it, the smallest first
     "datasketch": ("text", "language"),
@@ -203,8 +204,8 @@ def _explain(error: BaseException, extra: str) -> str | None:
         return missing_package(error, extra)
     if isinstance(error, ImportError) and ".so" in text:  # of a package that is there, such as lib.so: cannot open
         return f"a library cannot be loaded ({text[:300]}); install it again, or give more memory"
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename:
-        return "no space is left where the output goes; free some, or send it elsewhere"
+    if isinstance(error, OSError) and error.errno in FULL and not error.filename:
+        return f"no space is left where the output goes ({error.strerror}); free some, or send it elsewhere"
     if isinstance(error, OSError):
         return f"{error.strerror or text}{f' ({error.filename})' if error.filename else ''}"
     if hasattr(error, "format_message"):  # of click, which typer brings under its own name or click's
@@ -221,8 +222,9 @@ def _explain(error: BaseException, extra: str) -> str | None:
         return f"text that is read is not UTF-8 ({text[:120]}); convert the file to UTF-8"
     if isinstance(error, RuntimeError | AssertionError) and any(part in text for part in NO_DEVICE):
         return f"the device cannot be used here ({text[:160]}); choose another, such as cpu"
-    # pyarrow's errors and safetensors' are of types that are not imported for this
-    if type(error).__module__.startswith(("pyarrow", "safetensors")) or type(error).__name__ == "SafetensorError":
+    # errors of pyarrow, safetensors and GDAL are of types that are not imported for this
+    library = type(error).__module__.partition(".")[0]
+    if library in ("pyarrow", "safetensors", "rasterio") or type(error).__name__ == "SafetensorError":
         return f"a file cannot be read or written: {text[:300] or type(error).__name__}"
     if "(os error " in text:  # of libraries in Rust, such as tokenizers, which raise a bare Exception
         return f"a file cannot be read or written: {text[:300]}"

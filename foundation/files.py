@@ -1,5 +1,6 @@
 """Files that are either whole or absent: atomic writes, checksums, and a check of free disk space."""
 
+import errno
 import hashlib
 import json
 import math
@@ -24,6 +25,7 @@ from foundation.schema import check_content
 SEAL = "seal"  # key of a JSON file: checksum of all others
 RESULT, CHECKSUMS = "result.json", "checksums"  # of a finished run; the key of the checksums of its weights
 JSON_LIMIT = 1 << 30
+NOT_OF_THE_FILE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)  # errors of the machine
 MARK_WITHIN = 1 << 16  # bytes of the beginning and of the end of a file, where its maker's mark lies
 VERIFY_VARIABLE = "CURATED_SSL_VERIFY"
 _verified: dict[tuple[str, int, int, int], str] = {}  # (path, inode, bytes, time of change) -> checksum
@@ -214,6 +216,7 @@ def load_array(path: Path, mmap: bool = True) -> np.ndarray:
 
     Raises:
         CurationError: the file is missing, no regular one, truncated, holds Python objects, or its header lies.
+        OSError, MemoryError: the machine has no more memory or open files.
     """
     path = regular_file(path)
     try:
@@ -231,6 +234,8 @@ def load_array(path: Path, mmap: bool = True) -> np.ndarray:
             raise ValueError(f"{more:,} bytes follow its {array.shape} values; is it two arrays in one file?")
         return array if mmap else np.array(array)
     except Exception as error:  # numpy: ValueError, OSError, EOFError, SyntaxError, OverflowError, zipfile's
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) in NOT_OF_THE_FILE:
+            raise  # to make it again would not help
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise CurationError(f"{path} is not a whole .npy array ({why}); make it again") from error
 
@@ -330,4 +335,4 @@ def require_free_space(folder: Path, n_bytes: int) -> None:
         existing = existing.parent
     free = shutil.disk_usage(existing).free
     if free < n_bytes:
-        raise PassingError(f"{folder} needs {n_bytes / 1e9:.2f} GB but only {free / 1e9:.2f} GB are free there")
+        raise PassingError(f"{folder} needs {n_bytes:,} bytes but only {free:,} are free there")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from curation import CurationError, EmbeddingWriter, open_embeddings
+from curation.embeddings import require_own_row_ids
 
 ROWS = np.random.default_rng(0).normal(size=(1000, 6)).astype(np.float32)
 
@@ -206,6 +207,17 @@ def parts_of_a_pool(folder: Path, embedders: tuple[str, str] = ("a", "a")) -> Pa
             np.save(folder / name / "row_ids.npy", np.array(ids))
             writer.finish()
     return folder
+
+
+def test_no_result_takes_the_row_ids_of_another(tmp_path: Path):
+    """Kept rows in the folder of embeddings were taken for the pool rows of these."""
+    with EmbeddingWriter(tmp_path, 4) as writer:
+        writer.append(np.ones((2, 4), np.float32))
+        writer.finish()
+    require_own_row_ids(tmp_path, "embeddings.json")
+    for mine in ("tree.json", "dropped.parquet"):
+        with pytest.raises(CurationError, match=r"holds embeddings, whose row_ids\.npy would be replaced"):
+            require_own_row_ids(tmp_path, mine)
 
 
 def test_parts_of_a_pool_are_one_in_the_order_of_their_names(tmp_path: Path):

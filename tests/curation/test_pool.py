@@ -134,6 +134,26 @@ def test_truncated_shard_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x: x[:1024] + b"?" + x[1025:], "a header in its middle is broken"),  # of the second member
+        (lambda x: x + x, "another archive follows"),
+        (lambda x: x[:2048], "without the zeros"),
+    ],
+)
+def test_a_shard_whose_later_members_would_be_passed_over_is_refused(
+    tmp_path: Path, change: Callable[[bytes], bytes], said: str
+):
+    """tarfile takes a header that it cannot read for the end, and says nothing."""
+    with tarfile.open(tmp_path / "0.tar", "w") as shard:
+        for i in range(3):
+            add_member(shard, f"{i}.txt", b"some words")
+    (tmp_path / "0.tar").write_bytes(change((tmp_path / "0.tar").read_bytes()))
+    with pytest.raises(CurationError, match=said):
+        open_pool(tmp_path / "0.tar")
+
+
+@pytest.mark.parametrize(
     ("name", "content", "said"),
     [
         ("b.cls", b"cat", "sample b has the label 'cat'"),
@@ -239,6 +259,18 @@ def test_mistakes_are_one_clear_line(tmp_path, make, message):
     with pytest.raises(CurationError, match=message) as caught:
         open_pool(make(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_saved_dataset_whose_text_leaves_its_file_is_refused(tmp_path: Path):
+    """A flipped bit of an offset ended in a traceback, or in memory of somebody else."""
+    Dataset.from_dict({"text": ["some words", "more words"]}).save_to_disk(tmp_path / "saved")
+    file = next((tmp_path / "saved").glob("*.arrow"))
+    content = file.read_bytes()
+    offsets = np.array([0, 10, 20], np.int32).tobytes()
+    assert content.count(offsets) == 1
+    file.write_bytes(content.replace(offsets, np.array([0, 1 << 30, 20], np.int32).tobytes()))
+    with pytest.raises(CurationError, match="cannot be opened as a saved dataset"):
+        open_pool(tmp_path / "saved")
 
 
 def test_a_cache_that_cannot_be_made_is_not_the_fault_of_the_pool(tmp_path, monkeypatch: pytest.MonkeyPatch):

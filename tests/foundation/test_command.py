@@ -76,6 +76,7 @@ def test_every_command_ends_a_mistake_with_one_line_of_its_own_and_exit_code_2(
         (FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "x.npy"), "No such file or directory (x.npy)"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out"), "No space left on device (out)"),
         (OSError(errno.EROFS, os.strerror(errno.EROFS)), "Read-only file system"),
+        (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), "no space is left where the output goes (Disk quota"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"), "Tried to allocate 2.00"),
         (MemoryError("Unable to allocate 7 TiB"), "out of memory (Unable to allocate 7 TiB)"),
         (RuntimeError("No CUDA GPUs are available"), "the device cannot be used here"),

@@ -1,5 +1,6 @@
 """What others wrote is checked before it is believed: a bent file costs a line, never a wrong result or a hang."""
 
+import errno
 import json
 import os
 import socket
@@ -154,6 +155,18 @@ def test_an_archive_named_as_an_array_is_told_apart(tmp_path: Path):
     assert ".npz archive" in refused(load_array, tmp_path / "a.npy")
     np.save(tmp_path / "empty.npy", np.ones((0, 4)))
     assert load_array(tmp_path / "empty.npy").shape == (0, 4)
+
+
+def test_too_many_open_files_are_not_the_fault_of_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whoever reads "make it again" would cluster for a day."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    np.save(tmp_path / "x.npy", np.ones(3))
+    monkeypatch.setattr(np, "load", full)
+    with pytest.raises(OSError, match="Too many open files"):
+        load_array(tmp_path / "x.npy")
 
 
 def test_changed_bytes_are_found_and_unchanged_ones_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
