@@ -366,16 +366,6 @@ def baseline(
     from curation.pool import open_pool
     from curation.prepare import kept_rows
 
-    for option, given, methods in (
-        ("--clusters", clusters != 0, ("flat", "semdedup", "d4")),
-        ("--trusted", trusted is not None, ("retrieval",)),
-        ("--pool", pool is not None, ("oracle",)),
-        ("--labels", labels != "label", ("oracle",)),
-        ("--dedup-share", dedup_share != 0.75, ("d4",)),
-        ("--metric", metric.value != "cosine", ("flat",)),
-    ):
-        if given and method.value not in methods:
-            raise CurationError(f"{option} is for {', '.join(methods)}, not for {method.value}; leave it out")
     source = open_embeddings(embeddings, column)
     source = source if rows is None else kept_rows(source, rows)
     k = clusters_of(method.value, source.n_rows, clusters)

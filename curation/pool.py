@@ -282,7 +282,8 @@ def _open_saved(path: Path, split: str) -> Any:
         if split not in pool:
             raise CurationError(f"{path} has no split {split!r}; it has {', '.join(sorted(pool))}")
         pool = pool[split]
-    if pool.data.nbytes < CHECKED_BYTES:
+    # of the files: nbytes believes the very offsets that are to be checked
+    if sum(os.path.getsize(file["filename"]) for file in pool.cache_files) < CHECKED_BYTES:
         _check_values(pool, f"{path} cannot be opened as a saved dataset")
     return pool
 
@@ -488,8 +489,10 @@ def check_text(pool: Any, column: str) -> None:
     """Refuse a column that does not hold text.
 
     Raises:
-        CurationError: it holds something else.
+        CurationError: it is not there, or holds something else.
     """
+    if column not in pool.column_names:
+        raise CurationError(f"the pool has no column {column!r}; it has {', '.join(pool.column_names)}")
     if getattr(pool.features[column], "dtype", None) not in ("string", "large_string", "null"):
         raise CurationError(
             f"the column {column!r} holds {pool.features[column]}, not text; name another with --column"

@@ -201,7 +201,7 @@ def _parquet(file: Path, fields: _Fields) -> Iterator[Document | str]:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.ParquetFile(file)
+        table = pq.ParquetFile(file, page_checksum_verification=True)
         known = table.schema_arrow.names
         asked = [fields.text, fields.domain, fields.source, "domain", *TEXT_FIELDS, *SOURCE_FIELDS]
         columns = [name for name in known if name in asked]

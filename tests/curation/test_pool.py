@@ -268,7 +268,7 @@ def test_a_saved_dataset_whose_text_leaves_its_file_is_refused(tmp_path: Path):
     content = file.read_bytes()
     offsets = np.array([0, 10, 20], np.int32).tobytes()
     assert content.count(offsets) == 1
-    file.write_bytes(content.replace(offsets, np.array([0, 1 << 30, 20], np.int32).tobytes()))
+    file.write_bytes(content.replace(offsets, np.array([0, 10, 2**31 - 1], np.int32).tobytes()))
     with pytest.raises(CurationError, match="cannot be opened as a saved dataset"):
         open_pool(tmp_path / "saved")
 

@@ -272,7 +272,6 @@ def test_dedup_filter_cluster_and_baseline_in_a_row(files: Path, capsys: pytest.
         ("run {pool} -o {out} --size 5 --embedder {net} --levels 9,3 --resamples 1,2,3", "n_resamples has 3 values"),
         ("run {pool} -o {out} --size 5 --embedder {net} --levels 99,3", "99 clusters of 47 rows"),
         ("run {pool} -o {out} --size 5 --embedder {net} --labels class", "no label column 'class'"),
-        ("baseline random {x} -o {out} --size 5 --clusters 3", "--clusters is for flat, semdedup, d4, not for random"),
         ("run {pool} -o {out} --size 5 --embedder {net} --device cuda:77", "device 'cuda:77'"),
     ],
 )
