@@ -128,7 +128,7 @@ def load_model(folder: str | Path, tokenizer: Any | None = None, attention: str 
         with warnings.catch_warnings(), nullcontext() if Path(folder).is_dir() else hub_within_reach():
             warnings.simplefilter("ignore")
             check_json(folder)
-            model, loaded = AutoModelForCausalLM.from_pretrained(
+            found: Any = AutoModelForCausalLM.from_pretrained(
                 str(folder),
                 dtype=torch.float32,
                 attn_implementation=attention,
@@ -138,6 +138,7 @@ def load_model(folder: str | Path, tokenizer: Any | None = None, attention: str 
     except Exception as error:  # transformers raises many kinds, with pages of text
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CurationError(f"model {folder} cannot be loaded ({reason}); give a Hugging Face folder") from error
+    model, loaded = found
     for problem in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if wrong := sorted(map(str, loaded[problem])):  # it would be filled at random, or left out
             raise CurationError(
