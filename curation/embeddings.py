@@ -36,6 +36,8 @@ from foundation.paths import inside, regular_file
 from foundation.settings import LARGEST_INT, Choices, Count, CountOrZero, short
 
 FORMAT_VERSION = 1
+# of which results a row_ids.npy may be: a file of each
+ROW_IDS_OF = {"embeddings.json": "embeddings", "tree.json": "a tree", "dropped.parquet": "kept rows"}
 SUFFIXES = (".npy", ".parquet", ".pq", ".arrow", ".feather", ".ipc")
 MAPPED_AROUND = 2 << 20  # bytes: a page that is read may be part of a large one, which is mapped as a whole
 ROWS_PER_RELEASE = 1024  # of rows that may lie apart
@@ -211,15 +213,12 @@ class ParquetShard(_Shard):
         import pyarrow.parquet as pq
 
         try:
-            self.file = pq.ParquetFile(regular_file(path))
+            self.file = pq.ParquetFile(regular_file(path), page_checksum_verification=True)
         except (OSError, pa.ArrowException) as error:
             raise CurationError(f"{path} cannot be read as parquet ({_line(error)}); make it again") from error
         self.name, self.rows = str(path), self.file.metadata.num_rows
         self.column = _only_list_column(self.file.schema_arrow, self.name) if column is None else column
-        if self.column not in self.file.schema_arrow.names:
-            raise CurationError(
-                f"{path} has no column {self.column!r}; it has {', '.join(self.file.schema_arrow.names)}"
-            )
+        _require_column(self.column, self.file.schema_arrow.names, str(path))
         sizes = [self.file.metadata.row_group(i).num_rows for i in range(self.file.num_row_groups)]
         self.offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
         self._group, self._held = -1, ArrowShard(self.file.schema_arrow.empty_table()[self.column], self.name)
@@ -276,6 +275,26 @@ def _only_list_column(schema: Any, name: str) -> str:
         found = ", ".join(names) or "none"
         raise CurationError(f"{name} needs one column of float lists, found {found}; name it with column=")
     return names[0]
+
+
+def _require_column(name: str, names: list[str], where: str) -> None:
+    if names.count(name) != 1:
+        how_many = f"{names.count(name)} columns" if name in names else "no column"
+        raise CurationError(f"{where} has {how_many} {name!r}; it has {', '.join(names)}")
+
+
+def require_own_row_ids(folder: Path, mine: str) -> None:
+    """Refuse to put a ``row_ids.npy`` in the place of another result's.
+
+    Args:
+        mine: which of `ROW_IDS_OF` the caller writes.
+
+    Raises:
+        CurationError: the folder holds one of the others.
+    """
+    for name, what in ROW_IDS_OF.items():
+        if name != mine and os.path.lexists(folder / name):
+            raise CurationError(f"{folder} holds {what}, whose row_ids.npy would be replaced; choose another -o")
 
 
 def check_row_ids(row_ids: np.ndarray, n_rows: int, name: str) -> Int[np.ndarray, "n"]:
@@ -479,8 +498,7 @@ def open_embeddings(source: Any, column: str | None = None) -> Embeddings:
         dataset = source if source._indices is None else source.flatten_indices()
         table = dataset.data.table
         name = _only_list_column(table.schema, "the dataset") if column is None else column
-        if name not in table.column_names:
-            raise CurationError(f"the dataset has no column {name!r}; it has {', '.join(table.column_names)}")
+        _require_column(name, table.column_names, "the dataset")
         return Embeddings([ArrowShard(table[name], f"dataset column {name}")])
     array = np.asarray(source)
     if array.ndim == 2 and array.flags.writeable and str(array.dtype) in DTYPES and array.dtype.isnative:
@@ -507,8 +525,7 @@ def _open_path(path: Path, column: str | None) -> Embeddings:
             except pa.ArrowInvalid:
                 table = pa.ipc.open_stream(source).read_all()
             name = _only_list_column(table.schema, path.name) if column is None else column
-            if name not in table.column_names:
-                raise CurationError(f"{path} has no column {name!r}; it has {', '.join(table.column_names)}")
+            _require_column(name, table.column_names, str(path))
             table[name].validate(full=True)  # offsets that leave the file would be followed
         except (OSError, pa.ArrowException) as error:
             raise CurationError(f"{path} cannot be read as Arrow ({_line(error)}); make it again") from error
@@ -667,6 +684,7 @@ class EmbeddingWriter:
         }
         self._held: list[Tensor] = []
         self._held_rows = 0
+        require_own_row_ids(self.folder, "embeddings.json")
         if (self.folder / "embeddings.json").exists():
             self._resume(overwrite)
 

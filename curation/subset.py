@@ -97,8 +97,9 @@ class Subset:
         check_files([(regular_file(path, AGAIN), info["checksum"])], f"it is not what subset.json describes: {AGAIN}")
         columns = _read_columns(path)
         if (len(columns["id"]), int(columns["copies"].sum())) != (info["rows"], info["size"]):
+            found = f"{len(columns['id'])} rows, with copies {columns['copies'].sum()}"
             raise CurationError(
-                f"{path} has {len(columns['id'])} rows, not {info['rows']} as subset.json says; {AGAIN}"
+                f"{path} has {found}, not {info['rows']} and {info['size']} as subset.json says; {AGAIN}"
             )
         names = {name: columns.pop(name).tolist() for name in NAMES if name in columns}
         _check_clusters(path, columns, info.get("level_clusters"))

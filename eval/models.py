@@ -213,12 +213,14 @@ def from_timm(
     size = max(config["input_size"][1:])
     try:
         features(torch.zeros(1, 3, size, size))
+        transform = create_transform(**config, is_training=False)
     except Exception as error:  # timm asserts, torch raises RuntimeError, norms ValueError
         if explain(error):
             raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise CurationError(f"{identity} cannot take pictures of {size} pixels ({reason}); set image_size") from error
-    transform = create_transform(**config, is_training=False)
+        raise CurationError(
+            f"{identity} cannot take pictures of {size} pixels ({reason}); set image_size, or mend its config"
+        ) from error
     return FrozenModel(features, transform, f"{identity} {size}px", tuple(config["mean"]), tuple(config["std"]), size)
 
 

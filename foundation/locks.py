@@ -7,6 +7,7 @@ not inherit it, and NFS carries it from host to host. The file holds who has it,
 import errno
 import json
 import os
+import re
 import socket
 import sys
 import time
@@ -22,6 +23,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 NAME = ".lock"
+TEMPORARY = re.compile(r"\.(.+)\.(\d{1,9})\.tmp", re.DOTALL)  # of `foundation.files.whole_file`: file, process
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _held: dict[tuple[int, int], int] = {}  # (device, inode) of a lock of this process: how many times
 if hasattr(os, "register_at_fork"):
@@ -45,7 +47,9 @@ def locked_folder(folder: str | Path) -> Iterator[Path]:
         try:
             descriptor = _acquire(folder, path)
         except OSError as error:
-            raise CurationError(f"{folder} cannot be written: {error.strerror or error}; choose another -o") from error
+            raise CurationError(f"{path} cannot be written: {error.strerror or error}; choose another -o") from error
+        if descriptor >= 0:
+            clear_temporaries(folder)
         yield folder
     finally:
         if descriptor is not None:
@@ -53,6 +57,31 @@ def locked_folder(folder: str | Path) -> Iterator[Path]:
         for empty in made:  # the deepest first
             with suppress(OSError):
                 empty.rmdir()
+
+
+def clear_temporaries(folder: Path, name: str = "") -> None:
+    """Remove what processes that were killed left of the files that they wrote.
+
+    Args:
+        name: of one file; "": of any.
+    """
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            found = TEMPORARY.fullmatch(entry.name)
+            if found and name in ("", found[1]) and not _alive(int(found[2])):
+                os.unlink(entry)
+
+
+def _alive(process: int) -> bool:
+    if fcntl is None:  # Windows, where this question would end the process
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def is_locked(folder: str | Path) -> bool:

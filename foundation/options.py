@@ -175,7 +175,7 @@ def overwrite_option(help: str = "Replace what lies at -o, even what another pro
 
 
 def output_option(help: str = "Where the result goes.", endings: tuple[str, ...] = ()) -> Any:
-    """The option ``--output``, a `foundation.paths.new_place`.
+    """The option ``--output``, a `foundation.paths.new_place` that can be written.
 
     Args:
         endings: of a file, one of which it must have: another would say a format that is not written.
@@ -184,10 +184,11 @@ def output_option(help: str = "Where the result goes.", endings: tuple[str, ...]
     def read(text: str | Path) -> Path:
         try:
             path = new_place(text)
+            if endings and path.suffix.lower() not in endings:
+                raise CurationError(f"{path} must end in {' or '.join(endings)}")
+            require_room(path)
         except CurationError as error:
             raise typer.BadParameter(str(error)) from error
-        if endings and path.suffix.lower() not in endings:
-            raise typer.BadParameter(f"{path} must end in {' or '.join(endings)}")
         return path
 
     return typer.Option("--output", "-o", help=help, parser=read, metavar="<path>")

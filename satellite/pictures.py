@@ -45,6 +45,8 @@ def save_side_by_side(
             )
         with open_raster(image, grid=made.grid) as colour:
             picture = _panel(colour, (row, col, height, width), step)
+        if not np.isfinite(picture).any():
+            raise CurationError(f"{image} has no pixels where {predicted} lies; give the picture of the same place")
         true = None
         if truth is not None:
             with open_heights(truth, grid=made.grid) as labels:

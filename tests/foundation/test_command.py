@@ -76,9 +76,11 @@ def test_every_command_ends_a_mistake_with_one_line_of_its_own_and_exit_code_2(
         (FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "x.npy"), "No such file or directory (x.npy)"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out"), "No space left on device (out)"),
         (OSError(errno.EROFS, os.strerror(errno.EROFS)), "Read-only file system"),
+        (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), "no space is left where the output goes (Disk quota"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"), "Tried to allocate 2.00"),
         (MemoryError("Unable to allocate 7 TiB"), "out of memory (Unable to allocate 7 TiB)"),
         (RuntimeError("No CUDA GPUs are available"), "the device cannot be used here"),
+        (ImportError("libGL.so.1: cannot open shared object file"), "a library cannot be loaded (libGL.so.1"),
         (ModuleNotFoundError("No module", name="lightning.pytorch"), "pip install 'curated-ssl[train]'"),
     ],
 )
@@ -134,6 +136,17 @@ def test_a_mistake_with_a_huge_name_stays_a_line_that_can_be_read():
     assert line is not None
     assert len(line) < 620
     assert line.endswith("(File name too long); give a regular file")
+
+
+def test_a_variable_of_torchrun_that_is_no_number_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Lightning fails on it while it is imported."""
+    monkeypatch.setenv("LOCAL_RANK", "abc")
+    with pytest.raises(SystemExit) as stopped:
+        run_command("x", lambda: None)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "x: error: the variable LOCAL_RANK is 'abc', no whole number; unset it\n"
 
 
 def test_a_bug_keeps_its_traceback():

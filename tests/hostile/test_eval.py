@@ -180,8 +180,8 @@ def test_an_image_of_the_ground_truth_is_in_one_list(tmp_path: Path, change: dic
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("map.json", '{"x": ["a"], "x": ["b"]}', "two lines for class 'x'"),
-        ("map.csv", "x,a\nx,b\n", "two lines for class 'x'"),
+        ("map.json", '{"x": ["a"], "x": ["b"]}', "the key 'x' is there twice"),
+        ("map.csv", "x,a\nx,b\n", "the key 'x' is there twice"),
         ("map.csv", "x,a,b\n", "3 cells"),
         ("map.csv", "x\n", "1 cells"),
         ("map.json", '{"x": [0.0]}', "neither a training class"),

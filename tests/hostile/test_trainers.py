@@ -279,6 +279,7 @@ CASES = [
     ("text tokenise", "--output=~/x", "only a shell knows"),
     ("text tokenise", "--output=/", "is no place for a result"),
     ("text tokenise", "--output=-", "is no place for a result"),
+    ("text tokenise", "--output=out/..", "is the folder above another"),
     ("heights", "backbone.name=hf-hub:no-body/no-model", "timm cannot make"),
 ]
 
