@@ -38,8 +38,8 @@ scatter, as the rings are.
 graphs of the same shape, so scatter does not matter. What they do not forgive is near-duplicates: a burst of copies
 knows only itself and becomes an island with the weight of a concept. A cover of the pool, which lets near-duplicates
 stand as one point, is the answer to that within the method; where copies can be told from compact concepts, removing
-them first is another. By embedding alone they cannot always be: see the clutter toy, whose compact
-concepts may be taken for copies (not looked into).
+them first is another. By embedding alone they cannot always be: see the clutter toy, whose
+compact concepts of fewer rows than the rule has neighbours (40) look like one row with its copies.
 
 **Resolution** decides what is a group: a coarse one finds domains, a fine one the concepts within, and somebody means
 either. A varied domain has many communities, a plain one few, so an even share of communities is more for the varied:
