@@ -18,7 +18,7 @@ import numpy as np
 from foundation.errors import CurationError, PassingError
 from foundation.jsonl import once
 from foundation.locks import NAME as LOCK
-from foundation.locks import clear_temporaries, is_locked, locked_folder
+from foundation.locks import clear_temporaries, is_locked, locked_folder, temporary_name
 from foundation.paths import regular_file
 from foundation.schema import check_content
 
@@ -50,7 +50,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     require_replaceable(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(temporary_name(path.name))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not is_locked(path.parent):  # else it was done with the lock

@@ -11,6 +11,7 @@ import re
 import socket
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,7 +24,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 NAME = ".lock"
-TEMPORARY = re.compile(r"\.(.+)\.(\d{1,9})\.tmp", re.DOTALL)  # of `foundation.files.whole_file`: file, process
+HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
+TEMPORARY = re.compile(r"\.(.+)\.(\d{1,9})-([0-9a-f]{8})\.tmp", re.DOTALL)  # of a file, by a process of a host
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _held: dict[tuple[int, int], int] = {}  # (device, inode) of a lock of this process: how many times
 if hasattr(os, "register_at_fork"):
@@ -59,8 +61,13 @@ def locked_folder(folder: str | Path) -> Iterator[Path]:
                 empty.rmdir()
 
 
+def temporary_name(name: str) -> str:
+    """Of the file beside ``name`` that this process writes in its place."""
+    return f".{name}.{os.getpid()}-{HOST}.tmp"
+
+
 def clear_temporaries(folder: Path, name: str = "") -> None:
-    """Remove what processes that were killed left of the files that they wrote.
+    """Remove what processes of this host that were killed left of the files that they wrote.
 
     Args:
         name: of one file; "": of any.
@@ -68,7 +75,7 @@ def clear_temporaries(folder: Path, name: str = "") -> None:
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             found = TEMPORARY.fullmatch(entry.name)
-            if found and name in ("", found[1]) and not _alive(int(found[2])):
+            if found and name in ("", found[1]) and found[3] == HOST and not _alive(int(found[2])):
                 os.unlink(entry)
 
 

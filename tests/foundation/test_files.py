@@ -8,7 +8,7 @@ import pytest
 
 from foundation.errors import CurationError
 from foundation.files import load_array, load_json, save_array, save_json, whole_file, whole_folder
-from foundation.locks import locked_folder
+from foundation.locks import HOST, locked_folder
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("bug"), OSError(28, "No space left on device")])
@@ -48,15 +48,17 @@ def test_a_finished_write_takes_the_place_of_the_old(tmp_path: Path):
 
 
 def test_what_a_killed_process_left_is_removed_and_what_a_running_one_writes_is_not(tmp_path: Path):
-    """A corpus that is killed while it is cut would fill the disk with hidden halves."""
+    """Else a corpus that is killed while it is cut fills the disk; other hosts have other processes."""
     gone = subprocess.Popen(["true"])
     gone.wait()
-    for name in (".file.1.tmp", f".file.{gone.pid}.tmp", f".other.{gone.pid}.tmp"):
+    running, elsewhere = f".file.1-{HOST}.tmp", f".file.{gone.pid}-00000000.tmp"
+    other = f".other.{gone.pid}-{HOST}.tmp"
+    for name in (running, elsewhere, other, f".file.{gone.pid}-{HOST}.tmp"):
         (tmp_path / name).touch()
     save_json(tmp_path / "file", {})
-    assert {path.name for path in tmp_path.iterdir()} == {"file", ".file.1.tmp", f".other.{gone.pid}.tmp"}
+    assert {path.name for path in tmp_path.iterdir()} == {"file", running, elsewhere, other}
     with locked_folder(tmp_path):
-        assert {path.name for path in tmp_path.iterdir()} == {"file", ".file.1.tmp", ".lock"}
+        assert {path.name for path in tmp_path.iterdir()} == {"file", running, elsewhere, ".lock"}
 
 
 def test_what_cannot_be_written_is_one_line_with_the_path(tmp_path: Path):
