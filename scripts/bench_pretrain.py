@@ -4,6 +4,7 @@ python scripts/bench_pretrain.py [rows=2000] [side=500] [recipe=configs/pretrain
     [busy=2: beside so many endless loops] [every setting of the recipe]
 """
 
+# ruff: noqa: E402  # how threads wait is told to OpenMP before torch is imported
 import json
 import platform
 import statistics
@@ -13,6 +14,10 @@ import tempfile
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
+
+from foundation.threads import sleep_where_busy
+
+sleep_where_busy()  # as the trainings do it: before torch
 
 import torch
 from torch.profiler import ProfilerActivity, profile
