@@ -226,7 +226,7 @@ def _search_moved(
 
 
 class ActiveSearch:
-    """Nearest centroids of all rows, iteration after iteration; 12 bytes a row.
+    """Nearest centroids of all rows, iteration after iteration; 8 bytes a row.
 
     Args:
         n_rows: how many rows there are.

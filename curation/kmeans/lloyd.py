@@ -145,7 +145,8 @@ def fit_centroids(
         bar.update(done)
         span = group.span(x.n_rows, rows_per_read(x.dim))
         active = ActiveSearch(span[1] - span[0])
-        kept = KeptParts(span[1] - span[0], rows_per_read(x.dim), k, x.dim)
+        on_cpu = centroids.device.type == "cpu"
+        kept = KeptParts(span[1] - span[0], rows_per_read(x.dim), k, x.dim) if on_cpu else None
         for iteration in range(done, max_iterations):
             moved, inertia = _iterate(x, centroids, frame, settings.precision, active, kept, group)
             history.append(inertia / frame.scale**2)
@@ -168,13 +169,13 @@ def _iterate(
     frame: Frame,
     precision: str,
     active: ActiveSearch,
-    kept: KeptParts,
+    kept: KeptParts | None,
     group: Group,
 ) -> tuple[Float[Tensor, "k d"], float]:
     """One assignment and update; empty clusters move to the rows farthest from their centroids."""
     search = active.begin(centroids, precision)
     sums = ClusterSums(search.k, search.dim, search.device, kept)
-    found = []
+    found = []  # distances, 4 bytes a row, for where a cluster is empty
     first, last = group.span(x.n_rows, rows_per_read(x.dim))
     for start, block in x.blocks(rows_per_read(x.dim), (first, last)):
         rows = frame.apply(block.to(search.device))

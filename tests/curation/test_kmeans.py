@@ -223,14 +223,20 @@ def test_update_adds_in_float64(path: str):
 
 def test_sums_kept_between_iterations_change_no_byte(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(lloyd, "rows_per_read", lambda dim: 300)
-    x = mixture(2000, 24, 12)
+    x, shares, of_block = mixture(2000, 24, 12), [], update.KeptParts.of_block
+
+    def recorded(*given: object) -> tuple[np.ndarray, np.ndarray]:
+        stale, parts = of_block(*given)
+        shares.append(stale.mean())
+        return stale, parts
+
+    monkeypatch.setattr(update.KeptParts, "of_block", recorded)
     kept = kmeans(x, 30, seeding="random", max_iterations=25)
-    added = []
-    monkeypatch.setattr(update.KeptParts, "of_block", lambda *_: added.append(1))
+    assert min(shares) < 0.2
+    shares.clear()
     monkeypatch.setattr(update, "KEPT_BYTES", 0)
     anew = kmeans(x, 30, seeding="random", max_iterations=25)
-    assert not added
-    assert len(kept.history) > 8
+    assert not shares
     assert kept.centroids.tobytes() == anew.centroids.tobytes()
     assert kept.history == anew.history
 
