@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.busy import busy_processes
 from benchmarks.prepare import SIDE, png_of
 from benchmarks.scale import write_mixture
 from curation import ClusterTree, HierarchicalKMeans
@@ -71,8 +72,9 @@ BUSY = {
         "A step of fewer than 2e9 operations takes one thread: it is many short parallel parts, each of which waits "
         "for a thread that another process has put aside. The choice depends on the run alone (its network and "
         "micro-batch) and not on the load, so that a resumed run ends with the same bytes; what `OMP_NUM_THREADS` "
-        "says stays. Threads of a larger step sleep while they wait where others use the cores as the training starts, "
-        "else they spin, which is up to a third faster there; no result depends on it (`OMP_WAIT_POLICY` decides too).",
+        "says stays. Threads of a larger step sleep while they wait, as in every command of this project; "
+        "`OMP_WAIT_POLICY=ACTIVE` makes them spin, which is up to a third faster on a free machine, ten times slower "
+        "beside others.",
     ),
 }
 LISTING = """
@@ -150,14 +152,8 @@ def measure(part: str, work: Path, threads: int) -> dict[str, Any]:
         for _ in range(2):
             for name, shape in SHAPES.items():
                 for busy in (0, 1):
-                    loops = range(busy * (os.cpu_count() or 1))
-                    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _loop in loops]
-                    try:
+                    with busy_processes(busy * (os.cpu_count() or 1)):
                         said = run_python([*PRETRAIN.split(), *shape.split()], free)[1]
-                    finally:
-                        for other in others:
-                            other.kill()
-                            other.wait()
                     found = re.search(r"([\d.,]+) images/s", said)
                     assert found is not None
                     rates[name][busy].append(float(found[1].replace(",", "")))

@@ -18,7 +18,6 @@ from functools import partial
 from experiments.engine.settings import compose
 from experiments.launch import run_experiment, sweep
 from foundation.command import run_command
-from foundation.threads import sleep_where_busy
 
 
 def run(arguments: list[str]) -> int:
@@ -35,7 +34,6 @@ def run(arguments: list[str]) -> int:
 
         print(yaml.safe_dump(config, sort_keys=False), end="")
         return 0
-    sleep_where_busy()
     return run_experiment(config, shlex.join(["python", "scripts/run_experiment.py", *arguments]))
 
 

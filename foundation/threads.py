@@ -10,7 +10,6 @@ from foundation.numbers import is_digits
 STAT = Path("/proc/stat")
 VARIABLES = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 MOST = 1024  # threads of a process
-BUSY = 0.75  # share of the processor time that is free, below which others use the cores
 
 
 def drop_bad_counts() -> None:
@@ -75,13 +74,3 @@ def use_free_cores() -> int:
         os.environ.setdefault(name, str(free))
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     return int(os.environ[VARIABLES[0]].split(",")[0])
-
-
-def sleep_where_busy() -> None:
-    """Let OpenMP's threads sleep while they wait, where others use the cores: one that spins uses up its share of them.
-
-    To be called before torch is imported. On a free machine spinning is up to a third faster. What the user has set
-    stays, and no result depends on it.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ and "torch" not in sys.modules and idle_share() < BUSY:
-        os.environ["OMP_WAIT_POLICY"] = "passive"

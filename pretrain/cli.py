@@ -38,9 +38,6 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it costs and stop.")] = False,
 ) -> None:
     """Train on a pool, or on a subset of it; run the same again to go on after a kill."""
-    from foundation.threads import sleep_where_busy
-
-    sleep_where_busy()
     from curation.pool import open_pool
     from curation.small_pictures import small_for
     from curation.subset import Subset

@@ -106,9 +106,6 @@ def train(
     margin: Annotated[float, number("Metres between train and held-out tiles.", ge=0)] = 30.0,
 ) -> None:
     """Train a head (or all of it); the same command after a kill goes on. Exits with 143 where SIGTERM stopped it."""
-    from foundation.threads import sleep_where_busy
-
-    sleep_where_busy()
     from satellite.settings import load_settings
     from satellite.tiles import footprints, load_tiles, spatial_split
     from satellite.train import train as run

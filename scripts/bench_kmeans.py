@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 
+from benchmarks.busy import busy_processes
 from benchmarks.speed import AVX2_ALONE, PARTS, keep, markdown, run_part, units
 from experiments.engine.provenance import provenance
 from foundation.command import run_command
@@ -41,15 +42,9 @@ def measure_busy(rows: int, dim: int, k: int, iterations: int, threads: int, rep
     seconds: dict[tuple[str, bool], list[float]] = {(name, busy): [] for name in WAITING for busy in (False, True)}
     for _ in range(repeats):
         for name, busy in seconds:
-            spin = [sys.executable, "-c", "while True: pass"]
-            others = [subprocess.Popen(spin) for _ in range(os.cpu_count() or 1)] if busy else []
-            try:
-                command, environment = [sys.executable, "-c", FIT, *sizes], {**os.environ, **WAITING[name]}
+            command, environment = [sys.executable, "-c", FIT, *sizes], {**os.environ, **WAITING[name]}
+            with busy_processes(busy * (os.cpu_count() or 1)):
                 done = subprocess.run(command, env=environment, capture_output=True, text=True)
-            finally:
-                for other in others:
-                    other.kill()
-                    other.wait()
             if done.returncode:
                 raise CurationError(f"the fit failed: {(done.stderr.splitlines() or ['killed'])[-1]}")
             seconds[name, busy].append(float(done.stdout))

@@ -188,9 +188,6 @@ def train(
     subset: Annotated[Path | None, typer.Option(help="Folder of `curate sample`; default: the whole pool.")] = None,
 ) -> None:
     """Train a language model; the same command after a kill goes on. Exits with 143 when SIGTERM stopped it."""
-    from foundation.threads import sleep_where_busy
-
-    sleep_where_busy()
     from text_lm.settings import load_settings
     from text_lm.tokens import TokenStore, subset_rows
     from text_lm.train import train as run

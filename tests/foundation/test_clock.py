@@ -50,26 +50,6 @@ def test_a_busy_machine_gets_fewer_threads_and_what_the_user_set_stays(
     assert environment["OMP_WAIT_POLICY"] == "passive"
 
 
-@pytest.mark.parametrize(
-    ("idle", "given", "loaded", "wanted"),
-    [
-        (0.0, {}, False, "passive"),
-        (1.0, {}, False, None),
-        (0.0, {"OMP_WAIT_POLICY": "active"}, False, "active"),
-        (0.0, {}, True, None),
-    ],
-)
-def test_threads_of_a_training_sleep_where_others_use_the_cores(
-    idle: float, given: dict[str, str], loaded: bool, wanted: str | None, monkeypatch: pytest.MonkeyPatch
-):
-    environment = dict(given)
-    monkeypatch.setattr(os, "environ", environment)
-    monkeypatch.setattr(threads, "idle_share", lambda: idle)
-    monkeypatch.setattr(threads.sys, "modules", {"torch": None} if loaded else {})
-    threads.sleep_where_busy()
-    assert environment.get("OMP_WAIT_POLICY") == wanted
-
-
 def test_the_idle_share_is_that_of_the_time_between_two_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     stat = tmp_path / "stat"
     stat.write_text("cpu  100 0 50 800 50 0 0 0 0 0\n")
