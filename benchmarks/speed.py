@@ -53,13 +53,13 @@ REFERENCES = {"seeding": "scikit-learn greedy k-means++"}  # else faiss
 
 def units() -> str:
     """The units of the CPU that products run on here."""
-    if "NUMBA_CPU_FEATURES" in os.environ:
+    if os.environ.get("NUMBA_CPU_FEATURES") == AVX2_ALONE["NUMBA_CPU_FEATURES"]:
         return "restricted to AVX2"
     if MATRICES:
         return "amx_bf16"
     if PAIRS:
         return "avx512_bf16, no AMX"
-    return next((name for name in ("avx512f", "avx2") if has_feature(name)), "no AVX2") + " without bfloat16"
+    return next((name for name in ("avx512f", "avx2") if has_feature(name)), "no AVX2") + " without fast bfloat16"
 
 
 def long_tailed_mixture(n: int, dim: int, n_concepts: int = 2000, noise: float = 0.06, seed: int = 0) -> np.ndarray:
