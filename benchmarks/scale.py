@@ -26,6 +26,7 @@ from curation.tree import Level
 from experiments.simulated.data import rings
 from foundation.command import run_command
 from foundation.options import Parser, number_type
+from foundation.threads import set_threads
 
 
 def write_mixture(path: Path, rows: int, dim: int, n_concepts: int = 20_000, seed: int = 0) -> None:
@@ -150,8 +151,6 @@ def make_mixture(path: Path, rows: int, dim: int) -> None:
 
 def main() -> None:
     """One job; prints JSON with its result and the peak resident memory of this process."""
-    import numba
-    import torch
 
     parser = Parser(__doc__)
     parser.add_argument("job", choices=["rings", "memmap", "sampling"])
@@ -163,12 +162,11 @@ def main() -> None:
     parser.add_argument("--fit-rows", type=number_type(int, ge=0), default=0)
     parser.add_argument("--clusters", type=number_type(int, ge=1), default=100_000)
     parser.add_argument("--size", type=number_type(int, ge=1), default=1_000_000)
-    parser.add_argument("--threads", type=number_type(int, ge=1), default=2)
+    parser.add_argument("--threads", type=number_type(int, ge=1, le=1024), default=2)
     parser.add_argument("--file", type=Path, help="of memmap: read this .npy instead of making one")
     parser.add_argument("--save", type=Path, help="of memmap: where the tree goes; nowhere if not given")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    numba.set_num_threads(min(arguments.threads, numba.get_num_threads()))
+    set_threads(arguments.threads)
     if arguments.job == "rings":
         found = run_rings(arguments.threads)
     elif arguments.job == "sampling":

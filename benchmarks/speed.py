@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -27,6 +26,7 @@ from experiments.engine.provenance import commits_of
 from experiments.simulated.data import rings
 from foundation.files import save_json
 from foundation.tables import markdown_table
+from foundation.threads import set_threads
 
 # what each runtime reads as it is loaded; a part that torch or faiss decides by itself may still use more
 AVX2_ALONE = {
@@ -53,13 +53,13 @@ REFERENCES = {"seeding": "scikit-learn greedy k-means++"}  # else faiss
 
 def units() -> str:
     """The units of the CPU that products run on here."""
-    if "NUMBA_CPU_FEATURES" in os.environ:
+    if os.environ.get("NUMBA_CPU_FEATURES") == AVX2_ALONE["NUMBA_CPU_FEATURES"]:
         return "restricted to AVX2"
     if MATRICES:
         return "amx_bf16"
     if PAIRS:
         return "avx512_bf16, no AMX"
-    return next((name for name in ("avx512f", "avx2") if has_feature(name)), "no AVX2") + " without bfloat16"
+    return next((name for name in ("avx512f", "avx2") if has_feature(name)), "no AVX2") + " without fast bfloat16"
 
 
 def long_tailed_mixture(n: int, dim: int, n_concepts: int = 2000, noise: float = 0.06, seed: int = 0) -> np.ndarray:
@@ -172,13 +172,14 @@ def _grid(repeats: int) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for dim in sorted({dim for dim, _k in GRID}):
         x = long_tailed_mixture(GRID_ROWS, dim)
+        for work in (partial(_our_lloyd, precision="auto"), _faiss_lloyd):
+            work(x[:400], x[:100], 20)  # so many that some centroids stay, which is code of its own to compile
         for k in [k for other, k in GRID if other == dim]:
             start = _start(x, k)
             works: dict[str, Work] = {
                 "ours, auto precision": partial(_our_lloyd, x, start, GRID_ITERATIONS, "auto"),
                 "faiss.Kmeans": partial(_faiss_lloyd, x, start, GRID_ITERATIONS),
             }
-            _our_lloyd(x[:20_000], start, 1, "auto")
             found += [{"size": f"d {dim}, k {k}", **row} for row in _interleaved(works, repeats)]
     return found
 
@@ -214,8 +215,7 @@ def run_part(
         sizes: rows, dim, k, iterations, for "lloyd" and "seeding".
         processor_time: of "lloyd", seconds of the processor and not of the clock.
     """
-    torch.set_num_threads(threads)
-    numba.set_num_threads(threads)
+    set_threads(threads)
     if part in ("lloyd", "grid"):
         import faiss
 

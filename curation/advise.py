@@ -116,7 +116,11 @@ def advise(x: Any, size: int, name: str = "embeddings/", seed: int = 0, kept: st
     level_1 = n // PAPER_ROWS[0] if flat else first_level(n)
     evidence = [
         Evidence("rows", n, f"{size:,} of them are wanted, {size / n:.1%}"),
-        Evidence("dimensions", dim, "few: distances" if dim < FEW_DIMENSIONS else "many: angles"),
+        Evidence(
+            "dimensions",
+            dim,
+            "few: compare rows by distance" if dim < FEW_DIMENSIONS else "many: compare rows by angle",
+        ),
         Evidence("intrinsic dimension", intrinsic, f"two nearest neighbours; {_short(likely)} by maximum likelihood"),
         Evidence("density left", _left(intrinsic, 3), "its power after three levels of k-means; 1: not flattened"),
         Evidence("spread of lengths", spread, "standard deviation by mean; 0: of unit length"),

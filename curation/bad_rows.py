@@ -12,11 +12,15 @@ from curation.group import Group
 from foundation.errors import CurationError
 
 DROP_THEM = "leave them out with bad_rows='drop' (--drop-bad-rows)"
-LARGEST = 1e18  # squared distances are kept as float32
+LARGEST, SMALLEST = 1e18, 1e-15  # squared distances are kept as float32
 
 
 def find_bad_rows(x: Embeddings, unit: bool, rows_per_block: int, group: Group | None = None) -> Int[np.ndarray, "b"]:
-    """(b,) int64 rows that are NaN, infinite or beyond `LARGEST`, or zero where ``unit`` is set; one pass in blocks."""
+    """(b,) int64 rows that are NaN, infinite or beyond `LARGEST`, or zero where ``unit`` is set; one pass in blocks.
+
+    Raises:
+        CurationError: all rows are shorter than `SMALLEST`, and not zero, where ``unit`` is not set.
+    """
     return _look_at_rows(x, unit, rows_per_block, group or Group(), None)
 
 
@@ -35,19 +39,25 @@ def _look_at_rows(
     x: Embeddings, unit: bool, rows_per_block: int, group: Group, digests: list[bytes] | None
 ) -> Int[np.ndarray, "b"]:
     """One pass over the rows of this process; the checksums of its blocks are appended to ``digests``."""
-    found = [np.empty(0, np.int64)]
+    found, longest = [np.empty(0, np.int64)], 0.0
     for start, block in x.blocks(rows_per_block, group.span(x.n_rows, rows_per_block)):
         if digests is not None:
             digests.append(block_digest(block))
         sums = block.float().square().sum(dim=1) if block.dtype != torch.float64 else block.square().sum(dim=1)
+        length = float(sums.nan_to_num().max()) ** 0.5
+        longest = max(longest, length if length >= SMALLEST else float(block.abs().max()))  # squares may be 0
         doubtful = ~(sums < LARGEST**2)  # NaN too
         if doubtful.any():  # many values that are not too large may have a sum that is
             rows = doubtful.nonzero().flatten()
             doubtful[rows] = ~(block[rows].double().abs().amax(dim=1) <= LARGEST)
         if unit:
-            doubtful |= sums == 0
+            doubtful |= sums < SMALLEST**2
         if doubtful.any():
             found.append(doubtful.nonzero().flatten().cpu().numpy().astype(np.int64) + start)
+    if not unit and 0 < (longest := float(group.gather(np.array([longest])).max())) < SMALLEST:
+        raise CurationError(
+            f"no row of {x.shards[0].name} is longer than {longest:.3g}, where squared distances vanish; scale the rows"
+        )
     return group.gather(np.concatenate(found))
 
 

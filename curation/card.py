@@ -1,6 +1,7 @@
 """The dataset card of a subset: README.md beside ``subset.parquet``, as the Hugging Face Hub reads it."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,10 +38,8 @@ def dataset_card(subset: Subset) -> str:
         },
     }
     lines = ["---", *front, "---", "", "# A curated subset", ""]
-    lines += [
-        "Rows of a pool of data, drawn with Curated SSL (hierarchical k-means and balanced sampling, Vo et al. 2024,"
-    ]
-    lines += ["arXiv:2405.15613). The file holds ids and clusters, not the data.", ""]
+    lines += [f"Rows of a pool of data, drawn with Curated SSL: {_how(subset.metadata)}."]
+    lines += ["The file holds ids and clusters, not the data.", ""]
     lines += [markdown_table(("", ""), [(name, str(value)) for name, value in made.items()])]
     lines += [
         "`id` is the row in the pool, `copies` how often it is taken; `level_1` is the finest cluster of the row."
@@ -72,6 +71,18 @@ def dataset_card(subset: Subset) -> str:
         "**Licence.** Not set: the rows are those of a pool with a licence of its own. Name it in the first lines."
     ]
     return "\n".join(lines) + "\n"
+
+
+def _how(metadata: dict[str, Any]) -> str:
+    """How rows were drawn, as the end of a sentence."""
+    method, paper = metadata.get("method", "balanced"), "Vo et al. 2024, arXiv:2405.15613"
+    if method == "random":
+        return "at random"
+    communities = metadata.get("upper_levels") == "communities"
+    tree = "k-means clusters and communities of neighbour graphs" if communities else f"hierarchical k-means ({paper})"
+    if method == "flat":
+        return f"equally from the finest clusters of a tree of {tree}"
+    return f"balanced sampling{f' ({paper})' * communities} from a tree of {tree}"
 
 
 def write_dataset_card(subset: Subset, folder: str | Path) -> Path:

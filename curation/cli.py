@@ -175,10 +175,11 @@ def _say(text: str) -> None:
 
 
 def _warn(findings: list[Any]) -> None:
-    """One line for each thing that speaks against a tree or subset."""
+    """One line for each thing that speaks against a tree or subset, or that is to be known of it."""
     for finding in findings:
-        if finding.severity != "ok":
-            _say(f"{'BAD' if finding.severity == 'bad' else 'warning'}: {finding.sentence} {finding.remedy}")
+        if finding.severity != "ok" or finding.remedy:
+            word = {"bad": "BAD", "warn": "warning", "ok": "note"}[finding.severity]
+            _say(f"{word}: {finding.sentence} {finding.remedy}".rstrip())
 
 
 def _embeddings_of(tree: Any, folder: Path, given: Path | None) -> Any:
@@ -213,7 +214,7 @@ def embed(
     found, chosen = open_pool(pool, column=column), _named(embedder, weights)
     for_images: dict[str, Any] = {} if has_text_only(found) else {"n_workers": workers}
     result = embed_any(
-        found, chosen, output, image_size, batch_size, device, dtype=dtype, overwrite=overwrite, **for_images
+        found, chosen, output, image_size, batch_size, device, say=_say, dtype=dtype, overwrite=overwrite, **for_images
     )
     _say(f"{result.n_rows:,} embeddings in {output}")
     for row, reason in list(result.skipped.items())[:5]:
@@ -234,7 +235,7 @@ def dedup(
         str, typer.Option(help="exact, perceptual, embedding, text, separated by commas; default: all that apply.")
     ] = "",
     threshold: Annotated[float, number("Least cosine, after the mean of the pool is taken off.", gt=0, le=1)] = 0.95,
-    ratio: Annotated[float, number("Greatest share of the distance to the 64th neighbour.", gt=0, le=1)] = 0.5,
+    ratio: Annotated[float, number("Greatest share of the distance to the 40th neighbour.", gt=0, le=1)] = 0.5,
     max_bits: Annotated[int, number("Bits of 64 in which perceptual hashes may differ.", ge=0, le=16)] = 2,
     overlap: Annotated[float, number("Least Jaccard similarity of the word n-grams of texts.", gt=0, le=1)] = 0.7,
     held_out: Annotated[Path | None, typer.Option(help="Embeddings that no kept row may repeat: a test set.")] = None,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from foundation.paths import regular_file
+from foundation.images import picture_file
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def picture_bytes(picture: Any) -> bytes:
             return picture["bytes"]
         if "://" in picture["path"]:
             return repr(picture["path"]).encode()
-        return regular_file(picture["path"]).read_bytes()
+        return picture_file(picture["path"]).read_bytes()
     return repr(picture.size).encode() + picture.convert("RGBA").tobytes()
 
 

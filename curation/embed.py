@@ -21,6 +21,7 @@ from foundation.files import load_array, save_array, write_atomically
 from foundation.images import read_image, reason_of
 from foundation.locks import locked_folder
 from foundation.settings import Range, require_number
+from foundation.threads import useful_processes
 
 SKIPPED_LOG = "skipped.jsonl"
 
@@ -78,7 +79,7 @@ def embed_pool(
         raise CurationError(f"the pool has no image column {image_column!r}; it has {', '.join(pool.column_names)}")
     if batch_size < 1 or rows_per_shard < 1:
         raise CurationError(f"batch size {batch_size} and rows per shard {rows_per_shard} must be at least 1")
-    n_workers = min(worker_count(n_workers), -(-len(pool) // batch_size))  # more would have nothing to do
+    n_workers = useful_processes(worker_count(n_workers), -(-len(pool) // batch_size))
     metadata = {**embedder.identity, "pool_fingerprint": pool_fingerprint(pool), "pool_rows": len(pool)}
     with locked_folder(folder):
         writer = EmbeddingWriter(folder, embedder.dim, dtype, rows_per_shard, metadata, overwrite)

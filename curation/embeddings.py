@@ -31,10 +31,13 @@ from foundation.files import (
     save_array,
     save_json,
 )
+from foundation.numbers import is_digits
 from foundation.paths import inside, regular_file
 from foundation.settings import LARGEST_INT, Choices, Count, CountOrZero, short
 
 FORMAT_VERSION = 1
+# of which results a row_ids.npy may be: a file of each
+ROW_IDS_OF = {"embeddings.json": "embeddings", "tree.json": "a tree", "dropped.parquet": "kept rows"}
 SUFFIXES = (".npy", ".parquet", ".pq", ".arrow", ".feather", ".ipc")
 MAPPED_AROUND = 2 << 20  # bytes: a page that is read may be part of a large one, which is mapped as a whole
 ROWS_PER_RELEASE = 1024  # of rows that may lie apart
@@ -210,15 +213,12 @@ class ParquetShard(_Shard):
         import pyarrow.parquet as pq
 
         try:
-            self.file = pq.ParquetFile(regular_file(path))
+            self.file = pq.ParquetFile(regular_file(path), page_checksum_verification=True)
         except (OSError, pa.ArrowException) as error:
             raise CurationError(f"{path} cannot be read as parquet ({_line(error)}); make it again") from error
         self.name, self.rows = str(path), self.file.metadata.num_rows
         self.column = _only_list_column(self.file.schema_arrow, self.name) if column is None else column
-        if self.column not in self.file.schema_arrow.names:
-            raise CurationError(
-                f"{path} has no column {self.column!r}; it has {', '.join(self.file.schema_arrow.names)}"
-            )
+        _require_column(self.column, self.file.schema_arrow.names, str(path))
         sizes = [self.file.metadata.row_group(i).num_rows for i in range(self.file.num_row_groups)]
         self.offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
         self._group, self._held = -1, ArrowShard(self.file.schema_arrow.empty_table()[self.column], self.name)
@@ -275,6 +275,26 @@ def _only_list_column(schema: Any, name: str) -> str:
         found = ", ".join(names) or "none"
         raise CurationError(f"{name} needs one column of float lists, found {found}; name it with column=")
     return names[0]
+
+
+def _require_column(name: str, names: list[str], where: str) -> None:
+    if names.count(name) != 1:
+        how_many = f"{names.count(name)} columns" if name in names else "no column"
+        raise CurationError(f"{where} has {how_many} {name!r}; it has {', '.join(names)}")
+
+
+def require_own_row_ids(folder: Path, mine: str) -> None:
+    """Refuse to put a ``row_ids.npy`` in the place of another result's.
+
+    Args:
+        mine: which of `ROW_IDS_OF` the caller writes.
+
+    Raises:
+        CurationError: the folder holds one of the others.
+    """
+    for name, what in ROW_IDS_OF.items():
+        if name != mine and os.path.lexists(folder / name):
+            raise CurationError(f"{folder} holds {what}, whose row_ids.npy would be replaced; choose another -o")
 
 
 def check_row_ids(row_ids: np.ndarray, n_rows: int, name: str) -> Int[np.ndarray, "n"]:
@@ -377,6 +397,8 @@ class Embeddings:
         """The given rows, in the given order. Files are read in ascending order of row."""
         rows = np.asarray(rows, dtype=np.int64)
         if len(self.shards) == 1:
+            if (np.diff(rows) >= 0).all():
+                return self.shards[0].take(rows)
             order = np.argsort(rows, kind="stable")
             found = self.shards[0].take(rows[order])
             inverse = np.empty_like(order)
@@ -456,7 +478,8 @@ def open_embeddings(source: Any, column: str | None = None) -> Embeddings:
 
     Args:
         source: an (n, d) array or tensor; the path of an ``.npy``, parquet or Arrow file; a folder of shards (with
-            ``embeddings.json``, or plain ``.npy``/parquet files in the order of their names); a list of such paths or
+            ``embeddings.json``, or plain ``.npy``/parquet files in the order of their names); a folder of such folders
+            with ``embeddings.json``, one for each part of a pool, in the order of their names; a list of such paths or
             arrays; a `datasets.Dataset`. float16, bfloat16, float32 or float64.
         column: the column of float lists in parquet, Arrow or a dataset; needed when there are several.
 
@@ -477,8 +500,7 @@ def open_embeddings(source: Any, column: str | None = None) -> Embeddings:
         dataset = source if source._indices is None else source.flatten_indices()
         table = dataset.data.table
         name = _only_list_column(table.schema, "the dataset") if column is None else column
-        if name not in table.column_names:
-            raise CurationError(f"the dataset has no column {name!r}; it has {', '.join(table.column_names)}")
+        _require_column(name, table.column_names, "the dataset")
         return Embeddings([ArrowShard(table[name], f"dataset column {name}")])
     array = np.asarray(source)
     if array.ndim == 2 and array.flags.writeable and str(array.dtype) in DTYPES and array.dtype.isnative:
@@ -505,8 +527,7 @@ def _open_path(path: Path, column: str | None) -> Embeddings:
             except pa.ArrowInvalid:
                 table = pa.ipc.open_stream(source).read_all()
             name = _only_list_column(table.schema, path.name) if column is None else column
-            if name not in table.column_names:
-                raise CurationError(f"{path} has no column {name!r}; it has {', '.join(table.column_names)}")
+            _require_column(name, table.column_names, str(path))
             table[name].validate(full=True)  # offsets that leave the file would be followed
         except (OSError, pa.ArrowException) as error:
             raise CurationError(f"{path} cannot be read as Arrow ({_line(error)}); make it again") from error
@@ -528,6 +549,9 @@ def _open_folder(folder: Path, column: str | None) -> Embeddings:
             raise CurationError(f"{folder} has row_ids.npy, but its embeddings.json is missing; {EMBED_AGAIN}")
         files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and not path.name.startswith("."))
         files = [path for path in files if path.name != "row_ids.npy"]
+        parts = [] if files else sorted(path.parent for path in folder.glob("*/embeddings.json"))
+        if parts:
+            return _joined({part: _open_folder(part, column) for part in parts})
         if not files:
             raise CurationError(f"{folder} holds no .npy, .parquet or .arrow files; is it the embeddings folder?")
         return Embeddings([shard for path in files for shard in _open_path(path, column).shards])
@@ -551,6 +575,35 @@ def _open_folder(folder: Path, column: str | None) -> Embeddings:
     checksums = [entry["checksum"] for entry in info["shards"]]
     check_files(zip([*files, ids], [*checksums, info.get("row_ids_checksum")], strict=True), EMBED_AGAIN)
     return Embeddings(shards, info, load_array(ids) if ids.exists() else None)
+
+
+def _joined(folders: dict[Path, Embeddings]) -> Embeddings:
+    """Parts of a pool as one: rows of a part come after all pool rows of the parts before it.
+
+    Raises:
+        CurationError: a part does not say how many rows of the pool it was made of, or has another embedder.
+    """
+    parts = list(folders.values())
+    infos = [part.metadata for part in parts]
+    rows = [info.get("pool_rows") for info in infos]
+    for folder, info, n in zip(folders, infos, rows, strict=True):
+        if not isinstance(n, int) or n < 0:
+            raise CurationError(f"{folder} does not say how many rows its pool has; {EMBED_AGAIN}")
+        for key in ("embedder", "weights", "image_size"):
+            if info.get(key) != infos[0].get(key):
+                raise CurationError(
+                    f"{folder} has {key} {short(info.get(key))}, the parts before {short(infos[0].get(key))}; "
+                    "parts of one pool need one embedder"
+                )
+    starts = np.cumsum([0, *rows])
+    ids = None
+    if any(part.row_ids is not None or part.n_rows != n for part, n in zip(parts, rows, strict=True)):
+        placed = zip(starts[:-1], parts, strict=True)
+        ids = np.concatenate([start + (np.arange(p.n_rows) if p.row_ids is None else p.row_ids) for start, p in placed])
+    metadata = {key: value for key, value in infos[0].items() if all(info.get(key) == value for info in infos)}
+    metadata.pop("pool_fingerprint", None)  # of parts that are alike
+    metadata |= {"pool_rows": int(starts[-1]), "shards": [entry for info in infos for entry in info["shards"]]}
+    return Embeddings([shard for part in parts for shard in part.shards], metadata, ids)
 
 
 @dataclass
@@ -589,7 +642,7 @@ def read_info(folder: Path) -> dict[str, Any]:
     if info.get("rows", total) != total:
         raise CurationError(f"{path} says {info['rows']} rows, but its shards have {total}; {EMBED_AGAIN}")
     for row in info.get("skipped", {}):
-        if not row.isdecimal():
+        if not is_digits(row):
             raise CurationError(f"{path} skips {short(row)}, which is no row; {EMBED_AGAIN}")
     return info
 
@@ -633,6 +686,7 @@ class EmbeddingWriter:
         }
         self._held: list[Tensor] = []
         self._held_rows = 0
+        require_own_row_ids(self.folder, "embeddings.json")
         if (self.folder / "embeddings.json").exists():
             self._resume(overwrite)
 

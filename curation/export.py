@@ -22,6 +22,7 @@ from curation.pool import IMAGE_SUFFIXES, pool_fingerprint
 from curation.subset import Subset
 from foundation.errors import CurationError
 from foundation.files import beside, digest_json, load_json, save_json, whole_file, whole_folder
+from foundation.images import picture_file
 from foundation.paths import inside, regular_file
 
 FORMATS = ("parquet", "jsonl", "files", "webdataset", "datasets", "folder")
@@ -183,7 +184,7 @@ def _picture(stored: dict[str, Any]) -> tuple[bytes, str]:
     content = stored["bytes"]
     if content is None:
         try:
-            content = regular_file(stored["path"]).read_bytes()
+            content = picture_file(stored["path"]).read_bytes()
         except (OSError, TypeError) as error:
             raise CurationError(f"the picture {stored['path']} cannot be read: {error}") from error
     suffix = Path(stored["path"] or "").suffix.lower()

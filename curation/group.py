@@ -24,6 +24,7 @@ from torch import Tensor
 
 from foundation.errors import CurationError, PassingError
 from foundation.files import load_array, require_free_space
+from foundation.threads import set_threads
 
 Result = TypeVar("Result")
 REACH = timedelta(minutes=5)  # processes start at different times
@@ -313,8 +314,12 @@ def _started_by(environment: Any) -> Place | None:
     if int(environment.get("WORLD_SIZE", 1)) > 1 and "RANK" in environment:
         rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
         local = int(environment.get("LOCAL_RANK", 0)), int(environment.get("LOCAL_WORLD_SIZE", 1))
-        address = environment.get("MASTER_ADDR", "127.0.0.1")
-        return Place(rank, size, *local, address, int(environment.get("MASTER_PORT", 29500)))
+        if "MASTER_ADDR" not in environment or not 0 <= rank < size:
+            raise CurationError(
+                f"WORLD_SIZE={size}, RANK={rank} and MASTER_ADDR={environment.get('MASTER_ADDR', '')} are not those of "
+                "a process that torchrun has started; unset WORLD_SIZE for a process alone"
+            )
+        return Place(rank, size, *local, environment["MASTER_ADDR"], int(environment.get("MASTER_PORT", 29500)))
     # SLURM_STEP_NUM_TASKS, not SLURM_NTASKS: the batch script itself is not a task
     size = int(environment.get("SLURM_STEP_NUM_TASKS", 1))
     if size <= 1 or "SLURM_PROCID" not in environment:
@@ -339,9 +344,6 @@ def _first_host(hosts: str) -> str:
 
 def _share_cores(local_size: int) -> None:
     """The processes of a machine share its cores: more threads than cores only wait for each other."""
-    import numba
-
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = max(1, available // local_size)
-    torch.set_num_threads(threads)
-    numba.set_num_threads(min(threads, numba.get_num_threads()))
+    set_threads(threads)

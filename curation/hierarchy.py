@@ -24,6 +24,7 @@ from curation.rows import SelectedRows
 from curation.sampling import members_to_resample
 from curation.tree import ClusterTree, Level
 from foundation.errors import CurationError, is_final
+from foundation.numbers import read_number
 from foundation.settings import LARGEST_INT, LARGEST_SEED, Range, require_number
 
 RESAMPLE_STRATEGIES = ("closest", "random")
@@ -75,9 +76,10 @@ def parse_level(level: int | str | Sequence[int]) -> tuple[int, int]:
     """
     try:
         parts: list[Any] = level.split("x") if isinstance(level, str) else np.atleast_1d(level).tolist()
-        if any(float(part) != int(float(part)) for part in parts):
+        numbers = [read_number(part, int) for part in parts]
+        if any(number != int(number) for number in numbers):
             raise ValueError
-        numbers = [int(float(part)) for part in parts]
+        numbers = [int(number) for number in numbers]
     except (TypeError, ValueError, OverflowError):
         numbers = []
     if len(numbers) not in (1, 2) or min(numbers) < 1 or math.prod(numbers) > LARGEST_INT:

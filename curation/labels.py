@@ -45,7 +45,7 @@ class Labels:
 def read_labels(labels: Any, pool: Any = None) -> Labels:
     """Labels from a column of the pool or from an array.
 
-    Nulls, NaN, empty strings and -1 (what `datasets` writes for hidden classes) are rows without a label.
+    Nulls, NaN, infinity, empty strings and -1 (what `datasets` writes for hidden classes) are rows without a label.
 
     Args:
         labels: name of a pool column (classes, whole numbers, strings, truth values), or one value for each pool row.
@@ -84,7 +84,7 @@ def _encode(column: pa.ChunkedArray, what: str, class_names: list[str] | None) -
     if pa.types.is_null(kind):
         return Labels(np.full(len(column), -1, np.int64), [])
     if pa.types.is_floating(kind):
-        column = pc.if_else(pc.is_nan(column), None, column)
+        column = pc.if_else(pc.is_finite(column), column, None)
     if pa.types.is_floating(kind) or pa.types.is_signed_integer(kind):
         column = pc.if_else(pc.equal(column, pa.scalar(-1, kind)), None, column)
     elif pa.types.is_string(kind) or pa.types.is_large_string(kind):

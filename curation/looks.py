@@ -19,6 +19,7 @@ from curation.filters.junk import MEASURES, measure
 from foundation.errors import CurationError
 from foundation.files import load_array, save_array
 from foundation.images import read_image
+from foundation.threads import useful_processes
 
 ROWS_PER_FILE = 8192
 LOOK = np.dtype(
@@ -94,7 +95,7 @@ def look_at(
                 found.append(before)
                 bar.update(len(mine))
                 continue
-            count = min(worker_count(workers, free=True), -(-len(mine) // 32))
+            count = useful_processes(worker_count(workers, free=True), -(-len(mine) // 32))
             loader = DataLoader(
                 _Pictures(pool, column, mine, hashes),
                 batch_size=32,

@@ -40,7 +40,7 @@ class NearRule:
 
     Attributes:
         threshold: least cosine of their embeddings, after the mean of the pool is taken off.
-        ratio: greatest share of the distance to the 64th neighbour, of either row, that the two may be apart. Where the
+        ratio: greatest share of the distance to the 40th neighbour, of either row, that the two may be apart. Where the
             embedding has few dimensions, the share is lowered until a pool without duplicates loses ``false_alarm``.
         neighbours: which neighbour sets that scale; rows that repeat more often than this are still found where they
             are all but equal.
@@ -49,7 +49,7 @@ class NearRule:
 
     threshold: float = 0.95
     ratio: float = 0.5
-    neighbours: int = 64
+    neighbours: int = 40
     false_alarm: float = 0.01
 
     def __post_init__(self) -> None:

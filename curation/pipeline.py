@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from curation import kmeans
 from curation.card import write_dataset_card
 from curation.community_tree import AUTO, CommunityTree, metric_for
-from curation.embeddings import Embeddings, open_embeddings
+from curation.embeddings import Embeddings, open_embeddings, require_own_row_ids
 from curation.export import row_names
 from curation.filters.text import TextJunk
 from curation.first_look import write_first_look
@@ -122,8 +122,10 @@ def finished_tree(source: Embeddings, folder: Path, fit: Fit, overwrite: bool) -
     One of other settings stays until the new one takes its place.
 
     Raises:
-        CurationError: a finished tree of other settings is there, and is not to be overwritten; or a damaged one.
+        CurationError: a finished tree of other settings is there, and is not to be overwritten; a damaged one, or
+            another result.
     """
+    require_own_row_ids(folder, "tree.json")
     if not (folder / "tree.json").exists():
         return None
     try:
@@ -297,7 +299,7 @@ def run_pipeline(
         there = folder / "embeddings"
         done = (there / "embeddings.json").exists() and load_json(there / "embeddings.json").get("complete", False)
         clock.begin("embed", f"{len(pool):,} rows with {embedder}")
-        embed_any(pool, embedder, there, image_size, batch_size, device, progress, seed, overwrite=overwrite)
+        embed_any(pool, embedder, there, image_size, batch_size, device, progress, seed, say=say, overwrite=overwrite)
         skipped += ["embeddings"] if done else []
         x = open_embeddings(there)
         preparation = None

@@ -21,9 +21,9 @@ from curation.tiles import TileCut, are_rasters, open_rasters, parse_cut
 from foundation.errors import CurationError
 from foundation.files import digest_json, write_atomically
 from foundation.hub import hub_within_reach
-from foundation.images import MOST_BYTES
+from foundation.images import MOST_BYTES, picture_file
 from foundation.jsonl import bad_line
-from foundation.paths import regular_file
+from foundation.paths import regular_file, require_room
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 SUFFIXES = {  # the order decides where a folder holds several kinds: side files (captions, metadata) come last
@@ -213,7 +213,10 @@ def _open_files(path: Path, split: str | None, files: list[Path], cut: TileCut |
     try:
         pool = _load(kind, {"data_files": {"train": names}}, "train", problem)
         if kind != "parquet" and pool.data.nbytes < CHECKED_BYTES:
-            _check_utf8(pool, problem)
+            _check_values(pool, problem)
+        # pyarrow refuses a key that is there twice, but a lone row that it refused is read by another, who does not
+        if kind == "json" and len(pool) == 1 and (line := bad_line(files, _lines)):
+            raise CurationError(line)
         return pool
     except CurationError as error:
         if kind == "json" and (line := bad_line(files, _lines)):
@@ -221,14 +224,14 @@ def _open_files(path: Path, split: str | None, files: list[Path], cut: TileCut |
         raise
 
 
-def _check_utf8(pool: Any, problem: str) -> None:
-    """Refuse text that is not UTF-8: readers of JSONL do not look, and it would fail row by row later."""
+def _check_values(pool: Any, problem: str) -> None:
+    """Refuse text that is not UTF-8 and values that leave their file: readers do not look, and would fail later."""
     import pyarrow as pa
 
     try:
         pool.data.table.validate(full=True)
     except pa.ArrowException as error:
-        raise CurationError(f"{problem}: {' '.join(str(error).split())[:200]}; convert it to UTF-8") from error
+        raise CurationError(f"{problem}: {' '.join(str(error).split())[:200]}; make it again, in UTF-8") from error
 
 
 def _lines(file: Path) -> Any:
@@ -250,11 +253,15 @@ def _of_split(path: Path, files: list[Path], split: str) -> list[Path]:
 
 def _load(name: str, options: dict[str, Any], split: str, problem: str) -> Any:
     """`datasets.load_dataset` with its chain of errors brought down to one line."""
-    from datasets import load_dataset
+    from datasets import config, load_dataset
 
     try:
         return load_dataset(name, split=split, **options)
     except Exception as error:
+        try:
+            require_room(Path(config.HF_DATASETS_CACHE))
+        except CurationError:  # the pool is not to blame
+            problem = f"the cache of Hugging Face datasets, {config.HF_DATASETS_CACHE}, cannot be made; set HF_HOME"
         raise CurationError(f"{problem}: {_first_cause(error)}") from error
 
 
@@ -275,6 +282,9 @@ def _open_saved(path: Path, split: str) -> Any:
         if split not in pool:
             raise CurationError(f"{path} has no split {split!r}; it has {', '.join(sorted(pool))}")
         pool = pool[split]
+    # of the files: nbytes believes the very offsets that are to be checked
+    if sum(os.path.getsize(file["filename"]) for file in pool.cache_files) < CHECKED_BYTES:
+        _check_values(pool, f"{path} cannot be opened as a saved dataset")
     return pool
 
 
@@ -309,12 +319,28 @@ def _samples(shards: list[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:
                 parts = ((m.name, part.read()) for m, part in members if part is not None)
                 for key, sample in itertools.groupby(parts, key=lambda part: _split_key(part[0])[0]):
                     yield _sample(key, sample)
+                _check_end(shard)
                 while stream.read(1 << 20):  # the checksum of a .gz comes at its end
                     pass
         except CurationError as error:
             raise CurationError(f"{name}: {error}") from error
         except Exception as error:  # of tarfile, and of gzip and its like below it
             raise CurationError(f"{name} is not a whole tar shard ({error}); get it again") from error
+
+
+def _check_end(shard: tarfile.TarFile) -> None:
+    """Refuse an archive with more than zeros after its last member: tarfile takes a broken header for the end.
+
+    One that was cut between two members has no zeros there.
+    """
+    rest: Any = shard.fileobj
+    block = rest.read(1 << 20)
+    if not block:
+        raise tarfile.ReadError("it ends without the zeros that end an archive")
+    while block:
+        if block.strip(b"\0"):
+            raise tarfile.ReadError("a header in its middle is broken, or another archive follows")
+        block = rest.read(1 << 20)
 
 
 def _stream(name: str) -> Any:
@@ -347,6 +373,8 @@ def _sample(key: str, parts: Iterator[tuple[str, bytes]]) -> dict[str, Any]:
         column = "image" if f".{end}".endswith(IMAGE_SUFFIXES) else MEMBERS.get(end)
         if column is None:
             continue
+        if column == "label" and not _is_utf8(content):  # two such labels would become one
+            raise CurationError(f"sample {key} has a label that is not UTF-8 ({content[:40]!r}); convert it")
         if column in row:  # such as a mask beside its picture: the last one would win
             raise CurationError(f"sample {key} has two members for {column}, {name} is the second; leave one")
         row[column] = (
@@ -355,6 +383,14 @@ def _sample(key: str, parts: Iterator[tuple[str, bytes]]) -> dict[str, Any]:
     if WHOLE_NUMBER.fullmatch(row.get("label", "")):
         row["label"] = int(row["label"])
     return row
+
+
+def _is_utf8(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _rows(shards: list[tuple[str, int, int]], names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
@@ -453,8 +489,10 @@ def check_text(pool: Any, column: str) -> None:
     """Refuse a column that does not hold text.
 
     Raises:
-        CurationError: it holds something else.
+        CurationError: it is not there, or holds something else.
     """
+    if column not in pool.column_names:
+        raise CurationError(f"the pool has no column {column!r}; it has {', '.join(pool.column_names)}")
     if getattr(pool.features[column], "dtype", None) not in ("string", "large_string", "null"):
         raise CurationError(
             f"the column {column!r} holds {pool.features[column]}, not text; name another with --column"
@@ -503,7 +541,7 @@ def _content(value: Any) -> bytes:
         content = value["bytes"]
         if content is None and value["path"]:
             try:
-                content = regular_file(value["path"]).read_bytes()
+                content = picture_file(value["path"]).read_bytes()
             except (OSError, CurationError):
                 content = Path(value["path"]).name.encode()
         value = hashlib.blake2b(content or b"", digest_size=16).hexdigest()

@@ -23,7 +23,7 @@ from jaxtyping import Int
 from curation.bad_rows import KeptRows, find_bad_rows
 from curation.dropped_page import dropped_page
 from curation.duplicates import can_hash, similar_hashes
-from curation.embeddings import Embeddings, check_row_ids, open_embeddings
+from curation.embeddings import Embeddings, check_row_ids, open_embeddings, require_own_row_ids
 from curation.filters.junk import JunkFilter
 from curation.filters.text import TextJunk
 from curation.group import Group
@@ -513,7 +513,9 @@ def open_sources(source: str, pool: str | None, column: str | None) -> tuple[Any
         CurationError: both are pools, or see `open_pool` and `open_embeddings`.
     """
     path = Path(source)
-    folder = path.is_dir() and ((path / "embeddings.json").exists() or any(path.glob("*.npy")))
+    folder = path.is_dir() and (
+        (path / "embeddings.json").exists() or any(path.glob("*.npy")) or any(path.glob("*/embeddings.json"))
+    )
     if folder or path.suffix in (".npy", ".arrow", ".feather", ".ipc"):
         x = open_embeddings(path, column)
         return (None if pool is None else open_pool(pool)), x
@@ -568,6 +570,7 @@ def keep_in_folder(
                     "--overwrite"
                 )
             if group.first and not there and not dry_run:
+                require_own_row_ids(folder, "dropped.parquet")
                 held.enter_context(locked_folder(folder))
         if there:
             return load_kept(folder), True

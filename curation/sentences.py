@@ -21,7 +21,7 @@ from curation.kmeans.assignment import has_bfloat16_units
 from curation.pool import check_text, pool_fingerprint
 from foundation.devices import open_device
 from foundation.errors import CurationError
-from foundation.files import load_array, save_array
+from foundation.files import check_json, load_array, save_array
 from foundation.hub import hub_within_reach
 from foundation.locks import locked_folder
 from foundation.weights import weights_digest
@@ -77,6 +77,7 @@ def open_sentence_model(name: str = OFFLINE, device: str = "auto", precision: st
         raise CurationError(f"precision {precision!r} is unknown; use {', '.join(PRECISIONS)}")
     try:
         # a folder on disk needs no network: nothing is asked of the Hub about it
+        check_json(place)
         with nullcontext() if os.path.isdir(place) else hub_within_reach():
             model = SentenceTransformer(place, device=device, local_files_only=os.path.isdir(place))
     except Exception as error:

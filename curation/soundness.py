@@ -42,6 +42,10 @@ LARGEST, ALONE, USED_UP, BELIEFS, LEFT = (0.5, 0.8), (0.15, 0.25), (0.65, 0.9), 
 OVERLAP = (0.15, np.inf)
 HEARD = 0.3  # weight of isolation from which it can find what communities that run into each other cannot
 AUTO = "Cluster again with --levels auto."
+AS_WELL = (
+    "This check sees no gain over random rows, which do as well where a pool is even already; labels of some rows "
+    "(--labels) tell more."
+)
 
 
 @dataclass
@@ -51,7 +55,7 @@ class Finding:
     Attributes:
         severity: "ok", "warn" or "bad".
         sentence: what was found, one plain sentence with its full stop.
-        remedy: what to change, one sentence; empty where nothing is wrong.
+        remedy: what to change, one sentence; where nothing is wrong empty, or what else to know.
         value: the number behind the sentence.
     """
 
@@ -366,14 +370,17 @@ def check_flatness(sample: _Sample) -> Finding | None:
         logs.append(np.log(effective[1] / effective[0]))
         told.append(f"{effective[1]:.1f} equal ones of {int(labels.max()) + 1} (random rows {effective[0]:.1f})")
     gain = float(np.exp(np.mean(logs)))
-    how = "less" if gain < 1 / FLATNESS[0] else "no less"
-    return _finding(
+    how = "less even than" if gain < 1 / FLATNESS[0] else "about as even as" if gain < FLATNESS[0] else "more even than"
+    finding = _finding(
         1 / gain,
         *FLATNESS,
         "Over communities of a neighbour graph that the tree did not see, coarse and fine, the subset is as diverse as "
-        f"{' and '.join(told)}: {how} even than random rows.",
+        f"{' and '.join(told)}: {how} random rows.",
         f"Look closely before you train on this. {_auto(sample.tree, 'Try another embedding, or random rows.')}",
     )
+    if finding.severity == "ok" and gain < FLATNESS[0]:
+        finding.remedy = AS_WELL
+    return finding
 
 
 def _again(sample: _Sample, seed: int) -> ClusterTree:

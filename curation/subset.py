@@ -61,7 +61,7 @@ class Subset:
             "level_clusters": [len(x.centroids) for x in tree.levels],
             **metadata,
         }
-        for key in ("pool_fingerprint", "embeddings_fingerprint"):
+        for key in ("pool_fingerprint", "embeddings_fingerprint", "upper_levels"):
             if key in tree.settings:
                 metadata.setdefault(key, tree.settings[key])
         pool_ids = ids if tree.row_ids is None else np.asarray(tree.row_ids)[ids]
@@ -97,8 +97,9 @@ class Subset:
         check_files([(regular_file(path, AGAIN), info["checksum"])], f"it is not what subset.json describes: {AGAIN}")
         columns = _read_columns(path)
         if (len(columns["id"]), int(columns["copies"].sum())) != (info["rows"], info["size"]):
+            found = f"{len(columns['id'])} rows, with copies {columns['copies'].sum()}"
             raise CurationError(
-                f"{path} has {len(columns['id'])} rows, not {info['rows']} as subset.json says; {AGAIN}"
+                f"{path} has {found}, not {info['rows']} and {info['size']} as subset.json says; {AGAIN}"
             )
         names = {name: columns.pop(name).tolist() for name in NAMES if name in columns}
         _check_clusters(path, columns, info.get("level_clusters"))

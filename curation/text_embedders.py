@@ -14,11 +14,12 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from curation.embed import EmbedResult, embed_pool
-from curation.embedders import open_embedder
+from curation.embedders import open_embedder, parse_embedder
 from curation.embeddings import EmbeddingWriter
 from curation.lexical import BYTES, CHARACTERS, byte_histograms, fit_characters, is_lexical, lexical_dimensions
 from curation.pool import check_text, pool_fingerprint
 from curation.sentences import OFFLINE, embed_passages, open_sentence_model
+from curation.small_pictures import SMALL, small_for
 from foundation.errors import CurationError
 from foundation.files import load_array, save_array
 from foundation.locks import locked_folder
@@ -26,7 +27,7 @@ from foundation.locks import locked_folder
 AUTO, SENTENCE = "auto", "sentence"
 IMAGES = "timm:vit_small_patch14_dinov2"
 FITTED_ON = 50_000  # texts that the axes of char_svd are fitted to, spread evenly over the pool
-TEXTS_PER_BLOCK = 4096
+TEXTS_PER_BLOCK = 1024
 
 
 def has_text_only(pool: Any) -> bool:
@@ -40,7 +41,7 @@ def resolve_embedder(name: str, pool: Any) -> str:
     Of text it is the sentence model where it is installed (extra ``text``), else ``char_svd``; of images a DINOv2.
 
     Raises:
-        CurationError: an embedder of text for images, or of images for text.
+        CurationError: an unknown embedder, one of text for images, or one of images for text.
     """
     text = has_text_only(pool)
     if name == AUTO:
@@ -55,6 +56,8 @@ def resolve_embedder(name: str, pool: Any) -> str:
         lexical_dimensions(name)
     if of_text and not text:
         raise CurationError(f"embedder {name!r} is one of text, and the pool has {', '.join(pool.column_names)}")
+    if not text:
+        parse_embedder(name)
     return name
 
 
@@ -67,6 +70,8 @@ def embed_any(
     device: str = "auto",
     progress: bool = True,
     seed: int = 0,
+    *,
+    say: Callable[[str], None] = lambda _line: None,
     **options: Any,
 ) -> EmbedResult:
     """Embed a pool of images or text into a folder of shards, by the name of an embedder.
@@ -75,6 +80,7 @@ def embed_any(
         name: of `curation.embedders.open_embedder`, or of this module; "auto" chooses.
         image_size, batch_size: for images.
         seed: of the axes of ``char_svd``.
+        say: is told where a network enlarges small pictures.
         options: of `curation.embed.embed_pool`, for images; ``dtype`` and ``overwrite`` for text too.
 
     Raises:
@@ -83,6 +89,8 @@ def embed_any(
     name = resolve_embedder(name, pool)
     if not has_text_only(pool):
         embedder = open_embedder(name, image_size, device)
+        if image_size is None and (line := small_for(pool, embedder.image_size)):
+            say(f"{line}: {_smaller(name, embedder.image_size)}")
         return embed_pool(pool, embedder, folder, batch_size, progress=progress, **options)
     if image_size is not None:
         raise CurationError("an image size means nothing for text; leave --image-size out")
@@ -94,6 +102,12 @@ def embed_any(
     overwrite = options.get("overwrite", False)
     result = embed_passages(pool, folder, network, dtype=dtype, progress=progress, name=model, overwrite=overwrite)
     return EmbedResult(result.n_rows, dict.fromkeys(result.empty_rows, "no text"))
+
+
+def _smaller(name: str, size: int) -> str:
+    """Which size to ask for instead, and what it saves."""
+    side = 98 if "patch14" in name else SMALL  # 98: patches of 14 pixels fit
+    return f"--image-size {side} takes 1/{(size / side) ** 2:.0f} of the operations, and is often as good"
 
 
 def embed_lexical_pool(
@@ -133,7 +147,7 @@ def _embed_lexical(writer: EmbeddingWriter, pool: Any, kind: str, dim: int, seed
     embed: Callable[[list[str]], Float[np.ndarray, "n d"]] = byte_histograms
     if kind == CHARACTERS:
         chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), FITTED_ON)).astype(np.int64))]
-        embed = fit_characters(stored[chosen.tolist()]["text"].to_pylist(), dim, seed)
+        embed = fit_characters(stored[chosen.tolist()]["text"].to_pylist(), dim, seed, progress)
     first = writer.n_written
     with writer, tqdm(total=len(rows), initial=first, unit=" texts", desc="embed", disable=not progress) as bar:
         for start in range(first, len(rows), TEXTS_PER_BLOCK):

@@ -15,6 +15,7 @@ from curation.tree import ClusterTree
 
 N_RANDOM = 10  # random subsets of the same size: enough for a range
 EVEN = 0.05  # KL in nats below which a pool counts as even
+ALREADY = "random rows are nearly even already and would do as well"
 MEASURES = [  # key, title, which is better, fewest decimals, shown in percent
     ("effective", "effective number of concepts", "higher", 1, False),
     ("kl", "KL to uniform (nats)", "lower", 3, False),
@@ -183,8 +184,9 @@ def verdict_by_labels(found: Comparison, tree: ClusterTree, subset: Subset) -> V
         return Verdict("bad", f"Worse than random rows on your labels {numbers}: {remedy(tree, subset)}.")
     if ours < low:
         way = f"{(mean - ours) / mean:.0%} of the way from random rows to even shares"
+        way += f", but {ALREADY}" * (mean <= EVEN)
         return Verdict("ok", f"Better than random rows on your labels {numbers}: {way}.")
-    after = "random rows are nearly even already" if mean <= EVEN else remedy(tree, subset)
+    after = ALREADY if mean <= EVEN else remedy(tree, subset)
     return Verdict("warn", f"No better than random rows on your labels {numbers}: {after}.")
 
 
@@ -198,7 +200,8 @@ def verdict_by_findings(findings: list[Finding] | None) -> Verdict:
         )
     worst = max(findings, key=lambda finding: ("ok", "warn", "bad").index(finding.severity))
     if worst.severity == "ok":
-        return Verdict("ok", f"Nothing speaks against this tree: {len(findings)} checks passed; no labels were given.")
+        passed = f"Nothing speaks against this tree: {len(findings)} checks passed; no labels were given."
+        return Verdict("ok", " ".join([passed, *(finding.remedy for finding in findings if finding.remedy)]))
     return Verdict(worst.severity, f"{worst.sentence} {worst.remedy}".strip())
 
 

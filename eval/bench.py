@@ -47,8 +47,18 @@ class Bench:
             raise CurationError(f"no {split} dataset: set {split}=NAME, a folder, a parquet file or hub:OWNER/NAME")
         key = (dataset, split)
         if key not in self._images:
-            self._images[key] = open_labelled(dataset, split, self.settings.root or None)
+            found = self._images[key] = open_labelled(dataset, split, self.settings.root or None)
+            if split == "test" and self.model.pool and (seen := found.lying_in(self.model.pool)):
+                self.warn(
+                    f"{dataset}: {seen:,} of the {len(found):,} test images lie in {self.model.pool}, the pool that "
+                    "this model was pretrained on; what it does on new images may be worse"
+                )
         return self._images[key]
+
+    def warn(self, line: str) -> None:
+        """Keep what speaks against the figures, once."""
+        if line not in self.results.warnings:
+            self.results.warnings.append(line)
 
     def features(self, images: LabelledImages, transform: Transform | None = None) -> FeatureSet:
         """Features of images, computed once per run (and once at all with a cache folder)."""

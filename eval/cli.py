@@ -47,6 +47,8 @@ def _run(tasks: list[tuple[str, dict[str, Any]]], shared: dict[str, Any], output
     typer.echo(table(results.rows))
     for dataset, skipped in results.skipped.items():
         typer.echo(f"{dataset}: {len(skipped)} images could not be read, see skipped in metrics.json", err=True)
+    for line in results.warnings:
+        typer.echo(f"warning: {line}", err=True)
     cost = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in results.seconds.items())
     typer.echo(f"{cost}; results in {output / 'metrics.json'}", err=True)
 

@@ -1,6 +1,7 @@
 """Labelled images of any source, opened one by one: a bad image is counted, logged with its id and skipped."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from foundation.errors import CurationError
 from foundation.images import read_image, reason_of
+from foundation.threads import useful_processes
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -52,6 +54,18 @@ class LabelledImages:
 
     def __len__(self) -> int:
         return len(self.sources)
+
+    def lying_in(self, place: str) -> int:
+        """How many of the images are files in this folder, or rows of this file or of one in this folder."""
+        root = os.path.realpath(place)
+
+        def inside(path: Any) -> bool:
+            real = os.path.realpath(path)
+            return real == root or real.startswith(os.path.join(root, ""))
+
+        if os.path.exists(self.name) and inside(self.name):
+            return len(self)
+        return sum(isinstance(path, str | Path) and inside(path) for path in self.sources)
 
     def open(self, i: int) -> Image.Image:
         """Image i: RGB, upright, frame and box cut."""
@@ -118,7 +132,7 @@ def read_batches(
     loader = DataLoader(
         _Reading(images, transform),  # type: ignore[arg-type]
         batch_size=batch_size,
-        num_workers=min(n_workers, -(-(len(images) if rows is None else len(rows)) // batch_size)),
+        num_workers=useful_processes(n_workers, -(-(len(images) if rows is None else len(rows)) // batch_size)),
         sampler=None if rows is None else rows.tolist(),
         collate_fn=_collate,
         persistent_workers=False,

@@ -19,6 +19,7 @@ from eval.results import Results, row_of
 from eval.settings import PRECISIONS, Resamples
 from foundation.devices import open_device
 from foundation.errors import CurationError
+from foundation.files import check_json
 from foundation.intervals import mean_interval
 from foundation.settings import Choices, Count, CountOrZero, Seed, fill, setting
 
@@ -107,17 +108,23 @@ def run_language(given: Mapping[str, Any], output: str | Path | None = None) -> 
     model = _model(settings)
     loaded = time.perf_counter()
     hub = {name: _chosen(len(task.eval_docs), settings) for name, task in tasks.items()}
-    found = lm_eval.simple_evaluate(
-        model,
-        tasks=list(tasks.values()),
-        task_manager=TaskManager(include_defaults=False),  # else it reads all its files, to find what it has
-        num_fewshot=settings.shots or None,
-        samples=hub if settings.source == HUB else None,
-        bootstrap_iters=0,
-        log_samples=True,
-        random_seed=settings.seed,
-        fewshot_random_seed=settings.seed,
-    )
+    try:
+        found = lm_eval.simple_evaluate(
+            model,
+            tasks=list(tasks.values()),
+            task_manager=TaskManager(include_defaults=False),  # else it reads all its files, to find what it has
+            num_fewshot=settings.shots or None,
+            samples=hub if settings.source == HUB else None,
+            bootstrap_iters=0,
+            log_samples=True,
+            random_seed=settings.seed,
+            fewshot_random_seed=settings.seed,
+        )
+    except AssertionError as error:  # of an answer that is longer than the context
+        raise CurationError(
+            f"a request of {', '.join(names)} does not fit the model's context of {model.max_length} tokens; choose "
+            "other tasks, or a model with a longer one"
+        ) from error
     results = Results(settings.model)
     results.settings["language"] = asdict(settings)
     for name in tasks:
@@ -233,6 +240,7 @@ def _model(settings: LanguageSettings) -> Any:
         place = {"pretrained": str(path.parent), "gguf_file": path.name}
     device = str(open_device(settings.device))
     try:
+        check_json(path)
         return HFLM(
             **place,
             device=device,

@@ -23,7 +23,7 @@ from eval.images import Transform
 from foundation.command import explain
 from foundation.devices import open_device
 from foundation.errors import CurationError
-from foundation.files import check_export, load_json
+from foundation.files import RESULT, check_export, load_json
 from foundation.paths import regular_file
 from foundation.timm_models import create_timm_model
 from foundation.weights import weights_digest
@@ -42,6 +42,7 @@ class FrozenModel:
         identity: names the model in results; features cached under one identity are never used for another.
         mean, std: of the normalisation inside ``transform``; corruptions and dense evaluations need them.
         image_size: of ``transform``'s output, pixels.
+        pool: where the images lie that it was pretrained on; "": not known.
     """
 
     features: FeatureFunction
@@ -50,6 +51,14 @@ class FrozenModel:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     image_size: int = 224
+    pool: str = ""
+
+
+@dataclass
+class _Result:
+    """What ``result.json`` of a pretraining holds for us."""
+
+    source: str = ""
 
 
 @dataclass
@@ -204,12 +213,14 @@ def from_timm(
     size = max(config["input_size"][1:])
     try:
         features(torch.zeros(1, 3, size, size))
+        transform = create_transform(**config, is_training=False)
     except Exception as error:  # timm asserts, torch raises RuntimeError, norms ValueError
         if explain(error):
             raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise CurationError(f"{identity} cannot take pictures of {size} pixels ({reason}); set image_size") from error
-    transform = create_transform(**config, is_training=False)
+        raise CurationError(
+            f"{identity} cannot take pictures of {size} pixels ({reason}); set image_size, or mend its config"
+        ) from error
     return FrozenModel(features, transform, f"{identity} {size}px", tuple(config["mean"]), tuple(config["std"]), size)
 
 
@@ -278,4 +289,7 @@ def _open_folder(folder: Path, image_size: int | None, device: torch.device, pre
     check_export(folder.resolve().parent, folder.resolve().name)
     # timm reads architecture, weights and preprocessing of the folder, and resamples positions to the image size
     model = create_timm_model(f"local-dir:{folder.resolve()}", image_size, pretrained=True, num_classes=0)
-    return from_timm(model, f"{folder.resolve().name}@{_digest(model)}", image_size, device, precision)
+    found = from_timm(model, f"{folder.resolve().name}@{_digest(model)}", image_size, device, precision)
+    if (result := folder.resolve().parent / RESULT).exists():
+        found.pool = load_json(result, _Result, "train again").get("source", "")
+    return found

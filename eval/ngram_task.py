@@ -67,7 +67,10 @@ def read_texts(path: str) -> Texts:
         raise CurationError("no texts are given; give train= and test=, parquet or JSONL with a field text")
     regular_file(path, "give train= and test=, parquet or JSONL with a field text")
     try:
-        table = pq.read_table(path) if path.endswith((".parquet", ".pq")) else pj.read_json(path)
+        if path.endswith((".parquet", ".pq")):
+            table = pq.read_table(path, page_checksum_verification=True)
+        else:
+            table = pj.read_json(path)
     except (OSError, pa.ArrowException) as error:
         if not path.endswith((".parquet", ".pq")) and (line := bad_line([Path(path)])):
             raise CurationError(line) from error

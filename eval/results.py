@@ -62,6 +62,7 @@ class Results:
         seconds: cost of each evaluation, features included where they were not cached; and of the features alone.
         settings: of each evaluation.
         skipped: dataset to unreadable images and their reasons.
+        warnings: what speaks against the figures, one line each.
         per_row: key of a figure to the value of every test row, for paired comparisons.
         per_row_ids: the same keys to a digest of which rows those are.
     """
@@ -71,6 +72,7 @@ class Results:
     seconds: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     skipped: dict[str, dict[str, str]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
     per_row: dict[str, np.ndarray] = field(default_factory=dict)
     per_row_ids: dict[str, str] = field(default_factory=dict)
 
@@ -87,6 +89,7 @@ class Results:
             "seconds": self.seconds,
             "settings": self.settings,
             "skipped": self.skipped,
+            "warnings": self.warnings,
             "environment": environment(),
         }
         arrays = {key: np.ascontiguousarray(values, dtype=np.float32) for key, values in self.per_row.items()}

@@ -7,7 +7,6 @@ names of its own, several ImageNet classes each, and needs a class-map file.
 
 import csv
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from torch import Tensor
 
 from eval.arrays import as_features, as_labels
 from foundation.errors import CurationError
+from foundation.jsonl import once
+from foundation.numbers import is_digits
 from foundation.paths import regular_file
 
 
@@ -64,7 +65,7 @@ def map_by_index(class_names: list[str], n_train: int) -> ClassMap:
     """
     allowed: list[tuple[int, ...]] = []
     for name in class_names:
-        if not name.isdecimal() or int(name) >= n_train:
+        if not is_digits(name) or int(name) >= n_train:
             raise CurationError(f"class folder {name!r} is not a class index below {n_train}; give a class-map file")
         allowed.append((int(name),))
     return ClassMap(allowed, n_train)
@@ -83,21 +84,21 @@ def read_class_map(path: str | Path, class_names: list[str], train_names: list[s
     try:
         text = regular_file(path, "give a class map").read_text(encoding="utf-8-sig")
         if path.suffix == ".json":
-            content = json.loads(text, object_pairs_hook=lambda pairs: _once(path, pairs))
+            content = json.loads(text, object_pairs_hook=once)
             if not isinstance(content, dict):
                 raise CurationError(f"class map {path} must be a JSON object of class: targets")
         else:
             rows = [row for row in csv.reader(text.splitlines()) if row]
             if any(len(row) != 2 for row in rows):
                 raise ValueError(f"a line has {next(len(row) for row in rows if len(row) != 2)} cells, not 2")
-            content = _once(path, ((name.strip(), [x for x in found.split(";") if x.strip()]) for name, found in rows))
+            content = once([(name.strip(), [x for x in found.split(";") if x.strip()]) for name, found in rows])
     except OSError as error:
         raise CurationError(f"class map {path} cannot be read: {error.strerror}") from error
     except CurationError:
         raise
     except (ValueError, RecursionError, csv.Error) as error:
         raise CurationError(
-            f"class map {path} is neither JSON nor CSV lines 'class,target;target' ({error})"
+            f"class map {path} cannot be read as JSON or as CSV lines 'class,target;target': {error}"
         ) from error
     index = {name: i for i, name in enumerate(train_names)}
     allowed = []
@@ -112,20 +113,11 @@ def read_class_map(path: str | Path, class_names: list[str], train_names: list[s
     return ClassMap(allowed, len(train_names))
 
 
-def _once(path: Path, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    content: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in content:
-            raise CurationError(f"class map {path} has two lines for class {name!r}; leave one")
-        content[name] = value
-    return content
-
-
 def _target(target: Any, index: dict[str, int], path: Path, name: str) -> int:
     text = str(target).strip()
     if text in index:
         return index[text]
-    if text.isdecimal() and int(text) < len(index):
+    if is_digits(text) and int(text) < len(index):
         return int(text)
     raise CurationError(f"class map {path}: {name!r} maps to {text!r}, which is neither a training class nor its index")
 

@@ -1,8 +1,11 @@
 """Settings of a run of evaluations; each field carries its help, which is also the help of the command line."""
 
+import os
 from dataclasses import dataclass
 from typing import Annotated
 
+from foundation.errors import CurationError
+from foundation.paths import new_place, require_room
 from foundation.settings import Choices, Range, Seed, Share, Workers, check, setting
 
 PRECISIONS = ("float32", "bfloat16")
@@ -35,3 +38,7 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.root and not os.path.isdir(self.root):
+            raise CurationError(f"root is {self.root!r}, which is no folder; leave it out or name one")
+        if self.cache:
+            require_room(new_place(self.cache) / "x")

@@ -1,5 +1,6 @@
 """From a config to a finished comparison: dry run, local run, and what jobs on a cluster share with it."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from experiments.engine.stages import MARKER, Stage, in_order, load_marker, lock
 from experiments.run_folder import begin_stage, finish_experiment, write_manifest
 from experiments.slurm import resources_of, submit
 from foundation.errors import CurationError
+from foundation.paths import new_place
 from foundation.settings import CONFIGS, fill, nearest_name
 
 LOCATIONS = ("local", "slurm")
@@ -139,7 +141,7 @@ def run_experiment(
 def _require_room(config: dict[str, Any]) -> None:
     """Refuse a run folder that cannot be one, before anything is planned for it."""
     output = config.get("output")
-    runs = Path(str(output.get("runs") if isinstance(output, dict) else output))
+    runs = new_place(str(output.get("runs") if isinstance(output, dict) else output))
     there = next((part for part in (runs, *runs.parents) if part.exists()), runs)
     if not there.is_dir():
         raise CurationError(f"output.runs is {runs}, but {there} is no folder; name another")
@@ -185,19 +187,34 @@ def _absolute(output: dict[str, Any]) -> dict[str, Any]:
 
 
 def sweep() -> int:
-    """Hydra's own multirun of the command line (`-m`), with any of its launchers; each job runs a whole experiment."""
+    """Hydra's own multirun of the command line (`-m`), with any of its launchers; each job runs a whole experiment.
+
+    Returns:
+        The largest exit code of the jobs in this process.
+
+    Raises:
+        CurationError: a setting that Hydra or a job refuses.
+    """
     import shlex
     import sys
 
     import hydra
+    from hydra.errors import HydraException
     from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
+    codes: list[int] = []
     command = shlex.join(["python", "scripts/run_experiment.py", *sys.argv[1:]])
 
     def job(config: DictConfig) -> int:
         plain = OmegaConf.to_container(config, resolve=True)
         assert isinstance(plain, dict)
-        return run_experiment({str(key): value for key, value in plain.items()}, command, progress=False)
+        codes.append(run_experiment({str(key): value for key, value in plain.items()}, command, progress=False))
+        return codes[-1]
 
-    hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(job)()
-    return 0
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else it prints pages, and ends the process with a code of its own
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise CurationError(" ".join(str(error).split())) from error
+    return max(codes, default=0)

@@ -15,6 +15,7 @@ from experiments.pages.report import write_report
 from foundation.devices import open_device
 from foundation.errors import CurationError
 from foundation.files import require_own, save_json
+from foundation.threads import set_threads
 
 RESULTS = {
     "metrics.json": '"summary"',
@@ -29,9 +30,6 @@ def begin_stage(experiment: Experiment, config: dict[str, Any], progress: bool =
     Raises:
         CurationError: ``speed.device`` is not there.
     """
-    import numba
-    import torch
-
     settings = experiment.settings
     try:
         open_device(settings.speed.device)
@@ -40,8 +38,7 @@ def begin_stage(experiment: Experiment, config: dict[str, Any], progress: bool =
             f"speed.device is {settings.speed.device!r}, which is not there on this machine or in this job; set "
             "speed.device=cpu, or ask for a GPU (launch.stages.STAGE.gpus_per_node=1)"
         ) from error
-    torch.set_num_threads(settings.speed.threads)
-    numba.set_num_threads(min(settings.speed.threads, numba.get_num_threads()))
+    set_threads(settings.speed.threads)
     track: Callable[[Stage, Path], Any] = lambda stage, folder: open_tracker(  # noqa: E731
         settings.tracking, experiment.root, settings.name, settings.scale["name"], stage, folder
     )

@@ -6,15 +6,19 @@ Bugs keep their traceback: only what a user or a machine can mend is turned into
 import _thread
 import errno
 import os
+import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from foundation.errors import CurationError
+from foundation.numbers import is_digits
 
 MISTAKE, INTERRUPTED = 2, 130
+FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # the disk, what a file may be, a quota
 LONGEST = 600  # letters of a line
 EXTRAS = {  # package -> the extras of this project that bring it, the smallest first
     "datasketch": ("text", "language"),
@@ -31,6 +35,7 @@ EXTRAS = {  # package -> the extras of this project that bring it, the smallest 
     "transformers": ("text", "language"),
     "wandb": ("train", "text", "language", "satellite"),
 }
+LAUNCHER = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_PROCID", "SLURM_LOCALID")
 LESS_MEMORY = (
     "of a training lower speed.micro_batch_size, then set speed.checkpoint_activations=true; of an embedding lower "
     "--batch-size; of k-means take fewer clusters, or split them (1000x10)"
@@ -59,7 +64,8 @@ def run_command(name: str, body: Callable[[], object], extra: str = "") -> None:
     """
     _open_streams()
     try:
-        with _no_interrupt_lost():
+        with _no_interrupt_lost(), _no_torn_bar():
+            _check_variables()
             code = body()
         sys.stdout.flush()  # here, where a full disk is a line; at the exit it would be a traceback
     except KeyboardInterrupt:
@@ -70,11 +76,14 @@ def run_command(name: str, body: Callable[[], object], extra: str = "") -> None:
         line = explain(error, extra)
         if line is None:
             raise
+        _close_bars()
         _say(f"{name}: error: {line}")
         raise SystemExit(MISTAKE) from None
     finally:
         _let_go()
     if code == INTERRUPTED:
+        _hide_bars()
+        _close_bars()
         _say(f"{name}: interrupted; run the same command again to go on")
     if isinstance(code, int) and code:
         raise SystemExit(code)
@@ -89,6 +98,50 @@ def _open_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process lives
+
+
+def _check_variables() -> None:
+    """Refuse variables of torchrun or srun that hold no number, on which libraries fail while they are imported."""
+    for name in LAUNCHER:
+        if not is_digits(os.environ.get(name, "0")):
+            raise CurationError(f"the variable {name} is {os.environ[name]!r}, no whole number; unset it")
+
+
+def _open_bars() -> list[Any]:
+    """Progress bars that have not ended."""
+    return list(getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ()))
+
+
+def _hide_bars() -> None:
+    """Bars from now on leave nothing where they end: beside ^C and our line they would be torn."""
+    for bar in _open_bars():
+        bar.leave = False
+
+
+def _close_bars() -> None:
+    """End the lines of bars: what is said next begins a line of its own, and comes last."""
+    for bar in _open_bars():
+        with suppress(OSError, ValueError):  # its stream is closed
+            bar.close()
+
+
+@contextmanager
+def _no_torn_bar() -> Iterator[None]:
+    """Let Ctrl-C take the bars off the screen, where nobody else has its signal."""
+    before = signal.getsignal(signal.SIGINT)
+    ours = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+
+    def interrupt(number: int, frame: Any) -> None:
+        _hide_bars()
+        signal.default_int_handler(number, frame)
+
+    if ours:
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
 
 
 def _let_go() -> None:
@@ -149,8 +202,10 @@ def _explain(error: BaseException, extra: str) -> str | None:
         return text
     if isinstance(error, ModuleNotFoundError):
         return missing_package(error, extra)
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename:
-        return "no space is left where the output goes; free some, or send it elsewhere"
+    if isinstance(error, ImportError) and ".so" in text:  # of a package that is there, such as lib.so: cannot open
+        return f"a library cannot be loaded ({text[:300]}); install it again, or give more memory"
+    if isinstance(error, OSError) and error.errno in FULL and not error.filename:
+        return f"no space is left where the output goes ({error.strerror}); free some, or send it elsewhere"
     if isinstance(error, OSError):
         return f"{error.strerror or text}{f' ({error.filename})' if error.filename else ''}"
     if hasattr(error, "format_message"):  # of click, which typer brings under its own name or click's
@@ -167,8 +222,9 @@ def _explain(error: BaseException, extra: str) -> str | None:
         return f"text that is read is not UTF-8 ({text[:120]}); convert the file to UTF-8"
     if isinstance(error, RuntimeError | AssertionError) and any(part in text for part in NO_DEVICE):
         return f"the device cannot be used here ({text[:160]}); choose another, such as cpu"
-    # pyarrow's errors and safetensors' are of types that are not imported for this
-    if type(error).__module__.startswith(("pyarrow", "safetensors")) or type(error).__name__ == "SafetensorError":
+    # errors of pyarrow, safetensors and GDAL are of types that are not imported for this
+    library = type(error).__module__.partition(".")[0]
+    if library in ("pyarrow", "safetensors", "rasterio") or type(error).__name__ == "SafetensorError":
         return f"a file cannot be read or written: {text[:300] or type(error).__name__}"
     if "(os error " in text:  # of libraries in Rust, such as tokenizers, which raise a bare Exception
         return f"a file cannot be read or written: {text[:300]}"

@@ -1,5 +1,6 @@
 """Files that are either whole or absent: atomic writes, checksums, and a check of free disk space."""
 
+import errno
 import hashlib
 import json
 import math
@@ -15,14 +16,16 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from foundation.errors import CurationError, PassingError
+from foundation.jsonl import once
 from foundation.locks import NAME as LOCK
-from foundation.locks import locked_folder
+from foundation.locks import clear_temporaries, is_locked, locked_folder, temporary_name
 from foundation.paths import regular_file
 from foundation.schema import check_content
 
 SEAL = "seal"  # key of a JSON file: checksum of all others
 RESULT, CHECKSUMS = "result.json", "checksums"  # of a finished run; the key of the checksums of its weights
 JSON_LIMIT = 1 << 30
+NOT_OF_THE_FILE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)  # errors of the machine
 MARK_WITHIN = 1 << 16  # bytes of the beginning and of the end of a file, where its maker's mark lies
 VERIFY_VARIABLE = "CURATED_SSL_VERIFY"
 _verified: dict[tuple[str, int, int, int], str] = {}  # (path, inode, bytes, time of change) -> checksum
@@ -47,9 +50,11 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     require_replaceable(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(temporary_name(path.name))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if not is_locked(path.parent):  # else it was done with the lock
+            clear_temporaries(path.parent, path.name)
         yield temporary
         _to_disk(temporary)
         os.replace(temporary, path)
@@ -161,6 +166,24 @@ def save_json(path: Path, content: dict[str, Any], seal: bool = False) -> None:
     write_atomically(path, lambda stream: stream.write((json.dumps(content, indent=2) + "\n").encode()))
 
 
+def json_file(path: Path, remedy: str = "make it again") -> Path:
+    """The path of a JSON file that may be read as a whole, by us or by a library.
+
+    Raises:
+        CurationError: it is not there, no regular file, or larger than any that is meant.
+    """
+    path = regular_file(path, remedy)
+    if (size := path.stat().st_size) > JSON_LIMIT:
+        raise CurationError(f"{path} has {size / 1e9:.1f} GB, too many for JSON; {remedy}")
+    return path
+
+
+def check_json(folder: str | Path) -> None:
+    """Refuse a model's folder whose JSON a library would wait for, or read for ever (`json_file`)."""
+    for path in sorted(Path(folder).glob("*.json")):
+        json_file(path, "copy it again")
+
+
 def load_json(path: Path, schema: Any = None, remedy: str = "make it again") -> dict[str, Any]:
     """Read a JSON object.
 
@@ -172,11 +195,9 @@ def load_json(path: Path, schema: Any = None, remedy: str = "make it again") -> 
         CurationError: the file is missing, truncated, not a JSON object, changed since it was sealed, or not what the
             schema says.
     """
-    path = regular_file(path, remedy)
+    path = json_file(path, remedy)
     try:
-        if path.stat().st_size > JSON_LIMIT:
-            raise ValueError(f"{path.stat().st_size / 1e9:.1f} GB are too many")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
     except (OSError, ValueError, RecursionError) as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise CurationError(f"{path} cannot be read as JSON ({why}); it may be truncated: {remedy}") from error
@@ -195,6 +216,7 @@ def load_array(path: Path, mmap: bool = True) -> np.ndarray:
 
     Raises:
         CurationError: the file is missing, no regular one, truncated, holds Python objects, or its header lies.
+        OSError, MemoryError: the machine has no more memory or open files.
     """
     path = regular_file(path)
     try:
@@ -212,6 +234,8 @@ def load_array(path: Path, mmap: bool = True) -> np.ndarray:
             raise ValueError(f"{more:,} bytes follow its {array.shape} values; is it two arrays in one file?")
         return array if mmap else np.array(array)
     except Exception as error:  # numpy: ValueError, OSError, EOFError, SyntaxError, OverflowError, zipfile's
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) in NOT_OF_THE_FILE:
+            raise  # to make it again would not help
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise CurationError(f"{path} is not a whole .npy array ({why}); make it again") from error
 
@@ -311,4 +335,4 @@ def require_free_space(folder: Path, n_bytes: int) -> None:
         existing = existing.parent
     free = shutil.disk_usage(existing).free
     if free < n_bytes:
-        raise PassingError(f"{folder} needs {n_bytes / 1e9:.2f} GB but only {free / 1e9:.2f} GB are free there")
+        raise PassingError(f"{folder} needs {n_bytes:,} bytes but only {free:,} are free there")

@@ -1,9 +1,7 @@
 """Pictures as every room reads them: upright RGB of 8 bits, and one line of reason where that cannot be had."""
 
 import io
-import os
 import re
-import stat
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from foundation.errors import CurationError
+from foundation.paths import regular_file
 
 # no others, whatever Pillow knows: an EPS is a program for Ghostscript
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -48,11 +47,7 @@ def read_image(source: str | Path | Mapping[str, Any] | None, least_side: int = 
     if opener is not None:
         return opener(place).convert("RGB")
     if isinstance(place, str | Path):
-        state = os.stat(place)
-        if not stat.S_ISREG(state.st_mode):  # opening a pipe would wait for ever for its other end
-            raise CurationError(f"{place} is no regular file")
-        if state.st_size > MOST_BYTES:
-            raise CurationError(f"{place} has {state.st_size / 1e9:.1f} GB, more than a picture needs")
+        place = picture_file(place)
     with Image.open(place, formats=FORMATS) as opened:
         if max(opened.size) > LONGEST_RATIO * min(opened.size):
             raise CurationError(f"an image of {opened.width} x {opened.height} pixels is no photograph")
@@ -65,6 +60,18 @@ def read_image(source: str | Path | Mapping[str, Any] | None, least_side: int = 
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image.convert("RGB")
+
+
+def picture_file(path: str | Path) -> Path:
+    """The path of a picture's file, whose bytes may be read as a whole.
+
+    Raises:
+        CurationError: no regular file, or a larger one than a picture needs.
+    """
+    path = regular_file(path)
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise CurationError(f"{path} has {size / 1e9:.1f} GB, more than a picture needs")
+    return path
 
 
 def _of_8_bits(image: Image.Image, kind: str) -> Image.Image:

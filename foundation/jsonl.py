@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from foundation.settings import short
 
@@ -12,6 +13,20 @@ Lines = Callable[[Path], AbstractContextManager[Iterable[bytes]]]
 
 def _plain(path: Path) -> AbstractContextManager[Iterable[bytes]]:
     return open(path, "rb")
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The ``object_pairs_hook`` of `json.loads` that takes every key once: it would keep the last and say nothing.
+
+    Raises:
+        ValueError: names a key that is there twice.
+    """
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise ValueError(f"the key {short(key)} is there twice; leave one")
+        content[key] = value
+    return content
 
 
 def bad_line(files: Iterable[Path], open_lines: Lines = _plain) -> str | None:
@@ -37,7 +52,7 @@ def bad_line(files: Iterable[Path], open_lines: Lines = _plain) -> str | None:
 
 def _wrong(line: bytes, where: str, kinds: dict[str, tuple[str, str]]) -> str | None:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         return f"{where} is not JSON ({' '.join(str(error).split())[:120]}); mend or drop that line"
     if not isinstance(row, dict):

@@ -7,9 +7,11 @@ not inherit it, and NFS carries it from host to host. The file holds who has it,
 import errno
 import json
 import os
+import re
 import socket
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +24,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 NAME = ".lock"
+HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
+TEMPORARY = re.compile(r"\.(.+)\.(\d{1,9})-([0-9a-f]{8})\.tmp", re.DOTALL)  # of a file, by a process of a host
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _held: dict[tuple[int, int], int] = {}  # (device, inode) of a lock of this process: how many times
 if hasattr(os, "register_at_fork"):
@@ -45,7 +49,9 @@ def locked_folder(folder: str | Path) -> Iterator[Path]:
         try:
             descriptor = _acquire(folder, path)
         except OSError as error:
-            raise CurationError(f"{folder} cannot be written: {error.strerror or error}; choose another -o") from error
+            raise CurationError(f"{path} cannot be written: {error.strerror or error}; choose another -o") from error
+        if descriptor >= 0:
+            clear_temporaries(folder)
         yield folder
     finally:
         if descriptor is not None:
@@ -53,6 +59,36 @@ def locked_folder(folder: str | Path) -> Iterator[Path]:
         for empty in made:  # the deepest first
             with suppress(OSError):
                 empty.rmdir()
+
+
+def temporary_name(name: str) -> str:
+    """Of the file beside ``name`` that this process writes in its place."""
+    return f".{name}.{os.getpid()}-{HOST}.tmp"
+
+
+def clear_temporaries(folder: Path, name: str = "") -> None:
+    """Remove what processes of this host that were killed left of the files that they wrote.
+
+    Args:
+        name: of one file; "": of any.
+    """
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            found = TEMPORARY.fullmatch(entry.name)
+            if found and name in ("", found[1]) and found[3] == HOST and not _alive(int(found[2])):
+                os.unlink(entry)
+
+
+def _alive(process: int) -> bool:
+    if fcntl is None:  # Windows, where this question would end the process
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def is_locked(folder: str | Path) -> bool:

@@ -5,24 +5,36 @@ For typer ``Annotated[int, number("Rows of the subset.", ge=1)]``, for argparse 
 
 import argparse
 import os
+import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand
 
 from foundation.errors import CurationError
 from foundation.files import require_own
-from foundation.paths import require_apart, require_room
-from foundation.settings import LARGEST_SEED, Range, require_number, short, wrong_number
+from foundation.numbers import read_number
+from foundation.paths import new_place, require_apart, require_room
+from foundation.settings import LARGEST_SEED, NAMES, Range, require_number, short, wrong_number
 
 
 class App(typer.Typer):
-    """A typer app whose commands never put a result in the place of what it is made from."""
+    """A typer app whose commands never put a result in the place of what it is made from, and read numbers one way."""
 
     def command(self, name: str | None = None, **options: Any) -> Any:
-        return super().command(name, **{"cls": _Apart, **options})
+        register = super().command(name, **{"cls": _Apart, **options})
+
+        def add(function: Callable[..., Any]) -> Any:
+            for hint in typing.get_type_hints(function, include_extras=True).values():
+                kind, *rules = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
+                for rule in rules:
+                    if hasattr(rule, "number_range"):
+                        rule.parser, rule.metavar = _reader(float if float in (kind, *typing.get_args(kind)) else int)
+            return register(function)
+
+        return add
 
 
 class _Apart(TyperCommand):
@@ -36,6 +48,18 @@ class _Apart(TyperCommand):
             given += [item.partition("=")[2] for item in given if "=" in item]  # settings: train=images
             require_apart(output, given, bool(ctx.params.get("overwrite")))
         return super().invoke(ctx)
+
+
+def _reader(kind: type) -> tuple[Callable[[Any], Any], str]:
+    """The parser of a number for typer, and what its help says."""
+
+    def read(text: Any) -> Any:
+        try:
+            return read_number(text, kind)
+        except ValueError as error:
+            raise typer.BadParameter(f"{error}; it must be {NAMES[kind]}") from error
+
+    return read, f"<{kind.__name__}>"
 
 
 def number(help: str, *names: str, **rule: Any) -> Any:
@@ -69,7 +93,7 @@ def whole_numbers(text: str, name: str, allowed: Range) -> list[int]:
         CurationError: no such list, or a number out of its range.
     """
     try:
-        found = [int(part) for part in text.split(",")]
+        found = [read_number(part, int) for part in text.split(",")]
     except ValueError as error:
         raise CurationError(f"{name} {short(text)} is not a number or a list such as 0,10,10") from error
     for value in found:
@@ -83,7 +107,7 @@ def number_type(kind: type, **bounds: Any) -> Callable[[str], Any]:
 
     def read(text: str) -> Any:
         try:
-            value = kind(text)
+            value = read_number(text, kind)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{short(text)} is no number") from None
         wrong = wrong_number(value, allowed)
@@ -122,10 +146,8 @@ def path_type(made_by: str = "", ending: str = "", beside: str = "") -> Callable
     """
 
     def read(text: str) -> Path:
-        path = Path(text)
         try:
-            if not text.strip():
-                raise CurationError("the path is empty")
+            path = new_place(text)
             if ending and path.suffix != ending:
                 raise CurationError(f"{path} must end in {ending}")
             require_room(path)
@@ -153,18 +175,20 @@ def overwrite_option(help: str = "Replace what lies at -o, even what another pro
 
 
 def output_option(help: str = "Where the result goes.", endings: tuple[str, ...] = ()) -> Any:
-    """The option ``--output``, which is never empty: an unset variable of a shell is not the folder it stands in.
+    """The option ``--output``, a `foundation.paths.new_place` that can be written.
 
     Args:
         endings: of a file, one of which it must have: another would say a format that is not written.
     """
 
     def read(text: str | Path) -> Path:
-        if not str(text).strip():
-            raise typer.BadParameter("the path is empty")
-        path = Path(text)
-        if endings and path.suffix.lower() not in endings:
-            raise typer.BadParameter(f"{path} must end in {' or '.join(endings)}")
+        try:
+            path = new_place(text)
+            if endings and path.suffix.lower() not in endings:
+                raise CurationError(f"{path} must end in {' or '.join(endings)}")
+            require_room(path)
+        except CurationError as error:
+            raise typer.BadParameter(str(error)) from error
         return path
 
     return typer.Option("--output", "-o", help=help, parser=read, metavar="<path>")

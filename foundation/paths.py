@@ -67,6 +67,24 @@ def inside(folder: str | Path, name: object, said_by: str) -> Path:
     return path
 
 
+def new_place(text: str | Path) -> Path:
+    """The path of a result, as it was written.
+
+    Raises:
+        CurationError: it is empty or ``/``, as with an unset variable of a shell; begins with ``~``, which a shell
+            leaves as it is in ``--output=~/x`` and in settings; is ``-``, where no stream is meant; or ends in ``..``.
+    """
+    if not str(text).strip():
+        raise CurationError("the path is empty")
+    if str(text) == "-" or not str(text).strip("/"):
+        raise CurationError(f"{text} is no place for a result; name a file or folder")
+    if Path(text).name == "..":
+        raise CurationError(f"{text} is the folder above another; write it by its own name")
+    if str(text).startswith("~"):
+        raise CurationError(f"{text} begins with ~, which only a shell knows; write $HOME or the whole path")
+    return Path(text)
+
+
 def require_room(path: Path) -> None:
     """Refuse a place for a file or folder that cannot be made, before hours of work for it.
 

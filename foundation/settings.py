@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from foundation.errors import CurationError
+from foundation.numbers import read_number
 from foundation.yaml_files import BAD_VALUES, check_yaml, read_yaml_text
 
 T = TypeVar("T")
@@ -342,6 +343,11 @@ def _prepared(hint: Any, value: Any, name: str) -> Any:
     wrong = kind is bool and isinstance(value, int) and not isinstance(value, bool)
     if wrong or (kind in (int, float) and isinstance(value, bool)):
         raise CurationError(f"setting {name} is {value!r}; it needs {NAMES[kind]}")
+    if kind in (int, float) and isinstance(value, str) and value != "???":
+        try:
+            return read_number(value, kind)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise CurationError(f"setting {name} is {short(value)}; it needs {NAMES[kind]}") from error  # type: ignore[index]
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)  # 1e9 is a float in YAML
     return value

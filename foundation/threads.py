@@ -5,6 +5,8 @@ import sys
 import time
 from pathlib import Path
 
+from foundation.numbers import is_digits
+
 STAT = Path("/proc/stat")
 VARIABLES = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 MOST = 1024  # threads of a process
@@ -24,7 +26,13 @@ def drop_bad_counts() -> None:
 
 def _is_count(text: str) -> bool:
     text = text.strip()
-    return text.isascii() and text.isdecimal() and len(text) < 6 and 1 <= int(text) <= MOST
+    return is_digits(text) and len(text) < 6 and 1 <= int(text) <= MOST
+
+
+def useful_processes(asked: int, n_items: int) -> int:
+    """Processes that read and decode: no more than have an item to do, nor eight for each core, for they only wait."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(asked, n_items, 8 * cores)
 
 
 def idle_share(seconds: float = 0.25, stat: Path = STAT) -> float:
@@ -41,6 +49,15 @@ def idle_share(seconds: float = 0.25, stat: Path = STAT) -> float:
     except (OSError, ValueError, IndexError):
         return 1.0
     return (idle_now - idle) / (total_now - total) if total_now > total else 1.0
+
+
+def set_threads(count: int) -> None:
+    """Let torch and numba compute with so many threads in this process; numba never with more than it was given."""
+    import numba
+    import torch
+
+    torch.set_num_threads(count)
+    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
 
 
 def use_free_cores() -> int:

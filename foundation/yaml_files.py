@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from foundation.errors import CurationError
+from foundation.numbers import NOT_FINITE, is_plain_number
 from foundation.paths import regular_file
 
 MOST_BYTES, MOST_VALUES, DEEPEST = 4_000_000, 200_000, 100
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 # what PyYAML raises besides its own errors for values such as "!!bool maybe", "!!timestamp x" and "!!int ''"
@@ -53,6 +55,10 @@ def check_yaml(text: str, where: str) -> None:
         raise CurationError(f"{where} stands for more than {MOST_VALUES:,} values; leave out its aliases (*name)")
 
 
+def _is_number(text: str) -> bool:
+    return is_plain_number(text) or NOT_FINITE.fullmatch(text) is not None
+
+
 def _size(node: Any, known: dict[int, int], depth: int, where: str) -> int:
     """How many values a node stands for, aliases written out."""
     import yaml
@@ -64,6 +70,9 @@ def _size(node: Any, known: dict[int, int], depth: int, where: str) -> int:
             raise CurationError(f"{where} has an alias that holds itself; write it out")
         return known[id(node)]
     known[id(node)], total = -1, 1
+    if node.tag in NUMBERS and node.value[:1] in {*"+-.0123456789"} and not _is_number(node.value):
+        said = f"{where} says {node.value[:80]}"
+        raise CurationError(f"{said}, which YAML reads as another number; write it plainly, or in quotes")
     if isinstance(node, yaml.MappingNode):
         seen: set[tuple[str, str]] = set()
         for key, _ in node.value:

@@ -39,9 +39,11 @@ def train(
 ) -> None:
     """Train on a pool, or on a subset of it; run the same again to go on after a kill."""
     from curation.pool import open_pool
+    from curation.small_pictures import small_for
     from curation.subset import Subset
     from pretrain.settings import load_settings
     from pretrain.train import pretrain, subset_rows
+    from training.run_folder import is_first_process
 
     given = load_settings(recipe, settings)
     if dry_run:
@@ -50,7 +52,10 @@ def train(
     opened = open_pool(pool)
     chosen = None if subset is None else Subset.load(subset)
     rows = None if chosen is None else subset_rows(opened, chosen)
-    result = pretrain(given, opened, output, rows, origin=None if chosen is None else chosen.metadata)
+    if is_first_process() and (line := small_for(opened, given.crops.global_size)):
+        _say(f"{line}: see -r configs/pretrain/vits8_64px.yaml, or set crops.global_size and crops.local_size")
+    source = str(Path(pool).resolve()) if Path(pool).exists() else pool
+    result = pretrain(given, opened, output, rows, origin=None if chosen is None else chosen.metadata, source=source)
     if not result.finished:
         _say(f"stopped at step {result.step:,} of {given.steps:,}; run the same again to go on")
         raise typer.Exit(143)

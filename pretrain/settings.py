@@ -170,6 +170,10 @@ class OptimiserSettings:
 
     def __post_init__(self) -> None:
         check(self, "optimiser")
+        self.rate.require_within(Range(ge=0, le=1), "optimiser.rate")
+        self.weight_decay.require_within(Range(ge=0, le=100), "optimiser.weight_decay")
+        self.teacher_momentum.require_within(Range(ge=0, le=1), "optimiser.teacher_momentum")
+        self.teacher_temperature.require_within(Range(gt=0, le=1000), "optimiser.teacher_temperature")
 
 
 @dataclass(frozen=True)

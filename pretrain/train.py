@@ -72,6 +72,7 @@ def pretrain(
     rows: Int[np.ndarray, "n"] | None = None,
     progress: bool = True,
     origin: dict[str, Any] | None = None,
+    source: str = "",
 ) -> PretrainResult:
     """Train on rows of a pool.
 
@@ -83,6 +84,7 @@ def pretrain(
         pool: `datasets.Dataset` with a column ``image`` (`curation.pool.open_pool`).
         rows: to train on, repeated as often as they are taken; None takes all.
         origin: what is known of the rows, as JSON, for the model card: of a subset its metadata.
+        source: where the pool lies, for ``result.json``: `eval` warns of test images from there.
 
     Raises:
         CurationError: bad settings or data, the folder holds another run, the loss is not finite, the teacher
@@ -141,7 +143,7 @@ def pretrain(
             save_state(state, folder / STATE)
 
         if result.finished:
-            fitted.export(write, {**vars(result), "folder": TEACHER}, (STATE, TEACHER))
+            fitted.export(write, {**vars(result), "folder": TEACHER, "source": source}, (STATE, TEACHER))
         return result
 
 

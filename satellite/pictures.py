@@ -28,10 +28,15 @@ def save_side_by_side(
     Picture and truth are put on the grid of the map.
 
     Raises:
-        CurationError: a raster that cannot be used, or nothing is predicted in the window.
+        CurationError: a raster that cannot be used, a window beyond the map, or nothing is predicted in it.
     """
     with open_heights(predicted) as made:
         row, col, height, width = window or (0, 0, made.grid.height, made.grid.width)
+        if min(height, width) < 1 or row + height > made.grid.height or col + width > made.grid.width:
+            raise CurationError(
+                f"the window {row},{col},{height},{width} is not within {predicted}, which has {made.grid.height} rows "
+                f"and {made.grid.width} columns"
+            )
         step = max(1, -(-max(height, width) // side))
         heights = _panel(made, (row, col, height, width), step)[0]
         if not np.isfinite(heights).any():
@@ -40,6 +45,8 @@ def save_side_by_side(
             )
         with open_raster(image, grid=made.grid) as colour:
             picture = _panel(colour, (row, col, height, width), step)
+        if not np.isfinite(picture).any():
+            raise CurationError(f"{image} has no pixels where {predicted} lies; give the picture of the same place")
         true = None
         if truth is not None:
             with open_heights(truth, grid=made.grid) as labels:

@@ -10,6 +10,9 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import foundation  # noqa: F401 - before torch is loaded: it sets how threads wait
+
+# isort: split
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

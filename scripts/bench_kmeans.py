@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 
+from benchmarks.busy import busy_processes
 from benchmarks.speed import AVX2_ALONE, PARTS, keep, markdown, run_part, units
 from experiments.engine.provenance import provenance
 from foundation.command import run_command
@@ -23,10 +24,9 @@ FIT = """
 import sys, time
 import numpy as np
 from curation.kmeans import kmeans
-import torch, numba
+from foundation.threads import set_threads
 rows, dim, k, iterations, threads = map(int, sys.argv[1:])
-torch.set_num_threads(threads)
-numba.set_num_threads(threads)
+set_threads(threads)
 x = np.random.default_rng(0).normal(size=(rows, dim)).astype(np.float32)
 kmeans(x[:2000], 10, max_iterations=2)
 started = time.perf_counter()
@@ -42,15 +42,9 @@ def measure_busy(rows: int, dim: int, k: int, iterations: int, threads: int, rep
     seconds: dict[tuple[str, bool], list[float]] = {(name, busy): [] for name in WAITING for busy in (False, True)}
     for _ in range(repeats):
         for name, busy in seconds:
-            spin = [sys.executable, "-c", "while True: pass"]
-            others = [subprocess.Popen(spin) for _ in range(os.cpu_count() or 1)] if busy else []
-            try:
-                command, environment = [sys.executable, "-c", FIT, *sizes], {**os.environ, **WAITING[name]}
+            command, environment = [sys.executable, "-c", FIT, *sizes], {**os.environ, **WAITING[name]}
+            with busy_processes(busy * (os.cpu_count() or 1)):
                 done = subprocess.run(command, env=environment, capture_output=True, text=True)
-            finally:
-                for other in others:
-                    other.kill()
-                    other.wait()
             if done.returncode:
                 raise CurationError(f"the fit failed: {(done.stderr.splitlines() or ['killed'])[-1]}")
             seconds[name, busy].append(float(done.stdout))
@@ -82,6 +76,8 @@ def main() -> None:
         "-o", "--output", type=page_type("# Speed of k-means"), help="markdown; figures are kept in a .json beside it"
     )
     arguments = parser.parse_args()
+    if arguments.k > arguments.rows:
+        parser.error(f"-k {arguments.k} is more than --rows {arguments.rows}")
     if arguments.busy:
         sizes = (arguments.rows, arguments.dim, arguments.k, arguments.iterations)
         print(measure_busy(*sizes, arguments.threads, arguments.repeats))

@@ -52,13 +52,15 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("pools", nargs="+")
     for name, default in (("rows", 1500), ("copies", 600), ("junk", 500), ("tail", 0), ("image-size", 96)):
-        parser.add_argument(f"--{name}", type=number_type(int, ge=0), default=default)
+        parser.add_argument(f"--{name}", type=number_type(int, ge=name == "rows"), default=default)
     parser.add_argument("--embedder", default="efficientnet_lite0")
     parser.add_argument("--thresholds", type=number_type(float, gt=0, le=1), nargs="+", default=[0.9, 0.95, 0.98])
     options = parser.parse_args()
     rng, pictures, names = np.random.default_rng(0), [], []
     for number, path in enumerate(options.pools):  # the last pools are a short tail of --tail rows
         stored = open_pool(path).with_format("arrow")
+        if "image" not in stored.column_names:
+            parser.error(f"{path} has no column of images")
         few = options.tail and number >= len(options.pools) - 2
         for row in rng.permutation(len(stored))[: options.tail if few else options.rows]:
             pictures.append(read_image(stored[int(row)]["image"][0].as_py()))

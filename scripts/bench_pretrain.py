@@ -7,16 +7,19 @@ python scripts/bench_pretrain.py [rows=2000] [side=500] [recipe=configs/pretrain
 import json
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import foundation  # noqa: F401 - before torch is loaded: it sets how threads wait
+
+# isort: split
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.busy import busy_processes
 from benchmarks.gpu.pictures import noise_pool
 from foundation.command import run_command
 from foundation.errors import CurationError
@@ -50,14 +53,9 @@ def main() -> None:
     cost = flops_per_image(settings)["total"]
     with tempfile.TemporaryDirectory() as folder:
         pool = noise_pool(options.rows, options.side)
-        with profile(activities=[ProfilerActivity.CPU]) if options.profile else nullcontext() as profiler:
-            others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(options.busy)]
-            try:
-                pretrain(settings, pool, Path(folder) / "run", progress=False)
-            finally:
-                for other in others:
-                    other.kill()
-                    other.wait()
+        profiling = profile(activities=[ProfilerActivity.CPU]) if options.profile else nullcontext()
+        with profiling as profiler, busy_processes(options.busy):
+            pretrain(settings, pool, Path(folder) / "run", progress=False)
         lines = [json.loads(line) for line in (Path(folder) / "run/metrics.jsonl").read_text().splitlines()]
     if len(lines) < 2:
         raise CurationError(

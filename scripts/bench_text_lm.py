@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+
+import foundation  # noqa: F401 - before torch is loaded: it sets how threads wait
+
+# isort: split
 import torch
 from datasets import Dataset
 

@@ -20,7 +20,7 @@ from curation.hierarchy import HierarchicalKMeans
 from curation.soundness import check_tree
 from curation.tree import ClusterTree
 from foundation.command import run_command
-from foundation.options import Parser, number_type
+from foundation.options import Parser, number_type, path_type
 from foundation.settings import nearest_name
 
 CHECKS = {
@@ -63,7 +63,7 @@ def told_of(tree: ClusterTree, x: np.ndarray, rows: np.ndarray, seed: int) -> di
 def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--cells", default="clutter,manifold")
-    parser.add_argument("--work", type=Path, default=Path("runs/balance"))
+    parser.add_argument("--work", type=path_type(), default=Path("runs/balance"))
     parser.add_argument("--seed", type=number_type(int, ge=0, le=2**32 - 1), default=0)
     options = parser.parse_args()
     names = USUAL if options.cells == "all" else options.cells.split(",")

@@ -49,6 +49,14 @@ SLOWEST = (
 SLURM = Path(__file__).parent / "slurm.sh"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """What libraries and daemons leave in the folder for temporary files goes with the run; pytest's own stays."""
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    place = tempfile.TemporaryDirectory(prefix="tests-", ignore_cleanup_errors=True)
+    os.environ["TMPDIR"] = tempfile.tempdir = place.name
+    config.add_cleanup(place.cleanup)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slowest files first; the order within a file stays."""
     place = {name: number for number, name in enumerate(SLOWEST)}

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from foundation.command import run_command
-from foundation.errors import CurationError
 from foundation.options import App, number, output_option, overwrite_option, seed_option
 
 app = App(
@@ -262,9 +261,7 @@ def plan(
 def _column(pool: Any, name: str) -> list[str]:
     from curation.pool import check_text
 
-    if name not in pool.column_names:
-        raise CurationError(f"the pool has no column {name!r}; it has {', '.join(pool.column_names)}")
-    if name == "text":
+    if name == "text" or name not in pool.column_names:
         check_text(pool, name)
     return ["" if value is None else str(value) for value in pool[name]]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from foundation.errors import CurationError
+from foundation.jsonl import once
 
 JSONL = (".jsonl", ".ndjson", ".json")
 TEXT_FIELDS = ("text", "raw_content", "content")  # ours and most; CCNet and RedPajama; code
@@ -200,7 +201,7 @@ def _parquet(file: Path, fields: _Fields) -> Iterator[Document | str]:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.ParquetFile(file)
+        table = pq.ParquetFile(file, page_checksum_verification=True)
         known = table.schema_arrow.names
         asked = [fields.text, fields.domain, fields.source, "domain", *TEXT_FIELDS, *SOURCE_FIELDS]
         columns = [name for name in known if name in asked]
@@ -245,7 +246,7 @@ def _json_lines(file: Path, fields: _Fields, max_bytes: int) -> Iterator[Documen
 
 def _json_line(line: bytes, place: str, fields: _Fields) -> Document | str:
     try:
-        record = json.loads(line)
+        record = json.loads(line, object_pairs_hook=once)
     except UnicodeDecodeError as error:
         return f"{place} is not valid UTF-8 (byte {error.start})"
     except (ValueError, RecursionError) as error:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from foundation.errors import CurationError
+from foundation.numbers import is_digits
 
 DATATROVE = {
     "gopher_repetition": "GopherRepetitionFilter",
@@ -99,7 +100,7 @@ def open_filters(names: Sequence[str]) -> list[TextFilter]:
 
 def _bounds(name: str, text: str) -> tuple[int, float]:
     low, dash, high = text.partition("-")
-    if not dash or not low.isdecimal() or not (high.isdecimal() or not high) or len(text) > 30:
+    if not dash or not is_digits(low) or not (is_digits(high) or not high) or len(text) > 30:
         raise CurationError(f"filter {name!r} needs bounds such as 200-2000 or 200-")
     bounds = int(low), float(high) if high else float("inf")
     if bounds[0] > bounds[1]:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int
 
 from foundation.errors import CurationError
-from foundation.files import load_json, save_json
+from foundation.files import check_json, json_file, load_json, save_json
 from foundation.hub import hub_within_reach
 from foundation.locks import locked_folder
 from foundation.settings import Count
@@ -91,6 +91,7 @@ def open_tokenizer(name: str | Path = "bytes") -> Tokenizer:
     try:
         path = Path(name)
         if path.is_file():
+            json_file(path)
             hf: Any = PreTrainedTokenizerFast(tokenizer_file=str(path))
             known = hf.get_vocab()
             hf.add_special_tokens(
@@ -101,6 +102,7 @@ def open_tokenizer(name: str | Path = "bytes") -> Tokenizer:
                 }
             )
         else:
+            check_json(path)
             with nullcontext() if path.is_dir() else hub_within_reach():
                 hf = AutoTokenizer.from_pretrained(str(name))
     except Exception as error:  # transformers raises many kinds, with pages of text
@@ -171,8 +173,9 @@ def bpe_folder(pool: Any, size: int, folder: Path) -> tuple[Tokenizer, bool]:
     Raises:
         CurationError: the folder holds another tokeniser, another process writes it, or see `train_bpe`.
     """
-    from curation.pool import pool_fingerprint
+    from curation.pool import check_text, pool_fingerprint
 
+    check_text(pool, "text")
     wanted = {"pool_fingerprint": pool_fingerprint(pool), "size": size}
     note = folder / "trained_on.json"
     with locked_folder(folder):

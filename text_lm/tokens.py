@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int
 from tqdm import tqdm
 
-from curation.pool import pool_fingerprint
+from curation.pool import check_text, pool_fingerprint
 from curation.subset import Subset
 from foundation.errors import CurationError
 from foundation.files import (
@@ -153,8 +153,7 @@ def tokenise_pool(
         CurationError: no such column, a row that is not text, no text at all, or the folder holds something else.
     """
     folder = Path(folder)
-    if text_column not in pool.column_names:
-        raise CurationError(f"the pool has no column {text_column!r}; it has {', '.join(pool.column_names)}")
+    check_text(pool, text_column)
     identity = {
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "pool_fingerprint": pool_fingerprint(pool),

@@ -14,6 +14,7 @@ from jaxtyping import Int
 from torch.utils.data import DataLoader, IterableDataset
 
 from foundation.errors import CurationError
+from foundation.threads import useful_processes
 from training.settings import RunSettings
 
 
@@ -110,7 +111,8 @@ class StepData(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         trainer: Any = self.trainer
         plan = BatchPlan.of(self.settings, trainer.global_rank, trainer.world_size)
-        workers = self.settings.speed.n_workers
+        items = (self.settings.steps - self.start) * plan.accumulate
+        workers = useful_processes(self.settings.speed.n_workers, items)
         return DataLoader(
             StepBatches(self.make, plan, self.start, self.settings.steps),
             batch_size=None,

@@ -1,5 +1,6 @@
 """Lightning's trainer as every room uses it, and the precision that a device computes fast."""
 
+import ctypes
 import logging
 import os
 import sys
@@ -23,6 +24,8 @@ from training.sharding import Sharded
 
 T = TypeVar("T", bound=RunSettings)
 KIND_BYTES = 96  # of precision and name of a device
+# of glibc's mallopt: free memory above which it is given back, what is asked for beyond the need, size of own mappings
+TRIM_THRESHOLD, TOP_PAD, MAP_THRESHOLD = -1, -2, -3
 SMALL_STEP = 2e9  # operations of a pass forwards and backwards: see docs/results/edges.md
 
 
@@ -118,6 +121,20 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def keep_freed_memory() -> None:
+    """Let this process use again what it freed, where its C library is glibc and the user has not set it up.
+
+    A step on a CPU frees what the next one asks for in the same sizes; large pieces go back to the system otherwise,
+    and every 4 kB of them cost a page fault again.
+    """
+    if any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        for parameter, n_bytes in (MAP_THRESHOLD, 1 << 30), (TRIM_THRESHOLD, (1 << 31) - 1), (TOP_PAD, 64 << 20):
+            mallopt(parameter, n_bytes)
+
+
 @contextmanager
 def few_threads(flops: float, trainer: lightning.Trainer) -> Iterator[None]:
     """One thread where a step on a CPU is small: its parallel parts are short, a second may gain or lose.
@@ -182,5 +199,7 @@ def make_trainer(
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise CurationError(f"speed.accelerator {speed.accelerator!r}, {speed.devices} devices: {reason}") from error
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
     trainer.accumulate_grad_batches = BatchPlan.of(settings, 0, trainer.world_size).accumulate
     return trainer

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from foundation.errors import CurationError
-from foundation.settings import Choices, NonNegative, check
+from foundation.settings import Choices, NonNegative, Range, check, require_number
 
 Schedule = Callable[[int], float]
 SHAPES = ("cosine", "linear", "constant")  # of `schedule`
@@ -36,6 +36,15 @@ class ScheduleSettings:
 
     def __post_init__(self) -> None:
         check(self)
+
+    def require_within(self, allowed: Range, name: str) -> None:
+        """Refuse a schedule of what its values may not be.
+
+        Raises:
+            CurationError: names the value.
+        """
+        for part in ("start", "peak", "end"):
+            require_number(getattr(self, part), allowed, f"{name}.{part}")
 
 
 def in_steps(value: float, steps: int) -> int:

@@ -14,7 +14,8 @@ from experiments.engine.provenance import provenance
 from experiments.engine.results import run_tasks
 from foundation.errors import CurationError
 from foundation.files import digest_json, save_json, write_atomically
-from foundation.settings import nearest_name
+from foundation.options import whole_numbers
+from foundation.settings import LARGEST_SEED, Range, nearest_name
 
 
 def chosen(text: str, names: Iterable[str], what: str) -> list[str]:
@@ -37,13 +38,7 @@ def parse_seeds(text: str) -> list[int]:
     Raises:
         CurationError: not such a list.
     """
-    try:
-        found = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        found = []
-    if not found or found[0] < 0:
-        raise CurationError(f"--seeds {text!r} is no list of numbers such as 100,101,102")
-    return found
+    return sorted(set(whole_numbers(text, "--seeds", Range(ge=0, le=LARGEST_SEED))))
 
 
 def available(cells: Sequence[str]) -> tuple[list[str], list[str]]:

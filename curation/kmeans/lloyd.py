@@ -19,7 +19,7 @@ from curation.kmeans.assignment import CentroidSearch, assign_all, rows_per_read
 from curation.kmeans.frame import Frame, sample_rows
 from curation.kmeans.seeding import seed_centroids
 from curation.kmeans.settings import KMeansSettings
-from curation.kmeans.update import ClusterSums
+from curation.kmeans.update import ClusterSums, KeptParts
 from foundation.errors import CurationError
 
 METRICS = ("l2", "cosine")
@@ -145,8 +145,10 @@ def fit_centroids(
         bar.update(done)
         span = group.span(x.n_rows, rows_per_read(x.dim))
         active = ActiveSearch(span[1] - span[0])
+        on_cpu = centroids.device.type == "cpu"
+        kept = KeptParts(span[1] - span[0], rows_per_read(x.dim), k, x.dim) if on_cpu else None
         for iteration in range(done, max_iterations):
-            moved, inertia = _iterate(x, centroids, frame, settings.precision, active, group)
+            moved, inertia = _iterate(x, centroids, frame, settings.precision, active, kept, group)
             history.append(inertia / frame.scale**2)
             still = torch.equal(moved, centroids)
             centroids = moved
@@ -162,20 +164,25 @@ def fit_centroids(
 
 
 def _iterate(
-    x: Embeddings, centroids: Float[Tensor, "k d"], frame: Frame, precision: str, active: ActiveSearch, group: Group
+    x: Embeddings,
+    centroids: Float[Tensor, "k d"],
+    frame: Frame,
+    precision: str,
+    active: ActiveSearch,
+    kept: KeptParts | None,
+    group: Group,
 ) -> tuple[Float[Tensor, "k d"], float]:
     """One assignment and update; empty clusters move to the rows farthest from their centroids."""
     search = active.begin(centroids, precision)
-    sums = ClusterSums(search.k, search.dim, search.device)
-    farthest = _Farthest(search.k)
-    inertias = []
+    sums = ClusterSums(search.k, search.dim, search.device, kept)
+    found = []  # distances, 4 bytes a row, for where a cluster is empty
     first, last = group.span(x.n_rows, rows_per_read(x.dim))
     for start, block in x.blocks(rows_per_read(x.dim), (first, last)):
         rows = frame.apply(block.to(search.device))
         labels, distances = active.nearest(start - first, rows)
-        sums.add(rows, labels)
-        inertias.append(float(distances.sum(dtype=torch.float64)))
-        farthest.add(start, distances)
+        sums.add(rows, labels, start=start - first)
+        found.append((start, distances))
+    inertias = [float(distances.sum(dtype=torch.float64)) for _, distances in found]
     inertia = float(group.gather(np.array(inertias, np.float64)).sum())
     moved, counts = sums.means(group)
     empty = (counts == 0).nonzero().flatten()
@@ -184,6 +191,9 @@ def _iterate(
         # opposite rows can cancel to a mean without direction: such a centroid stays
         moved = torch.where(length > 1e-12, moved / length.clamp(min=1e-12), centroids)
     if len(empty):
+        farthest = _Farthest(search.k)
+        for start, distances in found:
+            farthest.add(start, distances)
         moved[empty] = frame.apply(x.take(farthest.rows(len(empty), search.k, group)).to(search.device))
     return moved, inertia
 

@@ -14,7 +14,7 @@ from experiments.engine.stages import Action, Cost, Stage, in_order, state_of
 from experiments.engine.tracking import TrackingSettings
 from foundation.command import missing_package
 from foundation.errors import CurationError
-from foundation.settings import Count, CountOrZero, Seed, check, fill
+from foundation.settings import Count, CountOrZero, Seed, check, fill, nearest_name, short
 
 BRINGS = {"retrieval": "trusted set", "oracle": "labels"}  # method of an arm -> what of the pool it needs
 EXTRAS_OF_DOMAINS = {"text": "language", "satellite": "satellite"}  # the others need "train" alone
@@ -221,8 +221,11 @@ def open_domain(name: str) -> Domain:
     """The `Domain` of ``experiments/<name>/domain.py``.
 
     Raises:
-        CurationError: it needs packages that an extra brings.
+        CurationError: there is none of this name, or it needs packages that an extra brings.
     """
+    known = [path.parent.name for path in Path(__file__).parents[1].glob("*/domain.py")]
+    if name not in known:
+        raise CurationError(f"there is no experiment {short(name)}; {nearest_name(str(name), known)}")
     try:
         return importlib.import_module(f"experiments.{name}.domain").DOMAIN
     except ModuleNotFoundError as error:

@@ -30,8 +30,7 @@ from experiments.engine.stages import StageRun
 from experiments.web_images.faults import junk, near_duplicate
 from foundation.errors import CurationError
 from foundation.files import save_array, save_json
-from foundation.images import read_image
-from foundation.paths import regular_file
+from foundation.images import picture_file, read_image
 from foundation.settings import CONFIGS, BelowOne, Count, CountOrZero, NonNegative, check
 from pretrain.settings import PretrainSettings, load_settings, settings_from
 
@@ -286,7 +285,7 @@ def _prepare_unlabelled(run: StageRun, pool: PoolSettings, rng: np.random.Genera
         if n_junk:  # which must not be told by its format
             return _png(read_image(stored))
         # as it came: what cannot be read is skipped by the embedding and counted by the training
-        return bytes(regular_file(stored["path"]).read_bytes() if stored["bytes"] is None else stored["bytes"])
+        return bytes(picture_file(stored["path"]).read_bytes() if stored["bytes"] is None else stored["bytes"])
 
     _write(run.folder / POOL, picture, np.full(len(order), -1), kinds, run.progress)
     names: list[str] = []

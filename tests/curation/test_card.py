@@ -20,6 +20,7 @@ def test_the_card_beside_a_subset_names_its_tree_and_loads_as_a_dataset(tmp_path
     card = DatasetCard.load(tmp_path / "subset/README.md")
     assert card.data.to_dict()["configs"] == [{"config_name": "default", "data_files": "subset.parquet"}]
     assert card.data.license == "unknown"
+    assert "balanced sampling from a tree of hierarchical k-means (Vo" in card.text
     for line in (
         f"| rows | 60, of which {len(subset.ids)} are distinct |",
         f"| tree checksum | {tree.checksum} |",
@@ -36,6 +37,21 @@ def test_the_card_beside_a_subset_names_its_tree_and_loads_as_a_dataset(tmp_path
 def test_counts_of_the_clusters_are_those_of_the_rows():
     subset = Subset(np.arange(4), np.array([1, 1, 3, 1]), {"level_1": np.array([0, 0, 2, 5])})
     assert "| `level_1` | 3 | 1, 2, 3 |" in dataset_card(subset)
+
+
+@pytest.mark.parametrize(
+    ("method", "upper", "said"),
+    [
+        ("balanced", "communities", ", arXiv:2405.15613) from a tree of k-means clusters and communities of neighbour"),
+        ("flat", None, "equally from the finest clusters of a tree of hierarchical k-means"),
+        ("random", "communities", "Curated SSL: at random."),
+    ],
+)
+def test_the_card_names_the_tree_that_was_made_and_how_it_was_asked(method: str, upper: str | None, said: str):
+    x = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    tree = HierarchicalKMeans([8], progress=False).fit(x)
+    tree.settings |= {"upper_levels": upper} if upper else {}
+    assert said in dataset_card(Subset.from_rows(np.arange(5), tree, method=method))
 
 
 @pytest.mark.parametrize("n", [0, 999, 1000, 2_000_000])

@@ -12,9 +12,12 @@ from datasets import Dataset, Image
 from PIL import Image as PillowImage
 from warm import Server
 
+from curation.cli import main
 from curation.embed import embed_pool
 from curation.embedders import Embedder, open_embedder
 from curation.embeddings import open_embeddings
+from curation.small_pictures import median_side
+from curation.text_embedders import embed_any
 from foundation.errors import CurationError
 
 BROKEN = [3, 17, 18, 41, 59]
@@ -256,3 +259,39 @@ def test_missing_weights_are_an_error_never_random(monkeypatch):
 def test_wrong_names_say_what_to_use(name, message):
     with pytest.raises(CurationError, match=message):
         open_embedder(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size", "said"),
+    [
+        ("timm:test_vit?pretrained=false", None, []),  # takes 160 pixels
+        ("timm:resnet10t?pretrained=false", 96, []),
+        (
+            "timm:resnet18?pretrained=false",
+            None,
+            [
+                "small pictures (median side 5 pixels) are enlarged to 224: --image-size 96 takes 1/5 of the "
+                "operations, and is often as good"
+            ],
+        ),
+    ],
+)
+def test_small_pictures_that_are_enlarged_in_vain_are_told_of(
+    name: str, image_size: int | None, said: list[str], tmp_path: Path
+):
+    lines: list[str] = []
+    embed_any(toy_pool(4, []), name, tmp_path, image_size, device="cpu", progress=False, say=lines.append, n_workers=0)
+    assert lines == said
+
+
+def test_the_side_of_pictures_is_that_of_the_readable_ones():
+    assert median_side(toy_pool()) == 5
+    assert median_side(toy_pool(3, [0, 1, 2])) == 0
+
+
+def test_an_unknown_embedder_is_refused_before_the_first_page(tmp_path: Path):
+    pool, out = tmp_path / "pool.parquet", tmp_path / "out"
+    toy_pool(40, []).to_parquet(pool)
+    with pytest.raises(SystemExit):
+        main(["run", str(pool), "-o", str(out), "--size", "10", "--embedder", "efficientnet"])
+    assert not (out / "pool.html").exists()

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from curation import CurationError, EmbeddingWriter, open_embeddings
+from curation.embeddings import require_own_row_ids
 
 ROWS = np.random.default_rng(0).normal(size=(1000, 6)).astype(np.float32)
 
@@ -129,6 +130,19 @@ def test_ambiguous_columns_are_asked_for(tmp_path: Path):
     assert open_embeddings(tmp_path / "x.parquet", column="b").shape == (1000, 6)
     with pytest.raises(CurationError, match="no column 'c'"):
         open_embeddings(tmp_path / "x.parquet", column="c")
+    pq.write_table(pa.Table.from_arrays([column, column], names=["a", "a"]), tmp_path / "x.parquet")
+    with pytest.raises(CurationError, match="2 columns 'a'"):
+        open_embeddings(tmp_path / "x.parquet", column="a")
+
+
+def test_a_flipped_byte_of_parquet_is_found_where_its_pages_have_checksums(tmp_path: Path):
+    column = pa.FixedSizeListArray.from_arrays(pa.array(ROWS.ravel()), 6)
+    pq.write_table(pa.table({"a": column}), tmp_path / "x.parquet", compression="none", write_page_checksum=True)
+    content = bytearray((tmp_path / "x.parquet").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "x.parquet").write_bytes(content)
+    with pytest.raises(CurationError, match="cannot be read as parquet"):
+        open_embeddings(tmp_path / "x.parquet").block(0, 1000)
 
 
 def test_reading_ahead_changes_nothing(tmp_path: Path):
@@ -181,3 +195,40 @@ def test_changes_to_a_private_map_stay(tmp_path: Path):
     for _pass in range(2):
         assert (source.block(0, 3000) == 2).all()
         assert (source.take(np.arange(2999, 0, -3)) == 2).all()
+
+
+def parts_of_a_pool(folder: Path, embedders: tuple[str, str] = ("a", "a")) -> Path:
+    """Two parts of 6 and 5 pool rows, of which row 2 of the first and row 0 of the second have no embedding."""
+    for name, embedder, ids, rows in zip(("00", "01"), embedders, ([0, 1, 3, 4, 5], [1, 2, 3, 4]), (6, 5), strict=True):
+        metadata = {"embedder": embedder, "pool_rows": rows, "pool_fingerprint": name}
+        with EmbeddingWriter(folder / name, 6, "float32", metadata=metadata) as writer:
+            writer.append(ROWS[np.array(ids) + 6 * int(name)])
+            (folder / name).mkdir(exist_ok=True)
+            np.save(folder / name / "row_ids.npy", np.array(ids))
+            writer.finish()
+    return folder
+
+
+def test_no_result_takes_the_row_ids_of_another(tmp_path: Path):
+    """Kept rows in the folder of embeddings were taken for the pool rows of these."""
+    with EmbeddingWriter(tmp_path, 4) as writer:
+        writer.append(np.ones((2, 4), np.float32))
+        writer.finish()
+    require_own_row_ids(tmp_path, "embeddings.json")
+    for mine in ("tree.json", "dropped.parquet"):
+        with pytest.raises(CurationError, match=r"holds embeddings, whose row_ids\.npy would be replaced"):
+            require_own_row_ids(tmp_path, mine)
+
+
+def test_parts_of_a_pool_are_one_in_the_order_of_their_names(tmp_path: Path):
+    x = open_embeddings(parts_of_a_pool(tmp_path))
+    assert np.asarray(x.row_ids).tolist() == [0, 1, 3, 4, 5, 7, 8, 9, 10]
+    np.testing.assert_array_equal(x.block(0, 9).numpy(), ROWS[np.asarray(x.row_ids)])
+    assert (x.metadata["embedder"], x.metadata["pool_rows"]) == ("a", 11)
+    assert "pool_fingerprint" not in x.metadata, "that of the first part would refuse the pool"
+    assert str(x.digest_of_files()).startswith("files ")
+
+
+def test_parts_of_different_embedders_are_refused(tmp_path: Path):
+    with pytest.raises(CurationError, match=r"01 has embedder 'b', the parts before 'a'"):
+        open_embeddings(parts_of_a_pool(tmp_path, ("a", "b")))

@@ -299,6 +299,9 @@ def test_the_place_of_a_process_is_read_from_torchrun_and_slurm():
     assert place({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) is None  # a batch script
     torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
     assert place({**torchrun, "MASTER_ADDR": "a", "MASTER_PORT": "7"}) == (3, 4, 1, 2, "a", 7)
+    for odd in (torchrun, {**torchrun, "MASTER_ADDR": "a", "RANK": "4"}):  # it waited for the others for minutes
+        with pytest.raises(CurationError, match="unset WORLD_SIZE"):
+            place(odd)
     step = {"SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1"}
     step |= {"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_JOB_ID": "40003", "SLURM_STEP_NODELIST": "node1"}
     assert place(step) == (9, 16, 1, 8, "node1", 20_003)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from benchmarks.speed import AVX2_ALONE
 from curation import CurationError, nearest_centroid, open_embeddings
-from curation.kmeans import CentroidSearch, activity, greedy, grouped_seeding, kmeans, seeding
+from curation.kmeans import CentroidSearch, activity, greedy, grouped_seeding, kmeans, lloyd, seeding, update
 from curation.kmeans.activity import ActiveSearch
 from curation.kmeans.greedy import greedy_choices, greedy_kmeans_plusplus
 from curation.kmeans.tiles import MATRICES, PAIRS, PANEL, multiply_block, pack_row
@@ -84,7 +84,8 @@ def _multiply_all(tiles, n_rows, packed, half_norms, units, scores, maxima):
 
 
 TILES = """
-import numba, numpy as np
+import numba, numpy as np, torch
+from curation.kmeans.assignment import CentroidSearch
 from curation.kmeans.tiles import LANES, PackedCentroids, multiply_block, pack_row, round_centroids
 
 @numba.njit
@@ -105,6 +106,7 @@ for values, worth, error in ((c, 1.0, 1e-6), (low, step, 1e-4)):
     exact = x.astype(np.float64) @ c.T
     assert np.abs(found - exact).max() < error * np.linalg.norm(x) * np.linalg.norm(c), values.dtype
 assert residual <= step * 45**0.5 / 2 and LANES == 8
+assert CentroidSearch(torch.from_numpy(np.concatenate([c, c]))).integers, "products by units that it was told to leave"
 """
 
 
@@ -221,6 +223,36 @@ def test_update_adds_in_float64(path: str):
     assert sums.counts[11:].sum() == 0
 
 
+def test_sums_kept_between_iterations_change_no_byte(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lloyd, "rows_per_read", lambda dim: 300)
+    x, shares, of_block = mixture(2000, 24, 12), [], update.KeptParts.of_block
+
+    def recorded(*given: object) -> tuple[np.ndarray, np.ndarray]:
+        stale, parts = of_block(*given)
+        shares.append(stale.mean())
+        return stale, parts
+
+    monkeypatch.setattr(update.KeptParts, "of_block", recorded)
+    kept = kmeans(x, 30, seeding="random", max_iterations=25)
+    assert min(shares) < 0.2
+    shares.clear()
+    monkeypatch.setattr(update, "KEPT_BYTES", 0)
+    anew = kmeans(x, 30, seeding="random", max_iterations=25)
+    assert not shares
+    assert kept.centroids.tobytes() == anew.centroids.tobytes()
+    assert kept.history == anew.history
+
+
+def test_only_clusters_whose_rows_changed_are_added_anew():
+    kept = update.KeptParts(500, 500, 4, 3)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 500).astype(np.int32)
+    assert kept.of_block(0, labels)[0].all()
+    row = int(np.flatnonzero(labels == 1)[0])
+    labels[row] = 3
+    assert kept.of_block(0, labels)[0].tolist() == [False, True, False, True]
+
+
 def test_lloyd_agrees_with_scikit_learn_from_the_same_start():
     from sklearn.cluster import KMeans
 
@@ -235,6 +267,19 @@ def test_inertia_never_rises():
     history = kmeans(mixture(2000, 10, 20), 40, seeding="random", max_iterations=30).history
     assert len(history) > 3
     assert all(after <= before * (1 + 1e-9) for before, after in pairwise(history))
+
+
+def test_rows_are_drawn_in_proportion_to_what_is_left_of_them():
+    rng = np.random.default_rng(0)
+    weights, closest = rng.integers(1, 5, 3000).astype(float), rng.exponential(size=3000).astype(np.float32)
+    closest[rng.random(3000) < 0.5] = 0
+    closest[-40:] = 0
+    cumulative = np.cumsum(weights * closest)
+    sums = np.array([(weights * closest)[i : i + greedy.CHUNK].sum() for i in range(0, 3000, greedy.CHUNK)])
+    for uniform in [0.0, *rng.random(500), np.nextafter(1, 0)]:
+        expected = np.searchsorted(cumulative, uniform * cumulative[-1], side="right")
+        assert greedy._drawn(uniform * cumulative[-1], sums, weights, closest) == min(expected, 2959)
+    assert closest[greedy._drawn(2 * cumulative[-1], sums, weights, closest)] > 0
 
 
 @pytest.mark.parametrize("strategy", ["auto", "kmeans++", "kmeans||"])
@@ -333,6 +378,9 @@ def test_no_cluster_stays_empty():
         (np.eye(9, dtype=np.float32), {"k": 2, "seeding": "best"}, "seeding 'best'"),
         (np.diag([1.0] * 8 + [np.nan]).astype(np.float32), {"k": 2}, "row 8 of array holds NaN"),
         (np.diag([1.0] * 8 + [0.0]).astype(np.float32), {"k": 2, "metric": "cosine"}, "row 8 of array is all zeros"),
+        (np.diag([1.0] * 8 + [1e-21]).astype(np.float32), {"k": 2, "metric": "cosine"}, "row 8 .* is as good"),
+        (np.eye(9, dtype=np.float32) * np.float32(1e-20), {"k": 2}, "no row of array is longer than 1e-20"),
+        (np.eye(9, dtype=np.float32) * np.float32(1e-25), {"k": 2}, "no row of array is longer than 1e-25"),
         (np.eye(9, dtype=np.int64), {"k": 2}, "int64"),
         (np.ones(9, np.float32), {"k": 2}, "two dimensions"),
     ],

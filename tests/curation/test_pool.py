@@ -134,9 +134,30 @@ def test_truncated_shard_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x: x[:1024] + b"?" + x[1025:], "a header in its middle is broken"),  # of the second member
+        (lambda x: x + x, "another archive follows"),
+        (lambda x: x[:2048], "without the zeros"),
+    ],
+)
+def test_a_shard_whose_later_members_would_be_passed_over_is_refused(
+    tmp_path: Path, change: Callable[[bytes], bytes], said: str
+):
+    """tarfile takes a header that it cannot read for the end, and says nothing."""
+    with tarfile.open(tmp_path / "0.tar", "w") as shard:
+        for i in range(3):
+            add_member(shard, f"{i}.txt", b"some words")
+    (tmp_path / "0.tar").write_bytes(change((tmp_path / "0.tar").read_bytes()))
+    with pytest.raises(CurationError, match=said):
+        open_pool(tmp_path / "0.tar")
+
+
+@pytest.mark.parametrize(
     ("name", "content", "said"),
     [
         ("b.cls", b"cat", "sample b has the label 'cat'"),
+        ("b.cls", b"\xff", "sample b has a label that is not UTF-8"),
         ("b.txt", b"cat", r"sample b has a member for text, the first \(a\) has none"),
         ("caf\udce9.png", b"x", "is not UTF-8"),
     ],
@@ -221,6 +242,14 @@ def test_saved_dataset(tmp_path):
         (lambda root: (root / "a.npy").write_bytes(b"1") and root, "embeddings are for `curate cluster`"),
         (lambda root: (root / "a.xyz").write_bytes(b"1") and root, "none of its 1 files"),
         (lambda root: (root / "a.jsonl").write_bytes(b"{broken\n") and root, "line 1 is not JSON"),
+        (
+            lambda root: (root / "a.jsonl").write_bytes(b'{"text": "a"}\n{"text": "b", "text": "c"}\n') and root,
+            "line 2 is not JSON .*'text' is there twice",
+        ),
+        (
+            lambda root: (root / "a.jsonl").write_bytes(b'{"text": "b", "text": "c"}\n') and root,
+            "'text' is there twice",
+        ),
         (lambda root: (root / "a.parquet").write_bytes(b"PAR1") and root, "cannot be read as parquet"),
         (lambda root: [(root / n).write_bytes(b"1") for n in ("a.png", "a.tar")] and root, "holds both"),
         (lambda root: "nobody/has-this-pool", "no local path"),
@@ -230,6 +259,27 @@ def test_mistakes_are_one_clear_line(tmp_path, make, message):
     with pytest.raises(CurationError, match=message) as caught:
         open_pool(make(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_saved_dataset_whose_text_leaves_its_file_is_refused(tmp_path: Path):
+    """A flipped bit of an offset ended in a traceback, or in memory of somebody else."""
+    Dataset.from_dict({"text": ["some words", "more words"]}).save_to_disk(tmp_path / "saved")
+    file = next((tmp_path / "saved").glob("*.arrow"))
+    content = file.read_bytes()
+    offsets = np.array([0, 10, 20], np.int32).tobytes()
+    assert content.count(offsets) == 1
+    file.write_bytes(content.replace(offsets, np.array([0, 10, 2**31 - 1], np.int32).tobytes()))
+    with pytest.raises(CurationError, match="cannot be opened as a saved dataset"):
+        open_pool(tmp_path / "saved")
+
+
+def test_a_cache_that_cannot_be_made_is_not_the_fault_of_the_pool(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """With HF_HOME a file, texts.jsonl could not "be read as json"."""
+    (tmp_path / "a.jsonl").write_text('{"text": "a row"}\n')
+    (tmp_path / "file").write_bytes(b"mine")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "file/datasets"))
+    with pytest.raises(CurationError, match="set HF_HOME"):
+        open_pool(tmp_path / "a.jsonl")
 
 
 def test_unknown_column_lists_the_columns(tmp_path):
@@ -253,6 +303,9 @@ def test_fingerprint_is_of_contents_not_of_places(tmp_path):
     assert pool_fingerprint(open_pool(there)) != mine
     assert pool_fingerprint(open_pool(here).select([0, 1])) != mine
     assert pool_fingerprint(open_pool(here).select([1, 0, 2])) != mine
+    with open(here / "dog" / "sparse.png", "wb") as stream:
+        stream.truncate(1 << 40)
+    assert pool_fingerprint(open_pool(here)) != mine  # in the memory that is there
 
 
 def test_demo_pool_is_a_long_tail_of_clip_art():

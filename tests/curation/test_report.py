@@ -139,13 +139,19 @@ def test_the_verdict_follows_the_labels(curated):
     tone, sentence, _notes = judge(tree, inside, codes)
     assert (tone, sentence[:45]) == ("warn", "No better than random rows on your labels (KL")
     assert sentence.endswith(": draw a balanced one.")
+    even = np.arange(len(codes)) % 4  # even as it is: a perfect subset gains nothing
+    tone, sentence, _notes = judge(tree, Subset.from_rows(np.arange(80), tree), even)
+    assert tone == "ok"
+    assert sentence.endswith("random rows are nearly even already and would do as well.")
 
 
 def test_without_labels_the_verdict_is_the_worst_finding(page):
     fine = Finding("ok", "All is fine.", "", 0.1)
     bad = Finding("bad", "One cluster <holds> 94% of the rows.", "Take fewer levels.", 0.94)
     assert "cannot tell whether the subset is better" in verdict_by_findings(None).sentence
-    assert "2 checks passed" in verdict_by_findings([fine, fine]).sentence
+    assert verdict_by_findings([fine, fine]).sentence.endswith("2 checks passed; no labels were given.")
+    as_well = Finding("ok", "The subset is about as even as random rows.", "They would do as well.", 1.0)
+    assert verdict_by_findings([fine, as_well]).sentence.endswith("no labels were given. They would do as well.")
     text = page(findings=[fine, bad])
     assert '<p class="verdict bad"><small>bad</small>One cluster <holds> 94% of the rows. Take fewer levels.' in text
     assert "No labels were given" in text

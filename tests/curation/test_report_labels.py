@@ -54,3 +54,8 @@ def test_a_large_column_is_read_as_a_column():
     started = time.process_time()
     assert len(read_labels("label", pool).codes) == 300_000
     assert time.process_time() - started < 2, "row by row it takes half a minute"
+
+
+def test_infinity_is_no_label():
+    """A column of it was one class, and an oracle drew from that."""
+    assert read_labels([1.0, float("inf"), float("-inf"), float("nan")]).codes.tolist() == [0, -1, -1, -1]

@@ -11,7 +11,7 @@ from curation.community_tree import CommunityTree
 from curation.dimension import likely_dimension, two_nearest_dimension
 from curation.levels import grow_levels
 from curation.neighbours import nearest
-from curation.soundness import check_tree, find_embeddings, rows_of_tree
+from curation.soundness import AS_WELL, check_tree, find_embeddings, rows_of_tree
 from curation.tree import ClusterTree, Level
 
 
@@ -68,7 +68,7 @@ def test_even_separate_blobs_are_sound():
     tree = grow_levels(HierarchicalKMeans([75], progress=False).fit(x), x, progress=False)
     findings = check_tree(tree, x)
     assert {finding.severity for finding in findings} == {"ok"}
-    assert all(finding.remedy == "" for finding in findings)
+    assert [finding.remedy for finding in findings if finding.remedy] == [AS_WELL], "the pool is even already"
 
 
 def test_one_giant_cluster_is_bad_and_comes_first():
@@ -100,7 +100,18 @@ def test_a_subset_that_is_less_even_than_random_rows_is_bad_whatever_the_tree():
     one_sided = np.flatnonzero(concept < 2)
     assert found(check_tree(tree, x, one_sided), "did not see").severity == "bad"
     even = np.flatnonzero(np.arange(2000) % 5 == 0)
-    assert found(check_tree(tree, x, even), "did not see").severity == "ok"
+    as_random = found(check_tree(tree, x, even), "did not see")
+    assert (as_random.severity, as_random.remedy) == ("ok", AS_WELL)
+    assert as_random.sentence.endswith("about as even as random rows.")
+
+
+def test_a_subset_that_is_more_even_than_random_rows_is_called_so():
+    x, concept = blobs([1500, 300, 100, 60, 40])
+    tree = tree_of(x, np.arange(2000) // 20)
+    chosen = np.concatenate([np.flatnonzero(concept == i)[:40] for i in range(5)])
+    balanced = found(check_tree(tree, x, chosen), "did not see")
+    assert (balanced.severity, balanced.remedy) == ("ok", "")
+    assert balanced.sentence.endswith("more even than random rows.")
 
 
 def test_outliers_in_the_subset_are_found_but_rare_concepts_are_none():

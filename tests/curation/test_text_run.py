@@ -81,6 +81,8 @@ def test_the_embedder_must_be_of_what_the_pool_holds():
         resolve_embedder("timm:resnet18", text)
     with pytest.raises(CurationError, match="one of text"):
         resolve_embedder("char_svd", images)
+    with pytest.raises(CurationError, match="is unknown"):
+        resolve_embedder("efficientnet_lite1", images)
     assert resolve_embedder("auto", images).startswith("timm:")
     assert resolve_embedder("auto", text).partition(":")[0] in ("sentence", "char_svd")
     for wrong in ("char_svd:0", "byte_histogram:9", "char_svd:x"):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +155,15 @@ def test_a_model_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.Ca
     said = capsys.readouterr().err
     assert "cannot be loaded" in said
     assert "Traceback" not in said
+
+
+@needs_rows
+def test_an_answer_that_is_longer_than_the_context_is_one_line(model: Path, tmp_path: Path):
+    shutil.copytree(model, tmp_path / "short")
+    text = (model / "config.json").read_text()
+    (tmp_path / "short/config.json").write_text(text.replace('ings": 1024', 'ings": 4'))
+    with pytest.raises(CurationError, match="arc_easy does not fit the model's context of 4 tokens"):
+        run_language(settings(tmp_path / "short", tasks="arc_easy", limit=2))
 
 
 @needs_rows

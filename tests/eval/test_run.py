@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,25 @@ def values(model: FrozenModel, name: str, output: Path | None = None, **settings
 )
 def test_a_model_that_sees_colour_solves_colours(colour_model, folder: Path, name: str, settings: dict, metric: str):
     assert values(colour_model, name, train=str(folder), **settings)[metric] > 0.9
+
+
+def test_test_images_of_the_pretraining_are_counted(colour_model: FrozenModel, folder: Path, tmp_path: Path):
+    seen = tmp_path / "seen"
+    seen.mkdir()
+    (folder / "val/blue/0.png").rename(seen / "0.png")
+    (folder / "val/blue/0.png").symlink_to(seen / "0.png")  # a test image that lies in the pool
+    try:
+        for pool, said in [
+            (seen, ["1 of the 24 test images"]),
+            (folder, ["24 of the 24"]),
+            (folder / "train", []),
+            ("", []),
+        ]:
+            model = replace(colour_model, pool=str(pool))
+            found = evaluate(model, [make_task("knn", {"train": str(folder), "ks": "1"})] * 2, SETTINGS)
+            assert [line.split(": ")[1][: len(word)] for line, word in zip(found.warnings, said, strict=True)] == said
+    finally:
+        (seen / "0.png").replace(folder / "val/blue/0.png")
 
 
 def test_retrieval_and_statistics(colour_model: FrozenModel, folder: Path):

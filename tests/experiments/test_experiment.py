@@ -325,6 +325,14 @@ def test_a_sweep_runs_an_experiment_for_each_value(tmp_path: Path, warm: Server)
     assert values[0] != values[1]
 
 
+@pytest.mark.parametrize("word", ["science.nope=1,2", "science.curation.size=nan,5"])
+def test_a_mistake_in_a_sweep_is_one_line(tmp_path: Path, warm: Server, word: str):
+    done = warm.run(ROOT / "scripts/run_experiment.py", "-m", *SMALL, word, f"hydra.sweep.dir={tmp_path}")
+    assert done.returncode == 2
+    assert done.stderr.startswith("run_experiment: error: ") or "\nrun_experiment: error: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(("experiment", "default"), [("text", "weight_decay=0.1"), ("web_images", "loss.koleo=0.1")])
 def test_the_key_of_a_training_knows_every_default_and_nothing_of_speed(experiment: str, default: str):
     """A run is not repeated for another interval of checkpoints, and not reused when a default has changed."""
@@ -338,3 +346,9 @@ def test_the_key_of_a_training_knows_every_default_and_nothing_of_speed(experime
     assert key(f"{section}.speed.checkpoint_every=7") == plain
     assert key(f"{section}.{default}") == plain
     assert key(f"{section}.{default}5") != plain
+
+
+@pytest.mark.parametrize("name", ["simulatd", "a\nb", "", "..os", 7])
+def test_an_experiment_that_is_not_there_is_named(name: object):
+    with pytest.raises(CurationError, match="there is no experiment"):
+        open_domain(name)  # type: ignore[arg-type]

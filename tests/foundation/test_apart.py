@@ -34,6 +34,12 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "pool"
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(pool: Path):
+    ended = CliRunner().invoke(app, ["pool", "-o", "pool/x.npy/out"])
+    assert ended.exit_code == 2
+    assert "cannot be made" in ended.output
+
+
 @pytest.mark.parametrize(
     ("words", "refused"),
     [

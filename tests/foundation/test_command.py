@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import typer
+from tqdm import tqdm
 from warm import Server
 
 from curation import HierarchicalKMeans
@@ -75,9 +76,11 @@ def test_every_command_ends_a_mistake_with_one_line_of_its_own_and_exit_code_2(
         (FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "x.npy"), "No such file or directory (x.npy)"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out"), "No space left on device (out)"),
         (OSError(errno.EROFS, os.strerror(errno.EROFS)), "Read-only file system"),
+        (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), "no space is left where the output goes (Disk quota"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"), "Tried to allocate 2.00"),
         (MemoryError("Unable to allocate 7 TiB"), "out of memory (Unable to allocate 7 TiB)"),
         (RuntimeError("No CUDA GPUs are available"), "the device cannot be used here"),
+        (ImportError("libGL.so.1: cannot open shared object file"), "a library cannot be loaded (libGL.so.1"),
         (ModuleNotFoundError("No module", name="lightning.pytorch"), "pip install 'curated-ssl[train]'"),
     ],
 )
@@ -135,6 +138,17 @@ def test_a_mistake_with_a_huge_name_stays_a_line_that_can_be_read():
     assert line.endswith("(File name too long); give a regular file")
 
 
+def test_a_variable_of_torchrun_that_is_no_number_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Lightning fails on it while it is imported."""
+    monkeypatch.setenv("LOCAL_RANK", "abc")
+    with pytest.raises(SystemExit) as stopped:
+        run_command("x", lambda: None)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "x: error: the variable LOCAL_RANK is 'abc', no whole number; unset it\n"
+
+
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(TypeError, match="a bug"):
         run_command("name", partial(_raise, TypeError("a bug")))
@@ -142,6 +156,25 @@ def test_a_bug_keeps_its_traceback():
 
 def _raise(error: Exception) -> None:
     raise error
+
+
+@pytest.mark.parametrize("managed", [False, True])
+def test_an_interruption_is_said_on_a_line_of_its_own_and_not_within_a_bar(
+    managed: bool, capsys: pytest.CaptureFixture[str]
+):
+    def body() -> None:
+        bar = tqdm(range(9), file=sys.stderr, ncols=60, mininterval=0)
+        with bar if managed else nullcontext():
+            for number in bar:
+                if number == 4:
+                    os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(SystemExit):
+        run_command("x", body)
+    *_earlier, bar, blank, last = capsys.readouterr().err.split("\r")
+    assert "/9" in bar
+    assert not blank.strip(), "the bar is still there"
+    assert last == "x: interrupted; run the same command again to go on\n"
 
 
 def test_interruption_and_codes_of_the_body(capsys: pytest.CaptureFixture[str]):
@@ -268,3 +301,17 @@ def test_a_gpu_that_is_too_small_names_the_settings_to_lower():
 
 def test_a_full_disk_under_a_library_in_rust_is_one_line():
     assert "No space left" in (explain(Exception("No space left on device (os error 28)")) or "")
+
+
+def test_a_progress_bar_that_an_error_left_open_ends_before_its_line(capfd: pytest.CaptureFixture[str]):
+    """The line of the error began within that of the bar, and the bar was drawn once more behind it."""
+    from tqdm import tqdm
+
+    def body() -> None:
+        for _ in tqdm(range(3), mininterval=0, miniters=1):
+            raise CurationError("the second picture is none")
+
+    with pytest.raises(SystemExit):
+        run_command("x", body)
+    err = capfd.readouterr().err
+    assert err.endswith("\nx: error: the second picture is none\n"), err

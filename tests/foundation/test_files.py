@@ -1,5 +1,6 @@
 """Files: a reader must see the old content or the new, never half of it, and no rubbish may stay behind."""
 
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from foundation.errors import CurationError
 from foundation.files import load_array, load_json, save_array, save_json, whole_file, whole_folder
+from foundation.locks import HOST, locked_folder
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("bug"), OSError(28, "No space left on device")])
@@ -43,6 +45,20 @@ def test_a_finished_write_takes_the_place_of_the_old(tmp_path: Path):
         assert (tmp_path / "deep/file").read_text() == content
         assert [path.name for path in (tmp_path / "deep/model").iterdir()] == [content]
     assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["file", "model"]
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_running_one_writes_is_not(tmp_path: Path):
+    """Else a corpus that is killed while it is cut fills the disk; other hosts have other processes."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    running, elsewhere = f".file.1-{HOST}.tmp", f".file.{gone.pid}-00000000.tmp"
+    other = f".other.{gone.pid}-{HOST}.tmp"
+    for name in (running, elsewhere, other, f".file.{gone.pid}-{HOST}.tmp"):
+        (tmp_path / name).touch()
+    save_json(tmp_path / "file", {})
+    assert {path.name for path in tmp_path.iterdir()} == {"file", running, elsewhere, other}
+    with locked_folder(tmp_path):
+        assert {path.name for path in tmp_path.iterdir()} == {"file", running, elsewhere, ".lock"}
 
 
 def test_what_cannot_be_written_is_one_line_with_the_path(tmp_path: Path):

@@ -60,21 +60,24 @@ def test_what_is_no_picture_is_refused_without_running_or_waiting_for_it(tmp_pat
     Image.new("RGB", (8, 8)).save(tmp_path / "document.pdf")
     (tmp_path / "program.eps").rename(tmp_path / "program.png")
     os.mkfifo(tmp_path / "pipe.png")
+    with open(tmp_path / "sparse.png", "wb") as stream:
+        stream.truncate(3_200_000_000)
     Image.new("RGB", (2, 900)).save(tmp_path / "strip.png")
     for name, words in {
         "program.png": "cannot identify",
         "document.pdf": "cannot identify",
-        "pipe.png": "no regular file",
+        "pipe.png": "is a pipe",
         "strip.png": "no photograph",
-        "none.png": "No such file",
-        ".": "no regular file",
+        "none.png": "does not exist",
+        ".": "is a folder",
+        "sparse.png": "3.2 GB, more than a picture needs",
     }.items():
         with pytest.raises((OSError, CurationError), match=words):
             read_image(tmp_path / name)
     for nothing in (None, {}, {"bytes": None, "path": None}):
         with pytest.raises(CurationError, match="no image"):
             read_image(nothing)
-    with pytest.raises(CurationError, match="no regular file"):
+    with pytest.raises(CurationError, match="is a device"):
         read_image("/dev/zero")
 
 

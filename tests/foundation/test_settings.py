@@ -72,7 +72,7 @@ def test_nested_content_becomes_the_dataclasses_that_python_would_make():
         ({"steps": 1, "part": {"head": {"layer": 1}}}, "run.part.head.layer is no setting; did you mean 'layers'?"),
         ({"steps": 1, "part": 3}, "setting run.part is 3; it needs key: value lines of its own"),
         ({"steps": 0}, "run.steps is 0; it must be at least 1"),
-        ({"steps": "many"}, "setting run.steps: Value 'many' of type 'str' could not be converted to Integer"),
+        ({"steps": "many"}, "setting run.steps is 'many'; it needs a whole number"),
         ({"steps": 1.5}, "setting run.steps: Value '1.5' of type 'float' could not be converted to Integer"),
         ({"steps": True}, "setting run.steps is True; it needs a whole number"),
         ({"steps": None}, "setting run.steps: Incompatible value 'None' for field of type 'int'"),

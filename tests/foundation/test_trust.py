@@ -1,5 +1,6 @@
 """What others wrote is checked before it is believed: a bent file costs a line, never a wrong result or a hang."""
 
+import errno
 import json
 import os
 import socket
@@ -20,6 +21,7 @@ from foundation.command import run_command
 from foundation.errors import CurationError
 from foundation.files import (
     check_files,
+    check_json,
     checksum,
     load_array,
     load_json,
@@ -91,7 +93,9 @@ def test_a_sealed_file_shows_that_it_was_changed(tmp_path: Path):
     assert f"{path} was changed after it was written" in refused(load_json, path)
 
 
-@pytest.mark.parametrize("content", [b"[" * 100_000, b"{", b"\xff\xfe\x00", b"[1]", b"", b'{"a": ' + b"9" * 5000])
+@pytest.mark.parametrize(
+    "content", [b"[" * 100_000, b"{", b"\xff\xfe\x00", b"[1]", b"", b'{"a": ' + b"9" * 5000, b'{"a": 1, "a": 2}']
+)
 def test_a_file_that_is_no_json_object(tmp_path: Path, content: bytes):
     (tmp_path / "a.json").write_bytes(content)
     assert str(tmp_path / "a.json") in refused(load_json, tmp_path / "a.json")
@@ -110,6 +114,14 @@ def test_pipes_devices_sockets_and_folders_are_refused_at_once(tmp_path: Path):
     for name in ("loop", "none", "a" * 300, "a\0b"):
         refused(regular_file, tmp_path / name)
     listening.close()
+
+
+def test_huge_json_is_refused_before_it_is_read(tmp_path: Path):
+    """Libraries read a model's config.json of zeros for minutes, or all the memory."""
+    with open(tmp_path / "config.json", "wb") as stream:
+        stream.truncate(1 << 40)
+    for read, path in ((load_json, tmp_path / "config.json"), (check_json, tmp_path)):
+        assert "1099.5 GB, too many for JSON" in refused(read, path)
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../x", "", ".", "..", 3, None, "a\0b", "link", "away/x"])
@@ -143,6 +155,18 @@ def test_an_archive_named_as_an_array_is_told_apart(tmp_path: Path):
     assert ".npz archive" in refused(load_array, tmp_path / "a.npy")
     np.save(tmp_path / "empty.npy", np.ones((0, 4)))
     assert load_array(tmp_path / "empty.npy").shape == (0, 4)
+
+
+def test_too_many_open_files_are_not_the_fault_of_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whoever reads "make it again" would cluster for a day."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    np.save(tmp_path / "x.npy", np.ones(3))
+    monkeypatch.setattr(np, "load", full)
+    with pytest.raises(OSError, match="Too many open files"):
+        load_array(tmp_path / "x.npy")
 
 
 def test_changed_bytes_are_found_and_unchanged_ones_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -236,6 +260,9 @@ def test_a_folder_that_stayed_empty_is_gone_again(tmp_path: Path):
     (tmp_path / "file").touch()
     assert "a file is in its way" in refused(locked_folder(tmp_path / "file" / "x").__enter__)
     assert "a file is in its way" in refused(locked_folder(tmp_path / "file").__enter__)
+    (tmp_path / ".lock").symlink_to("file")  # somebody planted it: what it leads to stays as it is
+    assert f"{tmp_path}/.lock cannot be written" in refused(locked_folder(tmp_path).__enter__)
+    assert (tmp_path / "file").read_bytes() == b""
 
 
 def test_numbers_of_a_command_have_ranges(capsys: pytest.CaptureFixture[str]):

@@ -127,6 +127,22 @@ def test_results_that_changed_are_not_compared(hostile: Hostile, name: str, at: 
     assert hostile.check(COMMANDS["compare"], COMMANDS["compare"].words, name).code == 2
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("root=nan", "which is no folder"),
+        ("cache=~/x", "only a shell knows"),
+        ("cache=train.jsonl", "is no folder"),
+        ("seed=1:30", "another number"),
+    ],
+)
+def test_a_setting_that_means_nothing_is_refused(hostile: Hostile, word: str, said: str):
+    """A folder "~" was made, and a root that is not there was passed over."""
+    hostile.fresh(COMMANDS["knn"])
+    ended = hostile.check(COMMANDS["knn"], (*KNN, word), word)
+    assert (ended.code, said in ended.err) == (2, True), ended.err
+
+
 def test_cached_features_that_changed_are_not_used(hostile: Hostile):
     words = (*KNN, "cache=cache")
     hostile.fresh(COMMANDS["knn"])
@@ -164,8 +180,8 @@ def test_an_image_of_the_ground_truth_is_in_one_list(tmp_path: Path, change: dic
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("map.json", '{"x": ["a"], "x": ["b"]}', "two lines for class 'x'"),
-        ("map.csv", "x,a\nx,b\n", "two lines for class 'x'"),
+        ("map.json", '{"x": ["a"], "x": ["b"]}', "the key 'x' is there twice"),
+        ("map.csv", "x,a\nx,b\n", "the key 'x' is there twice"),
         ("map.csv", "x,a,b\n", "3 cells"),
         ("map.csv", "x\n", "1 cells"),
         ("map.json", '{"x": [0.0]}', "neither a training class"),

@@ -268,6 +268,18 @@ CASES = [
     ("tiles", "--heights=rgb.tif", "has 3 bands; heights have one"),
     ("predict", "--overlap=9999", "overlap 9999 is more than three quarters"),
     ("heights", "--block=nan", "--block is nan"),
+    ("pretrain", "seed=010", "reads as another number"),
+    ("pretrain", "optimiser.teacher_momentum.start=${steps}", "teacher_momentum.start is 2.0; it must be"),
+    ("pretrain", "optimiser.teacher_temperature.end=0", "teacher_temperature.end is 0.0; it must be above 0"),
+    ("pretrain", "optimiser.rate.end=1e3", "rate.end is 1000.0; it must be"),
+    ("pretrain", "optimiser.weight_decay.peak=-1", "weight_decay.peak is -1.0; it must be"),
+    ("text plan", "--gpus=٣", "'٣' is no number"),
+    ("picture", "--window=60,60,50,50", "has 64 rows and 64 columns"),
+    ("picture", "--window=0,0,0,5", "has 64 rows and 64 columns"),
+    ("text tokenise", "--output=~/x", "only a shell knows"),
+    ("text tokenise", "--output=/", "is no place for a result"),
+    ("text tokenise", "--output=-", "is no place for a result"),
+    ("text tokenise", "--output=out/..", "is the folder above another"),
     ("heights", "backbone.name=hf-hub:no-body/no-model", "timm cannot make"),
 ]
 

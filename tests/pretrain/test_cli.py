@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from warm import Server
 from curation.pool import open_pool, pool_fingerprint
 from curation.subset import Subset
 from foundation.errors import CurationError
+from foundation.files import load_json
 from pretrain.cli import app, main
 from pretrain.plan import plan
 from pretrain.settings import load_settings
@@ -54,6 +56,29 @@ def test_a_folder_of_images_and_a_subset_make_a_teacher(images: Path, tmp_path: 
         "| k-NN accuracy on images of the pool while it trained |",
     ):
         assert line in card.text, line
+    # an evaluation on these very images says so
+    options = [f"model={tmp_path / 'run/teacher'}", f"train={images}", "device=cpu", "resamples=50", "ks=[1]"]
+    result = CliRunner().invoke(eval_command(), ["knn", *options, "-o", str(tmp_path / "results")])
+    assert result.exit_code == 0, result.output
+    assert f"20 of the 20 test images lie in {images}, the pool that this model was pretrained on" in result.output
+    assert "the test images are the training images" in result.output
+    assert len(load_json(tmp_path / "results/metrics.json")["warnings"]) == 2
+
+
+def eval_command() -> Any:
+    """The command ``python -m eval``, with its evaluations."""
+    import eval.cli
+    from eval.tasks import TASKS
+
+    eval.cli._register("knn", TASKS["knn"])
+    return eval.cli.app
+
+
+def test_crops_that_enlarge_small_pictures_are_told_of(images: Path, tmp_path: Path):
+    sizes = ["crops.global_size=224", "crops.local_size=96", "crops.n_local=0", "steps=1", "batch_size=2"]
+    result = CliRunner().invoke(app, ["train", str(images), "-o", str(tmp_path / "run"), "-r", RECIPE, *QUICK, *sizes])
+    assert result.exit_code == 0, result.output
+    assert "small pictures (median side 30 pixels) are enlarged to 224: see -r configs" in result.output
 
 
 def test_sigterm_leaves_a_checkpoint_from_which_the_same_command_goes_on(images: Path, tmp_path: Path, warm: Server):

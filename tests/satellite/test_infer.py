@@ -149,10 +149,17 @@ def test_the_command_goes_from_rasters_to_a_picture(scene, tmp_path: Path, capsy
     window = ["--window", "0,0,128,128"]
     run("picture", scene[0], tmp_path / "h.tif", "--truth", scene[1], "-o", tmp_path / "p.png", *window)
     assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
-    with pytest.raises(SystemExit) as ended:
-        main(["predict", str(tmp_path / "none"), str(scene[0]), "-o", str(tmp_path / "x.tif")])
-    assert ended.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("satellite: error: ")
+    away = write_raster(tmp_path / "away.tif", np.ones((1, 9, 9), np.float32), crs="EPSG:32611")
+    for words, said in (
+        (["predict", tmp_path / "none", scene[0], "-o", tmp_path / "x.tif"], ""),
+        (["picture", scene[0], away, "-o", tmp_path / "x.png"], "give the picture of the same place"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            run(*words)
+        assert ended.value.code == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith("satellite: error: ")
+        assert last.endswith(said)
 
 
 def test_a_pool_of_tiles_holds_the_pixels_of_the_raster(scene):

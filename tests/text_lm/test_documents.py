@@ -72,6 +72,7 @@ def test_ccnet_fields_parquet_text_files_and_datasets(tmp_path: Path):
         (b'{"text": null}', r"line 2 has NoneType, not text"),
         (b'{"text": "caf\xe9"}', r"line 2 is not valid UTF-8 \(byte 13\)"),
         (b'{"text": "cut of', r"line 2 is not JSON"),
+        (b'{"text": "x", "text": "y"}', r"line 2 is not JSON \(the key 'text' is there twice"),
         (b"[1, 2]", r"line 2 holds list, not an object"),
         (b'{"text": "\\ud800"}', r"line 2 holds a zero byte or a lone surrogate"),
         (b'{"text": "' + b"x" * 500 + b'"}', r"line 2 has 513 bytes, more than max_line_bytes=200"),

@@ -1,6 +1,7 @@
 """The model: what a size costs must be true before a GPU month is spent on it, and packing must not leak."""
 
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -180,7 +181,7 @@ def test_settings_are_checked(tmp_path: Path):
     for path, override, message in [
         (None, "speed=5", "setting speed is 5"),
         (None, "betas=[1]", r"betas is \[1\]; it needs 2 values"),
-        (None, "model.width=abc", "setting model.width: Value 'abc'"),
+        (None, "model.width=abc", "setting model.width is 'abc'; it needs a whole number"),
         (None, "model.kv_heads=3", "must divide model.heads 4"),
         (None, "model.width=12", "multiple of 2 x heads = 8"),
         (None, "model=none.yaml", "none.yaml does not exist"),
@@ -202,6 +203,11 @@ def test_models_that_do_not_fit_their_tokeniser_are_refused(tmp_path: Path):
         load_model(tmp_path / "model", bpe)
     with pytest.raises(CurationError, match="cannot be loaded"):
         load_model(tmp_path / "nothing")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    for layers, problem in ((0, "unexpected keys"), (config["num_hidden_layers"] + 1, "missing keys")):
+        (tmp_path / "model/config.json").write_text(json.dumps({**config, "num_hidden_layers": layers}))
+        with pytest.raises(CurationError, match=problem):  # a layer at random, or none
+            load_model(tmp_path / "model")
     with pytest.raises(CurationError, match="attention 'eager' is unknown"):
         build_model(SMALL, BYTES, 0, "eager")
 

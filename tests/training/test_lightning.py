@@ -1,6 +1,8 @@
 """Lightning's private state, which we read and edit: a version that keeps it otherwise fails here, not in a month."""
 
 import os
+import platform
+import resource
 import subprocess
 import sys
 import tomllib
@@ -8,12 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import lightning
+import numpy as np
 import pytest
 import torch
 
 from training.checkpoints import count_batches_anew, optimiser_steps
 from training.data import StepData
-from training.devices import few_threads
+from training.devices import few_threads, keep_freed_memory
 from training.settings import RunSettings, SpeedSettings
 
 ROOT = Path(__file__).parents[2]
@@ -116,3 +119,21 @@ def test_a_small_step_on_a_cpu_takes_one_thread(
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
+def test_freed_memory_is_used_again(monkeypatch: pytest.MonkeyPatch):
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(10):
+            np.empty(6_000_000).fill(1)  # 48 MB, of 11,700 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    child = os.fork()  # what is set stays set
+    if not child:
+        keep_freed_memory()
+        faults()
+        os._exit(faults() > 1000)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
