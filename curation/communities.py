@@ -99,8 +99,8 @@ class CommunitySettings:
     scatter: tuple[float, float] = (1.7, 1.3)
     scatter_radius: float = 0.5
     overlap: tuple[float, float] = (0.06, 0.12)
-    sharpness: float = 1.2
-    doubt: float = 0.03
+    sharpness: float = 1.4
+    doubt: float = 0.06
 
 
 def communities(graph: csr_array, resolution: float, seed: int) -> Int[np.ndarray, "n"]:
