@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from scipy.sparse import csr_array, csr_matrix
 from tqdm import tqdm
 
-from curation.distance_shares import distance_shares, tempered
+from curation.distance_shares import distance_shares
 from curation.neighbours import cover, nearest, shared_neighbour_graph
 
 FEW_DIMENSIONS = 16
@@ -69,7 +69,6 @@ class CommunitySettings:
         isolation_radius: of the cover whose places are apart, in median distances to the nearest neighbour. Where
             nearly all rows are within it of each other, isolation says nothing.
         isolation_neighbours: to the last of which a place's distance is measured.
-        isolation_kl: of uniform to the shares by isolation, in nats, at most: beyond it they rather err.
         scatter: standard deviation of the log density from which isolation has the first of its weights, and up to
             which it has the second.
         scatter_radius: of the cover in which that is measured.
@@ -95,7 +94,6 @@ class CommunitySettings:
     isolation: tuple[float, float] = (0.05, 0.9)
     isolation_radius: float = 1.4
     isolation_neighbours: int = 15
-    isolation_kl: float = 1.0
     scatter: tuple[float, float] = (1.7, 1.3)
     scatter_radius: float = 0.5
     overlap: tuple[float, float] = (0.06, 0.12)
@@ -241,8 +239,7 @@ def _isolation(
     unlike, alike = settings.scatter
     least, most = settings.isolation
     weight = least + (most - least) * float(np.clip((unlike - scatter) / (unlike - alike), 0, 1))
-    shares = isolation_shares(points, settings.isolation_radius * unit, neighbours)
-    return tempered(shares, settings.isolation_kl), needed * weight
+    return isolation_shares(points, settings.isolation_radius * unit, neighbours), needed * weight
 
 
 def _between(graph: csr_array, labels: Int[np.ndarray, "n"]) -> float:

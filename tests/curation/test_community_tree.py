@@ -249,16 +249,6 @@ def test_without_evidence_all_rows_deserve_the_same():
     assert kl[1] < 0.03 < kl[0]
 
 
-def test_isolation_cannot_take_the_whole_subset():
-    x, _labels = overlapping((1.0, 1.0))
-    whole = CommunitySettings(
-        beliefs=ROWS, isolation=(1.0, 1.0), overlap=(-1.0, 0.0), scatter=(99.0, 98.0), sharpness=1.0, doubt=0.0
-    )
-    shares = concept_shares(x, whole)
-    assert shares.isolation == 1
-    assert -np.log(shares.of_points * len(x)).mean() <= whole.isolation_kl + 1e-6
-
-
 def test_near_copies_are_one_place_to_isolation():
     x, _labels = blobs([300, 300], [1.0, 1.0])
     burst = x[:1] + np.random.default_rng(0).normal(0, 1e-4, (100, x.shape[1])).astype(np.float32)
