@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from foundation.errors import CurationError
 
 WHITE = {"uint8": 255.0, "uint16": 65535.0}
+BRIGHTEST = 2.0  # share of white: glint, snow and clouds lie a little above 1
 SAMPLES_PER_TILE, MOST_SAMPLES = 1000, 1 << 22
 
 
@@ -30,6 +31,11 @@ class BandStatistics:
     high: tuple[float, ...] = ()
     white: float = 255.0
     name: str = ""
+
+    @property
+    def of_shares(self) -> bool:
+        """Whether 1 is white; else they are of floats of another range, taken as they are."""
+        return max(self.high or self.mean) <= BRIGHTEST
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -53,13 +59,31 @@ def white_of(dtype: str, given: float = 0.0) -> float:
     return given or WHITE.get(dtype, 1.0)
 
 
-def require_white(dtype: str, given: float, name: str) -> float:
+def is_float(dtype: str) -> bool:
+    """Whether numbers of a raster are floats, whose type does not tell their range."""
+    return dtype.startswith("float")
+
+
+def kind_of(dtype: str) -> str:
+    """Types of one kind have one white: all floats, and each of the whole numbers."""
+    return "float" if is_float(dtype) else dtype
+
+
+def require_white(dtype: str, given: float, name: str, values: Float[np.ndarray, "c h w"] | None = None) -> float:
     """As `white_of`, for what needs the true one.
 
+    Args:
+        values: some of ``name``.
+
     Raises:
-        CurationError: whole numbers of a type that says nothing about the brightest of them.
+        CurationError: whole numbers of a type that says nothing about the brightest of them, or floats far above 1.
     """
-    if not given and dtype not in WHITE and not dtype.startswith("float"):
+    if not given and values is not None and is_float(dtype) and (largest := float(values.max(initial=0))) > BRIGHTEST:
+        raise CurationError(
+            f"{name} holds floats up to {largest:g}, which are no shares of white; say which value is white (255, "
+            f"10000, ...), or where {largest:g} stands for no data: gdal_edit.py -a_nodata {largest:g}"
+        )
+    if not given and dtype not in WHITE and not is_float(dtype):
         raise CurationError(
             f"{name} holds numbers of type {dtype}, of which none is known to be white; give it as white"
         )

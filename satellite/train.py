@@ -21,7 +21,7 @@ from satellite.data import TileBatches, TileReader, labelled_rows, with_white
 from satellite.export import Seen, save_model
 from satellite.losses import height_loss
 from satellite.model import CanopyModel
-from satellite.normalise import PUBLISHED, BandStatistics, require_white, white_of
+from satellite.normalise import PUBLISHED, BandStatistics, is_float, require_white, white_of
 from satellite.settings import TrainSettings
 from satellite.tiles import TileSettings
 from training.checkpoints import find_checkpoint
@@ -99,7 +99,7 @@ def train(
             weights = {name.removeprefix("model."): value for name, value in state.items()}
             alone = replace(settings, backbone=self_contained(settings.backbone))
             bands = tuple(reader.rasters(int(rows[0]))[0].bands)
-            save_model(folder / MODEL, weights, alone, statistics, Seen(bands, tiles.size, resolution))
+            save_model(folder / MODEL, weights, alone, statistics, Seen(bands, tiles.size, resolution, reader.dtype))
 
         if result.finished:
             fitted.export(write, {**vars(result), "folder": MODEL}, [MODEL])
@@ -183,6 +183,8 @@ def _statistics(settings: TrainSettings, reader: TileReader, rows: Int[np.ndarra
     white = white_of(reader.dtype, settings.white)
     if settings.statistics != "data":  # which are of the same numbers, whatever white is
         white = require_white(reader.dtype, settings.white, reader.place(0)["image"])
+        for row in rows if is_float(reader.dtype) and not settings.white else ():
+            require_white(reader.dtype, 0, reader.place(int(row))["image"], reader.read(int(row))[0])
     if settings.statistics == "backbone":
         return statistics_of(settings.backbone, white)
     own = reader.statistics(rows, settings.white)
