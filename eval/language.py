@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from eval.results import Results, row_of
+from eval.results import METRICS, Results, inputs_of, require_same, row_of
 from eval.settings import PRECISIONS, Resamples
 from foundation.devices import open_device
 from foundation.errors import CurationError
@@ -88,7 +88,7 @@ class LanguageSettings:
     seed: Seed = setting(0, "of the rows that limit draws, and of the bootstrap")
 
 
-def run_language(given: Mapping[str, Any], output: str | Path | None = None) -> Results:
+def run_language(given: Mapping[str, Any], output: str | Path | None = None, overwrite: bool = False) -> Results:
     """Measure a model; see `LanguageSettings`.
 
     Args:
@@ -96,10 +96,14 @@ def run_language(given: Mapping[str, Any], output: str | Path | None = None) -> 
         output: folder of the results.
 
     Raises:
-        CurationError: a bad setting, a package that is not installed, or no model there.
+        CurationError: a bad setting, a package that is not installed, no model there, or `require_same`.
     """
     settings: LanguageSettings = fill(LanguageSettings, given)
     names = _names(settings)
+    science = {name: value for name, value in asdict(settings).items() if name not in ("device", "batch_size")}
+    inputs = inputs_of(science, [settings.model])
+    if output is not None:
+        require_same(Path(output) / METRICS, [inputs], overwrite)
     started = time.perf_counter()
     lm_eval = _harness()
     from lm_eval.tasks import TaskManager
@@ -125,7 +129,7 @@ def run_language(given: Mapping[str, Any], output: str | Path | None = None) -> 
             f"a request of {', '.join(names)} does not fit the model's context of {model.max_length} tokens; choose "
             "other tasks, or a model with a longer one"
         ) from error
-    results = Results(settings.model)
+    results = Results(settings.model, inputs=inputs)
     results.settings["language"] = asdict(settings)
     for name in tasks:
         _add(results, name, found["samples"][name], settings)

@@ -69,6 +69,8 @@ def test_random_weights_are_at_chance_on_a_few_hundred_rows(model: Path, tmp_pat
         assert row.value == pytest.approx(BENCHMARKS[row.dataset].chance, abs=4 * math.sqrt(0.25 * 0.75 / 200))
     assert json.loads((tmp_path / "metrics.json").read_text())["settings"]["language"]["limit"] == 200
     assert all(item.difference.value == 0 for item in compare(tmp_path, tmp_path))
+    with pytest.raises(CurationError, match=r"metrics\.json holds results of other settings"):
+        run_language(settings(model, tasks="hellaswag", limit=200), tmp_path)
 
 
 @needs_rows

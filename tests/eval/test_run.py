@@ -249,6 +249,14 @@ def test_the_command_runs_a_suite_and_prints_one_line_on_a_mistake(folder: Path,
     assert done.returncode == 0, done.stderr
     assert "accuracy k=3" in done.stdout
     assert len(json.loads((tmp_path / "out" / "metrics.json").read_text())["rows"]) == 3
+    kept = (tmp_path / "out/metrics.json").read_bytes()
+    knn = ["-m", "eval", "knn", f"train={folder}", "ks=3", *model, "-o", str(tmp_path / "out")]
+    others = warm.run(*knn)
+    assert (others.returncode, "metrics.json holds results of other settings" in others.stderr) == (2, True)
+    assert (tmp_path / "out/metrics.json").read_bytes() == kept
+    assert warm.run(*knn, "--overwrite").returncode == 0
+    assert warm.run(*knn, "batch_size=3").returncode == 0  # the same figures, measured again
+    assert warm.run(*command[1:]).returncode == 0  # they begin with those that are there
     failed = warm.run("-m", "eval", "knn", "train=nowhere", *model)
     assert failed.returncode == 2
     assert failed.stderr.startswith("eval: error: dataset 'nowhere'")
