@@ -13,7 +13,7 @@ from foundation.command import run_command
 from foundation.devices import open_device
 from foundation.errors import CurationError
 from foundation.locks import locked_folder
-from foundation.options import App, number, output_option, overwrite_option, seed_option, whole_numbers
+from foundation.options import App, given_options, number, output_option, overwrite_option, seed_option, whole_numbers
 from foundation.settings import Range
 
 app = App(
@@ -342,6 +342,7 @@ def _tell(kept: Any, output: Path, dry_run: bool, there: bool) -> None:
 
 @app.command(epilog="Example:  curate baseline semdedup embeddings/ -o subset/ --size 100000 --clusters 1000")
 def baseline(
+    context: typer.Context,
     method: Annotated[Baseline, typer.Argument(help="random, oracle, flat, semdedup, d4 or retrieval.")],
     embeddings: Annotated[Path, typer.Argument(help="Folder of shards, .npy, parquet or Arrow file.")],
     *,
@@ -361,11 +362,12 @@ def baseline(
     no_verify: NoVerify = False,
 ) -> None:
     """Draw a subset by a method that hierarchical k-means is compared with."""
-    from curation.baselines import baseline_folder, clusters_of, plan_of
+    from curation.baselines import baseline_folder, clusters_of, plan_of, refuse_unused
     from curation.embeddings import open_embeddings
     from curation.pool import open_pool
     from curation.prepare import kept_rows
 
+    refuse_unused(method.value, given_options(context))
     source = open_embeddings(embeddings, column)
     source = source if rows is None else kept_rows(source, rows)
     k = clusters_of(method.value, source.n_rows, clusters)

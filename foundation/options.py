@@ -50,6 +50,12 @@ class _Apart(TyperCommand):
         return super().invoke(ctx)
 
 
+def given_options(context: typer.Context) -> list[str]:
+    """Names of the parameters that the user gave, whatever their defaults are."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+
+
 def _reader(kind: type) -> tuple[Callable[[Any], Any], str]:
     """The parser of a number for typer, and what its help says."""
 

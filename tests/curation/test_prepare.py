@@ -13,6 +13,7 @@ from PIL import Image as Pillow
 
 import curation.prepare as module
 from curation import ClusterTree, HierarchicalKMeans, Subset, open_embeddings
+from curation.baselines import CLUSTERED
 from curation.cli import main
 from curation.filters.junk import JunkFilter, measure
 from curation.filters.text import TextJunk
@@ -234,7 +235,8 @@ def test_dedup_filter_cluster_and_baseline_in_a_row(files: Path, capsys: pytest.
     assert code == 0, err
     assert ClusterTree.load(files / "t").row_ids.tolist() == list(range(40))
     for method in ("random", "flat", "semdedup", "d4"):
-        arguments = [method, x, "-o", files / method, "--size", 12, "--rows", files / "f", "--clusters", 4]
+        arguments = [method, x, "-o", files / method, "--size", 12, "--rows", files / "f"]
+        arguments += ["--clusters", 4] if method in CLUSTERED else []
         assert curate(capsys, "baseline", *arguments)[0] == 0
         assert set(Subset.load(files / method).ids) <= set(range(40))
     code, err = curate(capsys, "baseline", "d4", x, "-o", files / "d4", "--size", 12)
@@ -266,6 +268,15 @@ def test_dedup_filter_cluster_and_baseline_in_a_row(files: Path, capsys: pytest.
         ("baseline oracle {x} -o {out} --size 5 --pool {pool}", "no label column 'label'"),
         ("baseline retrieval {x} -o {out} --size 5", "give --trusted"),
         ("baseline random {x} -o {out} --size 48", "between 1 and the 47 rows"),
+        (
+            "baseline random {x} -o {out} --size 5 --clusters 4",
+            "random does not take --clusters, which is of flat, sem",
+        ),
+        ("baseline oracle {x} -o {out} --size 5 --metric l2", "oracle does not take --metric, which is of flat;"),
+        ("baseline flat {x} -o {out} --size 5 --pool {pool}", "flat does not take --pool, which is of oracle;"),
+        ("baseline semdedup {x} -o {out} --size 5 --dedup-share 0.75", "does not take --dedup-share, which is of d4"),
+        ("baseline d4 {x} -o {out} --size 5 --trusted {x}", "d4 does not take --trusted, which is of retrieval"),
+        ("baseline retrieval {x} -o {out} --size 5 --trusted {x} --seed 0", "retrieval does not take --seed"),
         ("baseline flat {x} -o {out} --size 5 --clusters 99", "99 clusters of 47 rows"),
         ("run {pool} -o {out} --size 50 --embedder {net}", "between 1 and 47"),
         ("run {pool} -o {out} --size 5 --embedder {net} --levels 9,x", "level 'x'"),

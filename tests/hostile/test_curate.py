@@ -103,7 +103,7 @@ COMMANDS = {
     ),
     "baseline": Command(
         "curation.cli",
-        ("baseline", "semdedup", "x.npy", "-o", "out", "--size=30", "--clusters=5"),
+        ("baseline", "d4", "x.npy", "-o", "out", "--size=30", "--clusters=5"),
         ("--size=", "--clusters=", "--seed=", "--dedup-share="),
         ("x.npy",),
         valid=subset_is_whole,
