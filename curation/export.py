@@ -87,7 +87,7 @@ def export_subset(
     if os.path.lexists(output):
         if note.exists() and load_json(note) == {"made_of": key, "state": _state(output)}:
             return len(rows)
-        raise CurationError(f"{output} is there already and not this export; choose another -o, or remove it")
+        raise CurationError(f"{output} is there already and not this export; choose another -o, or move it away")
     bar = tqdm(total=len(rows), unit=" rows", desc=f"export {kind}", disable=not progress)
     with bar:
         if kind == "parquet":
