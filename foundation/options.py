@@ -15,24 +15,31 @@ from typer.core import TyperCommand
 
 from foundation.errors import CurationError
 from foundation.files import require_own
+from foundation.locks import locked_file
 from foundation.numbers import read_number
 from foundation.paths import new_place, require_apart, require_room
 from foundation.settings import LARGEST_SEED, NAMES, Range, require_number, short, wrong_number
 
 
 class App(typer.Typer):
-    """A typer app whose commands never put a result in the place of what it is made from, and read numbers one way."""
+    """A typer app whose commands never put a result in the place of what it is made from, and read numbers one way.
+
+    A command that writes one file holds its place from its beginning to its end.
+    """
 
     def command(self, name: str | None = None, **options: Any) -> Any:
-        register = super().command(name, **{"cls": _Apart, **options})
+        decorate = super().command
 
         def add(function: Callable[..., Any]) -> Any:
+            kind_of_command = _Apart
             for hint in typing.get_type_hints(function, include_extras=True).values():
                 kind, *rules = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
                 for rule in rules:
+                    if getattr(rule, "one_file", False):
+                        kind_of_command = _OneFile
                     if hasattr(rule, "number_range"):
                         rule.parser, rule.metavar = _reader(float if float in (kind, *typing.get_args(kind)) else int)
-            return register(function)
+            return decorate(name, **{"cls": kind_of_command, **options})(function)
 
         return add
 
@@ -48,6 +55,12 @@ class _Apart(TyperCommand):
             given += [item.partition("=")[2] for item in given if "=" in item]  # settings: train=images
             require_apart(output, given, bool(ctx.params.get("overwrite")))
         return super().invoke(ctx)
+
+
+class _OneFile(_Apart):
+    def invoke(self, ctx: Any) -> Any:
+        with locked_file(ctx.params["output"]):
+            return super().invoke(ctx)
 
 
 def given_options(context: typer.Context) -> list[str]:
@@ -197,4 +210,6 @@ def output_option(help: str = "Where the result goes.", endings: tuple[str, ...]
             raise typer.BadParameter(str(error)) from error
         return path
 
-    return typer.Option("--output", "-o", help=help, parser=read, metavar="<path>")
+    option = typer.Option("--output", "-o", help=help, parser=read, metavar="<path>")
+    option.one_file = bool(endings)
+    return option
