@@ -1,6 +1,6 @@
 """What hierarchical k-means is compared with: each baseline is one function that gives a subset of a given size."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -203,23 +203,6 @@ def retrieval_subset(x: Any, trusted: Any, size: int, n_neighbours: int = 4, pro
                 break
             depth = min(source.n_rows, depth * 2)
     return _subset(source, np.fromiter(taken, np.int64), method="retrieval", target=size, n_trusted=reference.n_rows)
-
-
-def refuse_unused(method: str, given: Iterable[str]) -> None:
-    """Refuse what a method does not take.
-
-    Args:
-        given: names of settings.
-
-    Raises:
-        CurationError: names the methods that take it.
-    """
-    for name in given:
-        if method not in OF_SOME.get(name, METHODS):
-            methods = ", ".join(OF_SOME[name])
-            raise CurationError(
-                f"{method} does not take --{name.replace('_', '-')}, which is of {methods}; leave it out"
-            )
 
 
 def clusters_of(method: str, n_rows: int, clusters: int = 0) -> int:

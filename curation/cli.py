@@ -13,7 +13,7 @@ from foundation.command import run_command
 from foundation.devices import open_device
 from foundation.errors import CurationError
 from foundation.locks import locked_folder
-from foundation.options import App, given_options, number, output_option, overwrite_option, seed_option, whole_numbers
+from foundation.options import App, number, output_option, overwrite_option, refuse_unused, seed_option, whole_numbers
 from foundation.settings import Range
 
 app = App(
@@ -362,12 +362,12 @@ def baseline(
     no_verify: NoVerify = False,
 ) -> None:
     """Draw a subset by a method that hierarchical k-means is compared with."""
-    from curation.baselines import baseline_folder, clusters_of, plan_of, refuse_unused
+    from curation.baselines import OF_SOME, baseline_folder, clusters_of, plan_of
     from curation.embeddings import open_embeddings
     from curation.pool import open_pool
     from curation.prepare import kept_rows
 
-    refuse_unused(method.value, given_options(context))
+    refuse_unused(context, method.value, OF_SOME)
     source = open_embeddings(embeddings, column)
     source = source if rows is None else kept_rows(source, rows)
     k = clusters_of(method.value, source.n_rows, clusters)
@@ -570,6 +570,7 @@ def sample(
 
 @app.command(epilog="Example:  curate export images/ curated/subset -o train/ --format webdataset")
 def export(
+    context: typer.Context,
     pool: Annotated[str, typer.Argument(help="The pool that the subset was drawn from.")],
     subset: Annotated[Path, typer.Argument(help="Folder of the subset.")],
     output: Output,
@@ -586,10 +587,13 @@ def export(
     json: Json = False,
 ) -> None:
     """Write the rows of a subset, as trainers take them."""
-    from curation.export import export_subset
+    from curation.export import OF_SOME, export_subset
     from curation.pool import open_pool
     from curation.subset import Subset
+    from foundation.paths import require_outside
 
+    refuse_unused(context, format.value, OF_SOME)
+    require_outside(output, pool)
     rows = export_subset(
         open_pool(pool, column=column), Subset.load(subset), output, format.value, rows_per_shard, copy
     )

@@ -6,7 +6,7 @@ For typer ``Annotated[int, number("Rows of the subset.", ge=1)]``, for argparse 
 import argparse
 import os
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -67,6 +67,23 @@ def given_options(context: typer.Context) -> list[str]:
     """Names of the parameters that the user gave, whatever their defaults are."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+
+
+def refuse_unused(context: typer.Context, chosen: str, of_some: Mapping[str, Collection[str]]) -> None:
+    """Refuse an option that the user gave and that what was chosen does not take.
+
+    Args:
+        of_some: name of a parameter to what takes it; all take the others.
+
+    Raises:
+        CurationError: names those that take it.
+    """
+    for name in given_options(context):
+        if name in of_some and chosen not in of_some[name]:
+            takers = ", ".join(of_some[name])
+            raise CurationError(
+                f"{chosen} does not take --{name.replace('_', '-')}, which is of {takers}; leave it out"
+            )
 
 
 def _reader(kind: type) -> tuple[Callable[[Any], Any], str]:
