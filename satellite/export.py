@@ -121,7 +121,9 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Traine
     config = load_json(folder / CONFIG, ConfigFile, again)
     check_files([(folder / WEIGHTS, config.get("checksum"))], again)
     n = config["n_bands"]
-    if any(len(config["statistics"][name]) != n for name in ("mean", "std")) or len(config["bands"]) not in (0, n):
+    lengths = [len(config["statistics"][name]) for name in ("mean", "std")]
+    maybe = [len(config["bands"]), *(len(config["statistics"][name]) for name in ("low", "high"))]
+    if set(lengths) != {n} or not {0, n}.issuperset(maybe):
         raise CurationError(f"{folder / CONFIG} has other numbers of bands and of their statistics; {again}")
     try:
         model = CanopyModel(settings_from(config["settings"]), config["n_bands"], config["tile"])

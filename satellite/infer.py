@@ -73,7 +73,7 @@ def predict_raster(
         crs: to reproject to, where the raster is in degrees.
 
     Raises:
-        CurationError: as `open_raster`; another resolution or number of bands than the model's.
+        CurationError: as `open_raster`; another resolution or number of bands than the model's; no valid pixel.
     """
     settings, output = settings or PredictSettings(), Path(output)
     require_replaceable(output)
@@ -97,8 +97,10 @@ def predict_raster(
             if not path.exists():
                 box = (r, c, min(side, grid.height - r), min(side, grid.width - c))
                 save_array(path, predict_square(trained, raster, box, settings, seen_as, device))
-        _assemble(parts, squares, raster, output)
+        known = _assemble(parts, squares, raster, output)
         shutil.rmtree(whole)
+        if not known:
+            raise CurationError(f"{image} has no valid pixel: there is nothing to predict; look at its nodata value")
     return output
 
 
@@ -130,8 +132,9 @@ def predict_square(
         images, valids = [], []
         for r, c in batch:
             values, valid = raster.read(r, c, tile, tile)
-            if seen_as.white == 1 and seen_as.of_shares and not (settings.white or settings.match_colours):
-                require_white(raster.dtype, 0, str(raster.path), values)
+            if seen_as.of_shares and not settings.match_colours:
+                given = settings.white or (seen_as.white if seen_as.white != 1 else 0)
+                require_white(raster.dtype, given, str(raster.path), values)
             images.append(_normalised(values, valid, trained, seen_as, settings))
             valids.append(valid)
         found = trained.model(torch.from_numpy(np.stack(images)).to(device)).double().cpu().numpy()
@@ -240,8 +243,8 @@ def _identity(trained: TrainedModel, raster: Raster, settings: PredictSettings) 
     return digest_json([science, inputs, asdict(raster.grid)])[:16]
 
 
-def _assemble(parts: Path, squares: list[tuple[int, int]], raster: Raster, output: Path) -> None:
-    """One cloud-optimised GeoTIFF from the squares; whole or absent."""
+def _assemble(parts: Path, squares: list[tuple[int, int]], raster: Raster, output: Path) -> bool:
+    """One cloud-optimised GeoTIFF from the squares, whole or absent; False, and none, where no height is known."""
     import rasterio
     import rasterio.shutil
     from rasterio.windows import Window
@@ -251,13 +254,18 @@ def _assemble(parts: Path, squares: list[tuple[int, int]], raster: Raster, outpu
     options: dict[str, Any] = {"driver": "GTiff", "tiled": True, "blockxsize": 256, "blockysize": 256}
     options |= {"compress": "deflate", "bigtiff": "if_safer", "count": 1, "dtype": "float32", "nodata": np.nan}
     options |= {"crs": grid.crs, "transform": grid.transform, "height": grid.height, "width": grid.width}
+    known = False
     with rasterio.open(plain, "w", **options) as target:
         for r, c in squares:
             values = load_array(parts / f"{r}_{c}.npy")
+            known = known or bool(np.isfinite(values).any())
             target.write(values, 1, window=Window(c, r, values.shape[1], values.shape[0]))
         target.units = ("m",)
         target.update_tags(TIFFTAG_SOFTWARE=MADE_BY)
         target.set_band_description(1, "canopy height")
+    if not known:
+        return False
     output.parent.mkdir(parents=True, exist_ok=True)
     rasterio.shutil.copy(plain, made, driver="COG", compress="deflate", predictor="YES", bigtiff="IF_SAFER")
     made.replace(output)
+    return True

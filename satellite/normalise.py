@@ -35,7 +35,7 @@ class BandStatistics:
     @property
     def of_shares(self) -> bool:
         """Whether 1 is white; else they are of floats of another range, taken as they are."""
-        return max(self.high or self.mean) <= BRIGHTEST
+        return min(self.low or self.mean) >= -BRIGHTEST and max(self.high or self.mean) <= BRIGHTEST
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -78,11 +78,18 @@ def require_white(dtype: str, given: float, name: str, values: Float[np.ndarray,
     Raises:
         CurationError: whole numbers of a type that says nothing about the brightest of them, or floats far above 1.
     """
-    if not given and values is not None and is_float(dtype) and (largest := float(values.max(initial=0))) > BRIGHTEST:
-        raise CurationError(
-            f"{name} holds floats up to {largest:g}, which are no shares of white; say which value is white (255, "
-            f"10000, ...), or where {largest:g} stands for no data: gdal_edit.py -a_nodata {largest:g}"
-        )
+    if values is not None and is_float(dtype):
+        least, largest = float(values.min(initial=0)), float(values.max(initial=0))
+        if least < -BRIGHTEST * (given or 1):
+            raise CurationError(
+                f"{name} holds {least:g}, which is no brightness; if that number stands for no data, say so in the "
+                f"file: gdal_edit.py -a_nodata {least:g}"
+            )
+        if not given and largest > BRIGHTEST:
+            raise CurationError(
+                f"{name} holds floats up to {largest:g}, which are no shares of white; say which value is white (255, "
+                f"10000, ...), or where {largest:g} stands for no data: gdal_edit.py -a_nodata {largest:g}"
+            )
     if not given and dtype not in WHITE and not is_float(dtype):
         raise CurationError(
             f"{name} holds numbers of type {dtype}, of which none is known to be white; give it as white"
@@ -122,7 +129,7 @@ def band_statistics(
         raise CurationError(f"{name}: no valid pixel to take statistics of; look at the nodata value")
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    if (std < 1e-9).any():
+    if (std <= 1e-6 * np.abs(mean) + 1e-9).any():  # of what is constant, rounding leaves less than that
         raise CurationError(f"{name}: band {int(std.argmin()) + 1} (of those chosen) is constant; choose other bands")
     low, high = np.percentile(np.concatenate(sample, 1), [5, 95], axis=1)
     found = [tuple(float(value) for value in part) for part in (mean, std, low, high)]

@@ -180,14 +180,15 @@ def _cache_tiles(settings: TrainSettings, tiles: TileSettings) -> int:
 
 
 def _statistics(settings: TrainSettings, reader: TileReader, rows: Int[np.ndarray, "n"]) -> BandStatistics:
-    white = white_of(reader.dtype, settings.white)
+    white, first = white_of(reader.dtype, settings.white), reader.place(int(rows[0]))["image"]
+    own = None if settings.statistics == "backbone" else reader.statistics(rows, settings.white)
     if settings.statistics != "data":  # which are of the same numbers, whatever white is
-        white = require_white(reader.dtype, settings.white, reader.place(0)["image"])
-        for row in rows if is_float(reader.dtype) and not settings.white else ():
-            require_white(reader.dtype, 0, reader.place(int(row))["image"], reader.read(int(row))[0])
-    if settings.statistics == "backbone":
+        white = require_white(reader.dtype, settings.white, first)
+    if is_float(reader.dtype) and (settings.statistics != "data" or (own is not None and own.of_shares)):
+        for row in rows:
+            require_white(reader.dtype, settings.white, reader.place(int(row))["image"], reader.read(int(row))[0])
+    if own is None:
         return statistics_of(settings.backbone, white)
-    own = reader.statistics(rows, settings.white)
     if settings.statistics == "data":
         return own
     # the published means come without percentiles: those of the data serve to match colours later

@@ -1,5 +1,7 @@
 """A map must lie where the picture lies, show no seams, and survive a kill."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import satellite.infer as infer
 from foundation.errors import CurationError
 from satellite.cli import main
 from satellite.data import TileReader
+from satellite.export import load_model
 from satellite.infer import PredictSettings, blending_weights, predict_raster, starts
 from satellite.pretraining import tile_images
 from satellite.rasters import open_raster
@@ -94,6 +97,27 @@ def test_nodata_stays_nodata(model: Path, scene, tmp_path: Path):
     found = heights(predict_raster(model, path, tmp_path / "h.tif", SETTINGS, progress=False))
     assert np.isnan(found[:, 200:]).all()
     assert np.isfinite(found[:, :200]).all()
+    nothing = write_raster(tmp_path / "nothing.tif", values * 0, nodata=0)
+    with pytest.raises(CurationError, match=r"nothing\.tif has no valid pixel"):
+        predict_raster(model, nothing, tmp_path / "maps/h.tif", SETTINGS, progress=False)
+    # a number for no data that the file does not declare was a very dark place
+    undeclared = np.where(values == 0, np.float32(-9999), values / np.float32(255))
+    for white, factor in ((0.0, 1), (255.0, 255)):
+        path = write_raster(tmp_path / "undeclared.tif", np.where(undeclared < 0, undeclared, undeclared * factor))
+        with pytest.raises(CurationError, match=r"undeclared\.tif holds -9999"):
+            predict_raster(model, path, tmp_path / "maps/h.tif", replace(SETTINGS, white=white), progress=False)
+    assert not any((tmp_path / "maps").glob("*"))
+
+
+def test_statistics_that_do_not_fit_the_bands_are_refused(model: Path, tmp_path: Path):
+    """A traceback, and only where colours were matched."""
+    shutil.copytree(model, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    del config["seal"]
+    config["statistics"]["low"] = [0.1, 0.1]
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    with pytest.raises(CurationError, match="other numbers of bands"):
+        load_model(tmp_path / "model")
 
 
 def test_another_resolution_is_refused_or_brought_to_the_models(model: Path, scene, tmp_path: Path):
