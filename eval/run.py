@@ -64,7 +64,11 @@ def evaluate(
     bench.results.settings["run"] = asdict(settings)
     for task, bench.results.inputs in zip(tasks, inputs, strict=True):
         start = time.perf_counter()
+        before = [row.key for row in bench.results.rows]
         task.run(bench)
+        keys = [row.key for row in bench.results.rows]
+        if twice := next((key for key in keys[len(before) :] if key in before), None):
+            raise CurationError(f"two evaluations both measure {twice}, and one would hide the other; run them apart")
         seconds = bench.results.seconds
         seconds[task.name] = seconds.get(task.name, 0.0) + time.perf_counter() - start
         bench.results.settings.setdefault(task.name, []).append(asdict(task))  # type: ignore[call-overload]
@@ -114,7 +118,7 @@ def read_suite(path: str | Path) -> tuple[list[tuple[str, dict[str, Any]]], dict
         content = yaml.safe_load(text)
     except (yaml.YAMLError, *BAD_VALUES) as error:
         raise CurationError(f"suite {path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("tasks"), list):
+    if not isinstance(content, dict) or not isinstance(content.get("tasks"), list) or not content["tasks"]:
         raise CurationError(f"suite {path} must have a list 'tasks' of 'name: settings'")
     tasks: list[tuple[str, dict[str, Any]]] = []
     for item in content.pop("tasks"):

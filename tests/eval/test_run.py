@@ -231,10 +231,17 @@ def test_suites_are_read_and_mistakes_named(tmp_path: Path):
     path = tmp_path / "suite.yaml"
     path.write_text("seed: 3\ntasks:\n- knn: {ks: [5]}\n- feature_stats\n")
     assert read_suite(path) == ([("knn", {"ks": [5]}), ("feature_stats", {})], {"seed": 3})
-    for text in ("tasks: 3", "tasks: [3]", "tasks: [{knn: 3}]", "[", "tasks:\n- {a: {}, b: {}}"):
+    for text in ("tasks: 3", "tasks: []", "tasks: [3]", "tasks: [{knn: 3}]", "[", "tasks:\n- {a: {}, b: {}}"):
         path.write_text(text)
         with pytest.raises(CurationError, match=r"suite\.yaml"):
             read_suite(path)
+
+
+def test_one_figure_does_not_hide_another(colour_model: FrozenModel, folder: Path, tmp_path: Path):
+    tasks = [make_task("knn", {"train": str(folder), "ks": [3], "temperature": t}) for t in (0.07, 0.5)]
+    with pytest.raises(CurationError, match=r"two evaluations both measure knn/.*accuracy k=3"):
+        evaluate(colour_model, tasks, RunSettings(device="cpu", resamples=20), tmp_path)
+    assert len(json.loads((tmp_path / "metrics.json").read_text())["rows"]) == 1
 
 
 def test_the_command_runs_a_suite_and_prints_one_line_on_a_mistake(folder: Path, tmp_path: Path, warm: Server):
