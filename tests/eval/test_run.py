@@ -57,7 +57,7 @@ def test_test_images_of_the_pretraining_are_counted(colour_model: FrozenModel, f
             ("", []),
         ]:
             model = replace(colour_model, pool=str(pool))
-            found = evaluate(model, [make_task("knn", {"train": str(folder), "ks": "1"})] * 2, SETTINGS)
+            found = evaluate(model, [make_task("knn", {"train": str(folder), "ks": k}) for k in "12"], SETTINGS)
             assert [line.split(": ")[1][: len(word)] for line, word in zip(found.warnings, said, strict=True)] == said
     finally:
         (seen / "0.png").replace(folder / "val/blue/0.png")
