@@ -26,6 +26,7 @@ from curation.kmeans.tiles import (
     PANEL,
     PackedCentroids,
     as_float32,
+    has_feature,
     high_scores,
     largest_below,
     lowest_bit,
@@ -247,16 +248,12 @@ def _nearest_in_few_dimensions(x, axis, order, transposed, slack, centroids, lab
             distances[i] = smallest
 
 
-def _cpu_capabilities() -> dict[str, Any]:
-    return getattr(torch.cpu, "get_capabilities", dict)()
-
-
 def has_bfloat16_units(device: torch.device) -> bool:
-    """Whether a bfloat16 product is faster than a float32 one on this device."""
+    """Whether a bfloat16 product is faster than a float32 one on this device (NUMBA_CPU_FEATURES can say less)."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = _cpu_capabilities()
-    return bool(PAIRS or MATRICES or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(PAIRS or has_feature("amx-bf16") or capabilities.get("bf16"))  # the last of ARM
 
 
 def bits(scores: Tensor) -> np.ndarray:

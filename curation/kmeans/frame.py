@@ -13,7 +13,6 @@ from torch import Tensor
 from curation.embeddings import Embeddings
 
 SAMPLE_ROWS = 4096
-ROWS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -36,16 +35,11 @@ class Frame:
         if unit:
             return cls(unit=True)
         rows = sample.to("cpu", torch.float64)
-        mean = rows.mean(dim=0)
-        squares, around_mean, around_origin = 0.0, 0.0, 0.0
-        for part in rows.split(ROWS_AT_ONCE):  # copies that stay in the cache
-            apart = part - mean
-            squares += float(apart.square().sum())
-            around_mean = max(around_mean, float(apart.abs().max()))
-            around_origin = max(around_origin, float(part.abs().max()))
+        mean, squares = rows.mean(dim=0), float(torch.dot(rows.flatten(), rows.flatten()))
         # a mean longer than the spread costs the product leading digits; a shorter one is not worth a pass
-        shift = mean if float(mean.square().sum()) > squares / len(rows) else None
-        largest = around_origin if shift is None else around_mean
+        shift = mean if 2 * len(rows) * float(mean.square().sum()) > squares else None
+        center = 0 if shift is None else shift
+        largest = float(torch.maximum(rows.amax(dim=0) - center, center - rows.amin(dim=0)).max())
         normal = largest == 0 or 1e-6 < largest < 1e6
         return cls(shift, 1.0 if normal else float(2.0 ** -np.round(np.log2(largest))))
 

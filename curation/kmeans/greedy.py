@@ -12,7 +12,17 @@ import torch
 from jaxtyping import Float, Int
 
 from curation.kmeans.assignment import FEW_DIMENSIONS, FEW_TERMS, SUM_ROUNDOFF, bits, slack_terms
-from curation.kmeans.tiles import PAIRS, PANEL, TILE_ROWS, PackedCentroids, multiply_block, pack_row
+from curation.kmeans.tiles import (
+    INTEGERS,
+    MOST_DIMENSIONS,
+    PAIRS,
+    PANEL,
+    TILE_ROWS,
+    PackedCentroids,
+    multiply_block,
+    pack_row,
+    round_centroids,
+)
 from foundation.errors import CurationError
 
 CHUNK = 1024  # rows of one thread at a time, and of one partial sum
@@ -64,7 +74,7 @@ def _cap(distances, closest, weights):
     return ((a + b) + (c + d)) + ((e + f) + (g + h)) + rest
 
 
-def _greedy(x, transposed, packed, half_norms, terms, weights, uniforms, start, stop, closest, chosen, left):
+def _greedy(x, transposed, packed, half_norms, worth, terms, weights, uniforms, start, stop, closest, chosen, left):
     """Choices ``start`` to ``stop`` of greedy k-means++; returns how many rows there are before all others are at
     distance 0.
 
@@ -72,7 +82,8 @@ def _greedy(x, transposed, packed, half_norms, terms, weights, uniforms, start, 
     weighted sum of them after each choice.
 
     ``transposed`` (d, n) serves few dimensions, where the inner loop must run over rows; it is empty otherwise. Then
-    ``packed`` and ``half_norms`` (of `PackedCentroids`) have the rows, ``terms`` the error of their scores.
+    ``packed``, ``half_norms`` and ``worth`` (the step of `PackedCentroids`) have the rows, ``terms`` the error of their
+    scores.
     """
     n, dim, n_trials = x.shape[0], x.shape[1], uniforms.shape[1]
     few_dimensions = transposed.shape[1] > 0
@@ -98,7 +109,8 @@ def _greedy(x, transposed, packed, half_norms, terms, weights, uniforms, start, 
         for t in range(tried):
             candidates[t] = _drawn(uniforms[step, t] * left_over, sums, weights, closest if step else ones)
             if step and not few_dimensions:
-                norm, residual, units[t] = pack_row(x[candidates[t]], one, tiles, t)
+                norm, residual, unit = pack_row(x[candidates[t]], one, tiles, t)
+                units[t] = unit * worth
                 half = 0.0
                 for f in range(dim):
                     half += np.float64(x[candidates[t], f]) * np.float64(x[candidates[t], f]) / 2
@@ -167,15 +179,15 @@ def _choices(
     return chosen[:found], left[:found]
 
 
-def _prepare(x: Float[np.ndarray, "n d"]) -> tuple[np.ndarray, ...]:
-    """What `_greedy` needs of the rows: x, transposed, packed, half_norms, terms."""
+def _prepare(x: Float[np.ndarray, "n d"]) -> tuple[Any, ...]:
+    """What `_greedy` needs of the rows: x, transposed, packed, half_norms, worth, terms."""
     x = np.ascontiguousarray(x)
-    if x.shape[1] <= FEW_DIMENSIONS:
-        nothing = np.empty((0, 0, PANEL), np.float32), np.empty(0, np.float32), np.zeros(3)
+    dim = x.shape[1]
+    if dim <= FEW_DIMENSIONS:
+        nothing = np.empty((0, 0, PANEL), np.float32), np.empty(0, np.float32), np.float32(1), np.zeros(3)
         return x, np.ascontiguousarray(x.T), *nothing
     rows = torch.from_numpy(x)
-    dtype = torch.bfloat16 if PAIRS and x.shape[1] >= 32 else torch.float32
-    low = rows.to(dtype)
+    low = rows.bfloat16() if PAIRS and dim >= 32 else rows
     half_norms, residual = np.empty(len(x), np.float32), 0.0
     for start in range(0, len(x), CHUNK):
         here = slice(start, start + CHUNK)
@@ -183,10 +195,15 @@ def _prepare(x: Float[np.ndarray, "n d"]) -> tuple[np.ndarray, ...]:
         half_norms[here] = exact.square().sum(dim=1) / 2
         residual = max(residual, float((exact - low[here].double()).square().sum(dim=1).max().sqrt()))
     largest = float(np.sqrt(2 * half_norms.max(initial=0))) * (1 + SUM_ROUNDOFF)
-    terms = slack_terms(x.shape[1], largest, residual)
+    integers = INTEGERS and not PAIRS and 32 <= dim <= MOST_DIMENSIONS
+    if integers:
+        rounded, step, residual = round_centroids(x, largest)
+        packed = PackedCentroids(rounded, half_norms, step)
+    else:
+        packed = PackedCentroids(bits(low), half_norms)
+    terms = slack_terms(0 if integers else dim, largest, residual)
     terms[2] += ROOM * largest**2
-    packed = PackedCentroids(bits(low), half_norms)
-    return x, np.empty((x.shape[1], 0), np.float32), packed.values, packed.half_norms, terms
+    return x, np.empty((dim, 0), np.float32), packed.values, packed.half_norms, packed.step, terms
 
 
 def greedy_choices(

@@ -33,7 +33,8 @@ def has_feature(name: str) -> bool:
 
 WIDE = has_feature("avx512f")
 MATRICES = WIDE and has_feature("amx-bf16") and amx.allowed()
-PAIRS = has_feature("avx512bf16") and not has_feature("amx-bf16")  # with AMX they are there, slower than float32
+OF_AMD = (getattr(config, "CPU_NAME", None) or llvmlite.binding.get_host_cpu_name()).startswith("znver")
+PAIRS = has_feature("avx512bf16") and OF_AMD  # Intel's are slower than float32
 # pairs of int16 outrun float32: in one instruction with VNNI; with AVX2 in two, of which units can do more at a time
 INTEGERS = has_feature("avx512vnni") if WIDE else has_feature("avx2")
 LANES, VECTORS = 16 if WIDE else 8, 2  # of float32 in a vector, of vectors in a panel

@@ -84,7 +84,8 @@ def _multiply_all(tiles, n_rows, packed, half_norms, units, scores, maxima):
 
 
 TILES = """
-import numba, numpy as np
+import numba, numpy as np, torch
+from curation.kmeans.assignment import CentroidSearch
 from curation.kmeans.tiles import LANES, PackedCentroids, multiply_block, pack_row, round_centroids
 
 @numba.njit
@@ -105,6 +106,7 @@ for values, worth, error in ((c, 1.0, 1e-6), (low, step, 1e-4)):
     exact = x.astype(np.float64) @ c.T
     assert np.abs(found - exact).max() < error * np.linalg.norm(x) * np.linalg.norm(c), values.dtype
 assert residual <= step * 45**0.5 / 2 and LANES == 8
+assert CentroidSearch(torch.from_numpy(np.concatenate([c, c]))).integers, "products by units that it was told to leave"
 """
 
 
