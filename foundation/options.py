@@ -6,7 +6,7 @@ For typer ``Annotated[int, number("Rows of the subset.", ge=1)]``, for argparse 
 import argparse
 import os
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -69,21 +69,21 @@ def given_options(context: typer.Context) -> list[str]:
     return [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
 
 
-def refuse_unused(context: typer.Context, chosen: str, of_some: Mapping[str, Collection[str]]) -> None:
+def refuse_unused(context: typer.Context, chosen: str | Collection[str], of_some: Mapping[str, Sequence[str]]) -> None:
     """Refuse an option that the user gave and that what was chosen does not take.
 
     Args:
+        chosen: one or several.
         of_some: name of a parameter to what takes it; all take the others.
 
     Raises:
         CurationError: names those that take it.
     """
+    several = [chosen] if isinstance(chosen, str) else list(chosen)
     for name in given_options(context):
-        if name in of_some and chosen not in of_some[name]:
-            takers = ", ".join(of_some[name])
-            raise CurationError(
-                f"{chosen} does not take --{name.replace('_', '-')}, which is of {takers}; leave it out"
-            )
+        if name in of_some and not set(several) & set(of_some[name]):
+            what, takers = (", ".join(words) for words in (several, of_some[name]))
+            raise CurationError(f"{what} does not take --{name.replace('_', '-')}, which is of {takers}; leave it out")
 
 
 def _reader(kind: type) -> tuple[Callable[[Any], Any], str]:

@@ -254,6 +254,8 @@ def test_dedup_filter_cluster_and_baseline_in_a_row(files: Path, capsys: pytest.
         ("dedup {x} -o {out} --by exact", "needs the pool of the embeddings"),
         ("dedup {x} -o {out} --by sound", "by 'sound' is unknown"),
         ("dedup {pool} -o {out} --by embedding", "needs embeddings"),
+        ("dedup {pool} -o {out} --by exact --threshold 0.9", "exact does not take --threshold, which is of embedding"),
+        ("dedup {pool} -o {out} --by exact,text --max-bits 2", "exact, text does not take --max-bits"),
         ("dedup {pool} -o {out} --held-out {x}", "--held-out compares embeddings"),
         ("dedup {x} -o {out} --held-out {narrow}", "24 dimensions but the held-out set 4"),
         ("dedup {same} -o {out}", "all 20 embeddings are alike"),
@@ -262,6 +264,14 @@ def test_dedup_filter_cluster_and_baseline_in_a_row(files: Path, capsys: pytest.
         ("filter {numbers} -o {out}", "no column image or text"),
         ("filter {pool} -o {out} --workers 0 --min-side 500", "leaves none of the 47 rows"),
         ("filter {pool} -o {out} --max-aspect 0.5", "at least 1"),
+        (
+            "filter {pool} -o {out} --min-letters 0.5",
+            "a pool of images does not take --min-letters, which is of a pool",
+        ),
+        (
+            "filter {text} -o {out} --min-side 9",
+            "a pool of text does not take --min-side, which is of a pool of images",
+        ),
         ("filter {pool} -o {out} --nsfw 2", "--nsfw is 2.0; it must be at least 0 and at most 1"),
         ("filter {pool} -o {out} --rows {empty}", "no finished preparation"),
         ("baseline oracle {x} -o {out} --size 5", "needs the true labels"),
@@ -291,6 +301,7 @@ def test_mistakes_cost_one_line_and_write_nothing(files: Path, arguments: str, m
     names = {name: files / f"{name}.npy" for name in ("x", "same", "narrow", "absent")}
     names |= {"pool": files / "pool.parquet", "numbers": files / "numbers.parquet"}
     names |= {"out": files / "out", "empty": files / "empty", "net": "timm:resnet10t?pretrained=false"}
+    names["text"] = files / "text.jsonl"
     capsys.readouterr()
     code, err = curate(capsys, *arguments.format(**names).split())
     assert code == 2, err

@@ -114,8 +114,14 @@ COMMANDS = {
     "filter": Command(
         "curation.cli",
         ("filter", "texts.jsonl", "-o", "out", "--workers=0"),
-        (*JUNK, "--min-characters=", "--min-letters=", "--max-repeat=", "--workers="),
+        ("--min-characters=", "--min-letters=", "--max-repeat=", "--workers="),
         ("texts.jsonl",),
+        valid=kept_is_whole,
+    ),
+    "filter images": Command(
+        "curation.cli",
+        ("filter", "images", "-o", "out", "--workers=0", "--max-grain=0"),
+        (*JUNK, "--workers="),
         valid=kept_is_whole,
     ),
     "advise": Command("curation.cli", ("advise", "x.npy", "--size=20"), ("--size=", "--seed="), ("x.npy",)),
