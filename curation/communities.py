@@ -12,8 +12,12 @@ p^(d / (d + 2)), so that a few levels of them flatten a plane, and next to nothi
 
 Concepts that overlap make no communities. There, what lies apart from its like is rare, if all are alike in scatter:
 then density is frequency. So as far as the communities found are alike in density, isolation is one more belief.
+
+An even pool has no shares to find, yet every belief finds some: its noise. What several beliefs say alike is evidence,
+what one says alone is not. So shares are brought nearer to those of random rows the less the beliefs have in common.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
@@ -70,7 +74,10 @@ class CommunitySettings:
         scatter_radius: of the cover in which that is measured.
         overlap: share of the edges between communities of the middle resolution, mean over the graphs, up to which
             isolation has no weight, since the communities say it all, and from which it has the whole.
-        sharpness: power of the shares in the end: a mean of shares that err in different places is too flat.
+        sharpness: power of the shares in the end, where beliefs agree: a mean of shares that err in different places is
+            too flat.
+        doubt: variance in common (`common_variance`) at which that power is halved; it falls to 0 with it, and then
+            all rows deserve the same.
     """
 
     resolutions: tuple[float, ...] = (10.0, 1.0, 0.1)
@@ -90,7 +97,8 @@ class CommunitySettings:
     scatter: tuple[float, float] = (1.7, 1.3)
     scatter_radius: float = 0.5
     overlap: tuple[float, float] = (0.06, 0.12)
-    sharpness: float = 1.1
+    sharpness: float = 1.4
+    doubt: float = 0.06
 
 
 def communities(graph: csr_array, resolution: float, seed: int) -> Int[np.ndarray, "n"]:
@@ -282,6 +290,21 @@ def _graph(
     )
 
 
+def common_variance(shares: Sequence[Float[np.ndarray, "n"]]) -> float:
+    """Variance of log shares that beliefs have in common, in nats²: mean size of the covariance of two of them.
+
+    As of any measurements of one thing (Spearman, 1910): what a belief gets wrong by itself is in no covariance. One
+    that says the contrary of all others, as a wide cover of compact concepts, sees what they see: signs do not count.
+    Infinite for a single belief.
+    """
+    if len(shares) < 2:
+        return np.inf
+    logs = np.log(np.maximum(np.stack(shares), 1e-9 / len(shares[0])))
+    logs -= logs.mean(axis=1, keepdims=True)
+    covariances = logs @ logs.T / logs.shape[1]
+    return float(np.abs(covariances[np.triu_indices(len(shares), 1)]).mean())
+
+
 def _of_rows(beliefs: tuple[Belief, ...]) -> tuple[Belief, ...]:
     """The same beliefs of rows as they are; those that are alike then are one, with the weight of all."""
     weights: dict[tuple[float, int], float] = {}
@@ -301,6 +324,7 @@ class ConceptShares:
         apart: how far the beliefs are apart: mean total variation to their mean, 0 (all alike) to 1.
         isolation: weight that isolation had.
         overlap: share of the edges that join communities, mean over the graphs.
+        evidence: how much of the shares' power was left, 0 to 1, by what the beliefs have in common.
     """
 
     of_points: Float[np.ndarray, "n"]
@@ -308,6 +332,7 @@ class ConceptShares:
     apart: float
     isolation: float
     overlap: float
+    evidence: float
 
 
 def concept_shares(
@@ -334,7 +359,7 @@ def concept_shares(
             graphs.append(found)
             weights.append(belief.weight)
     if not graphs:
-        return ConceptShares(np.full(len(x), 1 / len(x)), [np.zeros(len(x), np.int64)], 0.0, 0.0, 0.0)
+        return ConceptShares(np.full(len(x), 1 / len(x)), [np.zeros(len(x), np.int64)], 0.0, 0.0, 0.0, 0.0)
     overlap = float(np.average([graph.between for graph in graphs], weights=weights))
     shares = [graph.share for graph in graphs]
     cells = distance_shares(x, "l2" if flat else "cosine", seed) if settings.by_distance or settings.by_cells else None
@@ -346,7 +371,9 @@ def concept_shares(
     mean /= mean.sum()
     apart = [float(np.abs(share - mean).sum() / 2) for share in shares]
     lonely, isolation = _isolation(*form_of(settings.beliefs[0].form), mean, overlap, settings)
-    of_points = ((1 - isolation) * mean + isolation * lonely) ** settings.sharpness
+    common = common_variance([*shares[: len(graphs)], *shares[len(graphs) + 1 :]])  # two_levels repeats levels
+    evidence = 1 / (1 + settings.doubt / max(common, 1e-12))
+    of_points = ((1 - isolation) * mean + isolation * lonely) ** (settings.sharpness * evidence)
     of_points /= of_points.sum()
     nearest_belief = graphs[int(np.argmin(apart[: len(graphs)]))]
-    return ConceptShares(of_points, nearest_belief.nested, float(np.mean(apart)), isolation, overlap)
+    return ConceptShares(of_points, nearest_belief.nested, float(np.mean(apart)), isolation, overlap, evidence)

@@ -228,6 +228,7 @@ def grow_levels(
         "belief_distance": round(shares.apart, 4),
         "isolation": round(shares.isolation, 4),
         "overlap": round(shares.overlap, 4),
+        "evidence": round(shares.evidence, 4),
         "graph_points": len(rows),
     }
     found["levels"] = [len(level.centroids) for level in levels]

@@ -40,6 +40,7 @@ LEAST = 32  # rows, below which samples tell nothing
 ISOLATED, COPIES, FLATNESS, AGREEMENT = (3.0, 5.0), (3.0, np.inf), (1.05, 1.15), (0.35, 0.6)
 LARGEST, ALONE, USED_UP, BELIEFS, LEFT = (0.5, 0.8), (0.15, 0.25), (0.65, 0.9), (0.42, 0.6), (0.5, np.inf)
 OVERLAP = (0.15, np.inf)
+LITTLE_EVIDENCE = 0.5
 HEARD = 0.3  # weight of isolation from which it can find what communities that run into each other cannot
 AUTO = "Cluster again with --levels auto."
 AS_WELL = (
@@ -213,6 +214,17 @@ def check_overlap(tree: ClusterTree) -> Finding | None:
         told,
         "Count concepts on a few hundred labelled rows (--labels), or take another embedding.",
     )
+
+
+def check_evidence(tree: ClusterTree) -> Finding | None:
+    """Do several beliefs say alike which concepts are rare, or has each of them its own noise?"""
+    evidence = tree.settings.get("evidence")
+    if evidence is None:
+        return None
+    told = f"Graphs, k-means levels and linkage have so much in common that {float(evidence):.0%} of their shares count"
+    if evidence < LITTLE_EVIDENCE:
+        told += ": the subset is little more even than random rows, which is right where the pool is even already"
+    return Finding("ok", told + ".", "", float(evidence))
 
 
 # --- what the rows say ----------------------------------------------------------------------------------------------
@@ -483,6 +495,7 @@ def check_tree(
         lambda: check_used_up(tree, rows),
         lambda: check_beliefs(tree),
         lambda: check_overlap(tree),
+        lambda: check_evidence(tree),
     ]
     if x is not None:
         source = open_embeddings(x)

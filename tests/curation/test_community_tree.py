@@ -11,6 +11,7 @@ from curation.balance import kl_to_uniform
 from curation.communities import (
     Belief,
     CommunitySettings,
+    common_variance,
     concept_shares,
     even_shares,
     isolation_shares,
@@ -224,6 +225,28 @@ def test_cells_are_heard_in_few_dimensions_alone(dim: int, heard: bool):
         concept_shares(x, CommunitySettings(beliefs=ROWS, by_cells=weight)).of_points for weight in (12.0, 0.0)
     )
     assert (np.abs(with_cells - without).max() > 1e-4) == heard
+
+
+def test_what_one_belief_says_alone_is_no_evidence():
+    rng = np.random.default_rng(0)
+    signal, *noise = np.log(rng.random((5, 4000)) + 0.1)
+    alone = [np.exp(one) / np.exp(one).sum() for one in noise]
+    alike = [np.exp(signal + one) / np.exp(signal + one).sum() for one in noise]
+    assert common_variance(alone) < 0.02
+    assert common_variance(alike) == pytest.approx(signal.var(), rel=0.1)
+    assert common_variance([alone[0], 1 / alone[0]]) == pytest.approx(noise[0].var())
+    assert common_variance(alone[:1]) == np.inf
+
+
+def test_without_evidence_all_rows_deserve_the_same():
+    """Each row twice: every belief sees groups, each belief others, and none of them is there."""
+    x, labels = blobs([80] * 20, [2.4] * 20)
+    x = np.repeat(x, 2, axis=0) + np.random.default_rng(1).normal(0, 1e-4, (3200, 32)).astype(np.float32)
+    believed, doubted = (concept_shares(x, CommunitySettings(doubt=doubt)) for doubt in (0.0, CommunitySettings.doubt))
+    assert believed.evidence == 1
+    assert doubted.evidence < 0.7
+    kl = [kl_to_uniform(np.bincount(np.repeat(labels, 2), weights=found.of_points)) for found in (believed, doubted)]
+    assert kl[1] < 0.03 < kl[0]
 
 
 def test_near_copies_are_one_place_to_isolation():

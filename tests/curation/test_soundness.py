@@ -143,6 +143,15 @@ def test_beliefs_that_disagree_are_told():
     assert found(check_tree(tree), "agree on what").severity == "ok"
 
 
+def test_a_tree_without_evidence_is_told():
+    """It is no fault: an even pool has none."""
+    x, labels = blobs([200, 200])
+    little, much = (found(check_tree(tree_of(x, labels, evidence=share)), "in common") for share in (0.3, 0.8))
+    assert (little.severity, much.severity) == ("ok", "ok")
+    assert "little more even than random rows" in little.sentence
+    assert "little" not in much.sentence
+
+
 def test_a_pool_whose_concepts_nothing_tells_apart_is_told():
     """A wide crowd and a dense one within it: communities share edges, and density is not frequency."""
     rng = np.random.default_rng(0)
