@@ -2,9 +2,10 @@
 
 python -m benchmarks.edges listing labels report kmeans pretrain -o docs/results/edges.md
 
-Inputs are made under --work first (--make: that alone) and stay there. A part that is measured takes the place of its
-old figures on the page; without -o they are printed alone. Every figure is of a process of its own; one for listing,
-labels and report takes --threads threads.
+Inputs are made under --work first (--make: that alone) and stay there. A figure that is measured takes the place of its
+old one on the page, each with its own commit; those of other parts, and of pretrain of other --shapes, stay. Without -o
+they are printed alone. Every figure is of a process of its own; one for listing, labels and report takes --threads
+threads.
 """
 
 import os
@@ -14,7 +15,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from curation import ClusterTree, HierarchicalKMeans
 from curation.subset import Subset
 from experiments.engine.provenance import commits_of, provenance
 from foundation.command import run_command
+from foundation.errors import CurationError
 from foundation.files import load_json, save_json, write_atomically
 from foundation.options import Parser, number_type, page_type, path_type
 from foundation.tables import markdown_table
@@ -141,64 +144,101 @@ def run_python(command: list[str], environment: dict[str, str]) -> tuple[float, 
     return time.perf_counter() - started, done.stdout
 
 
-def measure(part: str, work: Path, threads: int) -> dict[str, Any]:
-    """What -> seconds of a part, or for the busy ones the row of its table."""
+@dataclass
+class Figure:
+    """A row of the page, as JSON.
+
+    Attributes:
+        found: seconds, or for the busy parts a pair: alone, and beside busy processes.
+        load: of the machine, when the part began.
+        source: `provenance`.
+    """
+
+    found: Any
+    load: float
+    source: dict[str, Any]
+
+
+Parts = dict[str, dict[str, Figure]]
+
+
+def read_shapes(given: list[str]) -> list[str]:
+    """Names of `SHAPES`, of which numbers from 1 on are in their order; none: all.
+
+    Raises:
+        CurationError: there is no such shape.
+    """
+    numbered = {str(number): name for number, name in enumerate(SHAPES, 1)}
+    chosen = [numbered.get(shape, shape) for shape in given] or list(SHAPES)
+    for shape in chosen:
+        if shape not in SHAPES:
+            listed = "; ".join(f"{number} {name}" for number, name in numbered.items())
+            raise CurationError(f"--shapes has {shape!r}; there are {listed}")
+    return [name for name in SHAPES if name in chosen]
+
+
+def measure(part: str, work: Path, threads: int, shapes: list[str]) -> Iterator[tuple[str, Any]]:
+    """Rows of a part, each as soon as it is measured: what, and its `Figure.found`."""
     free = {name: value for name, value in os.environ.items() if name not in THREADS}
     if part == "kmeans":
         rows = [re.split(r"  +", line.strip()) for line in run_python(KMEANS.split(), free)[1].splitlines()[1:]]
-        return {name: [float(value.removesuffix(" s")) for value in values[:2]] for name, *values in rows}
+        yield from ((name, [float(value.removesuffix(" s")) for value in values[:2]]) for name, *values in rows)
+        return
     if part == "pretrain":
-        rates: dict[str, list[list[float]]] = {name: [[], []] for name in SHAPES}
-        for _ in range(2):
-            for name, shape in SHAPES.items():
-                for busy in (0, 1):
-                    with busy_processes(busy * (os.cpu_count() or 1)):
-                        said = run_python([*PRETRAIN.split(), *shape.split()], free)[1]
-                    found = re.search(r"([\d.,]+) images/s", said)
-                    assert found is not None
-                    rates[name][busy].append(float(found[1].replace(",", "")))
-        return {name: [statistics.median(values) for values in both] for name, both in rates.items()}
+        for name in shapes:
+            rates: list[list[float]] = [[], []]
+            for busy in (0, 1, 0, 1):
+                with busy_processes(busy * (os.cpu_count() or 1)):
+                    said = run_python([*PRETRAIN.split(), *SHAPES[name].split()], free)[1]
+                found = re.search(r"([\d.,]+) images/s", said)
+                assert found is not None
+                rates[busy].append(float(found[1].replace(",", "")))
+            yield name, [statistics.median(values) for values in rates]
+        return
     limited = {**os.environ, **{name: str(threads) for name in THREADS[:3]}, "HF_HOME": str(work / "hub")}
     folder = work / part
     if part == "listing":
-        return {"open_pool": float(run_python(["-c", LISTING, str(folder), str(FILES)], limited)[1])}
+        yield "open_pool", float(run_python(["-c", LISTING, str(folder), str(FILES)], limited)[1])
+        return
     if part == "labels":
         code = ["-c", LABELS, str(folder / "pool.parquet"), str(LABELLED)]
-        return {"read_labels": float(run_python(code, limited)[1])}
+        yield "read_labels", float(run_python(code, limited)[1])
+        return
     given = ["-m", "curation", "report", str(folder / "tree"), str(folder / "subset"), "--overwrite"]
     given += ["--pool", str(folder / "pool.parquet"), "--labels", "label", "--embeddings", str(folder / "embeddings")]
     given += ["-o", str(folder / "report.html")]
     shutil.rmtree(work / "hub", ignore_errors=True)  # the first page copies the pool there
     names = {"first": ["--no-check"], "--no-check": ["--no-check"], "with its check": []}
-    return {name: run_python([*given, *more], limited)[0] for name, more in names.items()}
+    yield from ((name, run_python([*given, *more], limited)[0]) for name, more in names.items())
 
 
-def page(parts: dict[str, dict[str, Any]]) -> str:
+def page(parts: Parts) -> str:
     """What was measured, as a page."""
     lines = [TITLE, ""]
     lines += [f"`python -m benchmarks.edges {' '.join(parts)}`", ""]
-    lines += [f"{next(iter(parts.values()))['source']['device'].partition(',')[0]}, {os.cpu_count()} cores.", ""]
+    devices = {row.source["device"].partition(",")[0] for rows in parts.values() for row in rows.values()}
+    lines += [f"{'; '.join(sorted(devices))}, {os.cpu_count()} cores.", ""]
     rows = []
     for part, what in WHAT.items():
-        for name, seconds in parts.get(part, {"found": {}})["found"].items():
-            late = " **too slow**" if seconds > LIMITS[part] else ""
-            source = parts[part]["source"]
-            cells = [what.get(name, name), f"{seconds:.2f}{late}", f"{LIMITS[part]:.0f}"]
-            rows.append([*cells, source["device"].rpartition(", ")[2], commits_of([source])])
+        for name, row in parts.get(part, {}).items():
+            late = " **too slow**" if row.found > LIMITS[part] else ""
+            cells = [what.get(name, name), f"{row.found:.2f}{late}", f"{LIMITS[part]:.0f}"]
+            rows.append([*cells, row.source["device"].rpartition(", ")[2], commits_of([row.source])])
     if rows:
         lines += [markdown_table(["what", "seconds", "goal", "", "commit"], rows)]
     for part, (title, about, header, after) in BUSY.items():
         if part not in parts:
             continue
         rows = []
-        for name, (alone, beside) in parts[part]["found"].items():
+        for name, row in parts[part].items():
+            alone, beside = row.found
             slower = beside / alone if part == "kmeans" else alone / beside
             unit = " s" if part == "kmeans" else " images/s"
-            rows.append([name, f"{alone:.2f}{unit}", f"{beside:.2f}{unit}", f"{slower:.2f}"])
+            cells = [name, f"{alone:.2f}{unit}", f"{beside:.2f}{unit}", f"{slower:.2f}"]
+            rows.append([*cells, f"{row.load:.1f}", commits_of([row.source])])
         lines += [f"## {title}", "", about, ""]
-        lines += [f"Commit {commits_of([parts[part]['source']])}, load {parts[part]['load']:.1f} at the start.", ""]
-        lines += [markdown_table([header, "as it is", "beside busy processes", "times slower"], rows)]
-        lines += [after, ""]
+        head = ["as it is", "beside busy processes", "times slower", "load at the start", "commit"]
+        lines += [markdown_table([header, *head], rows), after, ""]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -207,9 +247,13 @@ def main() -> None:
     parser.add_argument("parts", nargs="+", choices=[*MAKE, *BUSY])
     parser.add_argument("-o", "--output", type=page_type(TITLE, '"found"'), help="markdown; figures go beside it")
     parser.add_argument("--work", type=path_type(), default=Path("runs/edges"), help="what is measured; may be deleted")
+    parser.add_argument("--shapes", nargs="+", default=[], help="of pretrain: names or numbers from 1 on; default: all")
     parser.add_argument("--make", action="store_true", help="make the inputs and stop")
     parser.add_argument("--threads", type=number_type(int, ge=1, le=1024), default=1)
     options = parser.parse_args()
+    shapes = read_shapes(options.shapes)
+    if options.shapes and "pretrain" not in options.parts:
+        raise CurationError("--shapes is of the part pretrain; name it, or leave --shapes out")
     for part in (part for part in MAKE if part in options.parts):
         if not (made := options.work / f"{part}.made").exists():
             shutil.rmtree(options.work / part, ignore_errors=True)
@@ -219,16 +263,18 @@ def main() -> None:
     if options.make:
         return
     kept = options.output and options.output.with_suffix(".json")
-    content = load_json(kept) if kept and kept.exists() else {}
+    content = load_json(kept, dict[str, dict[str, Figure]], "move it away") if kept and kept.exists() else {}
     for part in options.parts:
         threads = (os.cpu_count() or 1) if part in BUSY else options.threads
         about = {"load": os.getloadavg()[0], "source": provenance("cpu", threads)}
-        content[part] = {"found": measure(part, options.work.absolute(), threads), **about}
-        print(part, content[part]["found"], flush=True)
-        if kept:
-            save_json(kept, content)
+        for name, found in measure(part, options.work.absolute(), threads, shapes):
+            print(part, name, found, flush=True)
+            content.setdefault(part, {})[name] = {"found": found, **about}
+            if kept:
+                save_json(kept, content)
     if options.output:
-        write_atomically(options.output, lambda stream: stream.write(page(content).encode()))
+        parts = {part: {name: Figure(**row) for name, row in rows.items()} for part, rows in content.items()}
+        write_atomically(options.output, lambda stream: stream.write(page(parts).encode()))
         print(f"wrote {options.output}")
 
 

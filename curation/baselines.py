@@ -24,6 +24,15 @@ from foundation.locks import locked_folder
 KEEP = ("far", "near", "random")
 METHODS = ("random", "oracle", "flat", "semdedup", "d4", "retrieval")
 CLUSTERED = ("flat", "semdedup", "d4")
+OF_SOME = {  # what not every method takes
+    "clusters": CLUSTERED,
+    "trusted": ("retrieval",),
+    "pool": ("oracle",),
+    "labels": ("oracle",),
+    "dedup_share": ("d4",),
+    "metric": ("flat",),
+    "seed": ("random", "oracle", *CLUSTERED),
+}
 
 
 def _check_size(size: int, n_rows: int) -> None:

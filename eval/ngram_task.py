@@ -13,7 +13,7 @@ from eval.arrays import as_features, check_same_width
 from eval.ngram import HIGHEST, ORDER, fit_ngrams
 from eval.overlap import SHARE, seen_shares
 from eval.rarity import PARTS, distance_to_pool, parts_by_rank
-from eval.results import Results, Row, row_of
+from eval.results import METRICS, Results, Row, inputs_of, require_same, row_of
 from eval.settings import Resamples
 from foundation.errors import CurationError
 from foundation.files import load_array
@@ -117,14 +117,14 @@ def _quotient(bits: Float[np.ndarray, "n"], n_bytes: Float[np.ndarray, "n"], row
     return statistic
 
 
-def run_ngram(given: Mapping[str, Any], output: str | Path | None = None) -> Results:
+def run_ngram(given: Mapping[str, Any], output: str | Path | None = None, overwrite: bool = False) -> Results:
     """Measure training texts; see `NgramSettings`.
 
     Rows: ``bits_per_byte`` of each domain (dataset "domain NAME"), of all texts, and of tenths by rarity ("tenth 1" is
     nearest to the pool); of dataset "domains" the mean, worst, and the rare and frequent third by bytes in the pool.
 
     Raises:
-        CurationError: bad settings or files, or a test set that the training texts hold.
+        CurationError: bad settings or files, a test set that the training texts hold, or `require_same`.
     """
     settings = fill(NgramSettings, given)
     started = time.perf_counter()
@@ -132,6 +132,10 @@ def run_ngram(given: Mapping[str, Any], output: str | Path | None = None) -> Res
     pool = read_texts(settings.pool) if settings.pool else train
     if bool(settings.pool_features) != bool(settings.test_features):
         raise CurationError("rarity needs both pool_features= and test_features=, of the same encoder")
+    files = [settings.train, settings.test, settings.pool, settings.pool_features, settings.test_features]
+    inputs = inputs_of(asdict(settings), files)
+    if output is not None:
+        require_same(Path(output) / METRICS, [inputs], overwrite)
     seen = refuse_seen(train, test, settings.allow_seen)
     texts = train.texts
     if settings.train_bytes:
@@ -142,7 +146,7 @@ def run_ngram(given: Mapping[str, Any], output: str | Path | None = None) -> Res
         texts = [texts[i] for i in order[: int(np.searchsorted(ends, settings.train_bytes)) + 1]]
     model = fit_ngrams(texts, settings.order)
     bits, n_bytes = model.bits(test.texts), np.asarray([len(text.encode()) for text in test.texts], np.float64)
-    results = Results(settings.train)
+    results = Results(settings.train, inputs=inputs)
     results.settings = {"ngram": asdict(settings), "seen": seen, "train_bytes": model.n_bytes}
     groups = None if test.sources is None else np.unique(test.sources, return_inverse=True)[1]
 

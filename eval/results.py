@@ -1,7 +1,9 @@
 """Results as data: tidy rows in ``metrics.json``, the value of every test row beside it, and paired comparisons."""
 
 import json
+import os
 import platform
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -10,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from foundation.errors import CurationError
-from foundation.files import check_files, checksum, load_json, save_json, write_atomically
+from foundation.files import check_files, checksum, digest_json, load_json, save_json, write_atomically
 from foundation.intervals import NO_DIFFERENCE, Interval, paired_interval
-from foundation.paths import regular_file
+from foundation.paths import is_regular, regular_file
 from foundation.tables import text_table
 
 FORMAT = 1
@@ -65,6 +67,7 @@ class Results:
         warnings: what speaks against the figures, one line each.
         per_row: key of a figure to the value of every test row, for paired comparisons.
         per_row_ids: the same keys to a digest of which rows those are.
+        inputs: of `inputs_of`.
     """
 
     model: str
@@ -75,6 +78,7 @@ class Results:
     warnings: list[str] = field(default_factory=list)
     per_row: dict[str, np.ndarray] = field(default_factory=dict)
     per_row_ids: dict[str, str] = field(default_factory=dict)
+    inputs: str = ""
 
     def save(self, folder: str | Path) -> Path:
         """Write ``metrics.json`` and ``per_row.safetensors``, each whole or not at all; returns the first."""
@@ -91,12 +95,39 @@ class Results:
             "skipped": self.skipped,
             "warnings": self.warnings,
             "environment": environment(),
+            "inputs": self.inputs,
         }
         arrays = {key: np.ascontiguousarray(values, dtype=np.float32) for key, values in self.per_row.items()}
         values = to_bytes(arrays, metadata={"rows": json.dumps(self.per_row_ids)})
         write_atomically(folder / PER_ROW, lambda stream: stream.write(values))
         save_json(folder / METRICS, {**content, "per_row_checksum": checksum(folder / PER_ROW)}, seal=True)
         return folder / METRICS
+
+
+def inputs_of(settings: Any, measured: Iterable[str | Path] = ()) -> str:
+    """Digest of the settings of results and of what was measured.
+
+    Args:
+        measured: files, and folders whose own files count; what is neither, such as a name, is part of the settings.
+    """
+    paths = [Path(item) for item in measured if str(item)]
+    files = [file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    return digest_json([settings, [checksum(file) for file in files if is_regular(file)]])
+
+
+def require_same(path: Path, inputs: Collection[str], overwrite: bool) -> None:
+    """Refuse to put results in the place of others; those of the same inputs are measured again.
+
+    Args:
+        path: the JSON file of the results.
+        inputs: digests of `inputs_of`, one of which they may have.
+
+    Raises:
+        CurationError: what is there is of other settings, of another model, or no result.
+    """
+    remedy = "choose another -o, or give --overwrite"
+    if not overwrite and os.path.lexists(path) and load_json(path, remedy=remedy).get("inputs") not in inputs:
+        raise CurationError(f"{path} holds results of other settings or of another model; {remedy}")
 
 
 def environment() -> dict[str, str]:

@@ -10,7 +10,7 @@ import torch
 
 from eval.bench import Bench
 from eval.models import FrozenModel, open_model
-from eval.results import Results
+from eval.results import METRICS, Results, inputs_of, require_same
 from eval.settings import RunSettings
 from eval.tasks import TASKS, Task
 from foundation.errors import CurationError
@@ -18,6 +18,7 @@ from foundation.locks import locked_folder
 from foundation.settings import fill
 from foundation.yaml_files import BAD_VALUES, read_yaml_text
 
+SPEED = ("device", "batch_size", "n_workers", "cache", "progress")  # settings that change no figure
 SUITES = Path(__file__).parent / "suites"
 
 
@@ -36,20 +37,38 @@ def make_task(name: str, settings: Mapping[str, Any]) -> Task:
 
 
 def evaluate(
-    model: FrozenModel, tasks: list[Task], settings: RunSettings | None = None, output: str | Path | None = None
+    model: FrozenModel,
+    tasks: list[Task],
+    settings: RunSettings | None = None,
+    output: str | Path | None = None,
+    overwrite: bool = True,
 ) -> Results:
     """Run tasks on one model; features of a dataset are computed once for all of them.
 
     Args:
         output: folder of the results, written after every task: a task that fails takes no finished one with it.
+        overwrite: replace results of other settings or of another model; else refuse.
+
+    Raises:
+        CurationError: see above.
     """
     settings = settings or RunSettings()
+    science = {name: value for name, value in asdict(settings).items() if name not in SPEED}
+    asked = [(task.name, asdict(task)) for task in tasks]  # type: ignore[call-overload]
+    # one for each task that is done: a suite that failed at a later one may be mended there
+    inputs = [inputs_of([model.identity, science, asked[: n + 1]]) for n in range(len(asked))]
+    if output is not None:
+        require_same(Path(output) / METRICS, inputs, overwrite)
     torch.manual_seed(settings.seed)
     bench = Bench(model, settings)
     bench.results.settings["run"] = asdict(settings)
-    for task in tasks:
+    for task, bench.results.inputs in zip(tasks, inputs, strict=True):
         start = time.perf_counter()
+        before = [row.key for row in bench.results.rows]
         task.run(bench)
+        keys = [row.key for row in bench.results.rows]
+        if twice := next((key for key in keys[len(before) :] if key in before), None):
+            raise CurationError(f"two evaluations both measure {twice}, and one would hide the other; run them apart")
         seconds = bench.results.seconds
         seconds[task.name] = seconds.get(task.name, 0.0) + time.perf_counter() - start
         bench.results.settings.setdefault(task.name, []).append(asdict(task))  # type: ignore[call-overload]
@@ -58,15 +77,18 @@ def evaluate(
     return bench.results
 
 
-def run(given: list[tuple[str, dict[str, Any]]], shared: Mapping[str, Any], output: str | Path) -> Results:
+def run(
+    given: list[tuple[str, dict[str, Any]]], shared: Mapping[str, Any], output: str | Path, overwrite: bool = False
+) -> Results:
     """Open the model and run tasks by name.
 
     Args:
         given: (task, its settings).
         shared: fields of `RunSettings`.
+        overwrite: see `evaluate`.
 
     Raises:
-        CurationError: bad settings, all of them checked before the model is opened.
+        CurationError: bad settings, all of them checked before the model is opened, or see `evaluate`.
     """
     settings: RunSettings = fill(RunSettings, shared)
     if not settings.model:
@@ -79,7 +101,7 @@ def run(given: list[tuple[str, dict[str, Any]]], shared: Mapping[str, Any], outp
         model = open_model(
             settings.model, settings.weights or None, settings.image_size or None, settings.device, settings.precision
         )
-        return evaluate(model, tasks, settings, output)
+        return evaluate(model, tasks, settings, output, overwrite)
 
 
 def read_suite(path: str | Path) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any]]:
@@ -96,7 +118,7 @@ def read_suite(path: str | Path) -> tuple[list[tuple[str, dict[str, Any]]], dict
         content = yaml.safe_load(text)
     except (yaml.YAMLError, *BAD_VALUES) as error:
         raise CurationError(f"suite {path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("tasks"), list):
+    if not isinstance(content, dict) or not isinstance(content.get("tasks"), list) or not content["tasks"]:
         raise CurationError(f"suite {path} must have a list 'tasks' of 'name: settings'")
     tasks: list[tuple[str, dict[str, Any]]] = []
     for item in content.pop("tasks"):

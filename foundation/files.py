@@ -107,7 +107,7 @@ def require_own(path: Path, made_by: str, overwrite: bool | None = False) -> Non
     if edges and made_by.encode() not in edges:
         raise CurationError(
             f"{path} is there already and this command did not make it; choose another -o, or "
-            f"{'remove it' if overwrite is None else 'give --overwrite'}"
+            f"{'move it away' if overwrite is None else 'give --overwrite'}"
         )
 
 

@@ -42,17 +42,37 @@ def locked_folder(folder: str | Path) -> Iterator[Path]:
         CurationError: another process holds it (one line says who), or it cannot be made or written.
     """
     folder = Path(folder)
+    with _locked(folder, folder / NAME, folder) as fresh:
+        if fresh:
+            clear_temporaries(folder)
+        yield folder
+
+
+@contextmanager
+def locked_file(path: str | Path) -> Iterator[None]:
+    """Hold the place of one file: what is asked of it stays true until it is written. See `locked_folder`.
+
+    The lock is a hidden neighbour. The folder is made where it is not there.
+
+    Raises:
+        CurationError: as `locked_folder`.
+    """
+    path = Path(path)
+    with _locked(path, path.with_name(f".{path.name}{NAME}"), path.parent):
+        yield
+
+
+@contextmanager
+def _locked(place: Path, path: Path, folder: Path) -> Iterator[bool]:
+    """Hold a place by the lock ``path`` in ``folder``; whether this process did not hold it already."""
     made = _make(folder)
-    path = folder / NAME
     descriptor = None
     try:
         try:
-            descriptor = _acquire(folder, path)
+            descriptor = _acquire(place, path)
         except OSError as error:
             raise CurationError(f"{path} cannot be written: {error.strerror or error}; choose another -o") from error
-        if descriptor >= 0:
-            clear_temporaries(folder)
-        yield folder
+        yield descriptor >= 0
     finally:
         if descriptor is not None:
             _release(descriptor, path)
@@ -93,8 +113,12 @@ def _alive(process: int) -> bool:
 
 def is_locked(folder: str | Path) -> bool:
     """Whether this process holds the folder."""
+    return _is_held(Path(folder) / NAME)
+
+
+def _is_held(path: Path) -> bool:
     try:
-        state = os.stat(Path(folder) / NAME)
+        state = os.stat(path)
     except OSError:
         return False
     return (state.st_dev, state.st_ino) in _held
@@ -114,10 +138,10 @@ def _make(folder: Path) -> list[Path]:
     return missing
 
 
-def _acquire(folder: Path, path: Path) -> int:
+def _acquire(place: Path, path: Path) -> int:
     while True:
         # asked before the file is opened: closing any descriptor of it drops a lock that this process holds
-        if is_locked(folder):
+        if _is_held(path):
             state = os.stat(path)
             _held[state.st_dev, state.st_ino] += 1
             return -1
@@ -130,9 +154,9 @@ def _acquire(folder: Path, path: Path) -> int:
                 said = os.read(descriptor, 4096)
                 os.close(descriptor)
                 if error.errno in (errno.EACCES, errno.EAGAIN):
-                    raise CurationError(f"{folder} is in use by {_who(said)}; wait for it or stop it") from None
+                    raise CurationError(f"{place} is in use by {_who(said)}; wait for it or stop it") from None
                 raise
-            print(f"warning: {folder} lies on a disk without locks; start no second process on it", file=sys.stderr)
+            print(f"warning: {place} lies on a disk without locks; start no second process on it", file=sys.stderr)
         mine = os.fstat(descriptor)
         try:
             there = os.stat(path)

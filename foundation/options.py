@@ -6,7 +6,7 @@ For typer ``Annotated[int, number("Rows of the subset.", ge=1)]``, for argparse 
 import argparse
 import os
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -15,24 +15,31 @@ from typer.core import TyperCommand
 
 from foundation.errors import CurationError
 from foundation.files import require_own
+from foundation.locks import locked_file
 from foundation.numbers import read_number
 from foundation.paths import new_place, require_apart, require_room
 from foundation.settings import LARGEST_SEED, NAMES, Range, require_number, short, wrong_number
 
 
 class App(typer.Typer):
-    """A typer app whose commands never put a result in the place of what it is made from, and read numbers one way."""
+    """A typer app whose commands never put a result in the place of what it is made from, and read numbers one way.
+
+    A command that writes one file holds its place from its beginning to its end.
+    """
 
     def command(self, name: str | None = None, **options: Any) -> Any:
-        register = super().command(name, **{"cls": _Apart, **options})
+        decorate = super().command
 
         def add(function: Callable[..., Any]) -> Any:
+            kind_of_command = _Apart
             for hint in typing.get_type_hints(function, include_extras=True).values():
                 kind, *rules = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
                 for rule in rules:
+                    if getattr(rule, "one_file", False):
+                        kind_of_command = _OneFile
                     if hasattr(rule, "number_range"):
                         rule.parser, rule.metavar = _reader(float if float in (kind, *typing.get_args(kind)) else int)
-            return register(function)
+            return decorate(name, **{"cls": kind_of_command, **options})(function)
 
         return add
 
@@ -48,6 +55,35 @@ class _Apart(TyperCommand):
             given += [item.partition("=")[2] for item in given if "=" in item]  # settings: train=images
             require_apart(output, given, bool(ctx.params.get("overwrite")))
         return super().invoke(ctx)
+
+
+class _OneFile(_Apart):
+    def invoke(self, ctx: Any) -> Any:
+        with locked_file(ctx.params["output"]):
+            return super().invoke(ctx)
+
+
+def given_options(context: typer.Context) -> list[str]:
+    """Names of the parameters that the user gave, whatever their defaults are."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+
+
+def refuse_unused(context: typer.Context, chosen: str | Collection[str], of_some: Mapping[str, Sequence[str]]) -> None:
+    """Refuse an option that the user gave and that what was chosen does not take.
+
+    Args:
+        chosen: one or several.
+        of_some: name of a parameter to what takes it; all take the others.
+
+    Raises:
+        CurationError: names those that take it.
+    """
+    several = [chosen] if isinstance(chosen, str) else list(chosen)
+    for name in given_options(context):
+        if name in of_some and not set(several) & set(of_some[name]):
+            what, takers = (", ".join(words) for words in (several, of_some[name]))
+            raise CurationError(f"{what} does not take --{name.replace('_', '-')}, which is of {takers}; leave it out")
 
 
 def _reader(kind: type) -> tuple[Callable[[Any], Any], str]:
@@ -191,4 +227,6 @@ def output_option(help: str = "Where the result goes.", endings: tuple[str, ...]
             raise typer.BadParameter(str(error)) from error
         return path
 
-    return typer.Option("--output", "-o", help=help, parser=read, metavar="<path>")
+    option = typer.Option("--output", "-o", help=help, parser=read, metavar="<path>")
+    option.one_file = bool(endings)
+    return option

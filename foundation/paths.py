@@ -123,6 +123,21 @@ def require_apart(output: Path, inputs: Iterable[str | Path], overwrite: bool = 
             raise CurationError(f"-o {output} is a file within what is read ({item}); choose another -o")
 
 
+def require_outside(output: Path, source: str | Path) -> None:
+    """Refuse a result within a folder that is read with all that it holds: the next time it would be read, too.
+
+    Args:
+        source: what is read; only a folder that exists has an inside.
+
+    Raises:
+        CurationError: such a place.
+    """
+    if os.path.isdir(source) and any(_same(part, source) for part in output.absolute().parents):
+        raise CurationError(
+            f"-o {output} lies within what is read ({source}), and would be read with it; choose another"
+        )
+
+
 def _same(one: str | Path, other: str | Path) -> bool:
     try:
         return os.path.samefile(one, other)

@@ -76,14 +76,13 @@ def pool(
     from curation.pool import save_pool
     from foundation.files import require_own, write_atomically
     from satellite.data import TileReader
-    from satellite.normalise import require_white
     from satellite.pretraining import tile_images
     from satellite.tiles import load_tiles
 
     made_by = "made by satellite pool"
     require_own(output, made_by, overwrite)
     reader = TileReader(*load_tiles(table))
-    rows = partial(tile_images, reader, require_white(reader.dtype, white, reader.place(0)["image"]))
+    rows = partial(tile_images, reader, white)
     # a cache of its own: the shared one would give old pictures of a raster that has changed
     with tempfile.TemporaryDirectory() as cache:
         try:
@@ -131,7 +130,7 @@ def predict(
     overlap: Annotated[int, number("Pixels that tiles share; -1: a quarter.", ge=-1)] = -1,
     resample: Annotated[bool, typer.Option("--resample", help="Bring it to the model's resolution.")] = False,
     match_colours: Annotated[bool, typer.Option("--match-colours", help="Another sensor than in training.")] = False,
-    white: Annotated[float, number("Value that is white; 0: as in training.", ge=0)] = 0.0,
+    white: Annotated[float, number("Value that is white; 0: as in training, or of the type.", ge=0)] = 0.0,
     crs: Crs = "",
     batch_size: Annotated[int, number("Tiles at a time.", ge=1, le=65_536)] = 16,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",

@@ -25,11 +25,13 @@ class Seen:
         bands: 1-based bands of a raster; () takes all.
         tile: side, pixels.
         resolution: metres per pixel.
+        dtype: of the files; "" in models of before.
     """
 
     bands: tuple[int, ...]
     tile: int
     resolution: float
+    dtype: str = ""
 
 
 @dataclass
@@ -63,7 +65,7 @@ class StatisticsFile:
 
 @dataclass
 class ConfigFile:
-    """What ``config.json`` must hold; folders of before have no checksum of the weights."""
+    """What ``config.json`` must hold; folders of before have no type of the files, or no checksum of the weights."""
 
     resolution: Positive
     tile: Pixels
@@ -72,6 +74,7 @@ class ConfigFile:
     statistics: StatisticsFile
     settings: dict[str, Any]
     checksum: str | None = None
+    dtype: str = ""
 
 
 def save_model(
@@ -94,6 +97,7 @@ def save_model(
         "resolution": seen.resolution,
         "tile": seen.tile,
         "bands": list(seen.bands),
+        "dtype": seen.dtype,
         "n_bands": len(statistics.mean),
         "statistics": statistics.as_json(),
         "settings": asdict(settings),
@@ -117,7 +121,9 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Traine
     config = load_json(folder / CONFIG, ConfigFile, again)
     check_files([(folder / WEIGHTS, config.get("checksum"))], again)
     n = config["n_bands"]
-    if any(len(config["statistics"][name]) != n for name in ("mean", "std")) or len(config["bands"]) not in (0, n):
+    lengths = [len(config["statistics"][name]) for name in ("mean", "std")]
+    maybe = [len(config["bands"]), *(len(config["statistics"][name]) for name in ("low", "high"))]
+    if set(lengths) != {n} or not {0, n}.issuperset(maybe):
         raise CurationError(f"{folder / CONFIG} has other numbers of bands and of their statistics; {again}")
     try:
         model = CanopyModel(settings_from(config["settings"]), config["n_bands"], config["tile"])
@@ -126,5 +132,5 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Traine
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CurationError(f"{folder} is no whole model ({reason}); {again}") from error
-    seen = Seen(tuple(config["bands"]), int(config["tile"]), float(config["resolution"]))
+    seen = Seen(tuple(config["bands"]), int(config["tile"]), float(config["resolution"]), config.get("dtype", ""))
     return TrainedModel(model.eval().requires_grad_(False).to(device), statistics, seen, checksum(folder / WEIGHTS))

@@ -5,9 +5,9 @@ reaches into it, so the map does not depend on the squares, and one that is fini
 """
 
 import shutil
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +22,7 @@ from foundation.files import digest_json, load_array, require_replaceable, save_
 from foundation.locks import locked_folder
 from foundation.settings import Count, NonNegative, Range, check
 from satellite.export import TrainedModel, load_model
-from satellite.normalise import WHITE, BandStatistics, band_statistics, normalise, require_white, white_of
+from satellite.normalise import WHITE, BandStatistics, band_statistics, kind_of, normalise, require_white, white_of
 from satellite.rasters import Raster, open_raster
 
 MADE_BY = "made by satellite predict"
@@ -38,7 +38,7 @@ class PredictSettings:
         overlap: pixels that neighbouring tiles share; a quarter of a tile where -1.
         resample: bring a raster of another resolution to that of the model, rather than refuse it.
         match_colours: match the 5th and 95th percentile of each band to the training pictures (another sensor).
-        white: value of the file that is 1; 0: as in training for files of the same type, else of the type.
+        white: value of the file that is 1; 0: see `_white`.
         square: side of a square of the output, pixels.
         batch_size: tiles at a time.
         device: "auto", "cpu", "cuda".
@@ -73,7 +73,7 @@ def predict_raster(
         crs: to reproject to, where the raster is in degrees.
 
     Raises:
-        CurationError: as `open_raster`; another resolution or number of bands than the model's.
+        CurationError: as `open_raster`; another resolution or number of bands than the model's; no valid pixel.
     """
     settings, output = settings or PredictSettings(), Path(output)
     require_replaceable(output)
@@ -89,7 +89,6 @@ def predict_raster(
         whole = output.with_name(f".{output.name}.parts")
         stack.enter_context(locked_folder(whole))
         parts = whole / _identity(trained, raster, settings)
-        parts.mkdir(exist_ok=True)
         grid, side = raster.grid, settings.square
         seen_as = _colours(raster, trained, settings)
         squares = [(r, c) for r in range(0, grid.height, side) for c in range(0, grid.width, side)]
@@ -98,8 +97,10 @@ def predict_raster(
             if not path.exists():
                 box = (r, c, min(side, grid.height - r), min(side, grid.width - c))
                 save_array(path, predict_square(trained, raster, box, settings, seen_as, device))
-        _assemble(parts, squares, raster, output)
+        known = _assemble(parts, squares, raster, output)
         shutil.rmtree(whole)
+        if not known:
+            raise CurationError(f"{image} has no valid pixel: there is nothing to predict; look at its nodata value")
     return output
 
 
@@ -131,6 +132,9 @@ def predict_square(
         images, valids = [], []
         for r, c in batch:
             values, valid = raster.read(r, c, tile, tile)
+            if seen_as.of_shares and not settings.match_colours:
+                given = settings.white or (seen_as.white if seen_as.white != 1 else 0)
+                require_white(raster.dtype, given, str(raster.path), values)
             images.append(_normalised(values, valid, trained, seen_as, settings))
             valids.append(valid)
         found = trained.model(torch.from_numpy(np.stack(images)).to(device)).double().cpu().numpy()
@@ -173,19 +177,50 @@ def _open_for(trained: TrainedModel, image: str | Path, settings: PredictSetting
 
 def _colours(raster: Raster, trained: TrainedModel, settings: PredictSettings) -> BandStatistics:
     """Statistics of the raster where colours are matched; else those of training, with the raster's white."""
-    own = trained.statistics
-    white = settings.white or own.white
-    if own.white in WHITE.values():  # of a type, so that another type has another; matched colours need none
-        find = white_of if settings.match_colours else partial(require_white, name=str(raster.path))
-        white = find(raster.dtype, settings.white)
     if not settings.match_colours:
-        return BandStatistics(own.mean, own.std, own.low, own.high, white, own.name)
-    side, grid = trained.seen.tile, raster.grid
-    rng = np.random.default_rng(0)
+        return replace(trained.statistics, white=settings.white or _white(raster, trained))
+    windows = _windows(raster, trained.seen.tile)
+    return band_statistics(windows, white_of(raster.dtype, settings.white), str(raster.path))
+
+
+def _windows(raster: Raster, side: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Squares here and there."""
+    grid, rng = raster.grid, np.random.default_rng(0)
     rows = rng.integers(max(grid.height - side, 0) + 1, size=SAMPLED_WINDOWS)
     cols = rng.integers(max(grid.width - side, 0) + 1, size=SAMPLED_WINDOWS)
-    windows = (raster.read(int(r), int(c), side, side) for r, c in zip(rows, cols, strict=True))
-    return band_statistics(windows, white, str(raster.path))
+    return (raster.read(int(r), int(c), side, side) for r, c in zip(rows, cols, strict=True))
+
+
+def _white(raster: Raster, trained: TrainedModel) -> float:
+    """The value of a raster that is 1, where none is given: as in training for its type, else that of the type.
+
+    Raises:
+        CurationError: neither is known, or the raster has another range than floats of training whose white no type
+            tells.
+    """
+    own, name = trained.statistics, str(raster.path)
+    of_type = own.of_shares and own.white in (1, *WHITE.values())
+    kind = kind_of(raster.dtype)
+    of_before = {white: dtype for dtype, white in WHITE.items()} | {1.0: "float"}  # models that do not say
+    seen = kind_of(trained.seen.dtype or of_before.get(own.white, kind))
+    if kind != seen:
+        if of_type:
+            return require_white(raster.dtype, 0, name)
+        raise CurationError(
+            f"{name} holds {raster.dtype}, but the model was trained on {trained.seen.dtype or seen}, of which "
+            f"{own.white:g} counts as 1; say which value of this file is as bright: --white"
+        )
+    if kind == "float" and not of_type and own.high:
+        sample = [values[:, valid][:, ::7] for values, valid in _windows(raster, trained.seen.tile)]
+        if (found := np.concatenate(sample, 1) / own.white).size:
+            low, high = np.percentile(found, [5, 95], axis=1)
+            if (high < own.low).all() or (low > own.high).all():
+                raise CurationError(
+                    f"{name} holds values about {np.median(found):.3g}, but the model was trained on "
+                    f"{min(own.low):.3g} to {max(own.high):.3g}; say which value of this file counts as 1: --white, or "
+                    "take --match-colours"
+                )
+    return own.white
 
 
 def _normalised(
@@ -208,8 +243,8 @@ def _identity(trained: TrainedModel, raster: Raster, settings: PredictSettings) 
     return digest_json([science, inputs, asdict(raster.grid)])[:16]
 
 
-def _assemble(parts: Path, squares: list[tuple[int, int]], raster: Raster, output: Path) -> None:
-    """One cloud-optimised GeoTIFF from the squares; whole or absent."""
+def _assemble(parts: Path, squares: list[tuple[int, int]], raster: Raster, output: Path) -> bool:
+    """One cloud-optimised GeoTIFF from the squares, whole or absent; False, and none, where no height is known."""
     import rasterio
     import rasterio.shutil
     from rasterio.windows import Window
@@ -219,13 +254,18 @@ def _assemble(parts: Path, squares: list[tuple[int, int]], raster: Raster, outpu
     options: dict[str, Any] = {"driver": "GTiff", "tiled": True, "blockxsize": 256, "blockysize": 256}
     options |= {"compress": "deflate", "bigtiff": "if_safer", "count": 1, "dtype": "float32", "nodata": np.nan}
     options |= {"crs": grid.crs, "transform": grid.transform, "height": grid.height, "width": grid.width}
+    known = False
     with rasterio.open(plain, "w", **options) as target:
         for r, c in squares:
             values = load_array(parts / f"{r}_{c}.npy")
+            known = known or bool(np.isfinite(values).any())
             target.write(values, 1, window=Window(c, r, values.shape[1], values.shape[0]))
         target.units = ("m",)
         target.update_tags(TIFFTAG_SOFTWARE=MADE_BY)
         target.set_band_description(1, "canopy height")
+    if not known:
+        return False
     output.parent.mkdir(parents=True, exist_ok=True)
     rasterio.shutil.copy(plain, made, driver="COG", compress="deflate", predictor="YES", bigtiff="IF_SAFER")
     made.replace(output)
+    return True

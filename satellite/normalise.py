@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from foundation.errors import CurationError
 
 WHITE = {"uint8": 255.0, "uint16": 65535.0}
+BRIGHTEST = 2.0  # share of white: glint, snow and clouds lie a little above 1
 SAMPLES_PER_TILE, MOST_SAMPLES = 1000, 1 << 22
 
 
@@ -30,6 +31,11 @@ class BandStatistics:
     high: tuple[float, ...] = ()
     white: float = 255.0
     name: str = ""
+
+    @property
+    def of_shares(self) -> bool:
+        """Whether 1 is white; else they are of floats of another range, taken as they are."""
+        return min(self.low or self.mean) >= -BRIGHTEST and max(self.high or self.mean) <= BRIGHTEST
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -53,13 +59,38 @@ def white_of(dtype: str, given: float = 0.0) -> float:
     return given or WHITE.get(dtype, 1.0)
 
 
-def require_white(dtype: str, given: float, name: str) -> float:
+def is_float(dtype: str) -> bool:
+    """Whether numbers of a raster are floats, whose type does not tell their range."""
+    return dtype.startswith("float")
+
+
+def kind_of(dtype: str) -> str:
+    """Types of one kind have one white: all floats, and each of the whole numbers."""
+    return "float" if is_float(dtype) else dtype
+
+
+def require_white(dtype: str, given: float, name: str, values: Float[np.ndarray, "c h w"] | None = None) -> float:
     """As `white_of`, for what needs the true one.
 
+    Args:
+        values: some of ``name``.
+
     Raises:
-        CurationError: whole numbers of a type that says nothing about the brightest of them.
+        CurationError: whole numbers of a type that says nothing about the brightest of them, or floats far above 1.
     """
-    if not given and dtype not in WHITE and not dtype.startswith("float"):
+    if values is not None and is_float(dtype):
+        least, largest = float(values.min(initial=0)), float(values.max(initial=0))
+        if least < -BRIGHTEST * (given or 1):
+            raise CurationError(
+                f"{name} holds {least:g}, which is no brightness; if that number stands for no data, say so in the "
+                f"file: gdal_edit.py -a_nodata {least:g}"
+            )
+        if not given and largest > BRIGHTEST:
+            raise CurationError(
+                f"{name} holds floats up to {largest:g}, which are no shares of white; say which value is white (255, "
+                f"10000, ...), or where {largest:g} stands for no data: gdal_edit.py -a_nodata {largest:g}"
+            )
+    if not given and dtype not in WHITE and not is_float(dtype):
         raise CurationError(
             f"{name} holds numbers of type {dtype}, of which none is known to be white; give it as white"
         )
@@ -98,7 +129,7 @@ def band_statistics(
         raise CurationError(f"{name}: no valid pixel to take statistics of; look at the nodata value")
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    if (std < 1e-9).any():
+    if (std <= 1e-6 * np.abs(mean) + 1e-9).any():  # of what is constant, rounding leaves less than that
         raise CurationError(f"{name}: band {int(std.argmin()) + 1} (of those chosen) is constant; choose other bands")
     low, high = np.percentile(np.concatenate(sample, 1), [5, 95], axis=1)
     found = [tuple(float(value) for value in part) for part in (mean, std, low, high)]

@@ -16,7 +16,7 @@ from PIL import Image
 from foundation.errors import CurationError
 from pretrain.multicrop import ColourSettings, CropSettings
 from satellite.data import TileReader
-from satellite.normalise import BandStatistics
+from satellite.normalise import BandStatistics, require_white
 
 
 def crops_from_above(
@@ -86,15 +86,23 @@ def crops_from_above(
 def tile_images(reader: TileReader, white: float) -> Iterator[dict[str, Any]]:
     """Rows of a pool: each tile as PNG bytes, losslessly where the files are 8 bits deep; nodata is black.
 
+    Args:
+        white: value that is white; 0: of the type.
+
     Raises:
-        CurationError: not three bands.
+        CurationError: not three bands, or see `require_white`.
     """
     if reader.n_bands != 3:
         raise CurationError(
             f"a pool of pictures has three bands, the tiles have {reader.n_bands}; choose three: --bands"
         )
     for tile in range(len(reader)):
-        yield {"image": {"bytes": png(reader.read(tile)[0], white), "path": f"tile {tile}"}}
+        yield {"image": {"bytes": tile_png(reader, tile, reader.read(tile)[0], white), "path": f"tile {tile}"}}
+
+
+def tile_png(reader: TileReader, tile: int, values: Float[np.ndarray, "three s s"], white: float = 0.0) -> bytes:
+    """The picture of a tile that was read."""
+    return png(values, require_white(reader.dtype, white, reader.place(tile)["image"], values))
 
 
 def png(values: Float[np.ndarray, "three s s"], white: float) -> bytes:

@@ -22,6 +22,7 @@ from foundation.errors import CurationError
 from foundation.files import write_atomically
 from foundation.paths import regular_file
 from foundation.settings import Count, CountOrZero, NonNegative, Range, Share, check, fill
+from satellite.normalise import kind_of
 from satellite.rasters import Raster, check_same_grid, open_heights, open_raster
 from satellite.units import metres_per, refuse_no_height, warn_if_implausible
 
@@ -114,10 +115,17 @@ def cut_tiles(
         raise CurationError(f"{twice[0]} is given more than once; its tiles would count as often")
     parts: list[pa.Table] = []
     empty = seen = 0
+    first = ""
     truths: Sequence[str | Path | None] = heights or [None] * len(images)
     for image, truth in zip(images, truths, strict=True):
         colour, labels = open_pair(image, truth, settings)
         with colour:
+            first = first or colour.dtype
+            if kind_of(colour.dtype) != kind_of(first):
+                raise CurationError(
+                    f"{image} holds {colour.dtype} but {images[0]} {first}: no one value is white in both; bring them "
+                    "to one type: gdal_translate -ot"
+                )
             looks = list(_looks(colour, labels, settings, Path(image).name, progress))
             row, col, share, labelled, tallest = (np.concatenate(found) for found in zip(*looks, strict=True))
             seen += len(row)

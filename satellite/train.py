@@ -21,7 +21,7 @@ from satellite.data import TileBatches, TileReader, labelled_rows, with_white
 from satellite.export import Seen, save_model
 from satellite.losses import height_loss
 from satellite.model import CanopyModel
-from satellite.normalise import PUBLISHED, BandStatistics, require_white, white_of
+from satellite.normalise import PUBLISHED, BandStatistics, is_float, require_white, white_of
 from satellite.settings import TrainSettings
 from satellite.tiles import TileSettings
 from training.checkpoints import find_checkpoint
@@ -99,7 +99,7 @@ def train(
             weights = {name.removeprefix("model."): value for name, value in state.items()}
             alone = replace(settings, backbone=self_contained(settings.backbone))
             bands = tuple(reader.rasters(int(rows[0]))[0].bands)
-            save_model(folder / MODEL, weights, alone, statistics, Seen(bands, tiles.size, resolution))
+            save_model(folder / MODEL, weights, alone, statistics, Seen(bands, tiles.size, resolution, reader.dtype))
 
         if result.finished:
             fitted.export(write, {**vars(result), "folder": MODEL}, [MODEL])
@@ -180,12 +180,15 @@ def _cache_tiles(settings: TrainSettings, tiles: TileSettings) -> int:
 
 
 def _statistics(settings: TrainSettings, reader: TileReader, rows: Int[np.ndarray, "n"]) -> BandStatistics:
-    white = white_of(reader.dtype, settings.white)
+    white, first = white_of(reader.dtype, settings.white), reader.place(int(rows[0]))["image"]
+    own = None if settings.statistics == "backbone" else reader.statistics(rows, settings.white)
     if settings.statistics != "data":  # which are of the same numbers, whatever white is
-        white = require_white(reader.dtype, settings.white, reader.place(0)["image"])
-    if settings.statistics == "backbone":
+        white = require_white(reader.dtype, settings.white, first)
+    if is_float(reader.dtype) and (settings.statistics != "data" or (own is not None and own.of_shares)):
+        for row in rows:
+            require_white(reader.dtype, settings.white, reader.place(int(row))["image"], reader.read(int(row))[0])
+    if own is None:
         return statistics_of(settings.backbone, white)
-    own = reader.statistics(rows, settings.white)
     if settings.statistics == "data":
         return own
     # the published means come without percentiles: those of the data serve to match colours later

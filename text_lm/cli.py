@@ -49,10 +49,12 @@ def cut(
 ) -> None:
     """Cut documents into passages at sentence ends; filter them."""
     from foundation.files import require_own
+    from foundation.paths import require_outside
     from text_lm.documents import read_documents
     from text_lm.filters import open_filters
     from text_lm.passages import MADE_BY, counts_of, write_passages
 
+    require_outside(output, source)
     for path in (output, counts_of(output)):
         require_own(path, MADE_BY, overwrite)
     skipped: list[str] = []

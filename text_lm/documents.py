@@ -99,12 +99,18 @@ class _Fields:
             return f"{place} holds a zero byte or a lone surrogate: it is not text"
         domain = record.get(self.domain or "domain")
         if self.domain and domain is None:
-            return f"{place} has no field {self.domain!r}; it has {', '.join(record)}"
+            return _lacks(record, self.domain, place)
         wanted = [self.source] if self.source else SOURCE_FIELDS
         source = next((record[name] for name in wanted if record.get(name) is not None), None)
         if self.source and source is None:
-            return f"{place} has no field {self.source!r}; it has {', '.join(record)}"
+            return _lacks(record, self.source, place)
         return Document(text, place if source is None else str(source), "" if domain is None else str(domain), place)
+
+
+def _lacks(record: dict[str, Any], field: str, place: str) -> str:
+    if field in record:
+        return f"{place} has null in field {field!r}"
+    return f"{place} has no field {field!r}; it has {', '.join(record)}"
 
 
 def _encodes(text: str) -> bool:

@@ -14,6 +14,7 @@ from foundation.errors import CurationError
 from foundation.files import check_export, check_json
 from foundation.hub import hub_within_reach
 from foundation.settings import CountOrZero, Positive, Range, check
+from foundation.weights import load_whole
 
 ATTENTION = ("sdpa", "flex_attention", "flash_attention_2")
 
@@ -128,23 +129,13 @@ def load_model(folder: str | Path, tokenizer: Any | None = None, attention: str 
         with warnings.catch_warnings(), nullcontext() if Path(folder).is_dir() else hub_within_reach():
             warnings.simplefilter("ignore")
             check_json(folder)
-            found: Any = AutoModelForCausalLM.from_pretrained(
-                str(folder),
-                dtype=torch.float32,
-                attn_implementation=attention,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
+            options = {"dtype": torch.float32, "attn_implementation": attention, "use_safetensors": True}
+            model = load_whole(AutoModelForCausalLM.from_pretrained, str(folder), **options)
+    except CurationError:
+        raise
     except Exception as error:  # transformers raises many kinds, with pages of text
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CurationError(f"model {folder} cannot be loaded ({reason}); give a Hugging Face folder") from error
-    model, loaded = found
-    for problem in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-        if wrong := sorted(map(str, loaded[problem])):  # it would be filled at random, or left out
-            raise CurationError(
-                f"the weights of model {folder} are not those of its config.json ({problem.replace('_', ' ')}: "
-                f"{', '.join(wrong[:3])}{', ...' * (len(wrong) > 3)}); copy it again"
-            )
     if tokenizer is not None:
         check_vocabulary(model, tokenizer)
     return model

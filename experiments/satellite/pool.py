@@ -30,8 +30,7 @@ from foundation.errors import CurationError
 from foundation.files import save_array, save_json
 from foundation.settings import Count, NonNegative, Positive, check
 from satellite.data import TileReader
-from satellite.normalise import white_of
-from satellite.pretraining import png
+from satellite.pretraining import tile_png
 from satellite.tiles import Split, TileSettings, cut_tiles, footprints, load_tiles, save_tiles, spatial_split
 
 SYNTHETIC = "synthetic"
@@ -181,13 +180,12 @@ def _write_pictures(
     progress: bool,
 ) -> None:
     """Shards of the tiles' pictures with their class: of land cover where it is given, else of canopy cover."""
-    white = white_of(reader.dtype)
 
     def row(i: int) -> dict[str, Any]:
         tile = int(tiles[i])
         values, _valid, known = reader.read(tile)
         cover = cover_class(known) if land is None else int(land[tile])
-        return {"image": {"bytes": png(values, white), "path": None}, "cover": cover}
+        return {"image": {"bytes": tile_png(reader, tile, values), "path": None}, "cover": cover}
 
     features = Features({"image": ImageFeature(), "cover": Value("int64")})
     write_shards(folder, len(tiles), row, features, progress=progress)

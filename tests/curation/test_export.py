@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from datasets import ClassLabel, Dataset, Features, Image, Value, load_from_disk
 from PIL import Image as Pillow
 
 from curation import Subset, open_pool
+from curation.cli import main
 from curation.export import export_subset, row_names
 from curation.pool import pool_fingerprint
 from foundation.errors import CurationError
@@ -146,3 +148,49 @@ def test_a_picture_that_has_gone_is_named_and_nothing_is_left_behind(folder: Pat
         with pytest.raises(CurationError, match="gone"):
             export_subset(lost, Subset.from_rows(np.array([2])), tmp_path / "out", kind, progress=False)
         assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "webdataset"])
+@pytest.mark.parametrize(("value", "what"), [(b"\0\xff", "bytes"), (float("nan"), "NaN"), ([float("inf")], "infinity")])
+def test_what_json_has_not_is_refused(kind: str, value: object, what: str, tmp_path: Path):
+    """Bytes became the text of their Python literal, and NaN a word that other readers refuse."""
+    pool = Dataset.from_dict({"text": ["a", "b"], "more": [value, value]})
+    with pytest.raises(CurationError, match=f"column 'more' holds .*{what}"):
+        export_subset(pool, Subset.from_rows(np.array([0])), tmp_path / "out", kind, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_row_of_nulls_is_a_sample_and_a_line_break_is_no_name(folder: Path, tmp_path: Path):
+    pool = Dataset.from_dict({"text": [None, "b"]}, Features({"text": Value("string")}))
+    export_subset(pool, Subset.from_rows(np.array([0, 1])), tmp_path / "out", "webdataset", progress=False)
+    with tarfile.open(tmp_path / "out/shard-00000.tar") as shard:
+        assert shard.getnames() == ["000000000.json", "000000001.txt"]
+    (tmp_path / "pool").mkdir()
+    for name in ("a\n.png", "b.png"):
+        (tmp_path / "pool" / name).write_bytes(encoded(3))
+    pool = open_pool(tmp_path / "pool")
+    with pytest.raises(CurationError, match="line break"):
+        export_subset(pool, drawn(pool, [0, 1]), tmp_path / "list.txt", "files", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-o", "out.jsonl"], "says another format than parquet; give --format jsonl"),
+        (["-o", "out.parquet", "--format=jsonl"], "says another format than jsonl; give --format parquet"),
+        (["-o", "out", "--copy"], "parquet does not take --copy, which is of folder"),
+        (["-o", "out", "--format=folder", "--rows-per-shard=9"], "does not take --rows-per-shard, which is of webdata"),
+        (["-o", "pool/cats/train", "--format=folder"], "lies within what is read (pool)"),
+    ],
+)
+def test_what_would_be_passed_over_or_read_again_is_refused(
+    words: list[str], said: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    shutil.copytree(folder, tmp_path / "pool")
+    monkeypatch.chdir(tmp_path)
+    drawn(open_pool("pool"), ROWS).save(tmp_path / "subset")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit):
+        main(["export", "pool", "subset", *words])
+    assert said in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before

@@ -13,6 +13,7 @@ from PIL import Image as Pillow
 
 import curation.prepare as module
 from curation import ClusterTree, HierarchicalKMeans, Subset, open_embeddings
+from curation.baselines import CLUSTERED
 from curation.cli import main
 from curation.filters.junk import JunkFilter, measure
 from curation.filters.text import TextJunk
@@ -234,7 +235,8 @@ def test_dedup_filter_cluster_and_baseline_in_a_row(files: Path, capsys: pytest.
     assert code == 0, err
     assert ClusterTree.load(files / "t").row_ids.tolist() == list(range(40))
     for method in ("random", "flat", "semdedup", "d4"):
-        arguments = [method, x, "-o", files / method, "--size", 12, "--rows", files / "f", "--clusters", 4]
+        arguments = [method, x, "-o", files / method, "--size", 12, "--rows", files / "f"]
+        arguments += ["--clusters", 4] if method in CLUSTERED else []
         assert curate(capsys, "baseline", *arguments)[0] == 0
         assert set(Subset.load(files / method).ids) <= set(range(40))
     code, err = curate(capsys, "baseline", "d4", x, "-o", files / "d4", "--size", 12)
@@ -252,6 +254,8 @@ def test_dedup_filter_cluster_and_baseline_in_a_row(files: Path, capsys: pytest.
         ("dedup {x} -o {out} --by exact", "needs the pool of the embeddings"),
         ("dedup {x} -o {out} --by sound", "by 'sound' is unknown"),
         ("dedup {pool} -o {out} --by embedding", "needs embeddings"),
+        ("dedup {pool} -o {out} --by exact --threshold 0.9", "exact does not take --threshold, which is of embedding"),
+        ("dedup {pool} -o {out} --by exact,text --max-bits 2", "exact, text does not take --max-bits"),
         ("dedup {pool} -o {out} --held-out {x}", "--held-out compares embeddings"),
         ("dedup {x} -o {out} --held-out {narrow}", "24 dimensions but the held-out set 4"),
         ("dedup {same} -o {out}", "all 20 embeddings are alike"),
@@ -260,12 +264,29 @@ def test_dedup_filter_cluster_and_baseline_in_a_row(files: Path, capsys: pytest.
         ("filter {numbers} -o {out}", "no column image or text"),
         ("filter {pool} -o {out} --workers 0 --min-side 500", "leaves none of the 47 rows"),
         ("filter {pool} -o {out} --max-aspect 0.5", "at least 1"),
+        (
+            "filter {pool} -o {out} --min-letters 0.5",
+            "a pool of images does not take --min-letters, which is of a pool",
+        ),
+        (
+            "filter {text} -o {out} --min-side 9",
+            "a pool of text does not take --min-side, which is of a pool of images",
+        ),
         ("filter {pool} -o {out} --nsfw 2", "--nsfw is 2.0; it must be at least 0 and at most 1"),
         ("filter {pool} -o {out} --rows {empty}", "no finished preparation"),
         ("baseline oracle {x} -o {out} --size 5", "needs the true labels"),
         ("baseline oracle {x} -o {out} --size 5 --pool {pool}", "no label column 'label'"),
         ("baseline retrieval {x} -o {out} --size 5", "give --trusted"),
         ("baseline random {x} -o {out} --size 48", "between 1 and the 47 rows"),
+        (
+            "baseline random {x} -o {out} --size 5 --clusters 4",
+            "random does not take --clusters, which is of flat, sem",
+        ),
+        ("baseline oracle {x} -o {out} --size 5 --metric l2", "oracle does not take --metric, which is of flat;"),
+        ("baseline flat {x} -o {out} --size 5 --pool {pool}", "flat does not take --pool, which is of oracle;"),
+        ("baseline semdedup {x} -o {out} --size 5 --dedup-share 0.75", "does not take --dedup-share, which is of d4"),
+        ("baseline d4 {x} -o {out} --size 5 --trusted {x}", "d4 does not take --trusted, which is of retrieval"),
+        ("baseline retrieval {x} -o {out} --size 5 --trusted {x} --seed 0", "retrieval does not take --seed"),
         ("baseline flat {x} -o {out} --size 5 --clusters 99", "99 clusters of 47 rows"),
         ("run {pool} -o {out} --size 50 --embedder {net}", "between 1 and 47"),
         ("run {pool} -o {out} --size 5 --embedder {net} --levels 9,x", "level 'x'"),
@@ -280,6 +301,7 @@ def test_mistakes_cost_one_line_and_write_nothing(files: Path, arguments: str, m
     names = {name: files / f"{name}.npy" for name in ("x", "same", "narrow", "absent")}
     names |= {"pool": files / "pool.parquet", "numbers": files / "numbers.parquet"}
     names |= {"out": files / "out", "empty": files / "empty", "net": "timm:resnet10t?pretrained=false"}
+    names["text"] = files / "text.jsonl"
     capsys.readouterr()
     code, err = curate(capsys, *arguments.format(**names).split())
     assert code == 2, err

@@ -108,6 +108,13 @@ def test_rasters_are_judged_as_arrays_are(tmp_path: Path):
     assert found["mae"].n == 4
     assert found["mae"].value == pytest.approx(np.abs(predicted - truth)[known].mean(), rel=1e-4)
     assert (tmp_path / "canopy.json").exists()
+    measure_maps(*paths, block=15, output=tmp_path)
+    with pytest.raises(CurationError, match=r"canopy\.json holds results of other settings"):
+        measure_maps(*paths, block=10, output=tmp_path)
+    write("p.tif", np.nan_to_num(predicted) + 1)
+    with pytest.raises(CurationError, match=r"canopy\.json holds results of other settings"):
+        measure_maps(*paths, block=15, output=tmp_path)
+    measure_maps(*paths, block=10, output=tmp_path, overwrite=True)
     with pytest.raises(CurationError, match="different places"):
         measure_maps(paths[0], write("moved.tif", truth, left=3))
     with (

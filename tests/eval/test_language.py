@@ -69,6 +69,8 @@ def test_random_weights_are_at_chance_on_a_few_hundred_rows(model: Path, tmp_pat
         assert row.value == pytest.approx(BENCHMARKS[row.dataset].chance, abs=4 * math.sqrt(0.25 * 0.75 / 200))
     assert json.loads((tmp_path / "metrics.json").read_text())["settings"]["language"]["limit"] == 200
     assert all(item.difference.value == 0 for item in compare(tmp_path, tmp_path))
+    with pytest.raises(CurationError, match=r"metrics\.json holds results of other settings"):
+        run_language(settings(model, tasks="hellaswag", limit=200), tmp_path)
 
 
 @needs_rows
@@ -164,6 +166,28 @@ def test_an_answer_that_is_longer_than_the_context_is_one_line(model: Path, tmp_
     (tmp_path / "short/config.json").write_text(text.replace('ings": 1024', 'ings": 4'))
     with pytest.raises(CurationError, match="arc_easy does not fit the model's context of 4 tokens"):
         run_language(settings(tmp_path / "short", tasks="arc_easy", limit=2))
+
+    # whatever else the harness asserts is told in its own words
+    with pytest.raises(CurationError, match=r"cannot measure mmlu_.* \(Error: .*few-?shot samples requested"):
+        run_language(settings(model, tasks="mmlu", limit=1, shots=9))
+
+
+@needs_rows
+@pytest.mark.parametrize(("change", "said"), [("lack", "missing keys"), ("more", "unexpected keys"), ("shape", "norm")])
+def test_a_checkpoint_that_is_not_its_configs_is_refused(model: Path, tmp_path: Path, change: str, said: str):
+    """What is missing was filled at random, and the benchmark ran."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model, tmp_path / "model")
+    weights = load_file(tmp_path / "model/model.safetensors")
+    name = "model.norm.weight"
+    if change == "lack":
+        del weights[name]
+    else:
+        weights[name if change == "shape" else "model.more.weight"] = torch.ones(31)
+    save_file(weights, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CurationError, match=f"weights of model.*{said}"):
+        run_language(settings(tmp_path / "model", tasks="arc_easy", limit=2))
 
 
 @needs_rows

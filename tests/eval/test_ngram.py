@@ -155,7 +155,13 @@ def test_a_test_set_that_was_seen_is_refused_with_counts(files: dict[str, str], 
     given = {"train": files["train"], "test": str(tmp_path / "both.parquet"), "resamples": 5}
     with pytest.raises(CurationError, match=r"2 of 17 test texts .*row 15.* 2 documents in both.*allow_seen"):
         run_ngram(given)
-    assert run_ngram({**given, "allow_seen": True}).settings["seen"] == {"texts": 2, "documents": 2}
+    given["allow_seen"] = True
+    assert run_ngram(given, tmp_path / "out").settings["seen"] == {"texts": 2, "documents": 2}
+    kept = (tmp_path / "out/metrics.json").read_bytes()
+    pq.write_table(pq.read_table(files["test"]), tmp_path / "both.parquet")
+    with pytest.raises(CurationError, match=r"metrics\.json holds results of other settings"):  # or of other texts
+        run_ngram(given, tmp_path / "out")
+    assert (tmp_path / "out/metrics.json").read_bytes() == kept
 
 
 def test_mistakes_are_one_line(files: dict[str, str], tmp_path: Path):

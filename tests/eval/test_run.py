@@ -57,7 +57,7 @@ def test_test_images_of_the_pretraining_are_counted(colour_model: FrozenModel, f
             ("", []),
         ]:
             model = replace(colour_model, pool=str(pool))
-            found = evaluate(model, [make_task("knn", {"train": str(folder), "ks": "1"})] * 2, SETTINGS)
+            found = evaluate(model, [make_task("knn", {"train": str(folder), "ks": k}) for k in "12"], SETTINGS)
             assert [line.split(": ")[1][: len(word)] for line, word in zip(found.warnings, said, strict=True)] == said
     finally:
         (seen / "0.png").replace(folder / "val/blue/0.png")
@@ -231,10 +231,17 @@ def test_suites_are_read_and_mistakes_named(tmp_path: Path):
     path = tmp_path / "suite.yaml"
     path.write_text("seed: 3\ntasks:\n- knn: {ks: [5]}\n- feature_stats\n")
     assert read_suite(path) == ([("knn", {"ks": [5]}), ("feature_stats", {})], {"seed": 3})
-    for text in ("tasks: 3", "tasks: [3]", "tasks: [{knn: 3}]", "[", "tasks:\n- {a: {}, b: {}}"):
+    for text in ("tasks: 3", "tasks: []", "tasks: [3]", "tasks: [{knn: 3}]", "[", "tasks:\n- {a: {}, b: {}}"):
         path.write_text(text)
         with pytest.raises(CurationError, match=r"suite\.yaml"):
             read_suite(path)
+
+
+def test_one_figure_does_not_hide_another(colour_model: FrozenModel, folder: Path, tmp_path: Path):
+    tasks = [make_task("knn", {"train": str(folder), "ks": [3], "temperature": t}) for t in (0.07, 0.5)]
+    with pytest.raises(CurationError, match=r"two evaluations both measure knn/.*accuracy k=3"):
+        evaluate(colour_model, tasks, RunSettings(device="cpu", resamples=20), tmp_path)
+    assert len(json.loads((tmp_path / "metrics.json").read_text())["rows"]) == 1
 
 
 def test_the_command_runs_a_suite_and_prints_one_line_on_a_mistake(folder: Path, tmp_path: Path, warm: Server):
@@ -249,6 +256,14 @@ def test_the_command_runs_a_suite_and_prints_one_line_on_a_mistake(folder: Path,
     assert done.returncode == 0, done.stderr
     assert "accuracy k=3" in done.stdout
     assert len(json.loads((tmp_path / "out" / "metrics.json").read_text())["rows"]) == 3
+    kept = (tmp_path / "out/metrics.json").read_bytes()
+    knn = ["-m", "eval", "knn", f"train={folder}", "ks=3", *model, "-o", str(tmp_path / "out")]
+    others = warm.run(*knn)
+    assert (others.returncode, "metrics.json holds results of other settings" in others.stderr) == (2, True)
+    assert (tmp_path / "out/metrics.json").read_bytes() == kept
+    assert warm.run(*knn, "--overwrite").returncode == 0
+    assert warm.run(*knn, "batch_size=3").returncode == 0  # the same figures, measured again
+    assert warm.run(*command[1:]).returncode == 0  # they begin with those that are there
     failed = warm.run("-m", "eval", "knn", "train=nowhere", *model)
     assert failed.returncode == 2
     assert failed.stderr.startswith("eval: error: dataset 'nowhere'")

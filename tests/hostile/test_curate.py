@@ -103,7 +103,7 @@ COMMANDS = {
     ),
     "baseline": Command(
         "curation.cli",
-        ("baseline", "semdedup", "x.npy", "-o", "out", "--size=30", "--clusters=5"),
+        ("baseline", "d4", "x.npy", "-o", "out", "--size=30", "--clusters=5"),
         ("--size=", "--clusters=", "--seed=", "--dedup-share="),
         ("x.npy",),
         valid=subset_is_whole,
@@ -114,8 +114,14 @@ COMMANDS = {
     "filter": Command(
         "curation.cli",
         ("filter", "texts.jsonl", "-o", "out", "--workers=0"),
-        (*JUNK, "--min-characters=", "--min-letters=", "--max-repeat=", "--workers="),
+        ("--min-characters=", "--min-letters=", "--max-repeat=", "--workers="),
         ("texts.jsonl",),
+        valid=kept_is_whole,
+    ),
+    "filter images": Command(
+        "curation.cli",
+        ("filter", "images", "-o", "out", "--workers=0", "--max-grain=0"),
+        (*JUNK, "--workers="),
         valid=kept_is_whole,
     ),
     "advise": Command("curation.cli", ("advise", "x.npy", "--size=20"), ("--size=", "--seed="), ("x.npy",)),
@@ -213,8 +219,8 @@ def test_every_number_of_curate_has_a_range():
 
 HOLD = """
 import sys
-from foundation.locks import locked_folder
-with locked_folder(sys.argv[1]):
+from foundation.locks import locked_file, locked_folder
+with (locked_file if sys.argv[2:] else locked_folder)(sys.argv[1]):
     print(flush=True)
     input()
 """
@@ -235,6 +241,26 @@ def test_a_folder_that_another_process_writes_is_refused_and_free_again_when_tha
     assert hostile.call(command, command.words).code == 0
     command.valid(hostile.work)
     assert not (hostile.work / "out" / ".lock").exists()
+
+
+@pytest.mark.parametrize("name", ["assign", "report"])
+def test_a_file_that_another_process_writes_is_refused(hostile: Hostile, name: str):
+    """Two at once both said that they had written it, and the results of one were gone."""
+    command = COMMANDS[name]
+    hostile.fresh(command)
+    out = hostile.work / command.writes[0]
+    words = [sys.executable, "-c", HOLD, str(out), "file"]
+    with subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        refused = hostile.call(command, command.words)
+        other.kill()
+    assert refused.code == 2
+    assert f"{out.name} is in use by process {other.pid} on " in refused.err
+    assert not out.exists()
+    assert hostile.call(command, command.words).code == 0
+    command.valid(hostile.work)
+    assert not list(hostile.work.glob(".*"))
 
 
 def test_the_same_tree_again_is_there_and_another_is_refused_and_kept(hostile: Hostile):

@@ -1,5 +1,8 @@
 """A map must lie where the picture lies, show no seams, and survive a kill."""
 
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,10 @@ pytest.importorskip("lightning")
 import satellite.infer as infer
 from foundation.errors import CurationError
 from satellite.cli import main
+from satellite.data import TileReader
+from satellite.export import load_model
 from satellite.infer import PredictSettings, blending_weights, predict_raster, starts
+from satellite.pretraining import tile_images
 from satellite.rasters import open_raster
 from satellite.tiles import TileSettings, cut_tiles
 from satellite.train import train
@@ -91,6 +97,27 @@ def test_nodata_stays_nodata(model: Path, scene, tmp_path: Path):
     found = heights(predict_raster(model, path, tmp_path / "h.tif", SETTINGS, progress=False))
     assert np.isnan(found[:, 200:]).all()
     assert np.isfinite(found[:, :200]).all()
+    nothing = write_raster(tmp_path / "nothing.tif", values * 0, nodata=0)
+    with pytest.raises(CurationError, match=r"nothing\.tif has no valid pixel"):
+        predict_raster(model, nothing, tmp_path / "maps/h.tif", SETTINGS, progress=False)
+    # a number for no data that the file does not declare was a very dark place
+    undeclared = np.where(values == 0, np.float32(-9999), values / np.float32(255))
+    for white, factor in ((0.0, 1), (255.0, 255)):
+        path = write_raster(tmp_path / "undeclared.tif", np.where(undeclared < 0, undeclared, undeclared * factor))
+        with pytest.raises(CurationError, match=r"undeclared\.tif holds -9999"):
+            predict_raster(model, path, tmp_path / "maps/h.tif", replace(SETTINGS, white=white), progress=False)
+    assert not any((tmp_path / "maps").glob("*"))
+
+
+def test_statistics_that_do_not_fit_the_bands_are_refused(model: Path, tmp_path: Path):
+    """A traceback, and only where colours were matched."""
+    shutil.copytree(model, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    del config["seal"]
+    config["statistics"]["low"] = [0.1, 0.1]
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    with pytest.raises(CurationError, match="other numbers of bands"):
+        load_model(tmp_path / "model")
 
 
 def test_another_resolution_is_refused_or_brought_to_the_models(model: Path, scene, tmp_path: Path):
@@ -180,3 +207,44 @@ def test_a_pool_of_tiles_holds_the_pixels_of_the_raster(scene):
     assert crops.colour.turns
     with pytest.raises(CurationError, match="do not fit a tile of 32 m"):
         crops_from_above(64, 0.5, (16, 48), (6, 16), 32, 16)
+
+
+def test_one_picture_is_the_same_whatever_numbers_its_file_holds(model: Path, scene, tmp_path: Path):
+    """8 bits or floats of 0..1 give one map; floats of 0..255 or 0..10000 gave a dark or blown one, silently."""
+    with open_raster(scene[0]) as raster:
+        pixels = raster.read(0, 0, raster.grid.height, raster.grid.width)[0]
+    files = {
+        name: write_raster(tmp_path / f"{name}.tif", (pixels * factor).astype(dtype))
+        for name, factor, dtype in (
+            ("shares", 1 / 255, np.float32),
+            ("bytes", 1, np.float32),
+            ("reflectances", 10_000 / 255, np.float64),
+            ("whole", 10_000 / 255, np.int16),
+        )
+    }
+    out = tmp_path / "maps/h.tif"
+    wanted = heights(predict_raster(model, scene[0], out, SETTINGS, progress=False))
+    out.unlink()
+    for name, white in (("shares", 1.0), ("bytes", 255.0), ("reflectances", 10_000.0), ("whole", 10_000.0)):
+        if name != "shares":
+            with pytest.raises(CurationError, match=rf"{name}\.tif holds .* white"):
+                predict_raster(model, files[name], out, SETTINGS, progress=False)
+            assert not any(out.parent.iterdir())
+        settings = PredictSettings(device="cpu", white=0.0 if name == "shares" else white)
+        found = heights(predict_raster(model, files[name], out, settings, progress=False))
+        np.testing.assert_allclose(found, wanted, atol=0.5 if name == "whole" else 1e-3, err_msg=name)
+        out.unlink()
+    # a model of such floats, which no type describes, asks back as well
+    settings = TileSettings(size=64)
+    table = cut_tiles([files["bytes"]], [scene[1]], settings, progress=False)
+    of_bytes = train(replace(SMALL, steps=1), table, settings, tmp_path / "run", progress=False).folder
+    predict_raster(of_bytes, files["bytes"], out, SETTINGS, progress=False)
+    for image in (scene[0], files["shares"], files["reflectances"], files["whole"]):
+        with pytest.raises(CurationError, match=f"{image.name} holds .* --white"):
+            predict_raster(of_bytes, image, out, SETTINGS, progress=False)
+    with pytest.raises(CurationError, match=r"bytes\.tif holds floats up to"):  # published means are of shares
+        train(replace(SMALL, statistics="imagenet"), table, settings, tmp_path / "published", progress=False)
+    with pytest.raises(CurationError, match=r"bytes\.tif holds floats up to"):
+        next(tile_images(TileReader(table, settings), 0.0))
+    with pytest.raises(CurationError, match=r"float32 but .* uint8"):
+        cut_tiles([scene[0], files["shares"]], None, TileSettings(size=64, bands=(1, 2, 3)), progress=False)

@@ -116,7 +116,7 @@ def test_training_learns_and_its_model_stands_alone(table, tmp_path: Path):
     assert len(lines) == 2
     (tmp_path / "run/model").rename(tmp_path / "elsewhere")
     model = load_model(tmp_path / "elsewhere")
-    assert model.seen == Seen((1, 2, 3), tile=32, resolution=0.5)
+    assert model.seen == Seen((1, 2, 3), tile=32, resolution=0.5, dtype="uint8")
     assert model.model(torch.zeros(1, 3, 32, 32)).shape == (1, 32, 32)
     (tmp_path / "elsewhere/model.safetensors").write_bytes(b"short")
     with pytest.raises(CurationError, match="not the file that was written"):

@@ -147,6 +147,8 @@ def test_statistics_leave_nodata_out():
         band_statistics([(spoilt, valid & False)], 1.0)
     with pytest.raises(CurationError, match=r"band 1 .* constant"):
         band_statistics([(np.ones((2, 4, 4), np.float32), np.ones((4, 4), bool))], 1.0)
+    with pytest.raises(CurationError, match="constant"):  # sums of which leave a deviation of 4e-9
+        band_statistics([(np.full((2, 64, 64), 7, np.float32), np.ones((64, 64), bool))] * 200, 255.0)
 
 
 def test_percentiles_of_one_sensor_land_on_those_of_the_other():

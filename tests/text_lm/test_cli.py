@@ -59,6 +59,15 @@ def test_every_step_says_what_went_in_and_out(work: Path):
     assert set(test["domain"]) == {"rare", "common"}
 
 
+def test_passages_do_not_go_into_the_folder_they_are_cut_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The next time they would be documents themselves."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/a.txt").write_text("One sentence is here. Another follows it.")
+    assert command("cut", tmp_path / "docs", "-o", tmp_path / "docs/new/cut.parquet") == 2
+    assert "lies within what is read" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["docs", "a.txt"]
+
+
 def test_train_on_a_subset_and_score(work: Path, capsys: pytest.CaptureFixture[str]):
     pool = open_pool(work / "split/train.parquet")
     rows = np.repeat(np.arange(30), 2)

@@ -196,3 +196,10 @@ def test_an_empty_result_is_refused_where_one_passage_is_wanted(tmp_path: Path):
     with pytest.raises(CurationError, match="3 documents give 0 passages"):
         write_passages(read_documents(str(tmp_path / "blank.jsonl")), tmp_path / "out.parquet", progress=False, least=1)
     assert [path.name for path in tmp_path.iterdir()] == ["blank.jsonl"]
+
+
+def test_a_field_that_is_null_is_not_said_to_lack(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"text": "x", "topic": null}\n')
+    for field in ("domain_field", "source_field"):
+        with pytest.raises(CurationError, match="line 1 has null in field 'topic'"):
+            texts(tmp_path / "a.jsonl", **{field: "topic"})
