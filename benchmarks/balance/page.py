@@ -72,8 +72,8 @@ Seven pools on which the default is known to do little or harm (`--cells` few_ch
 overlap_2, overlap_3, twice, plane) are run by their names alone and never count in the mean above; [the
 log](../log.md) has their figures. Where a concept has fewer rows than a place has neighbours (242 characters of 4 to
 20 rows), and on all classes of six domains at once, the default is worse than random rows, as it can be on parts of a
-plane. Even concepts that overlap in two or three dimensions, and small even pools of pictures, come out more uneven than
-they were, by a KL of 0.05 to 0.07. The checks of a tree are silent on most of these.
+plane. Even concepts that overlap in two or three dimensions, and small even pools of pictures, come out more uneven
+than they were, by a KL of 0.05 to 0.07. The checks of a tree are silent on most of these.
 """
 
 
