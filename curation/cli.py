@@ -628,6 +628,7 @@ def demo(
 
     result = run_demo(output, size, _say)
     _warn(result.findings)
+    _say(result.verdict.line())
     _say(f"open {result.report} in a browser")
 
 
@@ -680,7 +681,7 @@ def report(
         from curation.soundness import check_subset
 
         findings = check_subset(found, drawn, _embeddings_of(found, tree, embeddings))
-    write_report(
+    verdict = write_report(
         found,
         drawn,
         output,
@@ -691,6 +692,8 @@ def report(
         findings=findings,
         overwrite=overwrite,
     )
+    if labels is not None:
+        _say(verdict.line())
     _say(f"open {output} in a browser")
 
 
@@ -839,12 +842,16 @@ def run(
     _warn(result.findings)
     if result.skipped:
         _say(f"already there, not done again: {', '.join(result.skipped)}")
+    if labels is not None:
+        _say(result.verdict.line())
     _say(f"subset in {output}/subset/subset.parquet; open {result.report} in a browser")
     if json:
         found = [vars(finding) for finding in result.findings]
         made = {"subset": output / "subset/subset.parquet", "report": result.report, "tree": output / "tree"}
         counts = {"rows": len(result.subset), "distinct": len(result.subset.ids), "seconds": result.seconds}
-        _print_json({**made, **counts, "preparation": result.preparation, "findings": found})
+        _print_json(
+            {**made, **counts, "preparation": result.preparation, "verdict": vars(result.verdict), "findings": found}
+        )
 
 
 def main(arguments: list[str] | None = None) -> None:

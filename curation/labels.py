@@ -60,7 +60,9 @@ def read_labels(labels: Any, pool: Any = None) -> Labels:
     if isinstance(labels, str):
         what = f"label column {labels!r}"
         if pool is None:
-            raise CurationError(f"there is no {what}: no pool was given")
+            raise CurationError(
+                f"there is no {what}: no pool was given; --pool FILE (parquet or JSONL) has a row for each embedding"
+            )
         if labels not in pool.column_names:
             close = difflib.get_close_matches(labels, pool.column_names, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""

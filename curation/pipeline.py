@@ -27,6 +27,7 @@ from curation.soundness import Finding, check_subset
 from curation.subset import Subset, read_info
 from curation.text_embedders import embed_any, has_text_only, resolve_embedder
 from curation.tree import MOST_COPIES, ClusterTree, is_made_of, read_tree_settings
+from curation.verdict import Verdict
 from foundation.clock import Clock
 from foundation.devices import open_device
 from foundation.errors import CurationError
@@ -41,16 +42,17 @@ TEXT_PREPARATION = Preparation(by=("exact", "text"), junk=None, text_junk=TextJu
 
 @dataclass
 class PipelineResult:
-    """What the run made, and what it found already there."""
+    """What the run made, what it found already there, and what the report says first."""
 
     folder: Path
     tree: ClusterTree
     subset: Subset
     report: Path
+    verdict: Verdict
     skipped: list[str] = field(default_factory=list)
     preparation: dict[str, Any] | None = None
     findings: list[Finding] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict, kw_only=True)
 
 
 Fit = CommunityTree | HierarchicalKMeans
@@ -341,7 +343,7 @@ def run_pipeline(
             left_out = {**preparation["dropped"], "see": "prepared/dropped.html"} if preparation["dropped"] else None
         report = folder / "report.html"
         clock.begin("report")
-        write_report(
+        verdict = write_report(
             tree,
             subset,
             report,
@@ -357,7 +359,9 @@ def run_pipeline(
         say(clock.line())
         if labels is None and "label" in pool.column_names:
             say("the pool has labels: --labels label asks the report whether the subset is more even than random rows")
-        return PipelineResult(folder, tree, subset, report, skipped, preparation, findings, clock.seconds)
+        return PipelineResult(
+            folder, tree, subset, report, verdict, skipped, preparation, findings, seconds=clock.seconds
+        )
 
 
 def place_rows(tree: ClusterTree, embeddings: Any, device: str = "cpu") -> dict[str, np.ndarray]:

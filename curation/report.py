@@ -23,6 +23,7 @@ from curation.verdict import (
     N_RANDOM,
     TONES,
     Comparison,
+    Verdict,
     compare_clusters,
     compare_labels,
     headline,
@@ -147,7 +148,7 @@ def write_report(
     findings: list[Finding] | None = None,
     preparation: dict[str, Any] | None = None,
     overwrite: bool = False,
-) -> None:
+) -> Verdict:
     """Write the report.
 
     Args:
@@ -161,6 +162,9 @@ def write_report(
         findings: of a soundness check; without labels the worst of them is the verdict.
         preparation: what was left out of the pool before clustering, as name -> count (or path of its report).
         overwrite: replace a file that is no page of ours, too.
+
+    Returns:
+        The verdict at its top.
 
     Raises:
         CurationError: the subset was drawn from another tree, the pool is not the tree's, labels do not fit, or the
@@ -205,6 +209,7 @@ def write_report(
         unreadable=len(examples.unreadable),
     )
     write_atomically(Path(path), lambda stream: stream.write(html))
+    return verdict
 
 
 def _notes(by_label: Comparison | None, verdict: Any, findings: list[Finding] | None) -> list[str]:

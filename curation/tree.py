@@ -210,7 +210,7 @@ class ClusterTree:
         if not 0 < size <= self.n_rows * max_copies:
             raise CurationError(
                 f"size {size} must lie between 1 and {self.n_rows * max_copies} "
-                f"({self.n_rows} rows x {max_copies} copies); lower the size or raise max_copies"
+                f"({self.n_rows} rows x {max_copies} copies); lower the size or raise max_copies (--max-copies)"
             )
         rng = np.random.default_rng(seed)
         if method == "random":

@@ -158,6 +158,10 @@ class Verdict:
     def word(self) -> str:
         return TONES[self.tone]
 
+    def line(self) -> str:
+        """What a terminal shows."""
+        return f"{self.word.upper()}: {self.sentence}"
+
 
 def remedy(tree: ClusterTree, subset: Subset) -> str:
     """What to try where a subset is no better than random rows."""

@@ -71,6 +71,7 @@ def test_every_step_from_images_to_report(images: Path, tmp_path: Path, capsys: 
     )
     assert code == 0, err
     assert "labels were not used" in (out / "r.html").read_text()
+    assert "random rows on your labels" in err, "the verdict is not said"
     code, _, err = curate(capsys, "assign", out / "t", out / "e", "-o", out / "placed.parquet")
     placed = pq.read_table(out / "placed.parquet")
     np.testing.assert_array_equal(placed["level_2"].to_numpy(), tree.row_clusters(1))
