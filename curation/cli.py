@@ -600,17 +600,18 @@ def export(
     json: Json = False,
 ) -> None:
     """Write the rows of a subset, as trainers take them."""
-    from curation.export import OF_SOME, export_subset
+    from curation.export import OF_SOME, export_subset, row_names
     from curation.pool import open_pool
     from curation.subset import Subset
     from foundation.paths import require_outside
 
     refuse_unused(context, format.value, OF_SOME)
     require_outside(output, pool)
-    rows = export_subset(
-        open_pool(pool, column=column), Subset.load(subset), output, format.value, rows_per_shard, copy
-    )
+    opened, drawn = open_pool(pool, column=column), Subset.load(subset)
+    rows = export_subset(opened, drawn, output, format.value, rows_per_shard, copy)
     _say(f"{rows:,} rows in {output}")
+    if format.value == "parquet" and "path" in row_names(opened, drawn.ids[:1]):
+        _say("the pictures are not inside: it names their files; --format webdataset, datasets or folder has them")
     if json:
         _print_json({"output": output, "format": format.value, "rows": rows})
 

@@ -1,5 +1,6 @@
 """Exports of a subset: a trainer that reads them must get the very rows, bytes and labels that were drawn."""
 
+import contextlib
 import io
 import json
 import os
@@ -90,6 +91,15 @@ def test_a_list_of_files_repeats_what_is_taken_twice(folder: Path, tmp_path: Pat
     pool = open_pool(folder)
     export_subset(pool, drawn(pool, ROWS), tmp_path / "list.txt", "files", progress=False)
     assert (tmp_path / "list.txt").read_text().split("\n")[:-1] == [pool.data["image"][i].as_py()["path"] for i in ROWS]
+
+
+def test_a_parquet_that_names_pictures_says_so(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    drawn(open_pool(folder), ROWS).save(tmp_path / "subset")
+    for kind, said in (("parquet", True), ("webdataset", False)):
+        command = ["export", str(folder), str(tmp_path / "subset"), "-o", str(tmp_path / f"out.{kind}")]
+        with contextlib.suppress(SystemExit):
+            main([*command, "--format", kind])
+        assert ("not inside" in capsys.readouterr().err) == said
 
 
 def test_text_leaves_as_jsonl_and_datasets_with_all_its_columns(tmp_path: Path):
