@@ -21,6 +21,7 @@ from foundation.files import require_own, write_atomically
 
 MOST_LABELS = 1_500  # lines of the table of shares
 MOST_SUBSETS = 6
+WITH_ROWS = 8  # checks of a subset at least, where its rows were looked at, too; fewer cannot rank
 
 
 @dataclass
@@ -165,6 +166,9 @@ def _verdict_by_findings(names: list[str], findings: Sequence[list[Finding]]) ->
         f"{name}: {bad} bad, {warn} to look at, of {len(found)}"
         for name, (bad, warn), found in zip(names, counts, findings, strict=True)
     )
+    if min(map(len, findings)) < WITH_ROWS:
+        sentence = "The checks of the clusters alone do not rank subsets: give the embeddings (--embeddings), or labels"
+        return Verdict("none", f"{sentence} ({told}).")
     first = [name for name, count in zip(names, counts, strict=True) if count == min(counts)]
     if len(first) == len(names):
         sentence = "Without labels, and by the checks of soundness alone, none of these subsets is better than another"

@@ -97,6 +97,9 @@ def test_without_labels_the_checks_of_soundness_judge(folders: Path, tmp_path: P
     assert "the checks of soundness find least to say against sound (" in page
     for finding in [finding for one in checks for finding in one]:
         assert finding.sentence in page
+    without_rows = [check_subset(item.tree, item.subset) for item in found]
+    write_comparison(found, tmp_path / "c.html", findings=without_rows)
+    assert "do not rank subsets" in html.unescape((tmp_path / "c.html").read_text())
 
 
 def test_the_command_checks_each_subset_unless_told_not_to(folders: Path, tmp_path: Path, monkeypatch):
