@@ -296,6 +296,9 @@ def common_variance(shares: Sequence[Float[np.ndarray, "n"]]) -> float:
     As of any measurements of one thing (Spearman, 1910): what a belief gets wrong by itself is in no covariance. One
     that says the contrary of all others, as a wide cover of compact concepts, sees what they see: signs do not count.
     Infinite for a single belief.
+
+    Args:
+        shares: (n,) of each belief, none negative.
     """
     if len(shares) < 2:
         return np.inf
