@@ -51,7 +51,7 @@ Baseline = Enum(
 EMBEDDERS = (
     "auto: a DINOv2 for images, a sentence model for text. timm:NAME, torchvision:NAME; without a network: "
     "efficientnet_lite0 (extra demo), checkpoint:PATH, timm:NAME with --weights; of text sentence[:NAME or folder] "
-    "(extra text), char_svd[:DIMENSIONS], byte_histogram."
+    "(extra text), char_svd[:DIMENSIONS], byte_histogram; char_svd:FOLDER of embeddings: later texts on the same axes."
 )
 Embedder = Annotated[str, typer.Option(help=EMBEDDERS)]
 Weights = Annotated[Path | None, typer.Option(help="Local .safetensors weights of timm:NAME; no network is asked.")]
@@ -620,6 +620,7 @@ def export(
 def demo(
     output: Output = Path("demo"),
     size: Annotated[int, number("Rows of the subset.", ge=1)] = 1000,
+    overwrite: Overwrite = False,
 ) -> None:
     """Curate 6,900 pictures that come with the project (extra demo): a minute or two, no network."""
     from foundation.threads import use_free_cores
@@ -627,7 +628,7 @@ def demo(
     use_free_cores()
     from curation.demo import run_demo
 
-    result = run_demo(output, size, _say)
+    result = run_demo(output, size, _say, overwrite=overwrite)
     _warn(result.findings)
     _say(result.verdict.line())
     _say(f"open {result.report} in a browser")

@@ -25,13 +25,18 @@ def demo_pool() -> Path:
 
 
 def run_demo(
-    folder: Path, size: int = 1000, say: Callable[[str], None] = print, command: str = "curate demo"
+    folder: Path,
+    size: int = 1000,
+    say: Callable[[str], None] = print,
+    command: str = "curate demo",
+    overwrite: bool = False,
 ) -> PipelineResult:
     """Curate the demo's pictures into ``folder``; needs no network.
 
     Args:
         size: rows of the subset.
         command: that was typed, for the report.
+        overwrite: see `run_pipeline`.
 
     Raises:
         CurationError: the pictures or the network's weights (extra ``demo``) are not there.
@@ -48,4 +53,5 @@ def run_demo(
         title=f"Open Clip Art: {size:,} balanced pictures out of 6,900",
         commands=[command, f"# the same by hand:  {by_hand}"],
         say=say,
+        overwrite=overwrite,
     )

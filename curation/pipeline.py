@@ -169,8 +169,8 @@ def check_run(
     """Refuse, before anything is embedded, what would fail hours later.
 
     Raises:
-        CurationError: a size, a number of clusters or a column that the pool does not have; a finished tree of other
-            settings that is not to be overwritten.
+        CurationError: a size, a number of clusters or a column that the pool does not have; a finished tree or subset
+            of other settings that is not to be overwritten.
     """
     require_number(max_copies, Range(ge=1, le=MOST_COPIES), "max_copies")
     require_number(fit.seed, Range(ge=0, le=LARGEST_SEED), "seed")
@@ -185,6 +185,43 @@ def check_run(
     if (folder / "tree" / "tree.json").exists() and not overwrite:
         settings = read_tree_settings(folder / "tree")
         _refuse_other_tree(folder / "tree", settings, fit.settings)
+    if (folder / "subset" / "subset.json").exists() and not overwrite:
+        wanted = _subset_settings(size, strategy, "balanced", max_copies, fit.seed)
+        _refuse_other_subset(folder / "subset", read_info(folder / "subset"), wanted)
+
+
+def _subset_settings(size: int, strategy: str, method: str, max_copies: int, seed: int) -> dict[str, Any]:
+    """What a subset keeps of the way it was drawn, its tree apart."""
+    return {"method": method, "strategy": strategy, "target": size, "max_copies": max_copies, "seed": seed}
+
+
+def _refuse_other_subset(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise where a finished subset has other settings than those wanted."""
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            what = f"size {found.get(key)}, not {value}" if key == "target" else f"{key}={found.get(key)}, not {value}"
+            what = "another tree" if key == "tree_checksum" else what
+            raise CurationError(
+                f"{folder} holds a finished subset of {what}; choose another -o, or give --overwrite (`curate sample` "
+                "draws further subsets from the tree that is there)"
+            )
+
+
+def finished_subset(folder: Path, wanted: dict[str, Any], overwrite: bool) -> Subset | None:
+    """The subset in ``folder``, where it was drawn with these settings; None: one is to be drawn.
+
+    Raises:
+        CurationError: a finished subset of other settings, or a damaged one, is not to be overwritten.
+    """
+    if not (folder / "subset.json").exists():
+        return None
+    with suppress(CurationError) if overwrite else nullcontext():
+        found = read_info(folder)
+        if all(found.get(key) == value for key, value in wanted.items()):
+            return Subset.load(folder)
+    if not overwrite:
+        _refuse_other_subset(folder, found, wanted)
+    return None
 
 
 def sample_folder(
@@ -208,23 +245,11 @@ def sample_folder(
     Raises:
         CurationError: a finished subset of other settings is not to be overwritten, or see `ClusterTree.sample`.
     """
-    wanted = {
-        "tree_checksum": tree.checksum,
-        "method": method,
-        "strategy": strategy,
-        "target": size,
-        "max_copies": max_copies,
-        "seed": seed,
-    }
-    if (folder / "subset.json").exists():
-        with suppress(CurationError) if overwrite else nullcontext():
-            found = read_info(folder)
-            if all(found.get(key) == value for key, value in wanted.items()):
-                return Subset.load(folder), True
-        if not overwrite:
-            raise CurationError(f"{folder} holds a finished subset; choose another -o, or give --overwrite")
+    wanted = _subset_settings(size, strategy, method, max_copies, seed)
+    there = finished_subset(folder, {"tree_checksum": tree.checksum, **wanted}, overwrite)
+    if there is not None:
+        return there, True
     rows = tree.sample(size, strategy=strategy, max_copies=max_copies, seed=seed, method=method)
-    del wanted["tree_checksum"]
     subset = Subset.from_rows(rows, tree, **wanted)
     if pool is not None:
         subset.names = row_names(pool, subset.ids)
@@ -272,7 +297,7 @@ def run_pipeline(
         labels: pool column with the true concepts, for the report alone.
         prepare: what is left out before clustering (of text, by the rules for text); None: nothing. Rows of tree
             and subset are rows of the pool either way.
-        overwrite: replace a finished tree of other settings; else it is refused.
+        overwrite: replace a finished tree or subset of other settings; else they are refused.
         say: is told which step begins, what preparation left out, and at the end what took how long.
         check: ask whether the tree and the subset are sound, for the report and ``findings`` of the result.
 
@@ -325,23 +350,23 @@ def run_pipeline(
         tree, found = cluster_folder(x, folder / "tree", fit, overwrite)
         skipped += ["tree"] if found else []
         clock.begin("sample")
-        subset, found = sample_folder(
-            tree,
-            folder / "subset",
-            size,
-            strategy=strategy,
-            method="balanced",
-            max_copies=max_copies,
-            seed=seed,
-            pool=pool,
-        )
+        report = folder / "report.html"
+        drawn: dict[str, Any] = {
+            "strategy": strategy,
+            "method": "balanced",
+            "max_copies": max_copies,
+            "seed": seed,
+        }
+        of_tree = {"tree_checksum": tree.checksum, **_subset_settings(size, **drawn)}
+        if finished_subset(folder / "subset", of_tree, overwrite) is None:
+            report.unlink(missing_ok=True)  # of another subset: a kill must not leave it beside the new one
+        subset, found = sample_folder(tree, folder / "subset", size, **drawn, pool=pool, overwrite=overwrite)
         skipped += ["subset"] if found else []
         clock.begin("check", "is the tree sound? (--no-check: not asked)" if check else "")
         findings = check_subset(tree, subset, x, seed) if check else []
         left_out = None
         if preparation is not None:
             left_out = {**preparation["dropped"], "see": "prepared/dropped.html"} if preparation["dropped"] else None
-        report = folder / "report.html"
         clock.begin("report")
         verdict = write_report(
             tree,

@@ -94,6 +94,26 @@ def test_run_does_everything_and_skips_what_is_done(images: Path, tmp_path: Path
     assert (tmp_path / "all" / "report.html").exists()
 
 
+def test_run_does_not_replace_a_subset_unasked(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    command = ["run", images, "-o", tmp_path, "--embedder", RANDOM_NET, "--image-size", 32, "--levels", "10,3"]
+    command += ["--no-check", "--size"]
+    assert curate(capsys, *command, 12)[0] == 0
+    before = Subset.load(tmp_path / "subset").rows()
+    code, _, err = curate(capsys, *command, 9)
+    assert (code, "finished subset of size 12, not 9" in err) == (2, True)
+    np.testing.assert_array_equal(Subset.load(tmp_path / "subset").rows(), before)
+    assert (tmp_path / "report.html").exists()
+    with pytest.MonkeyPatch.context() as patch:  # killed before the new report
+        patch.setattr("curation.pipeline.write_report", lambda *_args, **_options: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            curate(capsys, *command, 9, "--overwrite")
+    assert len(Subset.load(tmp_path / "subset")) == 9
+    assert not (tmp_path / "report.html").exists()  # of twelve rows
+    code, _, err = curate(capsys, *command, 9)
+    assert "not done again: embeddings, prepared, tree, subset" in err
+    assert (code, (tmp_path / "report.html").exists()) == (0, True)
+
+
 def test_plan_of_the_paper(capsys: pytest.CaptureFixture):
     arguments = ["plan", "--rows", "743e6", "--dim", 1024, "--levels", "100000x100,500000,50000,10000", "--gpus", 8]
     code, out, _ = curate(capsys, *arguments, "--resamples", "0,10,10,10", "--sample-sizes", "0,10,5,3")
