@@ -204,6 +204,7 @@ def measure(part: str, work: Path, threads: int, shapes: list[str]) -> Iterator[
         code = ["-c", LABELS, str(folder / "pool.parquet"), str(LABELLED)]
         yield "read_labels", float(run_python(code, limited)[1])
         return
+    run_python(["scripts/compile_kernels.py"], limited)  # once in the life of an installation
     given = ["-m", "curation", "report", str(folder / "tree"), str(folder / "subset"), "--overwrite"]
     given += ["--pool", str(folder / "pool.parquet"), "--labels", "label", "--embeddings", str(folder / "embeddings")]
     given += ["-o", str(folder / "report.html")]
