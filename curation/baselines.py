@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from curation.bad_rows import check_rows
-from curation.embeddings import Embeddings, open_embeddings
+from curation.embeddings import Embeddings, embedder_of, open_embeddings, require_one_embedder
 from curation.kmeans import KMeansResult, kmeans
 from curation.kmeans.assignment import rows_per_read
 from curation.labels import read_labels
@@ -182,6 +182,7 @@ def retrieval_subset(x: Any, trusted: Any, size: int, n_neighbours: int = 4, pro
     _check_size(size, source.n_rows)
     if source.dim != reference.dim:
         raise CurationError(f"the pool has {source.dim} dimensions but the trusted set {reference.dim}")
+    require_one_embedder(embedder_of(source.metadata), embedder_of(reference.metadata), "the pool and the trusted set")
     for rows in (source, reference):
         check_rows(rows, True, rows_per_read(rows.dim), remedy="leave them out")
     index = faiss.IndexScalarQuantizer(source.dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)

@@ -41,6 +41,7 @@ ROW_IDS_OF = {"embeddings.json": "embeddings", "tree.json": "a tree", "dropped.p
 SUFFIXES = (".npy", ".parquet", ".pq", ".arrow", ".feather", ".ipc")
 MAPPED_AROUND = 2 << 20  # bytes: a page that is read may be part of a large one, which is mapped as a whole
 ROWS_PER_RELEASE = 1024  # of rows that may lie apart
+IDENTITY = ("weights", "axes", "image_size", "max_tokens")  # of an embedder in ``embeddings.json``, besides its name
 EMBED_AGAIN = "embed again into another folder"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
@@ -577,6 +578,35 @@ def _open_folder(folder: Path, column: str | None) -> Embeddings:
     return Embeddings(shards, info, load_array(ids) if ids.exists() else None)
 
 
+def embedder_of(metadata: dict[str, Any]) -> dict[str, Any]:
+    """What makes rows comparable with others, of what ``embeddings.json`` says; {} where nothing is known.
+
+    A name may hold a path, which moves; where the weights or axes are known it does not matter.
+    """
+    found = {key: metadata[key] for key in IDENTITY if key in metadata}
+    if "embedder" in metadata and not {"weights", "axes"} & found.keys():
+        found["embedder"] = metadata["embedder"]
+    return found
+
+
+def require_one_embedder(mine: dict[str, Any], others: dict[str, Any], what: str) -> None:
+    """Refuse rows of two embedders, between which no distance means anything, where both are known.
+
+    Args:
+        mine, others: of `embedder_of`.
+        what: the two, for the message: "the rows and the tree".
+
+    Raises:
+        CurationError: they differ.
+    """
+    if mine and others and mine != others:
+        key = next(key for key in ("embedder", *IDENTITY) if mine.get(key) != others.get(key))
+        raise CurationError(
+            f"{what} are of different embedders ({key} {short(mine.get(key))} and {short(others.get(key))}): embed "
+            "both with the same one (of char_svd, the second with --embedder char_svd:FOLDER of the first)"
+        )
+
+
 def _joined(folders: dict[Path, Embeddings]) -> Embeddings:
     """Parts of a pool as one: rows of a part come after all pool rows of the parts before it.
 
@@ -589,7 +619,7 @@ def _joined(folders: dict[Path, Embeddings]) -> Embeddings:
     for folder, info, n in zip(folders, infos, rows, strict=True):
         if not isinstance(n, int) or n < 0:
             raise CurationError(f"{folder} does not say how many rows its pool has; {EMBED_AGAIN}")
-        for key in ("embedder", "weights", "image_size"):
+        for key in ("embedder", *IDENTITY):
             if info.get(key) != infos[0].get(key):
                 raise CurationError(
                     f"{folder} has {key} {short(info.get(key))}, the parts before {short(infos[0].get(key))}; "

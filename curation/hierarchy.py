@@ -13,7 +13,7 @@ import torch
 
 from curation.bad_rows import KeptRows, read_all_rows, refuse_rows
 from curation.checkpoint import FitCheckpoint
-from curation.embeddings import ArrayShard, Embeddings, TensorShard, open_embeddings
+from curation.embeddings import ArrayShard, Embeddings, TensorShard, embedder_of, open_embeddings
 from curation.group import Group, LostProcess
 from curation.kmeans.assignment import rows_per_read
 from curation.kmeans.lloyd import METRICS, LloydState, assign_filled, fit_centroids, inertia_of
@@ -271,6 +271,7 @@ class HierarchicalKMeans:
         for key in ("pool_fingerprint", "embedder"):
             if key in source.metadata:
                 settings[key] = source.metadata[key]
+        settings["embedded_by"] = embedder_of(source.metadata)
         tree = ClusterTree(levels, settings, source.row_ids)
         if save_to is None:
             return tree

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from curation.bad_rows import check_rows
 from curation.duplicates import DuplicateReport
-from curation.embeddings import Embeddings, open_embeddings
+from curation.embeddings import Embeddings, embedder_of, open_embeddings, require_one_embedder
 from curation.group import Group
 from curation.kmeans.assignment import rows_per_read
 from curation.kmeans.pieces import run_jobs
@@ -400,6 +400,7 @@ def near_held_out(
     source, reference = open_embeddings(x), open_embeddings(held_out)
     if source.dim != reference.dim:
         raise CurationError(f"the pool has {source.dim} dimensions but the held-out set {reference.dim}")
+    require_one_embedder(embedder_of(source.metadata), embedder_of(reference.metadata), "the pool and the held-out set")
     check_rows(reference, metric == "cosine", rows_per_read(reference.dim), remedy="leave them out")
     pool = _Centred(source, metric == "cosine")
     other = _Centred(reference, metric == "cosine", pool.mean)

@@ -1,7 +1,8 @@
 """Embedders of text by name, and one call that embeds a pool whatever it holds: images, or text.
 
 ``sentence:NAME`` is a sentence model (`curation.sentences`); ``byte_histogram`` and ``char_svd:DIMENSIONS`` need no
-model and no network (`curation.lexical`).
+model and no network (`curation.lexical`). The axes of ``char_svd`` are those of its pool; ``char_svd:FOLDER`` takes
+those of embeddings that are there, for texts that came later.
 """
 
 from collections.abc import Callable
@@ -15,19 +16,29 @@ from tqdm import tqdm
 
 from curation.embed import EmbedResult, embed_pool
 from curation.embedders import open_embedder, parse_embedder
-from curation.embeddings import EmbeddingWriter
-from curation.lexical import BYTES, CHARACTERS, byte_histograms, fit_characters, is_lexical, lexical_dimensions
+from curation.embeddings import EmbeddingWriter, read_info
+from curation.lexical import (
+    AXES_FILE,
+    BYTES,
+    CHARACTERS,
+    CharacterEmbedder,
+    byte_histograms,
+    fit_characters,
+    is_lexical,
+    lexical_dimensions,
+)
 from curation.pool import check_text, pool_fingerprint
 from curation.sentences import OFFLINE, embed_passages, open_sentence_model
 from curation.small_pictures import SMALL, small_for
 from foundation.errors import CurationError
-from foundation.files import load_array, save_array
+from foundation.files import check_files, checksum, load_array, save_array
 from foundation.locks import locked_folder
 
 AUTO, SENTENCE = "auto", "sentence"
 IMAGES = "timm:vit_small_patch14_dinov2"
 FITTED_ON = 50_000  # texts that the axes of char_svd are fitted to, spread evenly over the pool
 TEXTS_PER_BLOCK = 1024
+Embed = Callable[[list[str]], Float[np.ndarray, "n d"]]
 
 
 def has_text_only(pool: Any) -> bool:
@@ -52,7 +63,7 @@ def resolve_embedder(name: str, pool: Any) -> str:
         raise CurationError(
             f"embedder {name!r} is one of images, and the pool holds text; use {SENTENCE}:NAME, {BYTES} or {CHARACTERS}"
         )
-    if is_lexical(name):
+    if is_lexical(name) and fitted_folder(name) is None:
         lexical_dimensions(name)
     if of_text and not text:
         raise CurationError(f"embedder {name!r} is one of text, and the pool has {', '.join(pool.column_names)}")
@@ -124,16 +135,48 @@ def embed_lexical_pool(
     Raises:
         CurationError: an unknown name, no text at all, or the folder holds something else.
     """
-    kind, dim = name.partition(":")[0], lexical_dimensions(name)
-    metadata = {"embedder": name, "seed": seed, "pool_fingerprint": pool_fingerprint(pool), "pool_rows": len(pool)}
     check_text(pool, "text")
+    metadata: dict[str, Any] = {
+        "embedder": name,
+        "seed": seed,
+        "pool_fingerprint": pool_fingerprint(pool),
+        "pool_rows": len(pool),
+    }
+    embed: Embed | None = byte_histograms if name == BYTES else None
+    if (first := fitted_folder(name)) is not None:
+        embed, info = _fitted(first)
+        metadata |= {key: info[key] for key in ("embedder", "seed", "axes")}
+    dim = lexical_dimensions(metadata["embedder"])
     with locked_folder(folder) as place:
         writer = EmbeddingWriter(place, dim, dtype, 65_536, metadata, overwrite)
-        return _embed_lexical(writer, pool, kind, dim, seed, progress)
+        return _embed_lexical(writer, pool, embed, dim, seed, progress)
 
 
-def _embed_lexical(writer: EmbeddingWriter, pool: Any, kind: str, dim: int, seed: int, progress: bool) -> EmbedResult:
-    """Embed what is not embedded yet, and finish the folder."""
+def fitted_folder(name: str) -> Path | None:
+    """The folder of embeddings whose axes ``char_svd:FOLDER`` takes; None: another name."""
+    kind, _, rest = name.partition(":")
+    return Path(rest) if kind == CHARACTERS and Path(rest, "embeddings.json").is_file() else None
+
+
+def _fitted(folder: Path) -> tuple[CharacterEmbedder, dict[str, Any]]:
+    """The embedder that made these embeddings, and what ``embeddings.json`` says of it.
+
+    Raises:
+        CurationError: they are unfinished, or of another embedder.
+    """
+    info = read_info(folder)
+    if not info.get("complete") or "axes" not in info:
+        raise CurationError(
+            f"{folder} holds no finished embeddings of {CHARACTERS} with their axes; embed its pool again"
+        )
+    check_files([(folder / AXES_FILE, info["axes"])], "embed its pool again")
+    return CharacterEmbedder.load(folder / AXES_FILE), info
+
+
+def _embed_lexical(
+    writer: EmbeddingWriter, pool: Any, embed: Embed | None, dim: int, seed: int, progress: bool
+) -> EmbedResult:
+    """Embed what is not embedded yet, and finish the folder; without an embedder, one is fitted to the pool."""
     folder = writer.folder
     stored = pool.select_columns("text").with_format("arrow")
     blocks = (table["text"].to_pylist() for table in stored.iter(batch_size=TEXTS_PER_BLOCK))
@@ -144,8 +187,7 @@ def _embed_lexical(writer: EmbeddingWriter, pool: Any, kind: str, dim: int, seed
         return EmbedResult(len(load_array(folder / "row_ids.npy")), skipped)
     if not len(rows):
         raise CurationError(f"none of the {len(pool)} rows has text")
-    embed: Callable[[list[str]], Float[np.ndarray, "n d"]] = byte_histograms
-    if kind == CHARACTERS:
+    if embed is None:
         chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), FITTED_ON)).astype(np.int64))]
         embed = fit_characters(stored[chosen.tolist()]["text"].to_pylist(), dim, seed, progress)
     first = writer.n_written
@@ -155,5 +197,8 @@ def _embed_lexical(writer: EmbeddingWriter, pool: Any, kind: str, dim: int, seed
             writer.append(embed(texts))
             bar.update(len(texts))
         save_array(folder / "row_ids.npy", rows.astype(np.int64))
+        if isinstance(embed, CharacterEmbedder):
+            embed.save(folder / AXES_FILE)
+            writer.info["axes"] = checksum(folder / AXES_FILE)
         writer.finish(skipped={str(row): reason for row, reason in skipped.items()})
     return EmbedResult(len(rows), skipped)

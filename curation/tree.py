@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from curation.bad_rows import check_rows
 from curation.balance import effective_number, gini, normalised_entropy
-from curation.embeddings import Embeddings, check_row_ids, open_embeddings
+from curation.embeddings import Embeddings, check_row_ids, embedder_of, open_embeddings, require_one_embedder
 from curation.kmeans.assignment import rows_per_read
 from curation.kmeans.two_step import Centroids
 from curation.pool import pool_fingerprint
@@ -137,12 +137,15 @@ class ClusterTree:
             (m, n_levels) int64 clusters, level 1 first.
 
         Raises:
-            CurationError: the width is not that of the tree, or a row that no distance can be taken to.
+            CurationError: the width is not that of the tree, another embedder, or a row that no distance can be taken
+                to.
         """
         source = open_embeddings(x)
         dim = self.levels[0].centroids.shape[1]
         if source.dim != dim:
             raise CurationError(f"the rows have {source.dim} dimensions but the tree was made of {dim}")
+        of_tree = self.settings.get("embedded_by") or {}  # of older trees nothing is known
+        require_one_embedder(embedder_of(source.metadata), of_tree, "the rows and the tree")
         first, metric = self.levels[0], self.settings.get("metric", "l2")
         check_rows(source, metric == "cosine", rows_per_read(source.dim), remedy="leave them out")
         centroids = Centroids(first.centroids, first.coarse, first.coarse_of)
@@ -392,6 +395,7 @@ class _Settings:
     embeddings_fingerprint: str | None = None
     embeddings_digest: str | None = None
     pool_fingerprint: str | None = None
+    embedded_by: dict[str, Any] | None = None
 
 
 @dataclass

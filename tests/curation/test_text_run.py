@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from curation import Subset, open_embeddings
+from curation import CommunityTree, Subset, open_embeddings
+from curation.baselines import retrieval_subset
 from curation.cli import main
+from curation.near_duplicates import near_held_out
+from curation.pool import open_pool
 from curation.text_embedders import embed_any, resolve_embedder
 from foundation.errors import CurationError
 
@@ -88,3 +91,33 @@ def test_the_embedder_must_be_of_what_the_pool_holds():
     for wrong in ("char_svd:0", "byte_histogram:9", "char_svd:x"):
         with pytest.raises(CurationError, match="is unknown"):
             embed_any(text, wrong, "nowhere", progress=False)
+
+
+def test_later_text_is_embedded_on_the_axes_of_the_pool_and_no_others_are_placed(texts: Path, tmp_path: Path):
+    pool = open_pool(texts, column="body")
+    later = pool.select(range(60))
+    embed_any(pool, "char_svd:16", tmp_path / "old", progress=False)
+    embed_any(later, f"char_svd:{tmp_path / 'old'}", tmp_path / "later", progress=False)
+    old, new = open_embeddings(tmp_path / "old"), open_embeddings(tmp_path / "later")
+    np.testing.assert_array_equal(old.take(np.arange(60)), new.take(np.arange(60)))
+    assert new.metadata["axes"] == old.metadata["axes"]
+    embed_any(later, f"char_svd:{tmp_path / 'later'}", tmp_path / "further", progress=False)
+    assert open_embeddings(tmp_path / "further").metadata["axes"] == old.metadata["axes"]
+
+    tree = CommunityTree(progress=False).fit(old, tmp_path / "tree")
+    np.testing.assert_array_equal(tree.assign(new), tree.assign(old)[:60])
+    embed_any(later, "char_svd:16", tmp_path / "alone", progress=False)  # as wide, on axes of its own
+    for wrong in (lambda x: tree.assign(x), lambda x: near_held_out(old, x), lambda x: retrieval_subset(old, x, 9)):
+        with pytest.raises(CurationError, match="are of different embedders"):
+            wrong(tmp_path / "alone")
+
+    axes = tmp_path / "old" / "axes.safetensors"
+    axes.write_bytes(axes.read_bytes()[:-4] + b"\1\2\3\4")
+    with pytest.raises(CurationError, match=r"axes\.safetensors"):
+        embed_any(later, f"char_svd:{tmp_path / 'old'}", tmp_path / "damaged", progress=False)
+    axes.unlink()
+    with pytest.raises(CurationError, match=r"axes\.safetensors"):
+        embed_any(later, f"char_svd:{tmp_path / 'old'}", tmp_path / "damaged", progress=False)
+    with pytest.raises(CurationError, match="embedder 'char_svd:"):
+        embed_any(later, f"char_svd:{tmp_path / 'nowhere'}", tmp_path / "damaged", progress=False)
+    assert not (tmp_path / "damaged").exists()
