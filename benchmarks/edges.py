@@ -224,9 +224,11 @@ def page(parts: Parts) -> str:
         for name, row in parts.get(part, {}).items():
             late = " **too slow**" if row.found > LIMITS[part] else ""
             cells = [what.get(name, name), f"{row.found:.2f}{late}", f"{LIMITS[part]:.0f}"]
-            rows.append([*cells, row.source["device"].rpartition(", ")[2], commits_of([row.source])])
+            rows.append(
+                [*cells, row.source["device"].rpartition(", ")[2].removesuffix(" threads"), commits_of([row.source])]
+            )
     if rows:
-        lines += [markdown_table(["what", "seconds", "goal", "", "commit"], rows)]
+        lines += [markdown_table(["what", "seconds", "goal", "threads", "commit"], rows)]
     for part, (title, about, header, after) in BUSY.items():
         if part not in parts:
             continue

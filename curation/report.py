@@ -186,7 +186,7 @@ def write_report(
         "report.html.j2",
         title=title,
         verdict=verdict,
-        headline=headline(by_label or by_level[0]),
+        headline=headline(by_label or next((found for found in by_level[::-1] if found.k > 1), by_level[0])),
         notes=_notes(by_label, verdict, findings),
         findings=findings or [],
         tones=TONES,

@@ -20,7 +20,7 @@ def test_the_page_says_what_is_too_slow_and_how_much_slower_a_busy_machine_is():
     parts |= {"pretrain": {"small": row([90.0, 60.0]), "large": row([9.0, 3.0], "abcdef0123")}}
     found = edges.page(parts)
     assert found.count("**too slow**") == 1
-    assert "| 15.20 **too slow** | 15 | 1 threads | 0123456789 |" in found
+    assert "| 15.20 **too slow** | 15 | 1 | 0123456789 |" in found
     assert "| passive | 2.00 s | 3.00 s | 1.50 | 0.5 | 0123456789 |" in found
     assert "| small | 90.00 images/s | 60.00 images/s | 1.50 | 0.5 | 0123456789 |" in found
     assert "| large | 9.00 images/s | 3.00 images/s | 3.00 | 0.5 | abcdef0123 |" in found

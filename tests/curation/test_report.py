@@ -196,6 +196,10 @@ def test_shares_of_every_label_by_name(curated, page):
     assert ("all taken" in last) == (taken == pool_rows[rarest])
 
 
+def test_without_labels_the_headline_is_of_the_level_that_is_balanced(page):
+    assert "of the 10 clusters of level 2 holds" in page()
+
+
 def test_a_headline_does_not_round_the_difference_away():
     for values in ([2.5, 1.5, 1.5], [73.9, 49.5, 52.4], [0.126, 0.002], [1.0449, 1.0612], [3.0, 3.0]):
         decimals = decimals_apart(values)
