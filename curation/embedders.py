@@ -153,10 +153,14 @@ def _forward(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Call
 
 
 def _no_weights(name: str, error: BaseException) -> CurationError:
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
     reason = " ".join(str(error).split())[:200] or type(error).__name__
+    if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
+        reason = "the Hub cannot be reached, and they are not in its cache"
     return CurationError(
-        f"cannot get the weights of {name} ({reason}); check the network, or use efficientnet_lite0, "
-        f"checkpoint:PATH, timm:NAME with --weights FILE, or random weights with ?pretrained=false"
+        f"cannot get the weights of {name} ({reason}); check the network, or use one that needs none: "
+        "efficientnet_lite0 (extra demo), timm:NAME with --weights FILE, or checkpoint:PATH"
     )
 
 

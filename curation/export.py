@@ -227,9 +227,15 @@ def _picture(stored: dict[str, Any]) -> tuple[bytes, str]:
 
 
 def _write_shards(pool: Any, rows: Int[np.ndarray, "n"], output: Path, rows_per_shard: int, bar: Any) -> None:
-    """``shard-00000.tar``, ...: of each sample ``KEY.jpg``, ``.cls`` (number of the class), ``.txt``, ``.json``."""
+    """``shard-00000.tar``, ...: of each sample ``KEY.jpg``, ``.cls`` (number of the class), ``.txt``, ``.json``.
+
+    ``classes.json`` beside them lists the names of the classes, in the order of their numbers.
+    """
     width = max(9, len(str(int(rows.max(initial=0)))))
+    names = getattr(pool.features.get("label"), "names", None)
     with whole_folder(output) as fresh:
+        if names:
+            (fresh / "classes.json").write_text(json.dumps(names, ensure_ascii=False), encoding="utf-8")
         for number, start in enumerate(range(0, len(rows), rows_per_shard)):
             with tarfile.open(fresh / f"shard-{number:05d}.tar", "w") as shard:
                 mine, seen = rows[start : start + rows_per_shard], dict[int, int]()

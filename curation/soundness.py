@@ -492,7 +492,7 @@ def check_tree(
     checks: list[Callable[[], Finding | None]] = [
         lambda: check_sizes(tree),
         lambda: check_singletons(tree, min(size, tree.n_rows)),
-        lambda: check_used_up(tree, rows),
+        lambda: None if subset_rows is None else check_used_up(tree, rows),
         lambda: check_beliefs(tree),
         lambda: check_overlap(tree),
         lambda: check_evidence(tree),

@@ -60,7 +60,8 @@ def test_webdataset_shards_open_as_a_pool_of_the_same_pictures_and_copies_have_k
     pool = open_pool(folder)
     export_subset(pool, drawn(pool, ROWS), tmp_path / "out", "webdataset", rows_per_shard=3, progress=False)
     shards = sorted((tmp_path / "out").iterdir())
-    assert [shard.name for shard in shards] == ["shard-00000.tar", "shard-00001.tar"]
+    assert [shard.name for shard in shards] == ["classes.json", "shard-00000.tar", "shard-00001.tar"]
+    assert json.loads(shards.pop(0).read_text()) == pool.features["label"].names
     with tarfile.open(shards[0]) as shard:
         names = shard.getnames()
         assert shard.extractfile(names[0]).read() == Path(pool.data["image"][1].as_py()["path"]).read_bytes()
