@@ -1,5 +1,6 @@
 """The `curate` command: a thin shell over the functions of this package."""
 
+import os
 import shlex
 import sys
 from enum import Enum
@@ -14,6 +15,7 @@ from foundation.devices import open_device
 from foundation.errors import CurationError
 from foundation.locks import locked_folder
 from foundation.options import App, number, output_option, overwrite_option, refuse_unused, seed_option, whole_numbers
+from foundation.paths import meant
 from foundation.settings import Range
 
 app = App(
@@ -27,6 +29,18 @@ app = App(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def _there(given: Path | list[Path]) -> Path | list[Path]:
+    """Refuse a mistyped path at once: a command that would find out imports torch first."""
+    for path in given if isinstance(given, list) else [given]:
+        if not os.path.lexists(path):
+            raise CurationError(f"{path} does not exist{meant(path)}")
+    return given
+
+
+Embedded = Annotated[Path, typer.Argument(help="Folder of shards, .npy, parquet or Arrow file.", callback=_there)]
+Tree = Annotated[Path, typer.Argument(help="Folder of the tree.", callback=_there)]
+Drawn = Annotated[Path, typer.Argument(help="Folder of the subset.", callback=_there)]
 Metric = Enum("Metric", {"l2": "l2", "cosine": "cosine"}, type=str)
 TreeMetric = Enum("TreeMetric", {"auto": "auto", "l2": "l2", "cosine": "cosine"}, type=str)
 Seeding = Enum(
@@ -354,7 +368,7 @@ def _tell(kept: Any, output: Path, dry_run: bool, there: bool) -> None:
 def baseline(
     context: typer.Context,
     method: Annotated[Baseline, typer.Argument(help="random, oracle, flat, semdedup, d4 or retrieval.")],
-    embeddings: Annotated[Path, typer.Argument(help="Folder of shards, .npy, parquet or Arrow file.")],
+    embeddings: Embedded,
     *,
     output: Output,
     size: Annotated[int, number("Rows of the subset.", ge=1)],
@@ -405,7 +419,7 @@ def baseline(
 
 @app.command(epilog="Example:  curate cluster embeddings/ -o tree/ --levels 10000,1000,100 --resamples 0,10,10")
 def cluster(
-    embeddings: Annotated[Path, typer.Argument(help="Folder of shards, .npy, parquet or Arrow file.")],
+    embeddings: Embedded,
     *,
     output: Output,
     levels: Levels = "auto",
@@ -500,7 +514,7 @@ def cluster(
 
 @app.command("advise", epilog="Example:  curate advise embeddings/ --size 100000")
 def give_advice(
-    embeddings: Annotated[Path, typer.Argument(help="Folder of shards, .npy, parquet or Arrow file.")],
+    embeddings: Embedded,
     size: Annotated[int, number("Rows of the subset that is wanted.", ge=1)],
     column: Annotated[str | None, typer.Option(help="Column of a parquet or Arrow file.")] = None,
     rows: Rows = None,
@@ -524,7 +538,7 @@ def give_advice(
 @app.command(epilog="Example:  curate sample tree/ -o subset/ --size 100000")
 def sample(
     context: typer.Context,
-    tree: Annotated[Path, typer.Argument(help="Folder of the tree.")],
+    tree: Tree,
     *,
     output: Output,
     size: Annotated[int, number("Rows to draw, copies counted.", ge=1)],
@@ -584,7 +598,7 @@ def sample(
 def export(
     context: typer.Context,
     pool: Annotated[str, typer.Argument(help="The pool that the subset was drawn from.")],
-    subset: Annotated[Path, typer.Argument(help="Folder of the subset.")],
+    subset: Drawn,
     *,
     output: Output,
     format: Annotated[
@@ -636,8 +650,8 @@ def demo(
 
 @app.command(epilog="Example:  curate assign tree/ more_embeddings/ -o placed.parquet")
 def assign(
-    tree: Annotated[Path, typer.Argument(help="Folder of the tree.")],
-    embeddings: Annotated[Path, typer.Argument(help="New rows, embedded by the same network.")],
+    tree: Tree,
+    embeddings: Annotated[Path, typer.Argument(help="New rows, embedded by the same network.", callback=_there)],
     output: Annotated[Path, output_option(endings=(".parquet", ".pq"))],
     column: Annotated[str | None, typer.Option(help="Column of a parquet or Arrow file.")] = None,
     device: Device = "auto",
@@ -657,8 +671,8 @@ def assign(
 
 @app.command(epilog="Example:  curate report tree/ subset/ -o report.html --pool images/ --labels label")
 def report(
-    tree: Annotated[Path, typer.Argument(help="Folder of the tree.")],
-    subset: Annotated[Path, typer.Argument(help="Folder of the subset.")],
+    tree: Tree,
+    subset: Drawn,
     *,
     output: Page,
     pool: Annotated[str | None, typer.Option(help="The pool, for galleries of pictures or texts.")] = None,
@@ -701,7 +715,9 @@ def report(
 
 @app.command(epilog="Example:  curate compare tree/ subset_a/ subset_b/ -o compare.html --pool images/ --labels label")
 def compare(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of trees and of 2 to 6 subsets drawn from them.")],
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders of trees and of 2 to 6 subsets drawn from them.", callback=_there)
+    ],
     output: Page,
     *,
     pool: Annotated[str | None, typer.Option(help="The pool, for pictures or texts.")] = None,

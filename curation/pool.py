@@ -1,6 +1,5 @@
 """A pool is a `datasets.Dataset` whose row id is its index: opened lazily from whatever lies on disk or on the Hub."""
 
-import difflib
 import glob
 import gzip
 import hashlib
@@ -23,7 +22,7 @@ from foundation.files import digest_json, write_atomically
 from foundation.hub import hub_within_reach
 from foundation.images import MOST_BYTES, picture_file
 from foundation.jsonl import bad_line
-from foundation.paths import regular_file, require_room
+from foundation.paths import meant, regular_file, require_room
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 SUFFIXES = {  # the order decides where a folder holds several kinds: side files (captions, metadata) come last
@@ -82,11 +81,11 @@ def open_pool(source: Any, split: str = "train", column: str | None = None) -> A
         # a path that has a home (./a, /a/b, a.jpg, a/b/c) is a mistyped path, not a Hub name
         if not HUB_NAME.fullmatch(str(source)) or str(source).startswith(".") or _kind(path.name):
             raise CurationError(
-                f"{source} does not exist{_meant(path)}; give a folder, a file, or a Hub name such as owner/name"
+                f"{source} does not exist{meant(path)}; give a folder, a file, or a Hub name such as owner/name"
             )
         with hub_within_reach() as there:
             why = "the Hub gave no such dataset" if there else "the Hub cannot be reached"
-            pool = _load(str(source), {}, split, f"{source} is no local path{_meant(path)}, and {why}")
+            pool = _load(str(source), {}, split, f"{source} is no local path{meant(path)}, and {why}")
         return _name_columns(pool, column, Path("."))
     if not path.is_dir():
         regular_file(path, "give a folder, a file, or a Hub name such as owner/name")
@@ -170,15 +169,6 @@ def matching_files(pattern: str) -> list[Path]:
     if not found:
         raise CurationError(f"no file is called {pattern}")
     return list(found)
-
-
-def _meant(path: Path) -> str:
-    """In brackets, what lies beside a mistyped path and is called nearly the same; "": nothing is."""
-    try:
-        names = difflib.get_close_matches(path.name, os.listdir(path.parent), 1, 0.8)
-    except (OSError, ValueError):
-        return ""
-    return f" (did you mean {path.with_name(names[0])}?)" if names else ""
 
 
 def _open_files(path: Path, split: str | None, files: list[Path], cut: TileCut | None) -> Any:

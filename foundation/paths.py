@@ -1,5 +1,6 @@
 """Paths that others have written: they stay inside their folder, and nothing is opened that is no regular file."""
 
+import difflib
 import os
 import stat
 from collections.abc import Iterable
@@ -16,6 +17,15 @@ KINDS = {
 }
 
 
+def meant(path: Path) -> str:
+    """In brackets, what lies beside a mistyped path and is called nearly the same; "": nothing is."""
+    try:
+        names = difflib.get_close_matches(path.name, os.listdir(path.parent), 1, 0.8)
+    except (OSError, ValueError):
+        return ""
+    return f" (did you mean {path.with_name(names[0])}?)" if names else ""
+
+
 def regular_file(path: str | Path, remedy: str = "give a regular file") -> Path:
     """The path of a file that can be read without waiting for anybody; links are followed.
 
@@ -28,7 +38,7 @@ def regular_file(path: str | Path, remedy: str = "give a regular file") -> Path:
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError as error:
-        raise CurationError(f"{path} does not exist; {remedy}") from error
+        raise CurationError(f"{path} does not exist{meant(path)}; {remedy}") from error
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise CurationError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}); {remedy}") from error
     if not stat.S_ISREG(mode):
