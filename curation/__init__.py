@@ -7,7 +7,8 @@ import foundation  # noqa: F401 - before torch is loaded: it sets how threads wa
 
 if TYPE_CHECKING:
     from curation.community_tree import CommunityTree
-    from curation.embeddings import Embeddings, EmbeddingWriter, open_embeddings
+    from curation.embedding_writer import EmbeddingWriter
+    from curation.embeddings import Embeddings, open_embeddings
     from curation.hierarchy import HierarchicalKMeans
     from curation.kmeans import nearest_centroid
     from curation.pool import open_pool
@@ -20,7 +21,7 @@ _HOMES = {
     "ClusterTree": "curation.tree",
     "CommunityTree": "curation.community_tree",
     "CurationError": "foundation.errors",
-    "EmbeddingWriter": "curation.embeddings",
+    "EmbeddingWriter": "curation.embedding_writer",
     "Embeddings": "curation.embeddings",
     "HierarchicalKMeans": "curation.hierarchy",
     "Subset": "curation.subset",

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from curation.embedders import Embedder
-from curation.embeddings import EmbeddingWriter, check_row_ids
+from curation.embedding_writer import EmbeddingWriter
+from curation.embeddings import check_row_ids
 from curation.pool import pool_fingerprint
 from foundation.errors import CurationError, is_final
 from foundation.files import load_array, save_array, write_atomically

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from foundation.command import explain
 from foundation.devices import open_device
-from foundation.errors import CurationError
+from foundation.errors import CurationError, one_line
 from foundation.files import check_export, load_json
 from foundation.paths import regular_file
 from foundation.settings import CountOrZero, Range, require_number
@@ -94,7 +94,7 @@ def open_embedder(name: str, image_size: int | None = None, device: str = "auto"
     except Exception as error:  # timm asserts, torch raises RuntimeError, norms ValueError
         if explain(error):
             raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error)
         raise CurationError(f"{name} cannot take pictures of {size} pixels ({reason}); set --image-size") from error
     return Embedder(name, dim, size, transform, forward, identity)
 
@@ -155,7 +155,7 @@ def _forward(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Call
 def _no_weights(name: str, error: BaseException) -> CurationError:
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    reason = one_line(error)
     if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
         reason = "the Hub cannot be reached, and they are not in its cache"
     return CurationError(
@@ -242,7 +242,7 @@ def _checkpoint(name: str, image_size: int | None, pretrained: bool) -> tuple[nn
             state = checkpoint_filter_fn(state, model)  # type: ignore[arg-type]
         model.load_state_dict(state, strict=True)
     except Exception as error:  # whatever an architecture says of arguments that others wrote
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise CurationError(
             f"{weights} does not fit {config['architecture']!r} of its config.json: {reason}"
         ) from error

@@ -13,7 +13,7 @@ import torch
 
 from curation.bad_rows import KeptRows, read_all_rows, refuse_rows
 from curation.checkpoint import FitCheckpoint
-from curation.embeddings import ArrayShard, Embeddings, TensorShard, embedder_of, open_embeddings
+from curation.embeddings import Embeddings, embedder_of, open_embeddings
 from curation.group import Group, LostProcess
 from curation.kmeans.assignment import rows_per_read
 from curation.kmeans.lloyd import METRICS, LloydState, assign_filled, fit_centroids, inertia_of
@@ -22,6 +22,7 @@ from curation.kmeans.settings import KMeansSettings
 from curation.kmeans.two_step import Centroids, split_clusters
 from curation.rows import SelectedRows
 from curation.sampling import members_to_resample
+from curation.shards import ArrayShard, TensorShard
 from curation.tree import ClusterTree, Level
 from foundation.errors import CurationError, is_final
 from foundation.numbers import read_number

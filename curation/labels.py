@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int
 
-from foundation.errors import CurationError
+from foundation.errors import CurationError, one_line
 
 
 @dataclass
@@ -74,7 +74,7 @@ def read_labels(labels: Any, pool: Any = None) -> Labels:
         try:
             column = pa.chunked_array([pa.array(labels, from_pandas=True)])
         except (pa.ArrowException, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise CurationError(f"labels are not one value for each row ({reason}); give one a row") from error
     return _encode(column, what, names)
 

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from curation.tiles import TileCut, are_rasters, open_rasters, parse_cut
-from foundation.errors import CurationError
+from foundation.errors import CurationError, one_line
 from foundation.files import digest_json, write_atomically
 from foundation.hub import hub_within_reach
 from foundation.images import MOST_BYTES, picture_file
@@ -258,7 +258,7 @@ def _load(name: str, options: dict[str, Any], split: str, problem: str) -> Any:
 def _first_cause(error: BaseException) -> str:
     while error.__cause__ is not None and not isinstance(error, CurationError):
         error = error.__cause__
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error, None)
 
 
 def _open_saved(path: Path, split: str) -> Any:

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from curation.embeddings import EmbeddingWriter
+from curation.embedding_writer import EmbeddingWriter
 from curation.kmeans.assignment import has_bfloat16_units
 from curation.pool import check_text, pool_fingerprint
 from foundation.devices import open_device

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from curation.embed import EmbedResult, embed_pool
 from curation.embedders import open_embedder, parse_embedder
-from curation.embeddings import EmbeddingWriter, read_info
+from curation.embedding_writer import EmbeddingWriter
+from curation.embeddings import read_info
 from curation.lexical import (
     AXES_FILE,
     BYTES,

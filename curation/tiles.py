@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from foundation.errors import CurationError
+from foundation.errors import CurationError, one_line
 from foundation.images import OPENERS
 from foundation.paths import is_regular, regular_file
 from foundation.settings import Range, require_number
@@ -139,17 +139,13 @@ def _rasterio() -> Any:
     return rasterio
 
 
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
-
-
 def _open(path: Path) -> Any:
     rasterio = _rasterio()
     regular_file(path, "leave it out of the pool")
     try:
         return rasterio.open(path)
     except (rasterio.errors.RasterioError, OSError) as error:
-        raise CurationError(f"raster {path} cannot be opened ({_short(error)}); is it whole?") from error
+        raise CurationError(f"raster {path} cannot be opened ({one_line(error)}); is it whole?") from error
 
 
 def _look(source: Any, bands: tuple[int, ...], size: int) -> tuple[Float[np.ndarray, "c h w"], Bool[np.ndarray, "h w"]]:
@@ -194,7 +190,7 @@ def raster_tiles(path: Path, cut: TileCut) -> tuple[list[dict[str, Any]], int]:
         try:
             values, valid = _look(source, bands, cut.tile)
         except (rasterio.errors.RasterioError, OSError) as error:
-            raise CurationError(f"raster {path} is truncated or damaged ({_short(error)}); get it again") from error
+            raise CurationError(f"raster {path} is truncated or damaged ({one_line(error)}); get it again") from error
         bytes_already = all(source.dtypes[band - 1] == "uint8" for band in bands)
         stretch = [] if bytes_already else _stretch(values, valid)
         height, width = min(cut.tile, source.height), min(cut.tile, source.width)
@@ -258,7 +254,7 @@ def read_tile(address: str) -> UInt8[np.ndarray, "h w c"]:
             values = source.read(indexes=bands, window=window)
             valid = source.dataset_mask(window=window) > 0
     except rasterio.errors.RasterioError as error:
-        raise OSError(f"{path}, row {row}, column {col}: {_short(error)}") from error
+        raise OSError(f"{path}, row {row}, column {col}: {one_line(error)}") from error
     if pairs:
         low, high = (np.array(side, np.float32)[:, None, None] for side in zip(*pairs, strict=True))
         scaled = (values.astype(np.float32) - low) / (high - low) * 255

@@ -19,7 +19,7 @@ import numpy as np
 from eval.results import METRICS, Results, inputs_of, require_same, row_of
 from eval.settings import PRECISIONS, Resamples
 from foundation.devices import open_device
-from foundation.errors import CurationError
+from foundation.errors import CurationError, one_line
 from foundation.files import check_export, check_json
 from foundation.intervals import mean_interval
 from foundation.settings import Choices, Count, CountOrZero, Seed, fill, setting
@@ -276,7 +276,7 @@ def _model(settings: LanguageSettings) -> Any:
     except CurationError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = one_line(error)
         raise CurationError(
             f"model {settings.model} cannot be loaded ({reason}); give a Hugging Face folder"
         ) from error

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from eval.images import Transform
 from foundation.command import explain
 from foundation.devices import open_device
-from foundation.errors import CurationError
+from foundation.errors import CurationError, one_line
 from foundation.files import RESULT, check_export, load_json
 from foundation.paths import regular_file
 from foundation.timm_models import create_timm_model
@@ -217,7 +217,7 @@ def from_timm(
     except Exception as error:  # timm asserts, torch raises RuntimeError, norms ValueError
         if explain(error):
             raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error)
         raise CurationError(
             f"{identity} cannot take pictures of {size} pixels ({reason}); set image_size, or mend its config"
         ) from error

@@ -13,7 +13,7 @@ from experiments.engine.processes import announce, dismiss, follow
 from experiments.engine.stages import MARKER, Stage, in_order, load_marker, locked, run_stages, state_of
 from experiments.run_folder import begin_stage, finish_experiment, write_manifest
 from experiments.slurm import resources_of, submit
-from foundation.errors import CurationError
+from foundation.errors import CurationError, one_line
 from foundation.paths import new_place
 from foundation.settings import CONFIGS, fill, nearest_name
 
@@ -216,5 +216,5 @@ def sweep() -> int:
     try:
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(job)()
     except (HydraException, OmegaConfBaseException) as error:
-        raise CurationError(" ".join(str(error).split())) from error
+        raise CurationError(one_line(error, None)) from error
     return max(codes, default=0)

@@ -9,6 +9,11 @@ class PassingError(CurationError):
     """Trouble of the machine, such as a full disk: the same command may succeed later."""
 
 
+def one_line(error: BaseException, most: int | None = 300) -> str:
+    """What an error of another library says, as part of one of our messages."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def is_final(error: BaseException) -> bool:
     """Whether the same command would fail again: a mistake of the user, and no trouble of the machine behind it."""
     cause = error.__cause__

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from foundation.errors import CurationError, PassingError
+from foundation.errors import CurationError, PassingError, one_line
 from foundation.jsonl import once
 from foundation.locks import NAME as LOCK
 from foundation.locks import clear_temporaries, is_locked, locked_folder, temporary_name
@@ -236,7 +236,7 @@ def load_array(path: Path, mmap: bool = True) -> np.ndarray:
     except Exception as error:  # numpy: ValueError, OSError, EOFError, SyntaxError, OverflowError, zipfile's
         if isinstance(error, MemoryError) or getattr(error, "errno", None) in NOT_OF_THE_FILE:
             raise  # to make it again would not help
-        why = " ".join(str(error).split())[:200] or type(error).__name__
+        why = one_line(error)
         raise CurationError(f"{path} is not a whole .npy array ({why}); make it again") from error
 
 

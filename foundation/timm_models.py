@@ -3,7 +3,7 @@
 from contextlib import nullcontext
 from typing import Any
 
-from foundation.errors import CurationError
+from foundation.errors import CurationError, one_line
 from foundation.hub import hub_within_reach
 
 
@@ -44,5 +44,5 @@ def _create(name: str, image_size: int | None, **options: Any) -> Any:
                 raise
             return timm.create_model(name, **options)
     except Exception as error:  # timm: RuntimeError, ValueError, TypeError, AssertionError, network errors
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = one_line(error)
         raise CurationError(f"timm cannot make {name!r}: {reason}") from error

@@ -13,7 +13,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from foundation.errors import CurationError
+from foundation.errors import CurationError, one_line
 from pretrain.settings import BackboneSettings
 
 
@@ -126,7 +126,7 @@ def build_backbone(settings: BackboneSettings, size: int, drop_path: float = 0.0
     try:
         model = timm.create_model(settings.name, num_classes=0, **{**given, **settings.args})
     except Exception as error:  # timm: TypeError, AssertionError, RuntimeError, ...
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         raise CurationError(f"timm cannot make {settings.name} with {settings.args}: {reason}") from error
     backbone = Backbone(model)
     if settings.init == "dinov2":

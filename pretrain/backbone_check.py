@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from foundation.errors import CurationError
+from foundation.errors import CurationError, one_line
 from pretrain.backbone import Backbone, build_backbone
 from pretrain.multicrop import CropSettings
 from pretrain.settings import BackboneSettings
@@ -62,7 +62,7 @@ def _problem(backbone: Backbone, crops: CropSettings, masked: bool) -> str | Non
         try:
             cls, patches = backbone(images, masks)
         except Exception as error:  # timm: AssertionError, RuntimeError, ...
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)
             return f"takes no crops of {size} pixels ({reason})"
         if patches.shape[1] != rows * columns:
             return f"gives {patches.shape[1]} tokens for {rows} x {columns} patches, which cannot be masked"

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from foundation.errors import CurationError
+from foundation.errors import CurationError, one_line
 from foundation.files import load_json
 from foundation.settings import Positive
 from foundation.timm_models import create_timm_model
@@ -96,7 +96,7 @@ def open_backbone(settings: BackboneSettings, n_bands: int, image_size: int, n_b
             try:
                 model.load_state_dict(load_file(settings.weights))
             except (OSError, SafetensorError, RuntimeError) as error:
-                reason = " ".join(str(error).split())[:300]
+                reason = one_line(error)
                 raise CurationError(f"weights {settings.weights} do not fit {settings.name}: {reason}") from error
     total = len(model.blocks) if hasattr(model, "blocks") else len(model.feature_info)
     blocks = list(settings.blocks) or spread(total, n_blocks)

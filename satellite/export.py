@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from foundation.errors import CurationError
+from foundation.errors import CurationError, one_line
 from foundation.files import check_files, checksum, load_json, save_json, whole_folder
 from foundation.settings import Count, Pixels, Positive, Range
 from satellite.model import CanopyModel
@@ -130,7 +130,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Traine
         model.load_state_dict(load_file(folder / WEIGHTS))
         statistics = BandStatistics.from_json(config["statistics"])
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         raise CurationError(f"{folder} is no whole model ({reason}); {again}") from error
     seen = Seen(tuple(config["bands"]), int(config["tile"]), float(config["resolution"]), config.get("dtype", ""))
     return TrainedModel(model.eval().requires_grad_(False).to(device), statistics, seen, checksum(folder / WEIGHTS))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from foundation.errors import CurationError
+from foundation.errors import CurationError, one_line
 from foundation.paths import regular_file
 
 CACHE_BYTES = 256 << 20  # of blocks that GDAL keeps: a row of tiles across a wide raster
@@ -101,7 +101,7 @@ class Raster:
                 mask = self._dataset.dataset_mask(window=window) > 0
         except (RasterioError, OSError) as error:
             raise CurationError(
-                f"{self.path}: rows {r0}..{r1}, columns {c0}..{c1} cannot be read ({_short(error)}); the file is "
+                f"{self.path}: rows {r0}..{r1}, columns {c0}..{c1} cannot be read ({one_line(error)}); the file is "
                 "truncated or damaged: get it again"
             ) from error
         mask &= np.isfinite(found).all(0)
@@ -154,7 +154,9 @@ def open_raster(
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             source = rasterio.open(path)
     except (RasterioError, OSError) as error:
-        raise CurationError(f"raster {path} cannot be opened ({_short(error)}); is it whole, and a raster?") from error
+        raise CurationError(
+            f"raster {path} cannot be opened ({one_line(error)}); is it whole, and a raster?"
+        ) from error
     try:
         if source.crs is None or source.transform.is_identity:
             what = "coordinate reference system" if source.crs is None else "position"
@@ -172,7 +174,7 @@ def open_raster(
         try:
             target = source.crs if grid is None and crs is None else CRS.from_user_input(grid.crs if grid else crs)
         except CRSError as error:
-            raise CurationError(f"{crs!r} is no coordinate reference system ({_short(error)})") from error
+            raise CurationError(f"{crs!r} is no coordinate reference system ({one_line(error)})") from error
         if target.is_geographic:
             raise CurationError(
                 f"raster {path} is in degrees, its pixels have no size in metres; reproject it as you read: "
@@ -316,7 +318,3 @@ def _name(crs: str) -> str:
     known = CRS.from_user_input(crs)
     code = known.to_epsg()
     return f"EPSG:{code}" if code else known.to_string()[:60]
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

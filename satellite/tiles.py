@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from tqdm import tqdm
 
 from curation.tiles import tile_grid
-from foundation.errors import CurationError
+from foundation.errors import CurationError, one_line
 from foundation.files import write_atomically
 from foundation.paths import regular_file
 from foundation.settings import Count, CountOrZero, NonNegative, Range, Share, check, fill
@@ -220,7 +220,7 @@ def load_tiles(path: str | Path) -> tuple[pa.Table, TileSettings]:
         table = pq.read_table(path, page_checksum_verification=True, read_dictionary=names)
         content = json.loads((table.schema.metadata or {})[b"tiles"])
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise CurationError(f"{path} is no whole table of tiles ({reason}); {again}") from error
     missing = [name for name, kind in COLUMNS.items() if name not in table.schema.names or table[name].type != kind]
     if missing or not len(table) or any(table[name].null_count for name in COLUMNS):

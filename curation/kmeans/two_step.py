@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
-from curation.embeddings import Embeddings, TensorShard
+from curation.embeddings import Embeddings
 from curation.group import Group
 from curation.kmeans.assignment import CentroidSearch, assign_all, rows_per_read
 from curation.kmeans.frame import Frame
@@ -21,6 +21,7 @@ from curation.kmeans.lloyd import assign_filled, fit_centroids
 from curation.kmeans.pieces import Pieces
 from curation.kmeans.settings import KMeansSettings
 from curation.sampling import cluster_starts
+from curation.shards import TensorShard
 
 READ_BYTES = 256 << 20  # of rows of coarse clusters, as float32
 

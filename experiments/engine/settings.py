@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.engine.arms import CurationSettings
 from experiments.engine.experiment import open_domain
-from foundation.errors import CurationError
+from foundation.errors import CurationError, one_line
 from foundation.settings import CONFIGS, nearest_name, setting_names
 
 
@@ -86,6 +86,6 @@ def compose(overrides: Sequence[str] = (), configs: Path = CONFIGS) -> dict[str,
                 words.append(word)
             config = OmegaConf.to_container(hydra_compose("config", words), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise CurationError(" ".join(str(error).split())) from error
+        raise CurationError(one_line(error, None)) from error
     assert isinstance(config, dict)
     return {str(key): value for key, value in config.items()}

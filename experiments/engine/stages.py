@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from foundation.command import explain
-from foundation.errors import CurationError
+from foundation.errors import CurationError, one_line
 from foundation.files import checksum, digest_json, load_json, save_json
 
 CODE_VERSION = 1  # raise it when the meaning of a stage's files changes: finished stages are then run again
@@ -343,7 +343,7 @@ def run_stage(
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error, None)
     if isinstance(error, CurationError) or type(error).__name__ == "OutOfMemoryError":
         return explain(error) or text
     return f"{type(error).__name__}: {text}"

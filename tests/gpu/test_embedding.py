@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from benchmarks.gpu.pictures import noise_pool
+from curation import EmbeddingWriter, open_embeddings
 from curation.embed import embed_pool
 from curation.embedders import open_embedder
-from curation.embeddings import EmbeddingWriter, open_embeddings
 from eval.knn import knn_scores
 from eval.linear import LinearSettings, fit_linear
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from curation import ClusterTree, Subset, open_embeddings
 from curation.cli import main as curate
-from curation.embeddings import EmbeddingWriter
+from curation.embedding_writer import EmbeddingWriter
 from curation.prepare import load_kept
 from foundation.files import checksum, digest_json
 
