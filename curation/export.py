@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 from jaxtyping import Int
 from tqdm import tqdm
 
-from curation.pool import IMAGE_SUFFIXES, pool_fingerprint
+from curation.pool import pool_fingerprint
 from curation.subset import Subset
 from foundation.errors import CurationError
 from foundation.files import beside, digest_json, load_json, save_json, whole_file, whole_folder
-from foundation.images import picture_file
+from foundation.images import IMAGE_SUFFIXES, picture_file
 from foundation.locks import locked_file
 from foundation.paths import inside, regular_file
 

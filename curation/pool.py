@@ -3,11 +3,9 @@
 import glob
 import gzip
 import hashlib
-import itertools
 import json
 import os
 import re
-import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,14 +15,14 @@ import numpy as np
 from tqdm import tqdm
 
 from curation.tiles import TileCut, are_rasters, open_rasters, parse_cut
-from foundation.errors import CurationError, one_line
+from curation.webdataset import open_shards
+from foundation.errors import CurationError, first_cause
 from foundation.files import digest_json, write_atomically
 from foundation.hub import hub_within_reach
-from foundation.images import MOST_BYTES, picture_file
+from foundation.images import IMAGE_SUFFIXES, picture_file
 from foundation.jsonl import bad_line
 from foundation.paths import meant, regular_file, require_room
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 SUFFIXES = {  # the order decides where a folder holds several kinds: side files (captions, metadata) come last
     "parquet": (".parquet", ".pq"),
     "webdataset": (".tar", ".tar.gz", ".tgz"),
@@ -37,8 +35,6 @@ PATTERN = re.compile(r"[*?\[{]")
 BRACES = re.compile(r"\{(?:(\d{1,12})\.\.(\d{1,12})|([^{}]*,[^{}]*))\}")
 CHECKED_BYTES = 1 << 30  # of text that is looked through for other encodings when it is opened
 MOST_NUMBERS = 1_000_000  # of names that braces stand for
-MEMBERS = {"cls": "label", "txt": "text", "json": "json"}  # ending of a member -> column
-WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
 SPLIT_FILE = re.compile(r"(.+?)-\d{5}-of-\d{5}")
 
 
@@ -197,7 +193,7 @@ def _open_files(path: Path, split: str | None, files: list[Path], cut: TileCut |
     for file in files:
         regular_file(file, "leave it out of the pool")
     if kind == "webdataset":
-        return _open_shards(files)
+        return open_shards(files)
     names = [str(_expanded(file)) for file in files]
     problem = f"{path} cannot be read as {kind}"
     try:
@@ -252,13 +248,7 @@ def _load(name: str, options: dict[str, Any], split: str, problem: str) -> Any:
             require_room(Path(config.HF_DATASETS_CACHE))
         except CurationError:  # the pool is not to blame
             problem = f"the cache of Hugging Face datasets, {config.HF_DATASETS_CACHE}, cannot be made; set HF_HOME"
-        raise CurationError(f"{problem}: {_first_cause(error)}") from error
-
-
-def _first_cause(error: BaseException) -> str:
-    while error.__cause__ is not None and not isinstance(error, CurationError):
-        error = error.__cause__
-    return one_line(error, None)
+        raise CurationError(f"{problem}: {first_cause(error)}") from error
 
 
 def _open_saved(path: Path, split: str) -> Any:
@@ -267,7 +257,7 @@ def _open_saved(path: Path, split: str) -> Any:
     try:
         pool = load_from_disk(str(path))
     except Exception as error:
-        raise CurationError(f"{path} cannot be opened as a saved dataset: {_first_cause(error)}") from error
+        raise CurationError(f"{path} cannot be opened as a saved dataset: {first_cause(error)}") from error
     if isinstance(pool, DatasetDict):
         if split not in pool:
             raise CurationError(f"{path} has no split {split!r}; it has {', '.join(sorted(pool))}")
@@ -297,129 +287,6 @@ def _open_images(root: Path, files: list[Path]) -> Any:
     return pool.cast_column("label", ClassLabel(names=names)) if "label" in columns else pool
 
 
-def _samples(shards: list[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:
-    """The samples of WebDataset shards: neighbouring members that share a key.
-
-    ``shards`` carries size and time of change too, so that the cache notices a shard that was made again.
-    """
-    for name, _, _ in shards:
-        try:
-            with _stream(name) as stream, tarfile.open(fileobj=stream, mode="r|*") as shard:
-                members = ((m, shard.extractfile(_checked(m))) for m in shard if m.isfile())
-                parts = ((m.name, part.read()) for m, part in members if part is not None)
-                for key, sample in itertools.groupby(parts, key=lambda part: _split_key(part[0])[0]):
-                    yield _sample(key, sample)
-                _check_end(shard)
-                while stream.read(1 << 20):  # the checksum of a .gz comes at its end
-                    pass
-        except CurationError as error:
-            raise CurationError(f"{name}: {error}") from error
-        except Exception as error:  # of tarfile, and of gzip and its like below it
-            raise CurationError(f"{name} is not a whole tar shard ({error}); get it again") from error
-
-
-def _check_end(shard: tarfile.TarFile) -> None:
-    """Refuse an archive with more than zeros after its last member: tarfile takes a broken header for the end.
-
-    One that was cut between two members has no zeros there.
-    """
-    rest: Any = shard.fileobj
-    block = rest.read(1 << 20)
-    if not block:
-        raise tarfile.ReadError("it ends without the zeros that end an archive")
-    while block:
-        if block.strip(b"\0"):
-            raise tarfile.ReadError("a header in its middle is broken, or another archive follows")
-        block = rest.read(1 << 20)
-
-
-def _stream(name: str) -> Any:
-    """The bytes of a shard; gzip expanded here, for tarfile compares no checksum."""
-    with open(name, "rb") as stream:
-        packed = stream.read(2) == b"\x1f\x8b"
-    return gzip.open(name, "rb") if packed else open(name, "rb")
-
-
-def _checked(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    try:
-        member.name.encode()
-    except UnicodeEncodeError:
-        raise CurationError(f"the name of member {member.name!r} is not UTF-8; rename it") from None
-    if member.size > MOST_BYTES:
-        raise CurationError(f"member {member.name} has {member.size / 1e9:.1f} GB, more than a picture or text needs")
-    return member
-
-
-def _split_key(name: str) -> tuple[str, str]:
-    folder, slash, base = name.rpartition("/")
-    stem, _, end = base.partition(".")
-    return folder + slash + stem, end.lower()
-
-
-def _sample(key: str, parts: Iterator[tuple[str, bytes]]) -> dict[str, Any]:
-    row: dict[str, Any] = {"key": key}
-    for name, content in parts:
-        end = _split_key(name)[1]
-        column = "image" if f".{end}".endswith(IMAGE_SUFFIXES) else MEMBERS.get(end)
-        if column is None:
-            continue
-        if column == "label" and not _is_utf8(content):  # two such labels would become one
-            raise CurationError(f"sample {key} has a label that is not UTF-8 ({content[:40]!r}); convert it")
-        if column in row:  # such as a mask beside its picture: the last one would win
-            raise CurationError(f"sample {key} has two members for {column}, {name} is the second; leave one")
-        row[column] = (
-            {"bytes": content, "path": name} if column == "image" else content.decode(errors="replace").strip()
-        )
-    if WHOLE_NUMBER.fullmatch(row.get("label", "")):
-        row["label"] = int(row["label"])
-    return row
-
-
-def _is_utf8(content: bytes) -> bool:
-    try:
-        content.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _rows(shards: list[tuple[str, int, int]], names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """Of all samples what the first one has.
-
-    Raises:
-        CurationError: a label of another type than that of the first, or a member that the first has no like of.
-    """
-    kind = first = None
-    for sample in _samples(shards):
-        first = first or sample["key"]
-        label = sample.get("label")
-        kind = type(label) if kind is None else kind
-        if "label" in names and label is not None and type(label) is not kind:
-            raise CurationError(f"sample {sample['key']} has the label {label!r}, the first one another type; mend it")
-        new = sorted(sample.keys() - set(names))
-        if new:  # the columns are those of the first: what it lacks would be dropped
-            raise CurationError(
-                f"sample {sample['key']} has a member for {new[0]}, the first ({first}) has none; add one"
-            )
-        yield {name: sample.get(name) for name in names}
-
-
-def _open_shards(files: list[Path]) -> Any:
-    from datasets import Dataset, Features, Image, Value
-
-    shards = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    first = next(_samples(shards), None)
-    if first is None:
-        raise CurationError(f"{files[0]} holds no samples; a shard needs members such as 000001.jpg and 000001.cls")
-    kinds = {str: Value("string"), int: Value("int64"), dict: Image()}
-    features = Features({name: kinds[type(value)] for name, value in first.items()})
-
-    try:
-        return Dataset.from_generator(_rows, features=features, gen_kwargs={"shards": shards, "names": tuple(features)})
-    except Exception as error:
-        raise CurationError(_first_cause(error)) from error
-
-
 def _expanded(path: Path) -> Path:
     """A ``.zst`` file expanded in the cache of Hugging Face datasets (which reads ``.gz`` itself); others as is."""
     if path.suffix.lower() != ".zst":
@@ -439,7 +306,7 @@ def _expanded(path: Path) -> Path:
         try:
             write_atomically(target, expand)
         except CurationError as error:
-            raise CurationError(f"{path} cannot be expanded to {target}: {_first_cause(error)}") from error
+            raise CurationError(f"{path} cannot be expanded to {target}: {first_cause(error)}") from error
     return target
 
 

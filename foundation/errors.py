@@ -14,6 +14,13 @@ def one_line(error: BaseException, most: int | None = 300) -> str:
     return " ".join(str(error).split())[:most] or type(error).__name__
 
 
+def first_cause(error: BaseException) -> str:
+    """What the error says that led to others, or the first of ours among them."""
+    while error.__cause__ is not None and not isinstance(error, CurationError):
+        error = error.__cause__
+    return one_line(error, None)
+
+
 def is_final(error: BaseException) -> bool:
     """Whether the same command would fail again: a mistake of the user, and no trouble of the machine behind it."""
     cause = error.__cause__

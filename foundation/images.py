@@ -15,6 +15,7 @@ from foundation.paths import regular_file
 
 # no others, whatever Pillow knows: an EPS is a program for Ghostscript
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 MOST_BYTES = 1 << 30
 # up to twice Pillow's limit, beyond which it refuses by itself, a picture is large and no attack
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
