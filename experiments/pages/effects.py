@@ -198,21 +198,24 @@ def gain_over_balance(pages: Mapping[str, Sequence[Row]], metric: Mapping[str, s
     figure, axes = plt.subplots(figsize=(7.2, 4.4))
     arms = list(dict.fromkeys(row.arm for rows in pages.values() for row in rows))
     shown = [arm for arm in arms if arm not in (BASE_ARM, ORACLE, *WHOLE)]
-    for place, (title, rows) in enumerate(pages.items()):
+    colours = {arm: style_of(place)["color"] for place, arm in enumerate(shown)}
+    shapes = {title: style_of(place)["marker"] for place, title in enumerate(pages)}
+    for title, rows in pages.items():
         kl = {arm: _mean([row.value for row in rows if (row.arm, row.metric) == (arm, "kl")]) for arm in arms_of(rows)}
         gain = {arm: _mean(list(paired(rows, arm, metric[title]).values())) for arm in kl}
-        style = style_of(place + 1)
         for arm in (arm for arm in shown if arm in kl):
             x, y = kl[arm] / kl[BASE_ARM], gain[arm] / gain[ORACLE]
-            axes.plot(x, y, marker=style["marker"], color=style["color"], markersize=8)
-            axes.annotate(arm, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=7)
-        axes.plot([], [], linestyle="none", marker=style["marker"], color=style["color"], label=title)
+            axes.plot(x, y, marker=shapes[title], color=colours[arm], markersize=8, alpha=0.85)
+    for arm, colour in colours.items():
+        axes.plot([], [], linestyle="none", marker="o", color=colour, label=arm)
+    for title, shape in shapes.items():
+        axes.plot([], [], linestyle="none", marker=shape, color="#777777", label=title)
     axes.plot([1, 0], [0, 1], color="#777777", linewidth=1, linestyle=":", label="raw to true labels")
     axes.axhline(0, color="#777777", linewidth=1)
     axes.set_xlabel("KL of the subset's domains to uniform, as a share of raw's (1: as unequal as raw)")
     axes.set_ylabel("gain over raw, as a share\nof what true labels gain")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return _png(figure)
 
 
