@@ -10,11 +10,12 @@ from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from curation.bad_rows import check_rows
+from curation.card import save_with_card
 from curation.embeddings import Embeddings, embedder_of, open_embeddings, require_one_embedder
 from curation.kmeans import KMeansResult, kmeans
 from curation.kmeans.assignment import rows_per_read
 from curation.labels import read_labels
-from curation.pool import pool_fingerprint
+from curation.pool import pool_fingerprint, require_own_pool
 from curation.sampling import balanced_targets, cluster_starts, take_from_clusters
 from curation.subset import Subset, read_info
 from foundation.errors import CurationError
@@ -250,7 +251,8 @@ def draw(
     """A subset of pool rows by one of `METHODS`.
 
     Raises:
-        CurationError: an unknown method, or one whose labels or trusted set is not given.
+        CurationError: an unknown method, one whose labels or trusted set is not given, or a pool that is not that of
+            the embeddings.
     """
     if method not in METHODS:
         raise CurationError(f"method {method!r} is unknown; use one of {', '.join(METHODS)}")
@@ -259,9 +261,8 @@ def draw(
     if method == "oracle":
         if pool is None:
             raise CurationError("oracle needs the true labels; give --pool, and --labels for their column")
+        require_own_pool(pool, x.n_rows, x.row_ids, x.metadata.get("pool_fingerprint"), "the embeddings")
         ids = np.arange(x.n_rows) if x.row_ids is None else np.asarray(x.row_ids)
-        if len(ids) and ids[-1] >= len(pool):
-            raise CurationError(f"the embeddings have row {ids[-1]} but the pool only {len(pool)} rows")
         codes = read_labels(labels, pool).take(ids).codes
         known = np.flatnonzero(codes >= 0)
         subset = oracle_subset(codes[known], size, seed)
@@ -328,7 +329,9 @@ def baseline_folder(
             seed=seed,
         )
         subset.metadata |= {"commands": list(commands), "inputs": key}
-        subset.save(folder)
+        drawn_from = inputs.get("pool", x.metadata.get("pool_fingerprint"))
+        subset.metadata |= {} if drawn_from is None else {"pool_fingerprint": drawn_from}
+        save_with_card(subset, folder)
     return subset, False
 
 

@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from curation.subset import Subset
+from curation.subset import WEIGHTS, Subset
 from foundation.files import write_atomically
 from foundation.tables import markdown_table
 
 CARD = "README.md"
+BASELINES = ("oracle", "flat_kmeans", "semdedup", "d4", "retrieval")  # methods that need no tree
 SIZES = {  # names of the Hub
     10**3: "n<1K",
     10**4: "1K<n<10K",
@@ -42,7 +43,8 @@ def dataset_card(subset: Subset) -> str:
     lines += ["The file holds ids and clusters, not the data.", ""]
     lines += [markdown_table(("", ""), [(name, str(value)) for name, value in made.items()])]
     lines += [
-        "`id` is the row in the pool, `copies` how often it is taken; `level_1` is the finest cluster of the row."
+        "`id` is the row in the pool, `copies` how often it is taken"
+        + ("; `level_1` is the finest cluster of the row." if subset.clusters else ".")
         + "".join(f" `{name}` says where it came from." for name in subset.names),
         "",
     ]
@@ -78,11 +80,20 @@ def _how(metadata: dict[str, Any]) -> str:
     method, paper = metadata.get("method", "balanced"), "Vo et al. 2024, arXiv:2405.15613"
     if method == "random":
         return "at random"
+    if method in BASELINES:
+        return f"by the baseline {method}"
     communities = metadata.get("upper_levels") == "communities"
     tree = "k-means clusters and communities of neighbour graphs" if communities else f"hierarchical k-means ({paper})"
     if method == "flat":
         return f"equally from the finest clusters of a tree of {tree}"
     return f"balanced sampling{f' ({paper})' * communities} from a tree of {tree}"
+
+
+def save_with_card(subset: Subset, folder: Path) -> None:
+    """Write a subset and its card; weights of one that was here before do not belong to it."""
+    (folder / WEIGHTS).unlink(missing_ok=True)
+    subset.save(folder)
+    write_dataset_card(subset, folder)
 
 
 def write_dataset_card(subset: Subset, folder: str | Path) -> Path:

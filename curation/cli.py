@@ -379,7 +379,7 @@ def baseline(
     dedup_share: Annotated[float, number("d4: share of the rows that its first step keeps.", gt=0, le=1)] = 0.75,
     metric: Annotated[Metric, typer.Option(help="flat: distance.")] = Metric("cosine"),
     rows: Rows = None,
-    column: Annotated[str | None, typer.Option(help="Column of a parquet or Arrow file.")] = None,
+    column: Annotated[str | None, typer.Option(help="Column of a parquet or Arrow file, else of the pool.")] = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
@@ -387,15 +387,16 @@ def baseline(
 ) -> None:
     """Draw a subset by a method that hierarchical k-means is compared with."""
     from curation.baselines import OF_SOME, baseline_folder, clusters_of, plan_of
-    from curation.embeddings import open_embeddings
+    from curation.embeddings import has_columns, open_embeddings
     from curation.pool import open_pool
     from curation.prepare import kept_rows
 
     refuse_unused(context, method.value, OF_SOME)
-    source = open_embeddings(embeddings, column)
+    of_pool = None if pool is None or has_columns(embeddings) else column
+    source = open_embeddings(embeddings, None if of_pool else column)
     source = source if rows is None else kept_rows(source, rows)
     k = clusters_of(method.value, source.n_rows, clusters)
-    found = None if pool is None else open_pool(pool)
+    found = None if pool is None else open_pool(pool, column=of_pool)
     if dry_run:
         typer.echo(plan_of(method.value, source, size, k))
         return
@@ -561,6 +562,7 @@ def sample(
 ) -> None:
     """Draw a subset from a tree."""
     from curation.pipeline import sample_folder
+    from curation.subset import WEIGHTS
     from curation.tree import ClusterTree
     from foundation.files import save_array
 
@@ -584,7 +586,7 @@ def sample(
             overwrite=overwrite,
         )
         if weights:
-            save_array(output / "weights.npy", found.sampling_weights(size))
+            save_array(output / WEIGHTS, found.sampling_weights(size))
     if checked:
         from curation.soundness import check_subset
 

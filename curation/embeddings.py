@@ -300,6 +300,12 @@ def _open_path(path: Path, column: str | None) -> Embeddings:
     )
 
 
+def has_columns(source: Path) -> bool:
+    """Whether embeddings lie in files with columns, of which one may be named: parquet or Arrow."""
+    files = source.iterdir() if source.is_dir() else [source]
+    return any(path.suffix in SUFFIXES and path.suffix != ".npy" for path in files)
+
+
 def _no_column(path: Path, column: str | None) -> None:
     if column is not None:
         raise CurationError(f"{path} has no columns, so none is called {column!r}; leave --column out")

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation import kmeans
-from curation.card import write_dataset_card
+from curation.card import save_with_card
 from curation.community_tree import AUTO, CommunityTree, metric_for
 from curation.embeddings import Embeddings, open_embeddings, require_own_row_ids
 from curation.export import row_names
@@ -248,14 +248,17 @@ def sample_folder(
     wanted = _subset_settings(size, strategy, method, max_copies, seed)
     there = finished_subset(folder, {"tree_checksum": tree.checksum, **wanted}, overwrite)
     if there is not None:
+        if pool is not None and there.names != (names := row_names(pool, there.ids)):
+            there.names = names
+            with locked_folder(folder):
+                there.save(folder)
         return there, True
     rows = tree.sample(size, strategy=strategy, max_copies=max_copies, seed=seed, method=method)
     subset = Subset.from_rows(rows, tree, **wanted)
     if pool is not None:
         subset.names = row_names(pool, subset.ids)
     with locked_folder(folder):
-        subset.save(folder)
-        write_dataset_card(subset, folder)
+        save_with_card(subset, folder)
     return subset, False
 
 

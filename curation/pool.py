@@ -14,12 +14,12 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from curation.tiles import TileCut, are_rasters, open_rasters, parse_cut
+from curation.tiles import ADDRESS, TileCut, are_rasters, open_rasters, parse_cut, raster_content
 from curation.webdataset import open_shards
 from foundation.errors import CurationError, first_cause
 from foundation.files import digest_json, write_atomically
 from foundation.hub import hub_within_reach
-from foundation.images import IMAGE_SUFFIXES, picture_file
+from foundation.images import IMAGE_SUFFIXES, encoded_bytes
 from foundation.jsonl import bad_line
 from foundation.paths import meant, regular_file, require_room
 
@@ -36,6 +36,7 @@ BRACES = re.compile(r"\{(?:(\d{1,12})\.\.(\d{1,12})|([^{}]*,[^{}]*))\}")
 CHECKED_BYTES = 1 << 30  # of text that is looked through for other encodings when it is opened
 MOST_NUMBERS = 1_000_000  # of names that braces stand for
 SPLIT_FILE = re.compile(r"(.+?)-\d{5}-of-\d{5}")
+OWN_POOL = "give the pool that was embedded, with the same --column"
 
 
 def open_pool(source: Any, split: str = "train", column: str | None = None) -> Any:
@@ -393,13 +394,31 @@ def pool_fingerprint(dataset: Any) -> str:
     return digest.hexdigest()
 
 
+def require_own_pool(pool: Any, n_rows: int, row_ids: np.ndarray | None, made_of: str | None, what: str) -> None:
+    """Refuse a pool that embeddings, or a tree of them, did not come from: labels and pictures would be of other rows.
+
+    Args:
+        pool: `datasets.Dataset`.
+        n_rows, row_ids: of what came from it; None: all rows of the pool.
+        made_of: `pool_fingerprint` of its own pool, where that is known.
+        what: the name of what came from it, for the message.
+
+    Raises:
+        CurationError: the pool ends before these rows, goes on behind all rows, or has another fingerprint.
+    """
+    last, n = n_rows - 1 if row_ids is None else int(row_ids[-1]), len(pool)
+    if n <= last:
+        raise CurationError(f"the pool has {n:,} rows but row {last:,} is in {what}; {OWN_POOL}")
+    if row_ids is None and n > n_rows:
+        raise CurationError(f"the pool has {n:,} rows but {what} came from one of {n_rows:,}; {OWN_POOL}")
+    if made_of not in (None, pool_fingerprint(pool)):
+        raise CurationError(f"{what} came from another pool, or from another column of it; {OWN_POOL}")
+
+
 def _content(value: Any) -> bytes:
     if isinstance(value, dict) and set(value) == {"bytes", "path"}:
-        content = value["bytes"]
-        if content is None and value["path"]:
-            try:
-                content = picture_file(value["path"]).read_bytes()
-            except (OSError, CurationError):
-                content = Path(value["path"]).name.encode()
-        value = hashlib.blake2b(content or b"", digest_size=16).hexdigest()
+        content = encoded_bytes(value)
+        if (value["path"] or "").startswith(ADDRESS):
+            content += raster_content(value["path"]).encode()
+        value = hashlib.blake2b(content, digest_size=16).hexdigest()
     return json.dumps(value, sort_keys=True, default=repr).encode() + b"\0"

@@ -23,14 +23,14 @@ from jaxtyping import Int
 from curation.bad_rows import KeptRows, find_bad_rows
 from curation.dropped_page import dropped_page
 from curation.duplicates import can_hash, similar_hashes
-from curation.embeddings import Embeddings, check_row_ids, open_embeddings, require_own_row_ids
+from curation.embeddings import Embeddings, check_row_ids, has_columns, open_embeddings, require_own_row_ids
 from curation.filters.junk import JunkFilter
 from curation.filters.text import TextJunk
 from curation.group import Group
 from curation.kmeans.assignment import rows_per_read
 from curation.looks import look_at
 from curation.near_duplicates import NearDuplicates, NearRule, near_duplicates, near_held_out
-from curation.pool import check_text, open_pool, pool_fingerprint
+from curation.pool import OWN_POOL, check_text, open_pool, pool_fingerprint, require_own_pool
 from curation.rows import SelectedRows
 from foundation.errors import CurationError
 from foundation.files import (
@@ -203,6 +203,7 @@ def find_kept(
         report |= {"pool_rows": len(pool), "pool_fingerprint": pool_fingerprint(pool)}
     if x is not None:
         report["embeddings_fingerprint"] = x.fingerprint()
+        report.setdefault("pool_fingerprint", x.metadata.get("pool_fingerprint"))
         # positions of the rows among the embeddings
         at = np.searchsorted(known, ledger.rows)
         bad = find_bad_rows(x, wanted.metric == "cosine", rows_per_read(x.dim), group)
@@ -232,10 +233,9 @@ def _rows_of(pool: Any, x: Embeddings | None) -> Int[np.ndarray, "n"]:
     """Pool rows of the embeddings, or all of the pool."""
     if x is None:
         return np.arange(len(pool))
-    known = np.arange(x.n_rows) if x.row_ids is None else np.asarray(x.row_ids)
-    if pool is not None and len(known) and known[-1] >= len(pool):
-        raise CurationError(f"the embeddings have row {known[-1]} but the pool only {len(pool)} rows: not of this pool")
-    return known
+    if pool is not None:
+        require_own_pool(pool, x.n_rows, x.row_ids, x.metadata.get("pool_fingerprint"), "the embeddings")
+    return np.arange(x.n_rows) if x.row_ids is None else np.asarray(x.row_ids)
 
 
 def _pictures(
@@ -447,18 +447,33 @@ def kept_rows(embeddings: Any, kept: Kept | str | Path) -> Embeddings:
     """Embeddings of the kept rows alone, without a copy; their ``row_ids`` are pool rows.
 
     Raises:
-        CurationError: no kept row has an embedding, or the kept rows are of other embeddings.
+        CurationError: no kept row has an embedding, or the kept rows are of other embeddings or of another pool.
     """
     x = open_embeddings(embeddings)
     found = kept if isinstance(kept, Kept) else load_kept(kept)
     of = found.report.get("embeddings_fingerprint")
     if of is not None and of != x.fingerprint():
         raise CurationError("the kept rows were chosen by other embeddings; prepare again with these")
+    _require_one_pool(found, None, x)
     rows = _rows_of(None, x)
     dropped = np.flatnonzero(~np.isin(rows, found.rows))
     if len(dropped) == len(rows):
         raise CurationError("none of the kept rows has an embedding; were they chosen from this pool?")
     return KeptRows(x, dropped) if len(dropped) else x
+
+
+def _require_one_pool(kept: Kept, pool: Any, x: Embeddings | None) -> None:
+    """Refuse kept rows of another pool, where both are known; of one that is not known, those of other embeddings.
+
+    Raises:
+        CurationError: they are.
+    """
+    mine = pool_fingerprint(pool) if pool is not None else x and x.metadata.get("pool_fingerprint")
+    theirs, of = kept.report.get("pool_fingerprint"), kept.report.get("embeddings_fingerprint")
+    if mine and theirs and mine != theirs:
+        raise CurationError(f"the kept rows came from another pool, or from another column of it; {OWN_POOL}")
+    if not (mine and theirs) and x is not None and of not in (None, x.fingerprint()):
+        raise CurationError("the kept rows were chosen by other embeddings; prepare again with these")
 
 
 def prepare_folder(
@@ -516,12 +531,11 @@ def open_sources(source: str, pool: str | None, column: str | None) -> tuple[Any
     folder = path.is_dir() and (
         (path / "embeddings.json").exists() or any(path.glob("*.npy")) or any(path.glob("*/embeddings.json"))
     )
-    if folder or path.suffix in (".npy", ".arrow", ".feather", ".ipc"):
-        x = open_embeddings(path, column)
-        return (None if pool is None else open_pool(pool)), x
     if pool is not None:
-        x = open_embeddings(path, column)
-        return open_pool(pool), x
+        of_pool = None if has_columns(path) else column
+        return open_pool(pool, column=of_pool), open_embeddings(path, None if of_pool else column)
+    if folder or path.suffix in (".npy", ".arrow", ".feather", ".ipc"):
+        return None, open_embeddings(path, column)
     return open_pool(source, column=column), None
 
 
@@ -559,6 +573,8 @@ def keep_in_folder(
             "without the pool and with --rows KEPT"
         )
     before = None if rows is None else load_kept(rows)
+    if before is not None:
+        _require_one_pool(before, pool, embeddings)
     others = None if held_out is None else open_embeddings(held_out)
     key = _inputs_key(pool, embeddings, wanted, before, others)
     with ExitStack() as held:

@@ -66,8 +66,8 @@ class Drawn:
         labels: of the tree's rows, or None.
 
     Raises:
-        CurationError: an empty subset, one of another tree, a pool that is not the tree's, labels that end
-            before its rows.
+        CurationError: an empty subset, one of another tree or of another pool, a pool that is not the tree's, labels
+            that end before its rows.
     """
 
     def __init__(
@@ -76,6 +76,9 @@ class Drawn:
         drawn_from = subset.metadata.get("tree_checksum")
         if drawn_from is not None and drawn_from != tree.checksum:
             raise CurationError(f"the subset was drawn from another tree; {WHOSE}")
+        pools = {subset.metadata.get("pool_fingerprint"), tree.settings.get("pool_fingerprint")} - {None}
+        if len(pools) > 1:
+            raise CurationError(f"the subset was drawn from another pool than that of the tree; {WHOSE}")
         if not len(subset.ids):
             raise CurationError("the subset is empty; sample at least one row")
         self.tree, self.subset = tree, subset

@@ -100,8 +100,9 @@ def rows_of_tree(tree: ClusterTree, embeddings: Any) -> Embeddings:
         if x.n_rows - len(left_out) != tree.n_rows:
             raise CurationError(f"the embeddings lack rows of the tree; give those that it was fitted on ({wanted})")
         x = KeptRows(x, left_out)
-    # rows that were left out for being infinite changed the fingerprint
-    same = wanted in (None, whole, x.fingerprint()) or tree.settings.get("dropped_rows", 0) > 0
+    # of kept rows without the bad ones among them the tree does not know which were which
+    unknown = 0 < tree.settings.get("dropped_rows", 0) != given.n_rows - tree.n_rows
+    same = wanted in (None, whole, x.fingerprint()) or unknown
     if wanted in (None, whole) or given.digest_of_files():
         same = same and is_made_of(tree.settings, given, DIGEST_BYTES)
     elif wanted == x.fingerprint():

@@ -17,6 +17,7 @@ from foundation.settings import Count, CountOrZero, short
 FORMAT_VERSION = 1
 AGAIN = "sample the subset again"
 NAMES = ("path", "key")
+WEIGHTS = "weights.npy"  # of the rows of the tree, where they were asked for
 
 
 @dataclass

@@ -6,8 +6,10 @@ and `foundation.images.read_image` read it as they read any other picture.
 
 import io
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
@@ -20,11 +22,13 @@ from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from foundation.errors import CurationError, one_line
+from foundation.files import sampled_checksum
 from foundation.images import OPENERS
 from foundation.paths import is_regular, regular_file
 from foundation.settings import Range, require_number
 
 PROTOCOL = "tile"
+ADDRESS = f"{PROTOCOL}://raster"
 GEOGRAPHIC = (33550, 34264, 34735)  # TIFF tags: scale of a pixel, transformation, keys of the reference system
 WIDTH, HEIGHT = 256, 257
 LOOK_AT = 32  # files, evenly spaced, that tell whether a folder of TIFFs is one of rasters
@@ -226,7 +230,22 @@ def _address(path: Path, place: dict[str, int], bands: tuple[int, ...], stretch:
     query: dict[str, Any] = {**place, "bands": ",".join(map(str, bands))}
     if stretch:
         query["stretch"] = ",".join(f"{low:.7g}:{high:.7g}" for low, high in stretch)
-    return f"{PROTOCOL}://raster{quote(str(path.absolute()))}?{urlencode(query, safe=',:')}"
+    return f"{ADDRESS}{quote(str(path.absolute()))}?{urlencode(query, safe=',:')}"
+
+
+def raster_content(address: str) -> str:
+    """Checksum of the raster of a tile, see `foundation.files.sampled_checksum`; "": it cannot be read."""
+    path = unquote(urlsplit(address).path)
+    try:
+        state = os.stat(path)
+        return _sampled_once(path, state.st_size, state.st_mtime_ns)
+    except (OSError, CurationError):
+        return ""
+
+
+@lru_cache(maxsize=4096)
+def _sampled_once(path: str, _bytes: int, _changed: int) -> str:
+    return sampled_checksum(Path(path))
 
 
 def read_tile(address: str) -> UInt8[np.ndarray, "h w c"]:

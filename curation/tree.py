@@ -15,7 +15,7 @@ from curation.balance import effective_number, gini, normalised_entropy
 from curation.embeddings import Embeddings, check_row_ids, embedder_of, open_embeddings, require_one_embedder
 from curation.kmeans.assignment import rows_per_read
 from curation.kmeans.two_step import Centroids
-from curation.pool import pool_fingerprint
+from curation.pool import require_own_pool
 from curation.sampling import balanced_targets, fractional_targets, take_from_clusters
 from foundation.errors import CurationError
 from foundation.files import check_files, digest_json, load_array, load_json, require_free_space, save_array, save_json
@@ -25,7 +25,6 @@ from foundation.settings import LARGEST_SEED, Choices, Range, require_number, sh
 FORMAT_VERSION = 1
 METHODS = ("balanced", "flat", "random")
 AGAIN = "cluster again"
-POOL = "give the pool that was embedded, with the same --column"
 MOST_COPIES = 1_000_000  # of one row; a subset counts them in 32 bits
 
 
@@ -169,22 +168,8 @@ class ClusterTree:
             )
 
     def check_pool(self, pool: Any) -> None:
-        """Refuse a pool that this tree was not made of: labels and pictures would be those of other rows.
-
-        Args:
-            pool: `datasets.Dataset`.
-
-        Raises:
-            CurationError: it ends before the tree's rows, goes on behind a tree of all rows, or has another
-                fingerprint than the pool that was embedded, where that is known.
-        """
-        last, n = self.n_rows - 1 if self.row_ids is None else int(np.max(self.row_ids)), len(pool)
-        if n <= last:
-            raise CurationError(f"the pool has {n:,} rows but the tree knows row {last:,}; {POOL}")
-        if self.row_ids is None and n > self.n_rows:
-            raise CurationError(f"the pool has {n:,} rows but the tree was made of {self.n_rows:,}; {POOL}")
-        if self.settings.get("pool_fingerprint") not in (None, pool_fingerprint(pool)):
-            raise CurationError(f"the tree was made of another pool, or of another column of it; {POOL}")
+        """Refuse a pool that this tree was not made of, see `curation.pool.require_own_pool`."""
+        require_own_pool(pool, self.n_rows, self.row_ids, self.settings.get("pool_fingerprint"), "the tree")
 
     def sample(
         self, size: int, strategy: str = "random", max_copies: int = 1, seed: int = 0, method: str = "balanced"

@@ -1,7 +1,7 @@
 """The workbench of a run: one model, its features of every dataset computed once, heads, and the rows found so far."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,10 +33,11 @@ class Bench:
     Args:
         model: the frozen model.
         settings: shared by all evaluations.
+        known: `Results.data` of the results that may be replaced by those of the same data alone.
     """
 
-    def __init__(self, model: FrozenModel, settings: RunSettings):
-        self.model, self.settings = model, settings
+    def __init__(self, model: FrozenModel, settings: RunSettings, known: Mapping[str, list[str]] | None = None):
+        self.model, self.settings, self.known = model, settings, known or {}
         self.results = Results(model.identity)
         self._features: dict[tuple[str, str], FeatureSet] = {}
         self._images: dict[tuple[str, str], LabelledImages] = {}
@@ -53,7 +54,25 @@ class Bench:
                     f"{dataset}: {seen:,} of the {len(found):,} test images lie in {self.model.pool}, the pool that "
                     "this model was pretrained on; what it does on new images may be worse"
                 )
+            self.seen(found.name, found.content)
         return self._images[key]
+
+    def seen(self, dataset: str, content: str) -> None:
+        """Keep what figures are measured on.
+
+        Args:
+            content: of `eval.images.content_of`.
+
+        Raises:
+            CurationError: the results that would be replaced are of other data of that name.
+        """
+        if content not in self.known.get(dataset, [content]):
+            raise CurationError(
+                f"{dataset} has changed since the results that are there were measured; choose another -o, or give "
+                "--overwrite"
+            )
+        data = self.results.data.setdefault(dataset, [])
+        data += [] if content in data else [content]
 
     def warn(self, line: str) -> None:
         """Keep what speaks against the figures, once."""
@@ -62,6 +81,7 @@ class Bench:
 
     def features(self, images: LabelledImages, transform: Transform | None = None) -> FeatureSet:
         """Features of images, computed once per run (and once at all with a cache folder)."""
+        self.seen(images.name, images.content)
         key = (images.digest, getattr(transform, "identity", "") if transform else "")
         if key not in self._features:
             s = self.settings
@@ -119,16 +139,21 @@ class Bench:
         )
         self.results.rows.append(row)
 
-    def add_mean(self, name: str, dataset: str, metric: str, values: Any, rows: Any = None) -> None:
+    def add_mean(
+        self, name: str, dataset: str, metric: str, values: Any, rows: Any = None, content: str | None = None
+    ) -> None:
         """Keep the mean of one value per test row, its interval, and the values for paired comparisons.
 
         Args:
             rows: which rows of the dataset these are.
+            content: of the dataset, where `images` did not open it.
         """
         x = np.asarray(values, dtype=np.float64)
         row = row_of(name, dataset, metric, mean_interval(x, **self.bootstrap))
         self.results.rows.append(row)
         self.results.per_row[row.key] = x
         which = np.arange(len(x)) if rows is None else np.asarray(rows)
-        digest = hashlib.blake2b(which.astype(np.int64).tobytes(), digest_size=8)
+        opened = self._images.get((dataset, "test"))
+        about = content or (opened.content if opened else "")
+        digest = hashlib.blake2b(about.encode() + which.astype(np.int64).tobytes(), digest_size=8)
         self.results.per_row_ids[row.key] = digest.hexdigest()

@@ -1,5 +1,6 @@
 """Two rasters of heights, block by block, to `eval.canopy`: maps larger than memory are judged square by square."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,12 @@ from foundation.settings import Range, require_number
 
 CANOPY = "canopy.json"
 LEAST_SIDE = 4  # pixels of a block
-NO_HEIGHT = 20_000.0  # metres: beyond it, it is a number for "no data" that the file does not declare
+# metres: beyond them, it is a number for "no data" that the file does not declare
+NO_DEPTH, NO_HEIGHT = -50.0, 20_000.0
+TALLEST = 116.0  # metres: Hyperion, a coast redwood (Sequoia sempervirens)
+UNITS = {100: "centimetres", 10: "decimetres"}
+LOOKED_AT = 64  # blocks, for doubts
+PREDICTED = "made by satellite predict"  # as `python -m satellite predict` says in the tags of its maps
 
 
 class _Blocks:
@@ -39,7 +45,7 @@ class _Blocks:
             ) from error
         heights = found.astype(np.float64).filled(np.nan)
         known = heights[np.isfinite(heights)]
-        if len(known) and np.abs(known).max() > NO_HEIGHT:
+        if len(known) and not NO_DEPTH <= known.min() <= known.max() <= NO_HEIGHT:
             largest = known[np.abs(known).argmax()]
             raise CurationError(
                 f"{self.source.name} holds a height of {largest:g} m; if that number stands for no data, say so in the "
@@ -54,11 +60,13 @@ def measure_maps(
     block: float = 100.0,
     output: str | Path | None = None,
     overwrite: bool = False,
+    say: Callable[[str], None] = lambda _line: None,
 ) -> dict[str, Interval]:
     """Measures of a map against lidar, both in metres on one grid; writes ``canopy.json`` into the folder ``output``.
 
     Args:
         block: side of the squares that are resampled, metres.
+        say: is told of `doubts`; they stand among the results, too.
 
     Raises:
         CurationError: a raster that cannot be opened, grids that differ (says how), a CRS without lengths, or
@@ -103,9 +111,39 @@ def measure_maps(
             )
         rows, cols = range(0, first.height, side), range(0, first.width, side)
         windows = [Window(c, r, min(side, first.width - c), min(side, first.height - r)) for r in rows for c in cols]
-        found = canopy_metrics(_Blocks(first, windows), _Blocks(second, windows), settings)
+        maps, lidar = _Blocks(first, windows), _Blocks(second, windows)
+        found, lines = canopy_metrics(maps, lidar, settings), doubts(maps, lidar)
+    for line in lines:
+        say(line)
     if output is not None:
         metrics = {name: asdict(interval) for name, interval in found.items()}
         content = {"settings": asdict(settings), "block": block, "metrics": metrics, "inputs": inputs}
-        save_json(Path(output) / CANOPY, content)
+        save_json(Path(output) / CANOPY, {**content, "warnings": lines})
     return found
+
+
+def doubts(predicted: _Blocks, truth: _Blocks) -> list[str]:
+    """What speaks against one being a map and the other lidar, both in metres: a line each; some blocks are read."""
+    lines = []
+    made = [PREDICTED in source.tags().get("TIFFTAG_SOFTWARE", "") for source in (predicted.source, truth.source)]
+    if made[1] and not made[0]:
+        lines.append(f"{truth.source.name} is a predicted map; lidar comes second")
+    chosen = np.unique(np.linspace(0, len(truth) - 1, min(len(truth), LOOKED_AT)).astype(np.int64)).tolist()
+    p, t = (np.concatenate([part[i].ravel() for i in chosen]) for part in (predicted, truth))
+    p, t = (part[np.isfinite(p) & np.isfinite(t)] for part in (p, t))
+    if len(t) and np.array_equal(p, t):
+        return [*lines, f"{predicted.source.name} and {truth.source.name} hold the same heights"]
+    tall = t > np.median(t[t > 0]) if (t > 0).any() else np.zeros(len(t), bool)
+    if not tall.any():
+        return lines
+    medians = {predicted.source.name: float(np.median(p[tall])), truth.source.name: float(np.median(t[tall]))}
+    (less, low), (more, high) = sorted(medians.items(), key=lambda item: item[1])
+    unit = next((UNITS[factor] for factor in UNITS if low > 0 and 0.7 <= high / low / factor <= 1.4), None)
+    if unit:
+        times = f"{high / low:.0f} times those of {less}"
+        lines.append(f"heights of {more} are about {times}: are they in {unit}? Metres are expected")
+    elif high > TALLEST:
+        lines.append(
+            f"tall pixels of {more} hold {high:.0f}; no tree has more than {TALLEST:.0f} m: are they in metres?"
+        )
+    return lines

@@ -25,7 +25,7 @@ app = App(
 )
 Settings = Annotated[list[str] | None, typer.Argument(help="Settings as key=value.", show_default=False)]
 Output = Annotated[Path, output_option("Folder of the results.")]
-Overwrite = Annotated[bool, overwrite_option("Replace results of other settings or of another model.")]
+Overwrite = Annotated[bool, overwrite_option("Replace results of other settings, of another model or of other data.")]
 
 
 def _register(name: str, task: type) -> None:
@@ -130,7 +130,9 @@ def canopy(
     from eval.canopy_rasters import measure_maps
 
     with locked_folder(output):
-        found = measure_maps(predicted, truth, block, output, overwrite)
+        found = measure_maps(
+            predicted, truth, block, output, overwrite, lambda line: typer.echo(f"warning: {line}", err=True)
+        )
     for name, interval in found.items():
         typer.echo(f"{name:16} {interval.value:8.3f}   {interval.low:.3f} ... {interval.high:.3f}   n {interval.n}")
 

@@ -4,9 +4,11 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
@@ -14,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from foundation.errors import CurationError
-from foundation.images import read_image, reason_of
+from foundation.images import encoded_bytes, read_image, reason_of
 from foundation.threads import useful_processes
 
 Transform = Callable[[Image.Image], Tensor]
@@ -55,6 +57,12 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.sources)
 
+    @cached_property
+    def content(self) -> str:
+        """See `content_of`; another than `digest` it is that of a copy of the data, too."""
+        about = [self.class_names, self.ids, self.labels.tolist(), self.groups, self.crop_border, self.boxes]
+        return content_of(about, self.sources)
+
     def lying_in(self, place: str) -> int:
         """How many of the images are files in this folder, or rows of this file or of one in this folder."""
         root = os.path.realpath(place)
@@ -91,6 +99,20 @@ class LabelledImages:
             self.crop_border,
             None if self.boxes is None else [self.boxes[row] for row in rows],
         )
+
+
+def content_of(about: Any, sources: Sequence[Any]) -> str:
+    """Digest of images, wherever they lie: the sizes of all files and the bytes of up to 1,024, evenly spaced.
+
+    Args:
+        about: what else is known of them, labels and names.
+    """
+    digest = hashlib.blake2b(repr([about, len(sources)]).encode(), digest_size=16)
+    if isinstance(sources, list):  # of files; the rows of a table are not all read
+        digest.update(repr([os.path.getsize(path) if os.path.exists(path) else -1 for path in sources]).encode())
+    for i in np.unique(np.linspace(0, len(sources) - 1, min(len(sources), 1024)).astype(np.int64)).tolist():
+        digest.update(hashlib.blake2b(encoded_bytes(sources[i]), digest_size=16).digest())
+    return digest.hexdigest()
 
 
 @dataclass

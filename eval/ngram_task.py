@@ -185,6 +185,8 @@ def _add_domains(
     results.rows.append(Row("ngram", f"domains, worst: {worst}", "bits_per_byte", values[worst], n=len(rows[worst])))
     if pool.domains is None:
         return
+    if not set(names) & set(pool.domains):
+        raise CurationError("the pool has none of the domains of the test; give pool=, what train was drawn from")
     size = dict.fromkeys(names, 0)
     for text, domain in zip(pool.texts, pool.domains, strict=True):
         if domain in size:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from eval.images import content_of
 from eval.registry import ENDINGS, LAYOUTS, locate, split_folder
 from foundation.errors import CurationError
 from foundation.files import load_array
@@ -28,6 +29,11 @@ class ImagePairs:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def content(self) -> str:
+        """See `eval.images.content_of`."""
+        return content_of([path.stem for path in self.images], [*self.images, *self.targets])
 
 
 def open_pairs(name: str, split: str, kind: str, root: str | Path | None = None) -> ImagePairs:

@@ -15,6 +15,7 @@ from foundation.errors import CurationError
 from foundation.files import check_files, checksum, digest_json, load_json, save_json, write_atomically
 from foundation.intervals import NO_DIFFERENCE, Interval, paired_interval
 from foundation.paths import is_regular, regular_file
+from foundation.schema import check_content
 from foundation.tables import text_table
 
 FORMAT = 1
@@ -68,6 +69,7 @@ class Results:
         per_row: key of a figure to the value of every test row, for paired comparisons.
         per_row_ids: the same keys to a digest of which rows those are.
         inputs: of `inputs_of`.
+        data: dataset to what its images were (`eval.images.content_of`), one for each split that was opened.
     """
 
     model: str
@@ -79,6 +81,7 @@ class Results:
     per_row: dict[str, np.ndarray] = field(default_factory=dict)
     per_row_ids: dict[str, str] = field(default_factory=dict)
     inputs: str = ""
+    data: dict[str, list[str]] = field(default_factory=dict)
 
     def save(self, folder: str | Path) -> Path:
         """Write ``metrics.json`` and ``per_row.safetensors``, each whole or not at all; returns the first."""
@@ -96,6 +99,7 @@ class Results:
             "warnings": self.warnings,
             "environment": environment(),
             "inputs": self.inputs,
+            "data": self.data,
         }
         arrays = {key: np.ascontiguousarray(values, dtype=np.float32) for key, values in self.per_row.items()}
         values = to_bytes(arrays, metadata={"rows": json.dumps(self.per_row_ids)})
@@ -115,19 +119,28 @@ def inputs_of(settings: Any, measured: Iterable[str | Path] = ()) -> str:
     return digest_json([settings, [checksum(file) for file in files if is_regular(file)]])
 
 
-def require_same(path: Path, inputs: Collection[str], overwrite: bool) -> None:
+def require_same(path: Path, inputs: Collection[str], overwrite: bool) -> dict[str, list[str]]:
     """Refuse to put results in the place of others; those of the same inputs are measured again.
 
     Args:
         path: the JSON file of the results.
         inputs: digests of `inputs_of`, one of which they may have.
 
+    Returns:
+        `Results.data` of those that are there; {} where anything may replace them.
+
     Raises:
         CurationError: what is there is of other settings, of another model, or no result.
     """
     remedy = "choose another -o, or give --overwrite"
-    if not overwrite and os.path.lexists(path) and load_json(path, remedy=remedy).get("inputs") not in inputs:
+    if overwrite or not os.path.lexists(path):
+        return {}
+    there = load_json(path, remedy=remedy)
+    if there.get("inputs") not in inputs:
         raise CurationError(f"{path} holds results of other settings or of another model; {remedy}")
+    known: dict[str, list[str]] = there.get("data", {})
+    check_content(dict[str, list[str]], known, str(path), remedy)
+    return known
 
 
 def environment() -> dict[str, str]:

@@ -47,7 +47,7 @@ def evaluate(
 
     Args:
         output: folder of the results, written after every task: a task that fails takes no finished one with it.
-        overwrite: replace results of other settings or of another model; else refuse.
+        overwrite: replace results of other settings, of another model or of other data; else refuse.
 
     Raises:
         CurationError: see above.
@@ -57,10 +57,9 @@ def evaluate(
     asked = [(task.name, asdict(task)) for task in tasks]  # type: ignore[call-overload]
     # one for each task that is done: a suite that failed at a later one may be mended there
     inputs = [inputs_of([model.identity, science, asked[: n + 1]]) for n in range(len(asked))]
-    if output is not None:
-        require_same(Path(output) / METRICS, inputs, overwrite)
+    known = {} if output is None else require_same(Path(output) / METRICS, inputs, overwrite)
     torch.manual_seed(settings.seed)
-    bench = Bench(model, settings)
+    bench = Bench(model, settings, known)
     bench.results.settings["run"] = asdict(settings)
     for task, bench.results.inputs in zip(tasks, inputs, strict=True):
         start = time.perf_counter()

@@ -75,6 +75,17 @@ def picture_file(path: str | Path) -> Path:
     return path
 
 
+def encoded_bytes(source: str | Path | Mapping[str, Any] | None) -> bytes:
+    """The bytes of a picture as `read_image` takes it, nothing decoded; of a file that cannot be read its name."""
+    stored: Mapping[str, Any] = source if isinstance(source, Mapping) else {"path": source}
+    if stored.get("bytes") is not None or not stored.get("path"):
+        return stored.get("bytes") or b""
+    try:
+        return picture_file(stored["path"]).read_bytes()
+    except (OSError, CurationError):
+        return Path(stored["path"]).name.encode()
+
+
 def _of_8_bits(image: Image.Image, kind: str) -> Image.Image:
     """A grey picture of more than 8 bits."""
     values = np.asarray(image)

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from curation.pool import pool_fingerprint
 from curation.subset import Subset
 from foundation.errors import CurationError
+from foundation.files import checksum
+from foundation.paths import is_regular
 from pretrain.callbacks import BadImages, CollapseGuard, Looks
 from pretrain.centring import assignment_information
 from pretrain.data import Batch, CanvasReader, CropBatches
@@ -94,11 +96,13 @@ def pretrain(
     rows = np.arange(len(pool)) if rows is None else np.sort(np.asarray(rows, np.int64))
     if not len(rows):
         raise CurationError("there are no rows to train on; the subset is empty")
-    identity = {
+    identity: dict[str, Any] = {
         "settings": settings.science(),
         "pool": pool_fingerprint(pool),
         "rows": hashlib.blake2b(rows.astype("<i8").tobytes(), digest_size=16).hexdigest(),
     }
+    if settings.init_from and is_regular(state := Path(settings.init_from) / STATE):  # of a finished run it may be gone
+        identity["initial_weights"] = checksum(state)
     grid = meta_network(settings).backbone.grid(settings.crops.global_size)  # settings are checked before it is claimed
     reader = CanvasReader(pool, settings.crops.canvas_size, cache_rows(settings))
     with claimed(folder, identity) as done:

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from foundation.errors import CurationError, one_line
-from foundation.files import load_json
+from foundation.files import checksum, load_json
+from foundation.paths import is_regular
 from foundation.settings import Positive
 from foundation.timm_models import create_timm_model
 from pretrain.export import WEIGHTS, load_teacher
@@ -104,6 +105,12 @@ def open_backbone(settings: BackboneSettings, n_bands: int, image_size: int, n_b
         if not 0 <= block < total:
             raise CurationError(f"backbone.blocks has {block}, but {settings.name} has blocks 0..{total - 1}")
     return Backbone(model, blocks, n_bands, image_size)
+
+
+def initial_weights(settings: BackboneSettings) -> str | None:
+    """Checksum of the file of weights that the backbone starts from; None: it is no file, or gone since."""
+    path = Path(settings.name) / WEIGHTS if Path(settings.name).is_dir() else Path(settings.weights)
+    return checksum(path) if is_regular(path) else None
 
 
 def spread(total: int, n: int) -> list[int]:

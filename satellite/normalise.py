@@ -11,6 +11,8 @@ from foundation.errors import CurationError
 
 WHITE = {"uint8": 255.0, "uint16": 65535.0}
 BRIGHTEST = 2.0  # share of white: glint, snow and clouds lie a little above 1
+# a value that so great a share of the pixels have exactly, and no other of so many values within so many deviations
+REPEATED, OTHERS, APART = 0.001, 16, 5.0
 SAMPLES_PER_TILE, MOST_SAMPLES = 1000, 1 << 22
 
 
@@ -105,7 +107,7 @@ def band_statistics(
     The sample is of every window while it has fewer than `MOST_SAMPLES` pixels, then of every second, and so on.
 
     Raises:
-        CurationError: nothing is valid, or a band is constant.
+        CurationError: nothing is valid, a band is constant, or see `refuse_no_data`.
     """
     count, total, squares = 0, np.zeros(0), np.zeros(0)
     sample: list[np.ndarray] = []
@@ -131,9 +133,36 @@ def band_statistics(
     std = np.sqrt(np.maximum(squares / count - mean**2, 0))
     if (std <= 1e-6 * np.abs(mean) + 1e-9).any():  # of what is constant, rounding leaves less than that
         raise CurationError(f"{name}: band {int(std.argmin()) + 1} (of those chosen) is constant; choose other bands")
-    low, high = np.percentile(np.concatenate(sample, 1), [5, 95], axis=1)
+    drawn = np.concatenate(sample, 1)
+    refuse_no_data(drawn, white, name)
+    low, high = np.percentile(drawn, [5, 95], axis=1)
     found = [tuple(float(value) for value in part) for part in (mean, std, low, high)]
     return BandStatistics(found[0], found[1], found[2], found[3], white, name)
+
+
+def refuse_no_data(sample: Float[np.ndarray, "c n"], white: float, name: str) -> None:
+    """Refuse bands whose least or greatest value can only be a number for "no data" that the file does not declare.
+
+    Many pixels have exactly that value, and the next one is `APART` standard deviations of the others away. Shadows and
+    clouds that are cut off at 0 or 255 have pixels between them and the others.
+
+    Args:
+        sample: of values divided by ``white``.
+
+    Raises:
+        CurationError: a band has such a value.
+    """
+    for values in sample:
+        for edge in (values.min(), values.max()):
+            others = values[values != edge]
+            share = 1 - len(others) / len(values)
+            if share < REPEATED or len(np.unique(others)) < OTHERS:
+                continue
+            if np.abs(others - edge).min() > APART * others.std():
+                raise CurationError(
+                    f"{name}: {share:.1%} of the pixels are exactly {edge * white:g}, far from all others; if that "
+                    f"number stands for no data, say so in the files: gdal_edit.py -a_nodata {edge * white:g}"
+                )
 
 
 def normalise(

@@ -4,10 +4,11 @@ Tiles that overlap, or that touch, share trees: random splits of them measure me
 and a margin is left out around the test squares.
 """
 
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,14 +20,16 @@ from tqdm import tqdm
 
 from curation.tiles import tile_grid
 from foundation.errors import CurationError, one_line
-from foundation.files import write_atomically
+from foundation.files import checksums_are_verified, sampled_checksum, write_atomically
 from foundation.paths import regular_file
+from foundation.schema import check_content
 from foundation.settings import Count, CountOrZero, NonNegative, Range, Share, check, fill
 from satellite.normalise import kind_of
 from satellite.rasters import Raster, check_same_grid, open_heights, open_raster
 from satellite.units import metres_per, refuse_no_height, warn_if_implausible
 
 MADE_BY = "made by satellite tiles"
+RASTERS = b"rasters"  # in the metadata of a table: what its tiles were cut from
 MOST_BLOCKS = 250_000  # squares of ground of a split
 PIXELS_AT_ONCE = 1 << 20  # of a band that are read to look at tiles side by side
 NAME = pa.dictionary(pa.int32(), pa.string())  # millions of tiles share a few
@@ -127,13 +130,13 @@ def cut_tiles(
                     "to one type: gdal_translate -ot"
                 )
             looks = list(_looks(colour, labels, settings, Path(image).name, progress))
-            row, col, share, labelled, tallest = (np.concatenate(found) for found in zip(*looks, strict=True))
+            row, col, share, labelled, tallest, lowest = (np.concatenate(found) for found in zip(*looks, strict=True))
             seen += len(row)
             kept = share >= settings.min_valid
             if labels is not None:
                 labels.close()
                 highest = float(tallest[kept].max(initial=0))
-                refuse_no_height(highest, settings.units, str(truth))
+                refuse_no_height(highest, float(lowest[kept].min(initial=0)), settings.units, str(truth))
                 warn_if_implausible(highest, settings.units, str(truth))
                 kept &= labelled >= settings.min_valid
             empty += int((~kept).sum())
@@ -149,13 +152,14 @@ def cut_tiles(
             f"none of {seen} tiles of {settings.size} pixels has {settings.min_valid:.0%} valid pixels "
             f"({empty} have fewer); lower min_valid or size, or look at the nodata value of the rasters"
         )
-    return pa.concat_tables(parts).unify_dictionaries()
+    rasters = {str(path): sampled_checksum(Path(path)) for path in [*images, *(heights or [])]}
+    return pa.concat_tables(parts).unify_dictionaries().replace_schema_metadata({RASTERS: json.dumps(rasters)})
 
 
 def _looks(
     colour: Raster, labels: Raster | None, settings: TileSettings, title: str, progress: bool
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """Row, column, valid share, share with heights and greatest height (metres) of the tiles of a raster, in stretches.
+    """Row, column, valid share, share with heights, greatest and least height (metres) of the tiles, in stretches.
 
     Tiles side by side are read at once. Not so where the raster is warped as it is read: what a pixel is then depends
     on the window, and `satellite.data.TileReader` must find what was found here.
@@ -166,21 +170,24 @@ def _looks(
     if colour.warped or (labels is not None and labels.warped):
         at_once = 1
     with tqdm(total=len(rows) * len(cols), desc=title, unit="tile", disable=not progress) as bar:
-        yield tuple(np.empty(0, dtype) for dtype in (np.int64, np.int64, float, float, float))
+        yield tuple(np.empty(0, dtype) for dtype in (np.int64, np.int64, *[float] * 4))
         for row in rows:
             for first in range(0, len(cols), at_once):
                 mine = np.array(cols[first : first + at_once])
                 window = row, int(mine[0]), size, int(mine[-1] - mine[0]) + size
                 valid = _side_by_side(colour.read(*window)[1], size, cols.step)
                 share = valid.mean((1, 2))
-                labelled = tallest = np.zeros(len(mine))
+                labelled = tallest = lowest = np.zeros(len(mine))
                 if labels is not None:
                     values, known = labels.read(*window)
                     heights, known = _side_by_side(values[0], size, cols.step), _side_by_side(known, size, cols.step)
                     known = known & valid
                     labelled = known.mean((1, 2))
-                    tallest = np.where(known, heights, 0).max((1, 2)).astype(float) * metres_per(settings.units)
-                yield np.full(len(mine), row), mine, share, labelled, tallest
+                    heights = np.where(known, heights, 0)
+                    tallest, lowest = (
+                        edge((1, 2)).astype(float) * metres_per(settings.units) for edge in (heights.max, heights.min)
+                    )
+                yield np.full(len(mine), row), mine, share, labelled, tallest, lowest
                 bar.update(len(mine))
 
 
@@ -198,10 +205,8 @@ def _column(value: Any, kind: pa.DataType, rows: int) -> pa.Array:
 
 def save_tiles(tiles: pa.Table, path: str | Path, settings: TileSettings) -> None:
     """Write the table as parquet, the settings in its metadata."""
-    import json
-    from dataclasses import asdict
-
-    tiles = tiles.replace_schema_metadata({"tiles": json.dumps(asdict(settings)), "made_by": MADE_BY})
+    about = {b"tiles": json.dumps(asdict(settings)), b"made_by": MADE_BY}
+    tiles = tiles.replace_schema_metadata({**(tiles.schema.metadata or {}), **about})
     write_atomically(Path(path), lambda stream: pq.write_table(tiles, stream, write_page_checksum=True))
 
 
@@ -209,10 +214,8 @@ def load_tiles(path: str | Path) -> tuple[pa.Table, TileSettings]:
     """What `save_tiles` wrote.
 
     Raises:
-        CurationError: no such table, or not of tiles.
+        CurationError: no such table, not of tiles, or of rasters that have changed since.
     """
-    import json
-
     again = "make it: python -m satellite tiles"
     path = regular_file(path, again)
     try:
@@ -225,7 +228,27 @@ def load_tiles(path: str | Path) -> tuple[pa.Table, TileSettings]:
     missing = [name for name, kind in COLUMNS.items() if name not in table.schema.names or table[name].type != kind]
     if missing or not len(table) or any(table[name].null_count for name in COLUMNS):
         raise CurationError(f"{path} is no whole table of tiles (column {(missing or ['row'])[0]}); {again}")
+    for raster, known in rasters_of(table).items():
+        if checksums_are_verified() and sampled_checksum(Path(raster)) != known:
+            raise CurationError(
+                f"{raster} has changed since its tiles were cut; cut them again: python -m satellite tiles"
+            )
     return table, fill(TileSettings, content)
+
+
+def rasters_of(tiles: pa.Table) -> dict[str, str]:
+    """`sampled_checksum` of each raster that tiles were cut from; {} of tables of before.
+
+    Raises:
+        CurationError: the table says something else there.
+    """
+    content = (tiles.schema.metadata or {}).get(RASTERS, b"{}")
+    try:
+        found: dict[str, str] = json.loads(content)
+        check_content(dict[str, str], found, "the table of tiles", "cut them again")
+    except ValueError as error:
+        raise CurationError(f"the table of tiles is no whole one ({error}); cut them again") from error
+    return found
 
 
 def footprints(tiles: pa.Table) -> Float[np.ndarray, "n four"]:

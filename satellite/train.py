@@ -16,14 +16,15 @@ from jaxtyping import Int
 from torch import Tensor
 
 from foundation.errors import CurationError
-from satellite.backbone import self_contained, statistics_of
+from foundation.files import digest_json
+from satellite.backbone import initial_weights, self_contained, statistics_of
 from satellite.data import TileBatches, TileReader, labelled_rows, with_white
 from satellite.export import Seen, save_model
 from satellite.losses import height_loss
 from satellite.model import CanopyModel
 from satellite.normalise import PUBLISHED, BandStatistics, is_float, require_white, white_of
 from satellite.settings import TrainSettings
-from satellite.tiles import TileSettings
+from satellite.tiles import TileSettings, rasters_of
 from training.checkpoints import find_checkpoint
 from training.devices import in_fast_precision
 from training.fit import fit
@@ -77,10 +78,12 @@ def train(
     folder, settings = Path(folder), in_fast_precision(settings)
     rows = labelled_rows(table, rows, settings.min_valid)
     places = table.select(["image", "heights", "row", "col"]).take(rows).to_pylist()
-    identity = {
+    identity: dict[str, Any] = {
         "settings": settings.science(),
         "tiles": hashlib.blake2b(json.dumps(places).encode(), digest_size=16).hexdigest(),
     }
+    identity |= {"rasters": digest_json(known)} if (known := rasters_of(table)) else {}
+    identity |= {} if (start := initial_weights(settings.backbone)) is None else {"backbone_weights": start}
     resolution = _resolution(table, rows)
     reader = TileReader(table, tiles, _cache_tiles(settings, tiles))
     with claimed(folder, identity) as done:

@@ -7,6 +7,7 @@ from satellite.errors import HeightWarning
 
 METRES = {"m": 1.0, "cm": 0.01, "dm": 0.1, "ft": 0.3048, "us-ft": 1200 / 3937}
 TALLEST = 116.0  # metres: Hyperion, a coast redwood (Sequoia sempervirens)
+NO_DEPTH = -50.0  # metres: no ground or crown lies so far below the ground; likewise
 NO_HEIGHT = 20_000.0  # metres: beyond it, it is a number for "no data" that the file does not declare
 
 
@@ -34,14 +35,15 @@ def warn_if_implausible(tallest: float, unit: str, name: str) -> None:
     )
 
 
-def refuse_no_height(tallest: float, unit: str, name: str) -> None:
-    """Refuse a raster whose greatest height (metres) is above all that stands on Earth.
+def refuse_no_height(tallest: float, lowest: float, unit: str, name: str) -> None:
+    """Refuse a raster with a height (metres) above or below all that grows on Earth.
 
     Raises:
-        CurationError: it is.
+        CurationError: it has one.
     """
-    if tallest > NO_HEIGHT:
+    wrong = tallest if tallest > NO_HEIGHT else lowest if lowest < NO_DEPTH else None
+    if wrong is not None:
         raise CurationError(
-            f"{name} holds a height of {tallest:g} m; if that number stands for no data, say so in the file: "
-            f"gdal_edit.py -a_nodata {tallest / METRES[unit]:g}"
+            f"{name} holds a height of {wrong:g} m; if that number stands for no data, say so in the file: "
+            f"gdal_edit.py -a_nodata {wrong / METRES[unit]:g}"
         )

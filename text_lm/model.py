@@ -16,6 +16,7 @@ from foundation.hub import hub_within_reach
 from foundation.settings import CountOrZero, Positive, Range, check
 from foundation.weights import load_whole
 
+TOKENIZERS = "tokenizer_fingerprints"  # key in the ``config.json`` of a model: those that it was trained with
 ATTENTION = ("sdpa", "flex_attention", "flash_attention_2")
 
 
@@ -142,7 +143,16 @@ def load_model(folder: str | Path, tokenizer: Any | None = None, attention: str 
 
 
 def check_vocabulary(model: Any, tokenizer: Any) -> None:
-    """Refuse a tokeniser that can give ids the model does not have, or whose end of text is another id."""
+    """Refuse a tokeniser that is not the model's, as far as that is known.
+
+    Raises:
+        CurationError: it has ids that the model does not have, ends texts with another, or was not trained with.
+    """
+    known = getattr(model.config, TOKENIZERS, None)
+    if known is not None and tokenizer.fingerprint not in known:
+        raise CurationError(
+            f"tokenizer {tokenizer.name!r} is not the one that the model was trained with; open that one"
+        )
     rows = model.get_input_embeddings().weight.shape[0]
     if tokenizer.vocab_size > rows:
         raise CurationError(

@@ -15,10 +15,10 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from foundation.errors import CurationError
-from foundation.files import whole_folder
+from foundation.files import load_json, save_json, whole_folder
 from foundation.paths import regular_file
 from text_lm.loss import language_model_loss
-from text_lm.model import build_model, flops_per_token, next_token_logits
+from text_lm.model import TOKENIZERS, build_model, flops_per_token, next_token_logits
 from text_lm.packing import TokenBatches, TokenStream
 from text_lm.settings import TrainSettings
 from text_lm.tokenizer import Tokenizer, open_tokenizer
@@ -224,4 +224,6 @@ def save_model(state: dict[str, Tensor], settings: TrainSettings, tokenizer: Tok
     with whole_folder(folder) as fresh:
         plain.save_pretrained(fresh)
         tokenizer.export(fresh, settings.model.context)
+        known = [tokenizer.fingerprint, open_tokenizer(fresh).fingerprint]  # as it is, and as it is exported
+        save_json(fresh / "config.json", {**load_json(fresh / "config.json"), TOKENIZERS: known})
     transformers_logging.enable_progress_bar()

@@ -41,7 +41,7 @@ class TrainTest:
         train = bench.images(self.train, "train")
         test = bench.images(self.test or self.train, "test")
         check_same_classes(train, test)
-        if train.digest == test.digest:
+        if train.content == test.content:
             bench.warn(f"{self.tested}: the test images are the training images; give other ones")
         return train, test
 

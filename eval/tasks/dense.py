@@ -105,6 +105,8 @@ def _splits(task: DenseTask, bench: Bench, kind: str, target: Target) -> tuple[R
     root = bench.settings.root or None
     train = open_pairs(task.train, "train", kind, root)
     test = open_pairs(task.tested, "test", kind, root)
+    for pairs in (train, test):
+        bench.seen(pairs.name, pairs.content)
     return _reader(train, bench.model, size, target), _reader(test, bench.model, size, target)
 
 

@@ -77,7 +77,7 @@ class Fairness(Head):
         found = accuracy_by_group(correct, groups, self.min_rows, **bench.bootstrap)
         for name, value in found.groups.items():
             bench.add(self.name, self.test, f"accuracy {self.group}={name}", value)
-        bench.add_mean(self.name, self.test, "accuracy", correct, test.rows)
+        bench.add_mean(self.name, self.test, "accuracy", correct, test.rows, test_images.content)
         bench.add(self.name, self.test, f"gap over {self.group}", found.gap)
         bench.add(self.name, self.test, f"relative drop over {self.group}", found.relative_drop)
 

@@ -69,7 +69,8 @@ class Retrieval:
                 )
         for protocol, result in revisited(rank(found[0].pooled(), found[1].pooled()), truth).items():
             judged = np.isfinite(result.per_query)
-            bench.add_mean(self.name, self.test, f"mAP {protocol}", result.per_query[judged], np.flatnonzero(judged))
+            which, content = np.flatnonzero(judged), queries.content + database.content
+            bench.add_mean(self.name, self.test, f"mAP {protocol}", result.per_query[judged], which, content)
             for k, value in result.precision.items():
                 bench.add(self.name, self.test, f"mP@{k} {protocol}", value, int(judged.sum()))
 

@@ -259,7 +259,7 @@ def test_dedup_filter_cluster_and_baseline_in_a_row(files: Path, capsys: pytest.
         ("dedup {pool} -o {out} --held-out {x}", "--held-out compares embeddings"),
         ("dedup {x} -o {out} --held-out {narrow}", "24 dimensions but the held-out set 4"),
         ("dedup {same} -o {out}", "all 20 embeddings are alike"),
-        ("dedup {x} -o {out} --pool {numbers}", "have row 46 but the pool only 2 rows"),
+        ("dedup {x} -o {out} --pool {numbers}", "the pool has 2 rows but row 46 is in the embeddings"),
         ("dedup {absent} -o {out}", "does not exist"),
         ("filter {numbers} -o {out}", "no column image or text"),
         ("filter {pool} -o {out} --workers 0 --min-side 500", "leaves none of the 47 rows"),

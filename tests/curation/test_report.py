@@ -99,7 +99,7 @@ def test_bad_input_is_one_line_and_leaves_no_page(curated, tmp_path: Path):
         "another tree": lambda: write_report(other, subset, path),
         "no label column 'lable'.*did you mean 'label'": lambda: write_report(tree, subset, path, pool, "lable"),
         "no pool was given": lambda: write_report(tree, subset, path, labels="label"),
-        "the pool has 299 rows but the tree knows row 299": lambda: write_report(
+        "the pool has 299 rows but row 299 is in the tree": lambda: write_report(
             tree, subset, path, pool.select(range(299))
         ),
         "5 labels, but row 299": lambda: write_report(tree, subset, path, labels=np.arange(5)),

@@ -124,3 +124,36 @@ def test_rasters_are_judged_as_arrays_are(tmp_path: Path):
         picture.write(np.repeat(source.read(), 3, axis=0))
     with pytest.raises(CurationError, match="3 bands; heights have one"):
         measure_maps(tmp_path / "rgb.tif", paths[1])
+
+
+def test_rasters_that_are_no_map_and_lidar_in_metres_are_spoken_of(tmp_path: Path):
+    rasterio = pytest.importorskip("rasterio")
+    from eval.canopy_rasters import PREDICTED, measure_maps
+
+    predicted, truth = (np.nan_to_num(np.abs(values[0])) for values in maps())
+    predicted = 0.8 * predicted + 1
+
+    def write(name: str, values: np.ndarray, software: str = "") -> Path:
+        options = {"count": 1, "height": 60, "width": 60, "dtype": "float32", "crs": "EPSG:32610"}
+        place = rasterio.transform.from_origin(0, 100, 0.5, 0.5)
+        with rasterio.open(tmp_path / name, "w", driver="GTiff", transform=place, **options) as target:
+            target.write(values.astype(np.float32), 1)
+            target.update_tags(TIFFTAG_SOFTWARE=software)
+        return tmp_path / name
+
+    def said(*paths: Path) -> list[str]:
+        lines: list[str] = []
+        measure_maps(*paths, block=15, say=lines.append)
+        return lines
+
+    p, t = write("p.tif", predicted, PREDICTED), write("t.tif", truth)
+    assert said(p, t) == []
+    assert "p.tif is a predicted map; lidar comes second" in said(t, p)[0]
+    assert "hold the same heights" in said(t, write("copy.tif", truth))[0]
+    assert "in centimetres?" in said(p, write("cm.tif", truth * 100))[0]
+    assert "in centimetres?" in said(write("pcm.tif", predicted * 100), t)[0]
+    assert "in decimetres?" in said(p, write("dm.tif", truth * 10))[0]
+    assert "no tree has more than 116 m" in said(write("flat.tif", predicted * 0), write("cm.tif", truth * 100))[0]
+    truth[:9] = -9999
+    with pytest.raises(CurationError, match="-a_nodata -9999"):
+        measure_maps(p, write("nodata.tif", truth), block=15)

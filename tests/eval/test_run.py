@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -61,6 +62,48 @@ def test_test_images_of_the_pretraining_are_counted(colour_model: FrozenModel, f
             assert [line.split(": ")[1][: len(word)] for line, word in zip(found.warnings, said, strict=True)] == said
     finally:
         (seen / "0.png").replace(folder / "val/blue/0.png")
+
+
+@pytest.fixture
+def own(folder: Path, tmp_path: Path) -> Path:
+    """A copy of the images, which a test may change."""
+    return shutil.copytree(folder, tmp_path / "own")
+
+
+def test_results_of_data_that_changed_are_not_replaced(colour_model: FrozenModel, own: Path, tmp_path: Path):
+    """Under the same name: earlier figures would silently become those of other images."""
+    tasks = [make_task("knn", {"train": str(own), "ks": "1"})]
+    evaluate(colour_model, tasks, SETTINGS, tmp_path / "r", overwrite=False)
+    for path in own.rglob("*.png"):
+        os.utime(path)  # copied again: the same data
+    evaluate(colour_model, tasks, SETTINGS, tmp_path / "r", overwrite=False)
+    before = (tmp_path / "r/metrics.json").read_bytes()
+    shutil.copy(own / "train/red/0.png", own / "val/red/0.png")
+    with pytest.raises(CurationError, match="own has changed since the results that are there were measured"):
+        evaluate(colour_model, tasks, SETTINGS, tmp_path / "r", overwrite=False)
+    assert (tmp_path / "r/metrics.json").read_bytes() == before
+    evaluate(colour_model, tasks, SETTINGS, tmp_path / "r", overwrite=True)
+
+
+def test_two_models_are_compared_on_the_same_images_alone(colour_model: FrozenModel, own: Path, tmp_path: Path):
+    other = replace(colour_model, identity="other")
+    tasks = [make_task("knn", {"train": str(own), "ks": "1"})]
+    evaluate(colour_model, tasks, SETTINGS, tmp_path / "a")
+    evaluate(other, tasks, SETTINGS, tmp_path / "b")
+    assert len(compare(tmp_path / "a", tmp_path / "b")) == 1
+    red, blue = own / "val/red/0.png", own / "val/blue/0.png"
+    content = red.read_bytes()
+    red.write_bytes(blue.read_bytes())  # another label
+    blue.write_bytes(content)
+    evaluate(other, tasks, SETTINGS, tmp_path / "b")
+    with pytest.raises(CurationError, match="no figure of the same test rows"):
+        compare(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_copy_of_the_training_images_is_no_test(colour_model: FrozenModel, folder: Path, tmp_path: Path):
+    shutil.copytree(folder / "train", tmp_path / "copy")
+    tasks = [make_task("knn", {"train": str(folder / "train"), "test": str(tmp_path / "copy"), "ks": "1"})]
+    assert "are the training images" in evaluate(colour_model, tasks, SETTINGS).warnings[0]
 
 
 def test_retrieval_and_statistics(colour_model: FrozenModel, folder: Path):

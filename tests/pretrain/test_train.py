@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +179,19 @@ def test_a_phase_at_a_higher_resolution_starts_from_a_finished_run(pool, whole: 
         pretrain(other, pool, tmp_path / "other", progress=False)
     with pytest.raises(CurationError, match="init_from"):
         pretrain(settings(f"init_from={tmp_path}/none"), pool, tmp_path / "none_run", progress=False)
+
+
+def test_a_run_knows_the_weights_that_it_started_from(pool, whole: Path, tmp_path: Path):
+    """Else the teacher of an older first phase is returned as that of the new one."""
+    shutil.copytree(whole, tmp_path / "first")
+    more = settings("steps=1", f"init_from={tmp_path}/first")
+    pretrain(more, pool, tmp_path / "run", progress=False)
+    assert pretrain(more, pool, tmp_path / "run", progress=False).images_per_second is not None
+    (tmp_path / "first/state.safetensors").write_bytes(b"those of another run")
+    with pytest.raises(CurationError, match="holds a run with other initial_weights"):
+        pretrain(more, pool, tmp_path / "run", progress=False)
+    shutil.rmtree(tmp_path / "first")  # it is not needed any more
+    assert pretrain(more, pool, tmp_path / "run", progress=False).finished
 
 
 def test_a_finished_run_is_returned_and_another_run_never_takes_its_folder(pool, whole: Path):

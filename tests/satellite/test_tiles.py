@@ -115,6 +115,63 @@ def test_a_raster_that_has_changed_since_it_was_cut_is_refused(scene, tmp_path: 
         TileReader(table, settings).read(forest)
 
 
+@pytest.mark.parametrize("what", ["colours", "heights", "place"])
+def test_a_table_of_rasters_that_have_changed_is_refused(scene, tmp_path: Path, what: str):
+    """Of equal size, and as valid as before, so that no tile tells."""
+    import rasterio
+
+    paths = [tmp_path / "rgb.tif", tmp_path / "chm.tif"]
+    for path, original in zip(paths, scene, strict=True):
+        path.write_bytes(original.read_bytes())
+    settings = TileSettings(size=64)
+    table = cut_tiles(paths[:1], paths[1:], settings, progress=False)
+    save_tiles(table, tmp_path / "tiles.parquet", settings)
+    load_tiles(tmp_path / "tiles.parquet")
+    changed = paths[what == "heights"]
+    for path in paths if what == "place" else [changed]:
+        with rasterio.open(path, "r+") as raster:
+            if what == "place":
+                raster.transform = rasterio.Affine.translation(500, 0) @ raster.transform
+            else:
+                raster.write(raster.read()[..., ::-1])
+    with pytest.raises(CurationError, match=rf"{changed.name} has changed since its tiles were cut"):
+        load_tiles(tmp_path / "tiles.parquet")
+    again = cut_tiles(paths[:1], paths[1:], settings, progress=False)
+    assert again.schema.metadata != table.schema.metadata, "a run would go on with the model of the old rasters"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "number", "refused"),
+    [
+        ("float32", -9999, True),
+        ("int16", -32768, True),
+        ("uint16", 65535, True),
+        ("uint8", 0, False),  # a black border is a picture, too
+        ("uint8", 255, False),
+    ],
+)
+def test_an_undeclared_number_for_no_data_is_no_colour(dtype: str, number: int, refused: bool):
+    rng = np.random.default_rng(0)
+    values = np.clip(rng.gamma(3, 25, (2, 60, 60)), 0, 255).astype(dtype)
+    values[:, :3] = number
+    window = values.astype(np.float32), np.ones((60, 60), bool)
+    if refused:
+        with pytest.raises(CurationError, match=rf"[45].\d% of the pixels are exactly {number}.* -a_nodata {number}"):
+            band_statistics([window], 1.0)
+    else:
+        band_statistics([window], 1.0)
+
+
+def test_an_undeclared_number_for_no_data_is_no_depth(scene, tmp_path: Path):
+    import rasterio
+
+    with rasterio.open(scene[1]) as source:
+        heights = source.read()
+    heights[0, :9] = -9999
+    with pytest.raises(CurationError, match="-a_nodata -9999"):
+        cut(scene[0], write_raster(tmp_path / "h.tif", heights.astype(np.float32)), size=64)
+
+
 def test_heights_on_another_grid_are_refused_or_aligned(scene, tmp_path: Path):
     import rasterio
 

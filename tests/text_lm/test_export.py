@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from datasets import Dataset
 
 from eval.language import LanguageSettings, _model
+from foundation.errors import CurationError
 from text_lm.model import load_model
 from text_lm.perplexity import score_texts
 from text_lm.settings import settings_from
@@ -113,3 +115,17 @@ def test_benchmarks_see_the_bos_where_it_is_asked_for(wanted: bool, model: Path)
     start = [ours.bos] if wanted else []
     assert harness.tok_encode("a prompt") == start + ours.encode(["a prompt"])[0].tolist()
     assert harness.max_length == CONTEXT
+
+
+def test_a_tokenizer_of_the_same_size_is_not_taken_for_that_of_the_model(model: Path, tmp_path: Path):
+    """Every token would stand for another text, and the figures would look like those of a bad model."""
+    size = open_tokenizer(model).vocab_size
+    if size == open_tokenizer("bytes").vocab_size:
+        pytest.skip("no other tokenizer has so few tokens")
+    alone = shutil.copytree(model, tmp_path / "alone")  # without the result of its run, which knows the files
+    assert score_texts(load_model(alone), open_tokenizer(alone), TEXTS).nats.all()
+    other = train_bpe([f"Another {i * i} text of other words" for i in range(50)], size)
+    other.save(tmp_path / "other")
+    shutil.copy(tmp_path / "other/tokenizer.json", alone / "tokenizer.json")
+    with pytest.raises(CurationError, match="is not the one that the model was trained with"):
+        load_model(alone, open_tokenizer(alone))
