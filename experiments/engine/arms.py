@@ -29,8 +29,8 @@ from foundation.errors import CurationError
 from foundation.files import save_json, write_atomically
 from foundation.settings import Choices, Count, CountOrZero, check, fill, nearest_name
 
-METHODS = ("random", "all", "flat", "tree", "communities", "semdedup", "retrieval", "oracle")
-BASE_ARM, METHOD_ARM, ORACLE = "raw", "hierarchical_resampled", "oracle"
+METHODS = ("random", "all", "flat", "tree", "communities", "semdedup", "retrieval", "oracle", "manual")
+BASE_ARM, METHOD_ARM, ORACLE, MANUAL = "raw", "hierarchical_resampled", "oracle", "manual"
 LINES, PER_LINE = 12, 10  # of a gallery: clusters, and rows of each
 
 
@@ -170,7 +170,8 @@ def read_labels(prepared: Path) -> np.ndarray | None:
 def curate(run: StageRun, pictures: Callable[[Path], Any] | None = None) -> dict[str, float]:
     """The stage `curate`: a tree where the method has one, the subset, and its balance before any training.
 
-    Reads ``embeddings.npy`` or ``embeddings/``, ``labels.npy`` and ``trusted.npy`` of the stage `prepare`.
+    Reads ``embeddings.npy`` or ``embeddings/``, ``labels.npy``, ``trusted.npy`` and ``manual.npy`` (concept of each row
+    of a hand-curated set beside the pool, of which the arm `manual` draws its subset) of the stage `prepare`.
 
     Args:
         run: what to do and where.
@@ -216,6 +217,13 @@ def curate(run: StageRun, pictures: Callable[[Path], Any] | None = None) -> dict
         if not (prepared / "trusted.npy").exists():
             raise CurationError("the arm retrieval needs a trusted set, which this pool does not have; leave it out")
         subset = retrieval_subset(x, str(prepared / "trusted.npy"), size, progress=run.progress)
+    elif method == MANUAL:
+        if not (prepared / "manual.npy").exists():
+            raise CurationError("the arm manual needs a hand-curated set, which this pool does not have; leave it out")
+        labels = np.load(prepared / "manual.npy", allow_pickle=False)
+        if size > len(labels):
+            raise CurationError(f"the hand-curated set has {len(labels)} rows; lower science.curation.size to that")
+        subset = Subset.from_rows(random_subset(len(labels), size, seed).rows(), method=MANUAL, seed=seed)
     else:
         tree = _tree(spec, x, run.folder / "tree", run)
         subset = Subset.from_rows(tree.sample(size, strategy="random", seed=seed), tree, method=method, seed=seed)
@@ -229,7 +237,7 @@ def curate(run: StageRun, pictures: Callable[[Path], Any] | None = None) -> dict
             sheet = contact_sheet(shown, rows, columns=PER_LINE, size=48)
             write_atomically(run.folder / f"gallery_level_{level + 1}.jpg", partial(_write, sheet))
     subset.save(run.folder / "subset")
-    save_json(run.folder / "balance.json", _balance(labels, subset, n_rows))
+    save_json(run.folder / "balance.json", _balance(read_labels(prepared), labels, subset, n_rows))
     return {"samples": float(n_rows)}
 
 
@@ -237,14 +245,18 @@ def _write(content: bytes, stream: Any) -> None:
     stream.write(content)
 
 
-def _balance(labels: np.ndarray | None, subset: Subset, n_rows: int) -> dict[str, Any]:
-    """Rows of each concept in pool and subset with their measures; without labels only the sizes."""
+def _balance(labels: np.ndarray | None, drawn_from: np.ndarray | None, subset: Subset, n_rows: int) -> dict[str, Any]:
+    """Rows of each concept in pool and subset with their measures; without labels only the sizes.
+
+    Args:
+        labels, drawn_from: concepts of the pool, and of what the subset was drawn from: of a hand-curated set its own.
+    """
     sizes = {"pool_rows": n_rows, "subset_rows": len(subset)}
-    if labels is None:
+    if labels is None or drawn_from is None:
         return sizes
-    k = int(labels.max()) + 1
+    k = int(max(labels.max(), drawn_from.max())) + 1
     pool = np.bincount(labels[labels >= 0], minlength=k)
-    mine = labels[subset.rows()]
+    mine = drawn_from[subset.rows()]
     counts = np.bincount(mine[mine >= 0], minlength=k)
     return sizes | {
         "measures": balance_row(counts, pool) | {"no_concept": float((mine < 0).mean())},

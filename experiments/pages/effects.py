@@ -21,7 +21,7 @@ from experiments.pages.verdict import ENOUGH, compact, judge_claim, paired, powe
 from foundation.files import load_json, write_atomically
 from foundation.tables import markdown_table
 
-WHOLE = {"all": "all (the whole pool)"}
+NO_SUBSET = {"all": "all (the whole pool)", "manual": "manual (a hand-curated set)"}  # of the pool, as large as others
 
 Found = Mapping[tuple[str, int], Mapping[str, Any]]
 
@@ -108,6 +108,8 @@ def titles_of(judge: Judge, rows: Sequence[Row]) -> dict[str, str]:
         "raw_weighted": "weighted as the pool",
         "rare": "tenth farthest from the pool",
         "common": "tenth nearest to the pool",
+        "own": "domain of the hand-curated set",
+        "apart": "the other domains",
     }
     there = {row.metric for row in rows}
     return {f"{judge.prefix}_{n}": title for n, title in titles.items() if f"{judge.prefix}_{n}" in there}
@@ -172,7 +174,7 @@ def effect_over_balance(rows: Sequence[Row], judge: Judge) -> bytes:
         x, y = [kl[arm, seed] for seed in effects], list(effects.values())
         axes.plot(x, y, linestyle="none", markersize=4, alpha=0.45, **style)
         style |= {"linestyle": "none", "markersize": 10, "markeredgecolor": "black"}
-        axes.plot(np.mean(x), np.mean(y), label=WHOLE.get(arm, arm), **style)
+        axes.plot(np.mean(x), np.mean(y), label=NO_SUBSET.get(arm, arm), **style)
     raw = [value for (arm, _), value in kl.items() if arm == BASE_ARM]
     if raw:
         axes.axvline(_mean(raw), color="#777777", linewidth=1, linestyle=":")
@@ -189,7 +191,7 @@ def gain_over_balance(pages: Mapping[str, Sequence[Row]], metric: Mapping[str, s
     """PNG: what balance buys, over experiments: gain over raw as a share of the oracle's, over KL as a share of raw's.
 
     A point is an arm of an experiment, its mean over the seeds; raw stands at (1, 0), true labels at about (0, 1). The
-    whole pool, which is more than a subset, is left out.
+    whole pool and a hand-curated set, which are no subsets, are left out.
 
     Args:
         pages: title -> values of an experiment, with "kl", and the arms raw and oracle.
@@ -197,7 +199,7 @@ def gain_over_balance(pages: Mapping[str, Sequence[Row]], metric: Mapping[str, s
     """
     figure, axes = plt.subplots(figsize=(7.2, 4.4))
     arms = list(dict.fromkeys(row.arm for rows in pages.values() for row in rows))
-    shown = [arm for arm in arms if arm not in (BASE_ARM, ORACLE, *WHOLE)]
+    shown = [arm for arm in arms if arm not in (BASE_ARM, ORACLE, *NO_SUBSET)]
     colours = {arm: style_of(place)["color"] for place, arm in enumerate(shown)}
     shapes = {title: style_of(place)["marker"] for place, title in enumerate(pages)}
     for title, rows in pages.items():
@@ -244,9 +246,9 @@ def power_sentence(rows: Sequence[Row], judge: Judge, oracle: str = ORACLE) -> s
 
 
 def balance_sentence(rows: Sequence[Row], judge: Judge) -> str:
-    """What a nat of balance buys, over all arms but the whole pool and true domains, and all seeds."""
+    """What a nat of balance buys, over all arms that draw from the pool without its true domains, and all seeds."""
     kl = {(row.arm, row.seed): row.value for row in rows if row.metric == "kl"}
-    arms = [arm for arm in arms_of(rows) if arm not in (BASE_ARM, ORACLE, *WHOLE)]
+    arms = [arm for arm in arms_of(rows) if arm not in (BASE_ARM, ORACLE, *NO_SUBSET)]
     found = [
         (kl[arm, seed] - kl[BASE_ARM, seed], effect)
         for arm in arms

@@ -29,6 +29,8 @@ DOMAIN = Domain(
     pictures=pictures,
     files=input_files,
     write_up=write_up,
-    brings=lambda pool: {"labels"} | ({"trusted set"} if pool.trusted else set()),
+    brings=lambda pool: (
+        {"labels"} | ({"trusted set"} if pool.trusted else set()) | ({"hand-curated set"} if pool.manual else set())
+    ),
     ready=open_all,
 )

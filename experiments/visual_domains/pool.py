@@ -28,6 +28,7 @@ from satellite.tiles import spatial_split
 
 PICTURES, GREY, EMBEDDINGS, THUMBNAILS = "pictures.parquet", "grey.npy", "embeddings", "thumbnails"
 TEST, DISTANCE, POOL = "test.npy", "distance.npy", "pool.json"
+ROWS, MANUAL_ROWS = "rows.npy", "manual_rows.npy"  # places in the shared pictures: of the pool, of the hand-curated set
 # settings that the pictures of all seeds depend on
 SHARED = ["domains", "most", "most_held", "side", "embedder", "image_size"]
 
@@ -50,6 +51,7 @@ class PoolSettings:
         block: side of these squares, pixels.
         margin: pixels between them and any tile of the pool.
         trusted: pictures of each domain in the set that the arm `retrieval` starts from, neither in pool nor in test.
+        manual: the domain that is a hand-curated set by itself, whose pictures the arm `manual` takes; "": none.
         side: of the grey pictures that are judged, pixels.
         embedder: what the curation sees, of `curation.embedders.open_embedder`.
         image_size: that it sees; 0: its own.
@@ -66,6 +68,7 @@ class PoolSettings:
     block: Count = 400
     margin: CountOrZero = 32
     trusted: CountOrZero = 10
+    manual: str = ""
     side: Count = SIDE
     embedder: str = "efficientnet_lite0"
     image_size: CountOrZero = 96
@@ -77,6 +80,8 @@ class PoolSettings:
             raise CurationError(f"science.pool.domains is {self.domains}; give two or more different ones")
         for domain in self.domains:
             file_of(domain)
+        if self.manual and self.manual not in self.domains:
+            raise CurationError(f"science.pool.manual is {self.manual!r}; give one of {', '.join(self.domains)}")
         parse_embedder(self.embedder)
 
     @property
@@ -216,9 +221,9 @@ def unseen(
 def prepare(run: StageRun) -> dict[str, float]:
     """Stage action: the pictures held out by this seed, and ``pool.rows`` of the others as its pool.
 
-    Writes ``embeddings.npy``, ``labels.npy`` (domain of each picture) and ``trusted.npy`` as all experiments do;
-    ``rows.npy`` and ``test.npy``, the place of each in the shared pictures; ``distance.npy``, of each test picture to
-    the pool under its thumbnail; ``pool.json``.
+    Writes ``embeddings.npy``, ``labels.npy`` (domain of each picture), ``trusted.npy`` and ``manual.npy`` as all
+    experiments do; ``rows.npy``, ``test.npy`` and ``manual_rows.npy``, the place of each in the shared pictures;
+    ``distance.npy``, of each test picture to the pool under its thumbnail; ``pool.json``.
     """
     pool, seed = PoolSettings(**run.settings), run.seed or 0
     pictures = open_pictures(pool, run)
@@ -234,7 +239,8 @@ def prepare(run: StageRun) -> dict[str, float]:
     ranks = np.random.default_rng([round_, 74])
     sizes = zipf_in_turns(np.array([len(part) for part in free]), pool.rows, pool.zipf, turn, ranks)
     rows = np.sort(np.concatenate([part[:size] for part, size in zip(free, sizes, strict=True)]))
-    new = unseen(pictures, np.concatenate(held), rows, run.progress)
+    manual = np.sort(free[pool.names.index(pool.manual)]) if pool.manual else rows[:0]
+    new = unseen(pictures, np.concatenate(held), np.union1d(rows, manual), run.progress)
     left = [part[np.isin(part, new)] for part in held]
     for name, part in zip(pool.names, left, strict=True):
         if not len(part):
@@ -247,7 +253,10 @@ def prepare(run: StageRun) -> dict[str, float]:
         save_array(run.folder / "trusted.npy", np.asarray(x.take(np.sort(np.concatenate(trusted)))))
     distance = distance_to_pool(small.take(test), small.take(rows), min(NEIGHBOURS, len(rows)))
     save_array(run.folder / DISTANCE, distance)
-    save_array(run.folder / "rows.npy", rows)
+    save_array(run.folder / ROWS, rows)
+    if pool.manual:
+        save_array(run.folder / "manual.npy", pictures.domain[manual])
+        save_array(run.folder / MANUAL_ROWS, manual)
     save_array(run.folder / TEST, test)
     about = {
         "pictures": os.path.relpath(pictures.folder, run.folder),
@@ -257,6 +266,7 @@ def prepare(run: StageRun) -> dict[str, float]:
         "held_of": {name: len(part) for name, part in zip(pool.names, held, strict=True)},
         "in_pool_of": {name: len(part) - len(kept) for name, part, kept in zip(pool.names, held, left, strict=True)},
         "trusted": sum(len(part) for part in trusted),
+        "manual": pool.manual,
     }
     save_json(run.folder / POOL, about)
     return {"samples": float(len(rows))}
@@ -269,4 +279,4 @@ def pictures_of(prepared: Path) -> Path:
 
 def pictures(prepared: Path) -> Any:
     """Pool of a folder of `prepare`, for galleries and preparation."""
-    return open_pool(pictures_of(prepared) / PICTURES).select(load_array(prepared / "rows.npy"))
+    return open_pool(pictures_of(prepared) / PICTURES).select(load_array(prepared / ROWS))

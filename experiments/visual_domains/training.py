@@ -8,8 +8,9 @@ import numpy as np
 from curation import Subset
 from eval.pixel_model import LEVELS, NEIGHBOURS, OFFSETS, fit_pixels, quantised
 from eval.rarity import PARTS, parts_by_rank
+from experiments.engine.arms import MANUAL
 from experiments.engine.stages import StageRun
-from experiments.visual_domains.pool import DISTANCE, GREY, POOL, TEST, pictures_of
+from experiments.visual_domains.pool import DISTANCE, GREY, MANUAL_ROWS, POOL, ROWS, TEST, pictures_of
 from foundation.files import load_array, load_json, save_array, save_json
 from foundation.settings import Count, Range, check
 
@@ -60,7 +61,8 @@ def train(run: StageRun) -> dict[str, float]:
     Writes ``bits.npy`` (per pixel, of each test picture) and not the model, which is larger than the subset.
     """
     settings, prepared = TrainSettings(**run.settings), run.upstream("prepare")
-    rows = load_array(prepared / "rows.npy")[Subset.load(run.upstream("curate") / "subset").rows()]
+    subset = Subset.load(run.upstream("curate") / "subset")
+    rows = load_array(prepared / (MANUAL_ROWS if subset.metadata["method"] == MANUAL else ROWS))[subset.rows()]
     grey = load_array(pictures_of(prepared) / GREY)
     model = fit_pixels(quantised(grey[rows], settings.levels), settings.neighbours, settings.levels)
     test = quantised(grey[load_array(prepared / TEST)], settings.levels)
@@ -74,7 +76,8 @@ def evaluate(run: StageRun) -> dict[str, float]:
     """Stage action: bits per pixel of the held-out pictures, by domain and by rarity; writes ``metrics.json``.
 
     Head and tail are the third of the domains with the most and the fewest pictures in the pool; common and rare the
-    tenths of the test pictures nearest to the pool and farthest off under their thumbnails, domains unknown.
+    tenths of the test pictures nearest to the pool and farthest off under their thumbnails, domains unknown. Own and
+    apart are the domain of the hand-curated set, where there is one, and the others.
     """
     settings, prepared, trained = EvaluateSettings(**run.settings), run.upstream("prepare"), run.upstream("train")
     about, data = load_json(prepared / POOL), load_json(trained / "data.json")
@@ -106,5 +109,8 @@ def evaluate(run: StageRun) -> dict[str, float]:
         "by_rarity": by_rarity,
         "untrained": {"before": float(np.log2(data["levels"])), "after": float(values.mean())},
     }
+    if about.get("manual"):
+        own = np.array(names) == about["manual"]
+        found["metrics"] |= {"bpp_own": float(values[own].mean()), "bpp_apart": float(values[~own].mean())}
     save_json(run.folder / "metrics.json", found)
     return {"samples": float(len(bits))}

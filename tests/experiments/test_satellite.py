@@ -108,6 +108,7 @@ UNLABELLED = ["science.pool={labelled: false, largest: 0, bursts: 0, rows: 9000}
     [
         (["experiment=text", "science.pool.trusted=0", "arms=[raw,retrieval]"], "trusted set"),
         (["experiment=satellite", "arms=[raw,retrieval]"], "trusted set"),
+        (["experiment=visual_domains", "arms=[raw,manual]"], "hand-curated set"),
         (["experiment=web_images", *UNLABELLED, "arms=[raw,oracle]"], "labels"),
     ],
 )

@@ -74,8 +74,11 @@ def named_thumbnails() -> Embedder:
 
 
 def test_an_experiment_from_pictures_to_the_page(small: list[str], tmp_path: Path):
-    arms = "arms=[raw,all,communities,hierarchical_resampled,retrieval,oracle]"
-    assert run_experiment(compose([*small, arms]), "command") == 0
+    arms = [
+        "arms=[raw,all,communities,hierarchical_resampled,retrieval,oracle,manual]",
+        "+science.pool.manual=clipart/grain",
+    ]
+    assert run_experiment(compose([*small, *arms]), "command") == 0
     page = (tmp_path / "report/visual_domains.md").read_text()
     rows, about = read_values(tmp_path / "report/visual_domains.json")
     value = {(row.arm, row.seed, row.metric): row.value for row in rows}
@@ -98,6 +101,11 @@ def test_an_experiment_from_pictures_to_the_page(small: list[str], tmp_path: Pat
     assert {seed for _, seed, _ in value} == {0}  # the three seeds are one round
     assert value["oracle", 0, "kl"] < value["raw", 0, "kl"]
     assert value["all", 0, "bpp_macro"] < value["raw", 0, "bpp_macro"] < 4
+    # a hand-curated set is of its own domain alone, better on it and worse on the others
+    assert value["manual", 0, "kl"] == pytest.approx(np.log(3))
+    assert value["manual", 0, "bpp_own"] < value["raw", 0, "bpp_own"]
+    assert value["manual", 0, "bpp_apart"] > value["raw", 0, "bpp_apart"]
+    assert "| domain of the hand-curated set | the other domains |" in page
     assert "Untrained, the model needs 4.00 bits per pixel" in page
     assert "| rank in the pool |" in page
     assert about["experiment"] == "visual_domains"
