@@ -30,6 +30,7 @@ DIGEST_BYTES = 1 << 30  # of rows that are read whole to see that they are those
 NEIGHBOURS = 20  # of a point, for its dimension
 GRAPH = 15  # neighbours in the graph of communities
 ISOLATION = 5  # the neighbour whose distance says how isolated a row is
+DRAWS, CHANCE = 10, 2  # of random rows; standard deviations of these that are chance
 TAIL = 0.02  # share of the pool's rows that count as isolated, or as crowded
 CELLS = 64  # on which two trees are compared
 RESOLUTIONS = (0.1, 1.0)  # of the communities on which a subset is judged, coarse and fine
@@ -236,7 +237,8 @@ class _Sample:
 
     Attributes:
         pool: (m,) rows, with their (m, e) ``points``;
-        subset: (s,) rows, with their (s, e) ``subset_points``; ``random``: as many rows of the pool at random.
+        subset: (s,) rows, with their (s, e) ``subset_points``;
+        random: (r, s) as many rows of the pool's sample at random, `DRAWS` times, by their places in it.
     """
 
     def __init__(self, tree: ClusterTree, x: Embeddings, subset: Int[np.ndarray, "s"], seed: int):
@@ -245,8 +247,9 @@ class _Sample:
         n = tree.n_rows
         self.pool = self.rng.permutation(self.rng.choice(n, min(n, SAMPLE), replace=False))
         self.subset = np.sort(self.rng.choice(subset, min(len(subset), SAMPLE), replace=False))
-        self.random = np.sort(self.rng.choice(n, min(n, len(self.subset)), replace=False))
-        rows, place = np.unique(np.concatenate([self.pool, self.subset, self.random]), return_inverse=True)
+        m, s = len(self.pool), len(self.subset)
+        self.random = np.stack([self.rng.choice(m, min(m, s), replace=n > m) for _draw in range(DRAWS)])
+        rows, place = np.unique(np.concatenate([self.pool, self.subset]), return_inverse=True)
         self.raw = _read(x, rows)
         self._place = place
         if not np.isfinite(self.raw).all():
@@ -256,9 +259,7 @@ class _Sample:
         if tree.settings.get("metric") == "cosine" or x.dim >= 16:
             points = points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
         points = principal_axes(points)
-        m, s = len(self.pool), len(self.subset)
-        self.points, self.subset_points = points[place[:m]], points[place[m : m + s]]
-        self.random_points = points[place[m + s :]]
+        self.points, self.subset_points = points[place[:m]], points[place[m:]]
 
     @property
     def pool_rows(self) -> Float[np.ndarray, "m d"]:
@@ -372,17 +373,20 @@ def check_flatness(sample: _Sample) -> Finding | None:
         return None
     _distances, near = nearest(np.ascontiguousarray(sample.points[leaders]), k)
     graph = shared_neighbour_graph(near)
-    logs, told = [], []
+    _distances, of_subset = sample.to_pool(sample.subset, sample.subset_points, 1)
+    _distances, of_pool = sample.to_pool(sample.pool, sample.points, 1)
+    logs, spreads, told = [], [], []
     for resolution in RESOLUTIONS:
         labels = communities(graph, resolution, 5)[place]
-        effective = []
-        for rows, points in ((sample.random, sample.random_points), (sample.subset, sample.subset_points)):
-            _distances, found = sample.to_pool(rows, points, 1)
-            counts = np.bincount(labels[found[:, 0]], minlength=int(labels.max()) + 1)
-            effective.append(float(effective_number(counts)))
-        logs.append(np.log(effective[1] / effective[0]))
-        told.append(f"{effective[1]:.1f} equal ones of {int(labels.max()) + 1} (random rows {effective[0]:.1f})")
-    gain = float(np.exp(np.mean(logs)))
+        k = int(labels.max()) + 1
+        ours = float(effective_number(np.bincount(labels[of_subset[:, 0]], minlength=k)))
+        drawn = [effective_number(np.bincount(labels[of_pool[draw, 0]], minlength=k)) for draw in sample.random]
+        chance = np.log(np.array(drawn, float))
+        logs.append(np.log(ours) - chance.mean())
+        spreads.append(chance.std())
+        told.append(f"{ours:.1f} equal ones of {k} (random rows {np.exp(chance.mean()):.1f})")
+    mean = float(np.mean(logs))
+    gain = float(np.exp(mean)) if abs(mean) > CHANCE * np.mean(spreads) else 1.0
     how = "less even than" if gain < 1 / FLATNESS[0] else "about as even as" if gain < FLATNESS[0] else "more even than"
     finding = _finding(
         1 / gain,

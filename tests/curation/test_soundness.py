@@ -105,6 +105,17 @@ def test_a_subset_that_is_less_even_than_random_rows_is_bad_whatever_the_tree():
     assert as_random.sentence.endswith("about as even as random rows.")
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_random_rows_are_about_as_even_as_random_rows(seed: int):
+    """Chance of few rows is no finding, even where it is more than the limit."""
+    rng = np.random.default_rng(seed)
+    sizes = (600 / np.arange(1, 15)).astype(int)
+    x, _concept = blobs(sizes.tolist(), seed=seed)
+    rows = np.sort(rng.choice(len(x), 120, replace=False))
+    told = found(check_tree(tree_of(x, np.arange(len(x)) // 20), x, rows, seed), "did not see")
+    assert told.severity == "ok"
+
+
 def test_a_subset_that_is_more_even_than_random_rows_is_called_so():
     x, concept = blobs([1500, 300, 100, 60, 40])
     tree = tree_of(x, np.arange(2000) // 20)
