@@ -617,7 +617,8 @@ def _joined(folders: dict[Path, Embeddings]) -> Embeddings:
     """Parts of a pool as one: rows of a part come after all pool rows of the parts before it.
 
     Raises:
-        CurationError: a part does not say how many rows of the pool it was made of, or has another embedder.
+        CurationError: a part does not say how many rows of the pool it was made of, has another embedder, or is of the
+            same rows as another part.
     """
     parts = list(folders.values())
     infos = [part.metadata for part in parts]
@@ -631,6 +632,10 @@ def _joined(folders: dict[Path, Embeddings]) -> Embeddings:
                     f"{folder} has {key} {short(info.get(key))}, the parts before {short(infos[0].get(key))}; "
                     "parts of one pool need one embedder"
                 )
+    seen: dict[str, Path] = {}
+    for folder, info in zip(folders, infos, strict=True):
+        if (first := seen.setdefault(str(info.get("pool_fingerprint", folder)), folder)) is not folder:
+            raise CurationError(f"{folder} is of the same rows as {first}, and they would count twice; leave one out")
     starts = np.cumsum([0, *rows])
     ids = None
     if any(part.row_ids is not None or part.n_rows != n for part, n in zip(parts, rows, strict=True)):

@@ -150,7 +150,7 @@ def load_runs(roots: Sequence[str | Path]) -> tuple[dict[str, Any], list[StageRe
     """Several run folders of one experiment as one; a stage that two of them hold counts once.
 
     Raises:
-        CurationError: the folders hold different experiments: another name or other science.
+        CurationError: the folders hold different experiments: another name, other science or other input files.
     """
     if not roots:
         raise CurationError("compare needs at least one run folder")
@@ -163,9 +163,18 @@ def load_runs(roots: Sequence[str | Path]) -> tuple[dict[str, Any], list[StageRe
                 raise CurationError(
                     f"{root} holds another experiment than {roots[0]}: its {part} differs; compare like with like"
                 )
+        mine, theirs = _input_files(records), _input_files(more)
+        if changed := [name for name in mine.keys() & theirs.keys() if mine[name] != theirs[name]]:
+            raise CurationError(f"{root} was made of another {changed[0]} than {roots[0]}; compare like with like")
         records += [record for record in more if record.marker["key"] not in seen]
         seen |= {record.marker["key"] for record in more}
     return first, records
+
+
+def _input_files(records: Sequence[StageRecord]) -> dict[str, dict[str, Any]]:
+    """Of each input file what does not depend on the machine: bytes and checksum, of folders the number of files."""
+    files = [item for record in records for item in record.marker.get("inputs", {}).get("files", {}).items()]
+    return {name: {key: said.get(key) for key in ("bytes", "checksum", "files")} for name, said in files}
 
 
 def metric_rows(records: Sequence[StageRecord]) -> list[Row]:

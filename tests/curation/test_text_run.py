@@ -103,6 +103,10 @@ def test_later_text_is_embedded_on_the_axes_of_the_pool_and_no_others_are_placed
     assert new.metadata["axes"] == old.metadata["axes"]
     embed_any(later, f"char_svd:{tmp_path / 'later'}", tmp_path / "further", progress=False)
     assert open_embeddings(tmp_path / "further").metadata["axes"] == old.metadata["axes"]
+    with pytest.raises(CurationError, match="holds embeddings of axes_of="):  # its own axes would be others
+        embed_any(later, "char_svd:16", tmp_path / "further", progress=False)
+    with pytest.raises(CurationError, match="is what is read"):
+        embed_any(later, f"char_svd:{tmp_path / 'old'}", tmp_path / "old", progress=False, overwrite=True)
 
     tree = CommunityTree(progress=False).fit(old, tmp_path / "tree")
     np.testing.assert_array_equal(tree.assign(new), tree.assign(old)[:60])

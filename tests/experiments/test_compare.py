@@ -49,6 +49,12 @@ def test_run_folders_of_several_machines_are_one_experiment(tmp_path: Path):
     assert sorted((row.arm, row.seed) for row in rows) == [
         (arm, seed) for arm in ("oracle", "raw") for seed in range(3)
     ]
+    for root, content in ((one, "a"), (two, "b")):  # the same settings, of a file that has changed
+        marker = root / "raw/seed1/evaluate-x/stage.json"
+        files = {"my.jsonl": {"bytes": 1, "checksum": content, "modified_ns": 1}}
+        marker.write_text(json.dumps({**json.loads(marker.read_text()), "inputs": {"files": files}}))
+    with pytest.raises(CurationError, match=r"b was made of another my\.jsonl than .*a; compare like with like"):
+        load_runs([one, two])
     other = write_run(tmp_path / "c", [3], science=2)
     with pytest.raises(CurationError, match="holds another experiment"):
         load_runs([one, other])

@@ -162,6 +162,21 @@ def test_an_undeclared_number_for_no_data_is_no_colour(dtype: str, number: int, 
         band_statistics([window], 1.0)
 
 
+def test_heights_that_are_no_lidar_are_spoken_of(scene, tmp_path: Path):
+    import rasterio
+
+    from satellite.rasters import PREDICTED
+
+    copy = tmp_path / "copy.tif"
+    copy.write_bytes(scene[1].read_bytes())
+    with pytest.raises(CurationError, match="are one and the same"):
+        cut(scene[1], copy, size=64)
+    with rasterio.open(copy, "r+") as raster:
+        raster.update_tags(TIFFTAG_SOFTWARE=PREDICTED)
+    with pytest.warns(HeightWarning, match="a map that `python -m satellite predict` made"):
+        cut(scene[0], copy, size=64)
+
+
 def test_an_undeclared_number_for_no_data_is_no_depth(scene, tmp_path: Path):
     import rasterio
 
