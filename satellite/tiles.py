@@ -224,7 +224,7 @@ def load_tiles(path: str | Path) -> tuple[pa.Table, TileSettings]:
     """What `save_tiles` wrote.
 
     Raises:
-        CurationError: no such table, not of tiles, or of rasters that have changed since.
+        CurationError: no such table, or not of tiles.
     """
     again = "make it: python -m satellite tiles"
     path = regular_file(path, again)
@@ -238,12 +238,20 @@ def load_tiles(path: str | Path) -> tuple[pa.Table, TileSettings]:
     missing = [name for name, kind in COLUMNS.items() if name not in table.schema.names or table[name].type != kind]
     if missing or not len(table) or any(table[name].null_count for name in COLUMNS):
         raise CurationError(f"{path} is no whole table of tiles (column {(missing or ['row'])[0]}); {again}")
-    for raster, known in rasters_of(table).items():
-        if checksums_are_verified() and sampled_checksum(Path(raster)) != known:
+    return table, fill(TileSettings, content)
+
+
+def check_rasters(tiles: pa.Table) -> None:
+    """Refuse rasters that have changed since tiles were cut from them.
+
+    Raises:
+        CurationError: one has, or is gone.
+    """
+    for raster, known in rasters_of(tiles).items() if checksums_are_verified() else ():
+        if sampled_checksum(Path(raster)) != known:
             raise CurationError(
                 f"{raster} has changed since its tiles were cut; cut them again: python -m satellite tiles"
             )
-    return table, fill(TileSettings, content)
 
 
 def rasters_of(tiles: pa.Table) -> dict[str, str]:

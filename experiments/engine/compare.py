@@ -18,6 +18,8 @@ from foundation.intervals import judge_difference, student_interval
 from foundation.paths import inside
 
 MANIFEST = "run.json"
+# in the metrics of an evaluation whose data are no input of a stage: `eval.results.Results.data`
+MEASURED = "measured"
 
 
 @dataclass(frozen=True)
@@ -181,9 +183,11 @@ def metric_rows(records: Sequence[StageRecord]) -> list[Row]:
     """Tidy values of all finished evaluations.
 
     Raises:
-        CurationError: two evaluations of one arm and seed, or a value that is no finite number.
+        CurationError: two evaluations of one arm and seed, a value that is no finite number, or data sets that changed
+            between two evaluations.
     """
     rows: list[Row] = []
+    measured: dict[str, tuple[Any, Path]] = {}
     seen: set[tuple[str, int]] = set()
     for record in records:
         if record.name != "evaluate":
@@ -192,7 +196,15 @@ def metric_rows(records: Sequence[StageRecord]) -> list[Row]:
         if (record.arm, seed) in seen:
             raise CurationError(f"two evaluations of {record.arm} seed {seed}: {record.folder} is the second")
         seen.add((record.arm, seed))
-        for metric, value in load_json(record.folder / "metrics.json")["metrics"].items():
+        content = load_json(record.folder / "metrics.json")
+        for dataset, said in content.get(MEASURED, {}).items():
+            known, first = measured.setdefault(dataset, (said, record.folder))
+            if said != known:
+                raise CurationError(
+                    f"{dataset} changed between the evaluations {first} and {record.folder}; delete the older folder, "
+                    "and call the experiment again"
+                )
+        for metric, value in content["metrics"].items():
             if not np.isfinite(value):
                 raise CurationError(f"{record.folder}/metrics.json: {metric} is {value}; evaluate it again")
             rows.append(Row(record.arm, seed, metric, float(value)))

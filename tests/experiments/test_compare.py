@@ -64,6 +64,16 @@ def test_run_folders_of_several_machines_are_one_experiment(tmp_path: Path):
         load_runs([])
 
 
+def test_arms_that_were_measured_on_other_data_are_not_compared(tmp_path: Path):
+    """The data of a suite are no input of a stage: they may change while others are finished."""
+    root = write_run(tmp_path / "a", [0])
+    for arm, content in (("raw", "x"), ("oracle", "y")):
+        path = root / arm / "seed0/evaluate-x/metrics.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "measured": {"cifar": [content], "pets": ["z"]}}))
+    with pytest.raises(CurationError, match=r"cifar changed between the evaluations .*raw.* and .*oracle"):
+        metric_rows(load_runs([root])[1])
+
+
 def test_values_that_are_no_numbers_and_double_results_are_errors(tmp_path: Path):
     root = write_run(tmp_path / "a", [0], ("raw",))
     double = load_runs([root])[1]

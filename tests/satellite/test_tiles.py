@@ -126,7 +126,7 @@ def test_a_table_of_rasters_that_have_changed_is_refused(scene, tmp_path: Path, 
     settings = TileSettings(size=64)
     table = cut_tiles(paths[:1], paths[1:], settings, progress=False)
     save_tiles(table, tmp_path / "tiles.parquet", settings)
-    load_tiles(tmp_path / "tiles.parquet")
+    TileReader(*load_tiles(tmp_path / "tiles.parquet"))
     changed = paths[what == "heights"]
     for path in paths if what == "place" else [changed]:
         with rasterio.open(path, "r+") as raster:
@@ -135,7 +135,7 @@ def test_a_table_of_rasters_that_have_changed_is_refused(scene, tmp_path: Path, 
             else:
                 raster.write(raster.read()[..., ::-1])
     with pytest.raises(CurationError, match=rf"{changed.name} has changed since its tiles were cut"):
-        load_tiles(tmp_path / "tiles.parquet")
+        TileReader(*load_tiles(tmp_path / "tiles.parquet"))
     again = cut_tiles(paths[:1], paths[1:], settings, progress=False)
     assert again.schema.metadata != table.schema.metadata, "a run would go on with the model of the old rasters"
 
