@@ -634,7 +634,7 @@ def _joined(folders: dict[Path, Embeddings]) -> Embeddings:
                 )
     seen: dict[str, Path] = {}
     for folder, info in zip(folders, infos, strict=True):
-        if (first := seen.setdefault(str(info.get("pool_fingerprint", folder)), folder)) is not folder:
+        if (first := seen.setdefault(info.get("pool_fingerprint") or str(folder), folder)) is not folder:
             raise CurationError(f"{folder} is of the same rows as {first}, and they would count twice; leave one out")
     starts = np.cumsum([0, *rows])
     ids = None
@@ -665,6 +665,10 @@ class _Info:
     shards: list[_ShardEntry]
     rows: CountOrZero = 0
     row_ids_checksum: str | None = None
+    embedder: str | None = None
+    axes: str | None = None
+    axes_of: str | None = None
+    pool_fingerprint: str | None = None
     skipped: dict[str, str] = field(default_factory=dict)
 
 

@@ -169,7 +169,7 @@ def _fitted(folder: Path) -> tuple[CharacterEmbedder, dict[str, Any]]:
         CurationError: they are unfinished, or of another embedder.
     """
     info = read_info(folder)
-    if not info.get("complete") or "axes" not in info:
+    if not info.get("complete") or not info.get("axes") or not is_lexical(info.get("embedder") or ""):
         raise CurationError(
             f"{folder} holds no finished embeddings of {CHARACTERS} with their axes; embed its pool again"
         )

@@ -232,7 +232,7 @@ def load_tiles(path: str | Path) -> tuple[pa.Table, TileSettings]:
         names = [name for name, kind in COLUMNS.items() if kind == NAME]  # in older tables, plain strings
         table = pq.read_table(path, page_checksum_verification=True, read_dictionary=names)
         content = json.loads((table.schema.metadata or {})[b"tiles"])
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+    except (OSError, pa.ArrowException, KeyError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CurationError(f"{path} is no whole table of tiles ({reason}); {again}") from error
     missing = [name for name, kind in COLUMNS.items() if name not in table.schema.names or table[name].type != kind]
@@ -264,7 +264,7 @@ def rasters_of(tiles: pa.Table) -> dict[str, str]:
     try:
         found: dict[str, str] = json.loads(content)
         check_content(dict[str, str], found, "the table of tiles", "cut them again")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CurationError(f"the table of tiles is no whole one ({error}); cut them again") from error
     return found
 

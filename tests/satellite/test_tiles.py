@@ -136,6 +136,9 @@ def test_a_table_of_rasters_that_have_changed_is_refused(scene, tmp_path: Path, 
                 raster.write(raster.read()[..., ::-1])
     with pytest.raises(CurationError, match=rf"{changed.name} has changed since its tiles were cut"):
         TileReader(*load_tiles(tmp_path / "tiles.parquet"))
+    for wrong in (b"{", b"[]", b'{"rgb.tif": 3}', b"[" * 5000):
+        with pytest.raises(CurationError, match="table of tiles"):
+            TileReader(table.replace_schema_metadata({b"rasters": wrong}), settings)
     again = cut_tiles(paths[:1], paths[1:], settings, progress=False)
     assert again.schema.metadata != table.schema.metadata, "a run would go on with the model of the old rasters"
 
