@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from curation.subset import WEIGHTS, Subset
-from foundation.files import write_atomically
+from foundation.files import require_own, write_atomically
 from foundation.tables import markdown_table
 
-CARD = "README.md"
+CARD, MARK = "README.md", "curated-ssl"  # every card has that tag
 BASELINES = ("oracle", "flat_kmeans", "semdedup", "d4", "retrieval")  # methods that need no tree
 SIZES = {  # names of the Hub
     10**3: "n<1K",
@@ -28,7 +28,7 @@ def dataset_card(subset: Subset) -> str:
     The licence is left open: the ids are of a pool that has its own.
     """
     size = next((name for limit, name in SIZES.items() if len(subset.ids) < limit), "n>1B")
-    front = ["license: unknown", "tags:", "- data-curation", "- curated-ssl", "size_categories:", f"- {size}"]
+    front = ["license: unknown", "tags:", "- data-curation", f"- {MARK}", "size_categories:", f"- {size}"]
     front += ["configs:", "- config_name: default", "  data_files: subset.parquet"]
     made = {
         "rows": f"{len(subset):,}, of which {len(subset.ids):,} are distinct",
@@ -90,7 +90,12 @@ def _how(metadata: dict[str, Any]) -> str:
 
 
 def save_with_card(subset: Subset, folder: Path) -> None:
-    """Write a subset and its card; weights of one that was here before do not belong to it."""
+    """Write a subset and its card; weights of one that was here before do not belong to it.
+
+    Raises:
+        CurationError: the folder holds a README of somebody else.
+    """
+    require_own(folder / CARD, MARK, None)
     (folder / WEIGHTS).unlink(missing_ok=True)
     subset.save(folder)
     write_dataset_card(subset, folder)

@@ -378,7 +378,8 @@ def _joined(folders: dict[Path, Embeddings]) -> Embeddings:
     """Parts of a pool as one: rows of a part come after all pool rows of the parts before it.
 
     Raises:
-        CurationError: a part does not say how many rows of the pool it was made of, or has another embedder.
+        CurationError: a part does not say how many rows of the pool it was made of, has another embedder, or is of the
+            same rows as another part.
     """
     parts = list(folders.values())
     infos = [part.metadata for part in parts]
@@ -392,6 +393,10 @@ def _joined(folders: dict[Path, Embeddings]) -> Embeddings:
                     f"{folder} has {key} {short(info.get(key))}, the parts before {short(infos[0].get(key))}; "
                     "parts of one pool need one embedder"
                 )
+    seen: dict[str, Path] = {}
+    for folder, info in zip(folders, infos, strict=True):
+        if (first := seen.setdefault(info.get("pool_fingerprint") or str(folder), folder)) is not folder:
+            raise CurationError(f"{folder} is of the same rows as {first}, and they would count twice; leave one out")
     starts = np.cumsum([0, *rows])
     ids = None
     if any(part.row_ids is not None or part.n_rows != n for part, n in zip(parts, rows, strict=True)):
@@ -421,6 +426,10 @@ class _Info:
     shards: list[_ShardEntry]
     rows: CountOrZero = 0
     row_ids_checksum: str | None = None
+    embedder: str | None = None
+    axes: str | None = None
+    axes_of: str | None = None
+    pool_fingerprint: str | None = None
     skipped: dict[str, str] = field(default_factory=dict)
 
 

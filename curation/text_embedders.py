@@ -142,11 +142,15 @@ def embed_lexical_pool(
         "seed": seed,
         "pool_fingerprint": pool_fingerprint(pool),
         "pool_rows": len(pool),
+        "axes_of": None,  # of char_svd: the pool that they were fitted on, where it is another one
     }
     embed: Embed | None = byte_histograms if name == BYTES else None
     if (first := fitted_folder(name)) is not None:
+        if Path(first).resolve() == Path(folder).resolve():
+            raise CurationError(f"-o {folder} is what is read (its axes); choose another -o")
         embed, info = _fitted(first)
         metadata |= {key: info[key] for key in ("embedder", "seed", "axes")}
+        metadata["axes_of"] = info.get("axes_of") or info.get("pool_fingerprint")
     dim = lexical_dimensions(metadata["embedder"])
     with locked_folder(folder) as place:
         writer = EmbeddingWriter(place, dim, dtype, 65_536, metadata, overwrite)
@@ -166,7 +170,7 @@ def _fitted(folder: Path) -> tuple[CharacterEmbedder, dict[str, Any]]:
         CurationError: they are unfinished, or of another embedder.
     """
     info = read_info(folder)
-    if not info.get("complete") or "axes" not in info:
+    if not info.get("complete") or not info.get("axes") or not is_lexical(info.get("embedder") or ""):
         raise CurationError(
             f"{folder} holds no finished embeddings of {CHARACTERS} with their axes; embed its pool again"
         )

@@ -21,6 +21,7 @@ LEAST_SIDE = 4  # pixels of a block
 NO_DEPTH, NO_HEIGHT = -50.0, 20_000.0
 TALLEST = 116.0  # metres: Hyperion, a coast redwood (Sequoia sempervirens)
 UNITS = {100: "centimetres", 10: "decimetres"}
+BELOW = -2.0  # metres: few pixels of a canopy are lower, by noise
 LOOKED_AT = 64  # blocks, for doubts
 PREDICTED = "made by satellite predict"  # as `python -m satellite predict` says in the tags of its maps
 
@@ -133,6 +134,9 @@ def doubts(predicted: _Blocks, truth: _Blocks) -> list[str]:
     p, t = (part[np.isfinite(p) & np.isfinite(t)] for part in (p, t))
     if len(t) and np.array_equal(p, t):
         return [*lines, f"{predicted.source.name} and {truth.source.name} hold the same heights"]
+    for name, heights in ((predicted.source.name, p), (truth.source.name, t)):
+        if len(heights) and (below := float((heights < BELOW).mean())) > 0.1:
+            lines.append(f"{below:.0%} of the heights of {name} are below {BELOW:g} m; those of a canopy begin at 0")
     tall = t > np.median(t[t > 0]) if (t > 0).any() else np.zeros(len(t), bool)
     if not tall.any():
         return lines

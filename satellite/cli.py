@@ -138,9 +138,10 @@ def predict(
 ) -> None:
     """A map of heights (cloud-optimised GeoTIFF, metres); the same command after a kill goes on."""
     from foundation.files import require_own
-    from satellite.infer import MADE_BY, PredictSettings, predict_raster
+    from satellite.infer import PredictSettings, predict_raster
+    from satellite.rasters import PREDICTED
 
-    require_own(output, MADE_BY, overwrite)
+    require_own(output, PREDICTED, overwrite)
     settings = PredictSettings(overlap, resample, match_colours, white, batch_size=batch_size, device=device)
     _say(f"heights in {predict_raster(model, image, output, settings, crs or None)}")
 

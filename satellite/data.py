@@ -16,7 +16,7 @@ from foundation.errors import CurationError
 from satellite.normalise import BandStatistics, band_statistics, normalise, white_of
 from satellite.rasters import Raster
 from satellite.settings import TrainSettings
-from satellite.tiles import TileSettings, open_pair
+from satellite.tiles import TileSettings, check_rasters, open_pair
 from satellite.units import metres_per
 from training.data import Slot
 from training.order import Order
@@ -32,9 +32,13 @@ class TileReader:
         table: of `satellite.tiles`.
         settings: that it was cut with.
         cache_tiles: how many tiles may be kept in memory; all or none are.
+
+    Raises:
+        CurationError: a raster has changed since its tiles were cut.
     """
 
     def __init__(self, table: pa.Table, settings: TileSettings, cache_tiles: int = 0):
+        check_rasters(table)
         self._columns = {name: table[name].to_numpy() for name in ("row", "col", "valid", "labelled", "tallest")}
         self._names = {name: _codes(table[name]) for name in ("image", "heights")}
         self.settings = settings

@@ -5,6 +5,7 @@ reaches into it, so the map does not depend on the squares, and one that is fini
 """
 
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -21,11 +22,21 @@ from foundation.errors import CurationError
 from foundation.files import digest_json, load_array, require_replaceable, save_array
 from foundation.locks import locked_folder
 from foundation.settings import Count, NonNegative, Range, check
+from satellite.errors import HeightWarning
 from satellite.export import TrainedModel, load_model
-from satellite.normalise import WHITE, BandStatistics, band_statistics, kind_of, normalise, require_white, white_of
-from satellite.rasters import Raster, open_raster
+from satellite.normalise import (
+    WHITE,
+    BandStatistics,
+    band_statistics,
+    is_float,
+    kind_of,
+    normalise,
+    refuse_no_data,
+    require_white,
+    white_of,
+)
+from satellite.rasters import PREDICTED, Raster, open_raster
 
-MADE_BY = "made by satellite predict"
 TOLERANCE = 0.05  # relative, of resolutions that count as the same
 SAMPLED_WINDOWS = 200  # for the colours of a raster
 
@@ -91,6 +102,8 @@ def predict_raster(
         parts = whole / _identity(trained, raster, settings)
         grid, side = raster.grid, settings.square
         seen_as = _colours(raster, trained, settings)
+        if not settings.match_colours and not is_float(raster.dtype):  # of floats such numbers are refused
+            _warn_of_no_data(raster, trained.seen.tile)
         squares = [(r, c) for r in range(0, grid.height, side) for c in range(0, grid.width, side)]
         for r, c in tqdm(squares, desc=output.name, unit="square", disable=not progress):
             path = parts / f"{r}_{c}.npy"
@@ -183,6 +196,16 @@ def _colours(raster: Raster, trained: TrainedModel, settings: PredictSettings) -
     return band_statistics(windows, white_of(raster.dtype, settings.white), str(raster.path))
 
 
+def _warn_of_no_data(raster: Raster, side: int) -> None:
+    """See `refuse_no_data`: heights are predicted there, too."""
+    sample = [values[:, valid][:, ::7] for values, valid in _windows(raster, side)]
+    if (found := np.concatenate(sample, 1)).size:
+        try:
+            refuse_no_data(found, 1.0, str(raster.path))
+        except CurationError as error:
+            warnings.warn(str(error), HeightWarning, stacklevel=2)
+
+
 def _windows(raster: Raster, side: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Squares here and there."""
     grid, rng = raster.grid, np.random.default_rng(0)
@@ -261,7 +284,7 @@ def _assemble(parts: Path, squares: list[tuple[int, int]], raster: Raster, outpu
             known = known or bool(np.isfinite(values).any())
             target.write(values, 1, window=Window(c, r, values.shape[1], values.shape[0]))
         target.units = ("m",)
-        target.update_tags(TIFFTAG_SOFTWARE=MADE_BY)
+        target.update_tags(TIFFTAG_SOFTWARE=PREDICTED)
         target.set_band_description(1, "canopy height")
     if not known:
         return False

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from foundation.errors import CurationError
 from foundation.files import write_atomically
 from satellite.rasters import Raster, open_heights, open_raster
-from satellite.units import metres_per
+from satellite.units import metres_per, warn_if_implausible
 
 MADE_BY = "made by satellite picture"
 
@@ -51,6 +51,9 @@ def save_side_by_side(
         if truth is not None:
             with open_heights(truth, grid=made.grid) as labels:
                 true = _panel(labels, (row, col, height, width), step)[0] * metres_per(units)
+            if not np.isfinite(true).any():
+                raise CurationError(f"{truth} has no heights where {predicted} lies; give those of the same place")
+            warn_if_implausible(float(np.nanmax(true)), units, str(truth))
         resolution = made.grid.resolution * step
     figure = _figure(_stretched(picture), heights, true, resolution)
     about = {"Software": MADE_BY}

@@ -16,6 +16,7 @@ from foundation.paths import regular_file
 CACHE_BYTES = 256 << 20  # of blocks that GDAL keeps: a row of tiles across a wide raster
 FINEST = 16  # times finer than it is, a raster may be resampled
 SAME = 1e-3  # of a pixel: grids that differ by less are one grid
+PREDICTED = "made by satellite predict"  # in the tags of its maps
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Raster:
         bands: 1-based bands that `read` returns, in this order.
         dtype: of the file.
         warped: the file itself is on another grid.
+        predicted: it is a map that `satellite.infer` made.
     """
 
     def __init__(self, path: Path, source: Any, dataset: Any, grid: Grid, bands: Sequence[int]):
@@ -70,6 +72,7 @@ class Raster:
         self._source, self._dataset = source, dataset
         self.dtype = str(source.dtypes[self.bands[0] - 1])
         self.warped = dataset is not source
+        self.predicted = PREDICTED in source.tags().get("TIFFTAG_SOFTWARE", "")
         # asking for the mask of such a file costs as much as its values
         self._whole = all(len(flags) == 1 and flags[0].name == "all_valid" for flags in dataset.mask_flag_enums)
 

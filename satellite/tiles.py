@@ -6,6 +6,7 @@ and a margin is left out around the test squares.
 
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ from foundation.files import checksums_are_verified, sampled_checksum, write_ato
 from foundation.paths import regular_file
 from foundation.schema import check_content
 from foundation.settings import Count, CountOrZero, NonNegative, Range, Share, check, fill
+from satellite.errors import HeightWarning
 from satellite.normalise import kind_of
 from satellite.rasters import Raster, check_same_grid, open_heights, open_raster
 from satellite.units import metres_per, refuse_no_height, warn_if_implausible
@@ -116,6 +118,7 @@ def cut_tiles(
     twice = [name for name, number in Counter(os.path.realpath(image) for image in images).items() if number > 1]
     if twice:
         raise CurationError(f"{twice[0]} is given more than once; its tiles would count as often")
+    rasters: dict[str, str] = {}
     parts: list[pa.Table] = []
     empty = seen = 0
     first = ""
@@ -123,6 +126,11 @@ def cut_tiles(
     for image, truth in zip(images, truths, strict=True):
         colour, labels = open_pair(image, truth, settings)
         with colour:
+            rasters |= {str(path): sampled_checksum(Path(path)) for path in (image, truth) if path}
+            if truth and rasters[str(image)] == rasters[str(truth)]:
+                raise CurationError(
+                    f"{image} and its heights {truth} are one and the same; give heights of the picture"
+                )
             first = first or colour.dtype
             if kind_of(colour.dtype) != kind_of(first):
                 raise CurationError(
@@ -135,6 +143,9 @@ def cut_tiles(
             kept = share >= settings.min_valid
             if labels is not None:
                 labels.close()
+                if labels.predicted:
+                    said = f"{truth} is a map that `python -m satellite predict` made; a head learns its errors, too"
+                    warnings.warn(said, HeightWarning, stacklevel=2)
                 highest = float(tallest[kept].max(initial=0))
                 refuse_no_height(highest, float(lowest[kept].min(initial=0)), settings.units, str(truth))
                 warn_if_implausible(highest, settings.units, str(truth))
@@ -152,7 +163,6 @@ def cut_tiles(
             f"none of {seen} tiles of {settings.size} pixels has {settings.min_valid:.0%} valid pixels "
             f"({empty} have fewer); lower min_valid or size, or look at the nodata value of the rasters"
         )
-    rasters = {str(path): sampled_checksum(Path(path)) for path in [*images, *(heights or [])]}
     return pa.concat_tables(parts).unify_dictionaries().replace_schema_metadata({RASTERS: json.dumps(rasters)})
 
 
@@ -214,7 +224,7 @@ def load_tiles(path: str | Path) -> tuple[pa.Table, TileSettings]:
     """What `save_tiles` wrote.
 
     Raises:
-        CurationError: no such table, not of tiles, or of rasters that have changed since.
+        CurationError: no such table, or not of tiles.
     """
     again = "make it: python -m satellite tiles"
     path = regular_file(path, again)
@@ -222,18 +232,26 @@ def load_tiles(path: str | Path) -> tuple[pa.Table, TileSettings]:
         names = [name for name, kind in COLUMNS.items() if kind == NAME]  # in older tables, plain strings
         table = pq.read_table(path, page_checksum_verification=True, read_dictionary=names)
         content = json.loads((table.schema.metadata or {})[b"tiles"])
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+    except (OSError, pa.ArrowException, KeyError, ValueError, RecursionError) as error:
         reason = one_line(error)
         raise CurationError(f"{path} is no whole table of tiles ({reason}); {again}") from error
     missing = [name for name, kind in COLUMNS.items() if name not in table.schema.names or table[name].type != kind]
     if missing or not len(table) or any(table[name].null_count for name in COLUMNS):
         raise CurationError(f"{path} is no whole table of tiles (column {(missing or ['row'])[0]}); {again}")
-    for raster, known in rasters_of(table).items():
-        if checksums_are_verified() and sampled_checksum(Path(raster)) != known:
+    return table, fill(TileSettings, content)
+
+
+def check_rasters(tiles: pa.Table) -> None:
+    """Refuse rasters that have changed since tiles were cut from them.
+
+    Raises:
+        CurationError: one has, or is gone.
+    """
+    for raster, known in rasters_of(tiles).items() if checksums_are_verified() else ():
+        if sampled_checksum(Path(raster)) != known:
             raise CurationError(
                 f"{raster} has changed since its tiles were cut; cut them again: python -m satellite tiles"
             )
-    return table, fill(TileSettings, content)
 
 
 def rasters_of(tiles: pa.Table) -> dict[str, str]:
@@ -246,7 +264,7 @@ def rasters_of(tiles: pa.Table) -> dict[str, str]:
     try:
         found: dict[str, str] = json.loads(content)
         check_content(dict[str, str], found, "the table of tiles", "cut them again")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CurationError(f"the table of tiles is no whole one ({error}); cut them again") from error
     return found
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from foundation.errors import CurationError
 from foundation.files import check_export, check_json
 from foundation.hub import hub_within_reach
+from foundation.schema import check_content
 from foundation.settings import CountOrZero, Positive, Range, check
 from foundation.weights import load_whole
 
@@ -149,6 +150,7 @@ def check_vocabulary(model: Any, tokenizer: Any) -> None:
         CurationError: it has ids that the model does not have, ends texts with another, or was not trained with.
     """
     known = getattr(model.config, TOKENIZERS, None)
+    check_content(list[str] | None, known, f"{TOKENIZERS} of the model", "mend its config.json")
     if known is not None and tokenizer.fingerprint not in known:
         raise CurationError(
             f"tokenizer {tokenizer.name!r} is not the one that the model was trained with; open that one"

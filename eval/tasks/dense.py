@@ -22,6 +22,7 @@ from foundation.errors import CurationError
 from foundation.images import read_image
 from foundation.settings import Positive, setting
 
+SHALLOW = 0.01  # share of the furthest depth: where half of all depths are below it, they are in other units
 KEPT_BYTES = 4 << 30  # features of a split are kept in memory up to here, and made again for every batch beyond
 
 
@@ -86,13 +87,19 @@ class Depth(DenseTask):
     furthest: Positive = setting(10.0, "metres; further pixels are not judged")
 
     def run(self, bench: Bench) -> None:
+        medians: list[float] = []
+
         def target(path: Path, size: int, picture: Extent) -> Tensor:
-            return _nearest(read_target(path, self.scale, picture), size).float()
+            found = _nearest(read_target(path, self.scale, picture), size).float()
+            medians.extend([float(found[found > 0].median())] if (found > 0).any() else [])
+            return found
 
         train, test = _splits(self, bench, "depth", target)
         found = linear_depth(train, test, self.nearest, self.furthest, self.head_settings(bench), device=bench.device)
         for metric, value in found.items():
             bench.add(self.name, self.tested, metric, value)
+        if medians and np.median(medians) < SHALLOW * self.furthest:
+            bench.warn(f"{self.tested}: half of the depths are below {np.median(medians):.2g} m; is scale= right?")
 
 
 Extent = tuple[int, int]  # width and height of an upright picture

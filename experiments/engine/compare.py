@@ -18,6 +18,8 @@ from foundation.intervals import judge_difference, student_interval
 from foundation.paths import inside
 
 MANIFEST = "run.json"
+# in the metrics of an evaluation whose data are no input of a stage: `eval.results.Results.data`
+MEASURED = "measured"
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def load_runs(roots: Sequence[str | Path]) -> tuple[dict[str, Any], list[StageRe
     """Several run folders of one experiment as one; a stage that two of them hold counts once.
 
     Raises:
-        CurationError: the folders hold different experiments: another name or other science.
+        CurationError: the folders hold different experiments: another name, other science or other input files.
     """
     if not roots:
         raise CurationError("compare needs at least one run folder")
@@ -163,18 +165,29 @@ def load_runs(roots: Sequence[str | Path]) -> tuple[dict[str, Any], list[StageRe
                 raise CurationError(
                     f"{root} holds another experiment than {roots[0]}: its {part} differs; compare like with like"
                 )
+        mine, theirs = _input_files(records), _input_files(more)
+        if changed := [name for name in mine.keys() & theirs.keys() if mine[name] != theirs[name]]:
+            raise CurationError(f"{root} was made of another {changed[0]} than {roots[0]}; compare like with like")
         records += [record for record in more if record.marker["key"] not in seen]
         seen |= {record.marker["key"] for record in more}
     return first, records
+
+
+def _input_files(records: Sequence[StageRecord]) -> dict[str, dict[str, Any]]:
+    """Of each input file what does not depend on the machine: bytes and checksum, of folders the number of files."""
+    files = [item for record in records for item in record.marker.get("inputs", {}).get("files", {}).items()]
+    return {name: {key: said.get(key) for key in ("bytes", "checksum", "files")} for name, said in files}
 
 
 def metric_rows(records: Sequence[StageRecord]) -> list[Row]:
     """Tidy values of all finished evaluations.
 
     Raises:
-        CurationError: two evaluations of one arm and seed, or a value that is no finite number.
+        CurationError: two evaluations of one arm and seed, a value that is no finite number, or data sets that changed
+            between two evaluations.
     """
     rows: list[Row] = []
+    measured: dict[str, tuple[Any, Path]] = {}
     seen: set[tuple[str, int]] = set()
     for record in records:
         if record.name != "evaluate":
@@ -183,7 +196,15 @@ def metric_rows(records: Sequence[StageRecord]) -> list[Row]:
         if (record.arm, seed) in seen:
             raise CurationError(f"two evaluations of {record.arm} seed {seed}: {record.folder} is the second")
         seen.add((record.arm, seed))
-        for metric, value in load_json(record.folder / "metrics.json")["metrics"].items():
+        content = load_json(record.folder / "metrics.json")
+        for dataset, said in content.get(MEASURED, {}).items():
+            known, first = measured.setdefault(dataset, (said, record.folder))
+            if said != known:
+                raise CurationError(
+                    f"{dataset} changed between the evaluations {first} and {record.folder}; delete the older folder, "
+                    "and call the experiment again"
+                )
+        for metric, value in content["metrics"].items():
             if not np.isfinite(value):
                 raise CurationError(f"{record.folder}/metrics.json: {metric} is {value}; evaluate it again")
             rows.append(Row(record.arm, seed, metric, float(value)))

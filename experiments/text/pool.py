@@ -247,6 +247,11 @@ def prepare(run: StageRun) -> dict[str, float]:
     check_names(pool, None, None)
     passages = shared_passages(pool, run)
     domains, names = _merged(passages, pool.merged)
+    if len(np.unique(domains)) < 2 and not pool.judge_embedder:
+        raise CurationError(
+            f"all passages of {pool.source} are of one domain, and nothing else tells rare ones: give its documents a "
+            "field domain, or set science.pool.judge_embedder"
+        )
     documents = passages.documents
     train, test = split_by_document(documents, domains, pool.test_share, seed)
     trusted = np.empty(0, np.int64)

@@ -23,6 +23,7 @@ from eval.run import evaluate as run_tasks
 from eval.run import make_task, read_suite
 from eval.settings import RunSettings
 from eval.transforms import denormalise
+from experiments.engine.compare import MEASURED
 from experiments.engine.curves import append_point, read_curve
 from experiments.engine.processes import placed
 from experiments.engine.stages import StageRun
@@ -172,7 +173,8 @@ def evaluate(run: StageRun) -> dict[str, float]:
     }
     if settings.suite:
         results = run_suite(model, settings.suite, device, run.folder / "suite")
-        save_json(run.folder / "metrics.json", {"metrics": suite_metrics(results.rows), **about})
+        content = {"metrics": suite_metrics(results.rows), MEASURED: results.data, **about}
+        save_json(run.folder / "metrics.json", content)
         return {"samples": float(sum(row.n for row in results.rows))}
     bank_images, test_images = (
         labelled(prepared / BANK, counts["classes"]),

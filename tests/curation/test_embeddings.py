@@ -1,5 +1,6 @@
 """Embeddings: whoever brings an array in another format must get the same rows, and a kill must lose nothing."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -227,6 +228,12 @@ def test_parts_of_a_pool_are_one_in_the_order_of_their_names(tmp_path: Path):
     assert (x.metadata["embedder"], x.metadata["pool_rows"]) == ("a", 11)
     assert "pool_fingerprint" not in x.metadata, "that of the first part would refuse the pool"
     assert str(x.digest_of_files()).startswith("files ")
+
+
+def test_a_part_is_not_taken_twice(tmp_path: Path):
+    shutil.copytree(parts_of_a_pool(tmp_path) / "00", tmp_path / "00 copy")
+    with pytest.raises(CurationError, match=r"00 copy is of the same rows as .*00, and they would count twice"):
+        open_embeddings(tmp_path)
 
 
 def test_parts_of_different_embedders_are_refused(tmp_path: Path):

@@ -132,6 +132,9 @@ def test_a_subset_has_nothing_of_the_one_that_was_there_before(made: Path, tmp_p
     assert called(monkeypatch, f"baseline random ea -o {tmp_path} --size 12 --overwrite") == 0
     assert not (tmp_path / "weights.npy").exists()
     assert "drawn with Curated SSL: at random" in (tmp_path / "README.md").read_text()
+    (tmp_path / "README.md").write_text("my own")
+    assert called(monkeypatch, f"{sample} --size 8 --overwrite") == 2
+    assert (tmp_path / "README.md").read_text() == "my own"
 
 
 def test_the_same_subset_again_gets_the_names_that_a_pool_has(tmp_path: Path):

@@ -15,6 +15,7 @@ from curation.near_duplicates import near_held_out
 from curation.pool import open_pool
 from curation.text_embedders import embed_any, resolve_embedder
 from foundation.errors import CurationError
+from foundation.files import load_json, save_json
 
 WORDS = {
     "cooking": ["butter", "sugar", "flour", "oven", "pan", "salt", "pepper", "stir", "bake", "roast"],
@@ -103,6 +104,10 @@ def test_later_text_is_embedded_on_the_axes_of_the_pool_and_no_others_are_placed
     assert new.metadata["axes"] == old.metadata["axes"]
     embed_any(later, f"char_svd:{tmp_path / 'later'}", tmp_path / "further", progress=False)
     assert open_embeddings(tmp_path / "further").metadata["axes"] == old.metadata["axes"]
+    with pytest.raises(CurationError, match="holds embeddings of axes_of="):  # its own axes would be others
+        embed_any(later, "char_svd:16", tmp_path / "further", progress=False)
+    with pytest.raises(CurationError, match="is what is read"):
+        embed_any(later, f"char_svd:{tmp_path / 'old'}", tmp_path / "old", progress=False, overwrite=True)
 
     tree = CommunityTree(progress=False).fit(old, tmp_path / "tree")
     np.testing.assert_array_equal(tree.assign(new), tree.assign(old)[:60])
@@ -111,6 +116,13 @@ def test_later_text_is_embedded_on_the_axes_of_the_pool_and_no_others_are_placed
         with pytest.raises(CurationError, match="are of different embedders"):
             wrong(tmp_path / "alone")
 
+    about = tmp_path / "old" / "embeddings.json"
+    content = load_json(about)
+    for wrong_name in (3, None, ["char_svd:16"], "timm:resnet18"):
+        save_json(about, {**content, "embedder": wrong_name}, seal=True)
+        with pytest.raises(CurationError, match=r"must be text|holds no finished embeddings of char_svd"):
+            embed_any(later, f"char_svd:{tmp_path / 'old'}", tmp_path / "damaged", progress=False)
+    save_json(about, content, seal=True)
     axes = tmp_path / "old" / "axes.safetensors"
     axes.write_bytes(axes.read_bytes()[:-4] + b"\1\2\3\4")
     with pytest.raises(CurationError, match=r"axes\.safetensors"):

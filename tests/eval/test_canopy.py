@@ -154,6 +154,7 @@ def test_rasters_that_are_no_map_and_lidar_in_metres_are_spoken_of(tmp_path: Pat
     assert "in centimetres?" in said(write("pcm.tif", predicted * 100), t)[0]
     assert "in decimetres?" in said(p, write("dm.tif", truth * 10))[0]
     assert "no tree has more than 116 m" in said(write("flat.tif", predicted * 0), write("cm.tif", truth * 100))[0]
+    assert "of the heights of" in said(p, write("below.tif", -truth / 2))[0]
     truth[:9] = -9999
     with pytest.raises(CurationError, match="-a_nodata -9999"):
         measure_maps(p, write("nodata.tif", truth), block=15)

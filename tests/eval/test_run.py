@@ -189,6 +189,10 @@ def test_segmentation_and_depth_from_folders(colour_model: FrozenModel, scenes: 
     settings = {"train": str(scenes), "steps": 80, "train_batch": 4, "learning_rate": 0.05}
     assert values(colour_model, "segmentation", n_classes=2, **settings)["mIoU"] > 0.8
     assert values(colour_model, "depth", **settings)["rmse"] < 0.6
+    few = {**settings, "steps": 2}
+    for scale, said in ((1000.0, []), (1e6, [f"{scenes}: half of the depths are below"])):  # files of millimetres
+        found = evaluate(colour_model, [make_task("depth", {**few, "scale": scale})], SETTINGS)
+        assert [line[: len(word)] for line, word in zip(found.warnings, said, strict=True)] == said
     with pytest.raises(CurationError, match="value 1"):  # class 2 of the files is class 1 here
         values(colour_model, "segmentation", n_classes=1, **settings)
     no_patches = FrozenModel(lambda x: x.mean((2, 3)), colour_model.transform, "no patches", image_size=32)

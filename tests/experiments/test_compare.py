@@ -49,6 +49,12 @@ def test_run_folders_of_several_machines_are_one_experiment(tmp_path: Path):
     assert sorted((row.arm, row.seed) for row in rows) == [
         (arm, seed) for arm in ("oracle", "raw") for seed in range(3)
     ]
+    for root, content in ((one, "a"), (two, "b")):  # the same settings, of a file that has changed
+        marker = root / "raw/seed1/evaluate-x/stage.json"
+        files = {"my.jsonl": {"bytes": 1, "checksum": content, "modified_ns": 1}}
+        marker.write_text(json.dumps({**json.loads(marker.read_text()), "inputs": {"files": files}}))
+    with pytest.raises(CurationError, match=r"b was made of another my\.jsonl than .*a; compare like with like"):
+        load_runs([one, two])
     other = write_run(tmp_path / "c", [3], science=2)
     with pytest.raises(CurationError, match="holds another experiment"):
         load_runs([one, other])
@@ -56,6 +62,16 @@ def test_run_folders_of_several_machines_are_one_experiment(tmp_path: Path):
         load_runs([tmp_path / "nothing"])
     with pytest.raises(CurationError, match="at least one"):
         load_runs([])
+
+
+def test_arms_that_were_measured_on_other_data_are_not_compared(tmp_path: Path):
+    """The data of a suite are no input of a stage: they may change while others are finished."""
+    root = write_run(tmp_path / "a", [0])
+    for arm, content in (("raw", "x"), ("oracle", "y")):
+        path = root / arm / "seed0/evaluate-x/metrics.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "measured": {"cifar": [content], "pets": ["z"]}}))
+    with pytest.raises(CurationError, match=r"cifar changed between the evaluations .*raw.* and .*oracle"):
+        metric_rows(load_runs([root])[1])
 
 
 def test_values_that_are_no_numbers_and_double_results_are_errors(tmp_path: Path):

@@ -394,6 +394,9 @@ def test_pictures_of_a_raster_that_changed_are_new(hostile: Hostile):
     before = (hostile.work / "out.parquet").read_bytes()
     with rasterio.open(hostile.work / "rgb.tif", "r+") as raster:
         raster.write(255 - raster.read())
+    assert "has changed since its tiles were cut" in hostile.call(command, command.words).err
+    cut = COMMANDS["tiles"]
+    assert hostile.call(cut, (*cut.words, "-o", "tiles.parquet", "--overwrite")).code == 0
     assert hostile.call(command, command.words).code == 0
     assert (hostile.work / "out.parquet").read_bytes() != before
 

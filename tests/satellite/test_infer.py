@@ -15,8 +15,10 @@ import satellite.infer as infer
 from foundation.errors import CurationError
 from satellite.cli import main
 from satellite.data import TileReader
+from satellite.errors import HeightWarning
 from satellite.export import load_model
 from satellite.infer import PredictSettings, blending_weights, predict_raster, starts
+from satellite.pictures import save_side_by_side
 from satellite.pretraining import tile_images
 from satellite.rasters import open_raster
 from satellite.tiles import TileSettings, cut_tiles
@@ -107,6 +109,22 @@ def test_nodata_stays_nodata(model: Path, scene, tmp_path: Path):
         with pytest.raises(CurationError, match=r"undeclared\.tif holds -9999"):
             predict_raster(model, path, tmp_path / "maps/h.tif", replace(SETTINGS, white=white), progress=False)
     assert not any((tmp_path / "maps").glob("*"))
+    path = write_raster(tmp_path / "wide.tif", np.where(values == 0, np.uint16(65535), values * np.uint16(40)))
+    with pytest.warns(HeightWarning, match=r"wide\.tif: .* are exactly 65535"):
+        predict_raster(model, path, tmp_path / "h.tif", replace(SETTINGS, white=10200.0), progress=False)
+
+
+def test_a_picture_of_truth_in_other_units_or_of_another_place_is_spoken_of(scene, tmp_path: Path):
+    import rasterio
+
+    with rasterio.open(scene[1]) as source:
+        lidar = source.read()
+    truth = write_raster(tmp_path / "cm.tif", lidar * 100)
+    with pytest.warns(HeightWarning, match="--units cm"):
+        save_side_by_side(scene[0], scene[1], truth, tmp_path / "p.png")
+    far = write_raster(tmp_path / "far.tif", lidar, transform=rasterio.Affine(0.5, 0, 9e5, 0, -0.5, 5e6))
+    with pytest.raises(CurationError, match=r"far\.tif has no heights where .* lies"):
+        save_side_by_side(scene[0], scene[1], far, tmp_path / "p.png")
 
 
 def test_statistics_that_do_not_fit_the_bands_are_refused(model: Path, tmp_path: Path):

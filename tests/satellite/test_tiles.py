@@ -126,7 +126,7 @@ def test_a_table_of_rasters_that_have_changed_is_refused(scene, tmp_path: Path, 
     settings = TileSettings(size=64)
     table = cut_tiles(paths[:1], paths[1:], settings, progress=False)
     save_tiles(table, tmp_path / "tiles.parquet", settings)
-    load_tiles(tmp_path / "tiles.parquet")
+    TileReader(*load_tiles(tmp_path / "tiles.parquet"))
     changed = paths[what == "heights"]
     for path in paths if what == "place" else [changed]:
         with rasterio.open(path, "r+") as raster:
@@ -135,7 +135,10 @@ def test_a_table_of_rasters_that_have_changed_is_refused(scene, tmp_path: Path, 
             else:
                 raster.write(raster.read()[..., ::-1])
     with pytest.raises(CurationError, match=rf"{changed.name} has changed since its tiles were cut"):
-        load_tiles(tmp_path / "tiles.parquet")
+        TileReader(*load_tiles(tmp_path / "tiles.parquet"))
+    for wrong in (b"{", b"[]", b'{"rgb.tif": 3}', b"[" * 5000):
+        with pytest.raises(CurationError, match="table of tiles"):
+            TileReader(table.replace_schema_metadata({b"rasters": wrong}), settings)
     again = cut_tiles(paths[:1], paths[1:], settings, progress=False)
     assert again.schema.metadata != table.schema.metadata, "a run would go on with the model of the old rasters"
 
@@ -160,6 +163,21 @@ def test_an_undeclared_number_for_no_data_is_no_colour(dtype: str, number: int, 
             band_statistics([window], 1.0)
     else:
         band_statistics([window], 1.0)
+
+
+def test_heights_that_are_no_lidar_are_spoken_of(scene, tmp_path: Path):
+    import rasterio
+
+    from satellite.rasters import PREDICTED
+
+    copy = tmp_path / "copy.tif"
+    copy.write_bytes(scene[1].read_bytes())
+    with pytest.raises(CurationError, match="are one and the same"):
+        cut(scene[1], copy, size=64)
+    with rasterio.open(copy, "r+") as raster:
+        raster.update_tags(TIFFTAG_SOFTWARE=PREDICTED)
+    with pytest.warns(HeightWarning, match="a map that `python -m satellite predict` made"):
+        cut(scene[0], copy, size=64)
 
 
 def test_an_undeclared_number_for_no_data_is_no_depth(scene, tmp_path: Path):

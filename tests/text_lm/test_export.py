@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from eval.language import LanguageSettings, _model
 from foundation.errors import CurationError
-from text_lm.model import load_model
+from text_lm.model import TOKENIZERS, load_model
 from text_lm.perplexity import score_texts
 from text_lm.settings import settings_from
 from text_lm.tokenizer import Tokenizer, open_tokenizer, train_bpe
@@ -126,6 +126,12 @@ def test_a_tokenizer_of_the_same_size_is_not_taken_for_that_of_the_model(model: 
     assert score_texts(load_model(alone), open_tokenizer(alone), TEXTS).nats.all()
     other = train_bpe([f"Another {i * i} text of other words" for i in range(50)], size)
     other.save(tmp_path / "other")
+    config = json.loads((alone / "config.json").read_text())
+    for wrong in (3, True, ["x", 3]):
+        (alone / "config.json").write_text(json.dumps({**config, TOKENIZERS: wrong}))
+        with pytest.raises(CurationError, match=f"{TOKENIZERS} of the model"):
+            load_model(alone, open_tokenizer(alone))
+    (alone / "config.json").write_text(json.dumps(config))
     shutil.copy(tmp_path / "other/tokenizer.json", alone / "tokenizer.json")
     with pytest.raises(CurationError, match="is not the one that the model was trained with"):
         load_model(alone, open_tokenizer(alone))
