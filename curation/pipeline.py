@@ -27,7 +27,7 @@ from curation.soundness import Finding, check_subset
 from curation.subset import Subset, read_info
 from curation.text_embedders import embed_any, has_text_only, resolve_embedder
 from curation.tree import MOST_COPIES, ClusterTree, is_made_of, read_tree_settings
-from curation.verdict import Verdict
+from curation.verdict import Verdict, beside
 from foundation.clock import Clock
 from foundation.devices import open_device
 from foundation.errors import CurationError
@@ -388,7 +388,15 @@ def run_pipeline(
         if labels is None and "label" in pool.column_names:
             say("the pool has labels: --labels label asks the report whether the subset is more even than random rows")
         return PipelineResult(
-            folder, tree, subset, report, verdict, skipped, preparation, findings, seconds=clock.seconds
+            folder,
+            tree,
+            subset,
+            report,
+            verdict,
+            skipped,
+            preparation,
+            beside(verdict, findings),
+            seconds=clock.seconds,
         )
 
 

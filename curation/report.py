@@ -24,6 +24,7 @@ from curation.verdict import (
     TONES,
     Comparison,
     Verdict,
+    beside,
     compare_clusters,
     compare_labels,
     headline,
@@ -182,6 +183,7 @@ def write_report(
     if by_label is not None:
         told = verdict_by_labels(by_label, tree, subset)
         verdict = told if told.tone != "none" or not findings else verdict
+    findings = beside(verdict, findings or [])
     tree_settings, subset_settings, checksums = drawn.settings()
     versions = {name: version(name) for name in ("torch", "numpy", "datasets")}
     pool_map = draw_maps([PoolMap(tree)], [drawn.rows], examples, [drawn.row_ids], [drawn.labels], seed)[0]
@@ -191,7 +193,7 @@ def write_report(
         verdict=verdict,
         headline=headline(by_label or next((found for found in by_level[::-1] if found.k > 1), by_level[0])),
         notes=_notes(by_label, verdict, findings),
-        findings=findings or [],
+        findings=findings,
         tones=TONES,
         preparation=preparation,
         n_rows=tree.n_rows,
@@ -215,9 +217,9 @@ def write_report(
     return verdict
 
 
-def _notes(by_label: Comparison | None, verdict: Any, findings: list[Finding] | None) -> list[str]:
+def _notes(by_label: Comparison | None, verdict: Any, findings: list[Finding]) -> list[str]:
     lines = [] if by_label is None else notes(by_label)
-    bad = [finding for finding in findings or [] if finding.severity == "bad"]
+    bad = [finding for finding in findings if finding.severity == "bad"]
     if bad and by_label is not None and verdict.tone == "ok":
         lines.append(f"The check of the tree has {len(bad)} bad finding{'s' * (len(bad) > 1)}; see below.")
     return lines

@@ -59,12 +59,14 @@ class Finding:
         sentence: what was found, one plain sentence with its full stop.
         remedy: what to change, one sentence; where nothing is wrong empty, or what else to know.
         value: the number behind the sentence.
+        estimates_evenness: it says, without labels, what labels would say better.
     """
 
     severity: Literal["ok", "warn", "bad"]
     sentence: str
     remedy: str
     value: float
+    estimates_evenness: bool = False
 
 
 def _finding(value: float, warn: float, bad: float, sentence: str, remedy: str) -> Finding:
@@ -397,6 +399,7 @@ def check_flatness(sample: _Sample) -> Finding | None:
     )
     if finding.severity == "ok" and gain < FLATNESS[0]:
         finding.remedy = AS_WELL
+    finding.estimates_evenness = True
     return finding
 
 

@@ -149,10 +149,16 @@ def compare_clusters(
 
 @dataclass
 class Verdict:
-    """The answer at the top of a page: ``tone`` is a key of `TONES`."""
+    """The answer at the top of a page.
+
+    Attributes:
+        tone: a key of `TONES`.
+        by_labels: the labels were asked, so that no estimate of what they say is to be heard.
+    """
 
     tone: str
     sentence: str
+    by_labels: bool = False
 
     @property
     def word(self) -> str:
@@ -185,13 +191,18 @@ def verdict_by_labels(found: Comparison, tree: ClusterTree, subset: Subset) -> V
     shown = decimals_apart([ours, mean], 2, 4)
     numbers = f"(KL {ours:.{shown}f} against {mean:.{shown}f})"
     if ours > high:
-        return Verdict("bad", f"Worse than random rows on your labels {numbers}: {remedy(tree, subset)}.")
+        return Verdict("bad", f"Worse than random rows on your labels {numbers}: {remedy(tree, subset)}.", True)
     if ours < low:
         way = f"{(mean - ours) / mean:.0%} of the way from random rows to even shares"
         way += f", but {ALREADY}" * (mean <= EVEN)
-        return Verdict("ok", f"Better than random rows on your labels {numbers}: {way}.")
+        return Verdict("ok", f"Better than random rows on your labels {numbers}: {way}.", True)
     after = ALREADY if mean <= EVEN else remedy(tree, subset)
-    return Verdict("warn", f"No better than random rows on your labels {numbers}: {after}.")
+    return Verdict("warn", f"No better than random rows on your labels {numbers}: {after}.", True)
+
+
+def beside(verdict: Verdict, findings: list[Finding]) -> list[Finding]:
+    """The findings that stand beside a verdict without speaking of the same thing."""
+    return [finding for finding in findings if not (verdict.by_labels and finding.estimates_evenness)]
 
 
 def verdict_by_findings(findings: list[Finding] | None) -> Verdict:

@@ -200,6 +200,16 @@ def test_without_labels_the_headline_is_of_the_level_that_is_balanced(page):
     assert "of the 10 clusters of level 2 holds" in page()
 
 
+def test_an_estimate_of_evenness_is_silent_where_labels_say_it(page, curated):
+    pool, *_ = curated
+    estimate = Finding("warn", "About as even as random rows.", "Look.", 1.0, estimates_evenness=True)
+    other = Finding("warn", "Copies there are.", "Dedup.", 1.0)
+    alone = page(findings=[estimate, other])
+    judged = page(findings=[estimate, other], pool=pool, labels="label")
+    assert ["About as even" in text for text in (alone, judged)] == [True, False]
+    assert "Copies there are." in judged
+
+
 def test_a_headline_does_not_round_the_difference_away():
     for values in ([2.5, 1.5, 1.5], [73.9, 49.5, 52.4], [0.126, 0.002], [1.0449, 1.0612], [3.0, 3.0]):
         decimals = decimals_apart(values)
