@@ -95,7 +95,12 @@ def write_comparison(
     if len(pools) > 1:
         raise CurationError("the trees are of different pools; compare subsets of one pool")
     concepts = None if labels is None else read_labels(labels, pool)
-    drawn = [Drawn(item.tree, item.subset, pool, concepts, seed, all_names=True) for item in candidates]
+    drawn = []
+    for item in candidates:
+        try:
+            drawn.append(Drawn(item.tree, item.subset, pool, concepts, seed, all_names=True))
+        except CurationError as error:
+            raise CurationError(f"{item.name}: {error}") from error
     names = [item.name for item in candidates]
     by_label = [found for item in drawn if (found := item.by_label()) is not None]
     examples = Examples(pool)

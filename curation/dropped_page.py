@@ -16,13 +16,13 @@ img{display:inline-block;margin:0 2px}p.text{font-size:.8rem;max-width:30rem;mar
 
 
 def samples(reasons: np.ndarray, similarity: np.ndarray, reason: str, n: int = SHOWN) -> Int[np.ndarray, "m"]:
-    """Up to n positions of a reason: half the least similar, which show if the rule goes too far, half at random."""
+    """Up to n positions of a reason, the least similar first: half show if the rule goes too far, half are random."""
     mine = np.flatnonzero(reasons == reason)
-    if len(mine) <= n:
-        return mine
     order = mine[np.argsort(similarity[mine], kind="stable")]
-    rest = np.random.default_rng(0).choice(order[n // 2 :], n - n // 2, replace=False)
-    return np.concatenate([order[: n // 2], np.sort(rest)])
+    if len(order) <= n:
+        return order
+    rest = np.random.default_rng(0).choice(np.arange(n // 2, len(order)), n - n // 2, replace=False)
+    return np.concatenate([order[: n // 2], order[np.sort(rest)]])
 
 
 def dropped_page(

@@ -87,7 +87,10 @@ class Drawn:
         ids = subset.rows()
         rows = np.searchsorted(self.row_ids, ids)
         if rows.max() >= tree.n_rows or not np.array_equal(self.row_ids[rows], ids):
-            raise CurationError(f"the subset holds rows that the tree does not know; {WHOSE}")
+            raise CurationError(
+                "the subset holds rows that are not in the tree, such as those that preparation left out; draw it from "
+                f"the kept rows (--rows), or {WHOSE}"
+            )
         for name, clusters in subset.clusters.items():
             if name not in {f"level_{i + 1}" for i in range(tree.n_levels)}:
                 raise CurationError(

@@ -197,7 +197,9 @@ def curate(run: StageRun, pictures: Callable[[Path], Any] | None = None) -> dict
             raise CurationError("an arm with `only` needs labels, which this pool does not have; leave it out of arms")
         mine = here[np.isin(labels[here], spec["only"])]
         if size > len(mine):
-            raise CurationError(f"the labels {spec['only']} have {len(mine)} rows; lower science.curation.size to that")
+            raise CurationError(
+                f"the labels {spec['only']} have {len(mine)} rows; name more labels, or lower science.curation.size"
+            )
         drawn = random_subset(len(mine), size, seed)
         subset = Subset.from_rows(mine[drawn.rows()], **drawn.metadata)
     elif method in ("random", "all"):
