@@ -39,7 +39,7 @@ def number(value: float) -> str:
 
 def digits_for(width: float) -> int:
     """Decimals that show an interval of this half width with two significant digits."""
-    return int(np.clip(1 - np.floor(np.log10(width)), 0, 8)) if np.isfinite(width) and width > 0 else 4
+    return int(np.clip(1 - np.floor(np.log10(width)), 0, 8)) if np.isfinite(width) and width > 1e-6 else 4
 
 
 def with_interval(item: Summary) -> str:
