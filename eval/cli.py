@@ -115,7 +115,8 @@ def ngram(settings: Settings = None, output: Output = Path("results"), overwrite
     with locked_folder(output):
         results = run_ngram(read_settings(None, settings), output, overwrite)
     typer.echo(table(results.rows))
-    typer.echo(f"{results.seconds['ngram']:.1f} s; results in {output / 'metrics.json'}", err=True)
+    units = f"n: texts; intervals over {results.settings['documents']:,} documents"
+    typer.echo(f"{results.seconds['ngram']:.1f} s; {units}; results in {output / 'metrics.json'}", err=True)
 
 
 @app.command(epilog="Example:  python -m eval canopy heights.tif lidar.tif --block 100 -o results/")
