@@ -12,7 +12,6 @@ from jaxtyping import Float, Int
 
 from eval.arrays import as_features, check_same_width
 from eval.ngram import HIGHEST, ORDER, fit_ngrams
-from eval.overlap import SHARE, seen_shares
 from eval.rarity import PARTS, distance_to_pool, parts_by_rank
 from eval.results import METRICS, Pooling, Results, Row, inputs_of, require_same, row_of
 from eval.settings import Resamples
@@ -20,6 +19,7 @@ from foundation.errors import CurationError
 from foundation.files import load_array
 from foundation.intervals import bootstrap, pooled_mean
 from foundation.jsonl import bad_line
+from foundation.overlap import SHARE, seen_shares
 from foundation.paths import regular_file
 from foundation.settings import CountOrZero, Range, Seed, check, fill, setting
 
@@ -103,7 +103,8 @@ def refuse_seen(train: Texts, test: Texts, allow: bool) -> dict[str, int]:
         where = int(np.argmax(shares))
         raise CurationError(
             f"{found['texts']} of {len(test.texts)} test texts are in the training texts (such as row {where}) and "
-            f"{found['documents']} documents in both; leave them out of test, or measure anyway with allow_seen=true"
+            f"{found['documents']} documents in both; leave them out of test (python -m text_lm split does), or "
+            "measure anyway with allow_seen=true"
         )
     return found
 

@@ -18,10 +18,10 @@ from warm import Server
 
 from eval.ngram import fit_ngrams
 from eval.ngram_task import run_ngram
-from eval.overlap import seen, seen_shares
 from eval.rarity import distance_to_pool, parts_by_rank
 from eval.results import compare
 from foundation.errors import CurationError
+from foundation.overlap import seen, seen_shares
 
 few_bytes = st.binary(max_size=30).map(lambda data: bytes(byte % 4 + 97 for byte in data))
 
