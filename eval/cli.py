@@ -3,6 +3,7 @@
 from dataclasses import fields
 from functools import partial
 from inspect import getdoc
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -135,7 +136,9 @@ def canopy(
             predicted, truth, block, output, overwrite, lambda line: typer.echo(f"warning: {line}", err=True)
         )
     for name, interval in found.items():
-        typer.echo(f"{name:16} {interval.value:8.3f}   {interval.low:.3f} ... {interval.high:.3f}   n {interval.n}")
+        value = f"{interval.value:.3f}" if isfinite(interval.value) else "-"
+        edges = f"{interval.low:.3f} ... {interval.high:.3f}" if isfinite(interval.low) else "-"
+        typer.echo(f"{name:16} {value:>8}   {edges:18} n {interval.n}")
 
 
 @app.command()
