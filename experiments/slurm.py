@@ -61,7 +61,8 @@ def resources_of(launch: LaunchSettings, stage: str) -> dict[str, Any]:
     return wanted
 
 
-def _parameters(launch: LaunchSettings, stage: str, name: str) -> dict[str, Any]:
+def _parameters(launch: LaunchSettings, stage: str, name: str, before: list[str]) -> dict[str, Any]:
+    """Of a job that begins when those before it, by their numbers, have succeeded."""
     wanted = resources_of(launch, stage)
     parameters: dict[str, Any] = {
         "name": name.replace(" ", "-"),
@@ -71,8 +72,13 @@ def _parameters(launch: LaunchSettings, stage: str, name: str) -> dict[str, Any]
         "cpus_per_task": wanted["cpus_per_task"],
         "mem_gb": wanted["mem_gb"],
         "slurm_additional_parameters": ALWAYS,
-        "slurm_srun_args": ["--kill-on-bad-exit=1"],  # of three processes two would wait for each other for hours
+        "slurm_srun_args": [
+            "--kill-on-bad-exit=1",  # of three processes two would wait for each other for hours
+            f"--cpus-per-task={wanted['cpus_per_task']}",  # SLURM 22.05 and newer do not take it from sbatch
+        ],
     }
+    if before:
+        parameters["slurm_dependency"] = "afterok:" + ":".join(before)
     if wanted["gpus_per_node"]:
         parameters["gpus_per_node"] = wanted["gpus_per_node"]
     for key in ("partition", "account", "constraint"):
@@ -102,13 +108,12 @@ def submit(experiment: Experiment, config: dict[str, Any], command: str) -> dict
             "there is no sbatch here; submit from a login node of the cluster, or use launch.where=local"
         )
     launch, logs = experiment.settings.launch, experiment.root.absolute() / "slurm"
-    executor = AutoExecutor(logs, cluster="slurm", slurm_max_num_timeout=launch.requeues)
     jobs: dict[Stage, Any] = {}
 
     def send(stage: str, name: str, before: list[Any], call: Any, *arguments: Any) -> Any:
-        executor.update_parameters(**_parameters(launch, stage, name))
-        waits = "afterok:" + ":".join(job.job_id for job in before) if before else None
-        executor.update_parameters(slurm_dependency=waits)
+        # one for each job: an executor keeps the GPUs and the dependency of its last job where the next has none
+        executor = AutoExecutor(logs, cluster="slurm", slurm_max_num_timeout=launch.requeues)
+        executor.update_parameters(**_parameters(launch, stage, name, [job.job_id for job in before]))
         return executor.submit(call, *arguments)
 
     try:

@@ -134,6 +134,48 @@ def test_a_preempted_job_is_queued_again_by_itself(slurm: dict[str, str], tmp_pa
     assert (tmp_path / "run/metrics.csv").read_bytes() == (tmp_path / "whole/metrics.csv").read_bytes()
 
 
+@pytest.fixture
+def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in for sbatch, first in PATH, that keeps the script of each job in this folder."""
+    folder = tmp_path / "scripts"
+    (folder / "bin").mkdir(parents=True)
+    sbatch = folder / "bin/sbatch"
+    lines = [f"cd {folder}", "n=$(ls | wc -l)", 'cp "$1" job$n', 'echo "Submitted batch job $n"']
+    sbatch.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
+    return folder
+
+
+def asked(scripts: Path) -> dict[str, dict[str, str]]:
+    """Name of a job -> what its script asks SLURM for."""
+    found = {}
+    for path in scripts.glob("job*"):
+        lines = [line.removeprefix("#SBATCH --").split("=", 1) for line in path.read_text().splitlines() if "=" in line]
+        options = {line[0]: line[1] for line in lines}
+        found[options["job-name"]] = options | {"srun": path.read_text().partition("\nsrun ")[2]}
+    return found
+
+
+def test_every_job_asks_for_its_own_resources_alone(scripts: Path, tmp_path: Path):
+    """What one job has must not stay for the next: every later job would hold a GPU, and wait for a job of others."""
+    own = ["launch.stages.train={nodes: 2, tasks_per_node: 3, cpus_per_task: 5, gpus_per_node: 3, mem_gb: 9}"]
+    own += ["++launch.stages.train.minutes=7", "launch.partition=gpu", "launch.minutes=60"]
+    config = compose([*OPTIONS, "launch=slurm", *own, "seeds=[0,1]", "speed.device=cuda", f"output.runs={tmp_path}"])
+    jobs = submit(build(config), config, "")
+    shown = asked(scripts)
+    assert sorted(shown) == sorted(name.replace(" ", "-") for name in jobs)
+    names = ("nodes", "ntasks-per-node", "cpus-per-task", "gpus-per-node", "mem", "time", "partition")
+    for job, options in shown.items():
+        wanted = "2 3 5 3 9GB 7 gpu" if job.startswith("train") else "1 1 8 None 32GB 60 gpu"
+        assert " ".join(str(options.get(name)) for name in names) == wanted, job
+        assert f"--cpus-per-task={options['cpus-per-task']} " in options["srun"]
+        if job.startswith("prepare"):
+            assert "dependency" not in options
+    before = [jobs[f"evaluate {arm} seed {seed}"] for seed in (0, 1) for arm in ("raw", "hierarchical_resampled")]
+    assert shown["compare"]["dependency"] == "afterok:" + ":".join(before)
+
+
 def test_without_sbatch_the_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     config = compose([*OPTIONS, *ON_SLURM, f"output.runs={tmp_path / 'run'}"])
