@@ -12,7 +12,7 @@ from experiments.engine.experiment import Experiment, Speed, build
 from experiments.engine.processes import announce, dismiss, follow
 from experiments.engine.stages import MARKER, Stage, in_order, load_marker, locked, run_stages, state_of
 from experiments.run_folder import begin_stage, finish_experiment, write_manifest
-from experiments.slurm import resources_of, submit
+from experiments.slurm import device_of, require_used, resources_of, submit
 from foundation.errors import CurationError, one_line
 from foundation.paths import new_place
 from foundation.settings import CONFIGS, fill, nearest_name
@@ -89,11 +89,12 @@ def _jobs(experiment: Experiment, busy: dict[str, list[float | None]]) -> list[s
     for name, seconds in busy.items():
         wanted = resources_of(experiment.settings.launch, name)
         nodes, tasks, gpus = wanted["nodes"], wanted["tasks_per_node"], wanted["gpus_per_node"]
-        each = f"{nodes} node(s) x {tasks} task(s) x {gpus // max(tasks, 1) if gpus else 0} GPU(s)"
+        each = f"{nodes} node(s) x {tasks} task(s) x {gpus / max(tasks, 1):g} GPU(s)"
         hours = sum(item or 0.0 for item in seconds) / 3600
         known = "" if None not in seconds else ", some of them not known"
         device = f"{hours * nodes * gpus:,.2f} GPU hours" if gpus else f"{hours * nodes:,.2f} node hours"
-        lines.append(f"{len(seconds)} job(s) {name}: {each}, {hours:,.2f} h in all, {device}{known}")
+        where = device_of(experiment.settings, name)
+        lines.append(f"{len(seconds)} job(s) {name}: {each}, on {where}, {hours:,.2f} h in all, {device}{known}")
     return lines
 
 
@@ -119,9 +120,16 @@ def run_experiment(
     _require_room(config)
     if config.get("dry_run"):
         speed: Speed = fill(Speed, config.get("speed"), "speed")  # type: ignore[arg-type]
-        planned = build(config, hardware_of(speed))
+        hardware = hardware_of(speed)
+        planned = build(config, hardware)
         say(plan_table(planned))
+        others = {device_of(planned.settings, stage.name) for stage in in_order(planned.stages)} - {hardware.name}
+        if speed.hardware == "measure" and others:
+            known = ", ".join(PROFILES)
+            say(f"note: times without * are for {hardware.name}, not {others.pop()}; speed.hardware knows {known}")
         try:
+            if where == "slurm":
+                require_used(planned)
             planned.require_ready()
         except CurationError as error:  # a plan is wanted where the data are not, too
             say(f"note: it cannot run here yet: {error}")

@@ -14,6 +14,7 @@ import pytest
 from curation import CurationError
 from experiments.engine.experiment import build
 from experiments.engine.settings import compose
+from experiments.launch import run_experiment
 from experiments.slurm import submit
 
 ROOT = Path(__file__).parents[2]
@@ -160,8 +161,8 @@ def asked(scripts: Path) -> dict[str, dict[str, str]]:
 def test_every_job_asks_for_its_own_resources_alone(scripts: Path, tmp_path: Path):
     """What one job has must not stay for the next: every later job would hold a GPU, and wait for a job of others."""
     own = ["launch.stages.train={nodes: 2, tasks_per_node: 3, cpus_per_task: 5, gpus_per_node: 3, mem_gb: 9}"]
-    own += ["++launch.stages.train.minutes=7", "launch.partition=gpu", "launch.minutes=60"]
-    config = compose([*OPTIONS, "launch=slurm", *own, "seeds=[0,1]", "speed.device=cuda", f"output.runs={tmp_path}"])
+    own += ["launch.stages.train.minutes=7", "launch.partition=gpu", "launch.minutes=60"]
+    config = compose([*OPTIONS, "launch=slurm", *own, "seeds=[0,1]", f"output.runs={tmp_path}"])
     jobs = submit(build(config), config, "")
     shown = asked(scripts)
     assert sorted(shown) == sorted(name.replace(" ", "-") for name in jobs)
@@ -174,6 +175,25 @@ def test_every_job_asks_for_its_own_resources_alone(scripts: Path, tmp_path: Pat
             assert "dependency" not in options
     before = [jobs[f"evaluate {arm} seed {seed}"] for seed in (0, 1) for arm in ("raw", "hierarchical_resampled")]
     assert shown["compare"]["dependency"] == "afterok:" + ":".join(before)
+
+
+def test_gpus_that_the_device_would_leave_idle_are_refused(scripts: Path, tmp_path: Path):
+    places = [f"output.runs={tmp_path / 'run'}", "speed.hardware=h100"]
+    wrong = compose([*OPTIONS, "launch=slurm", *places, "launch.stages.curate.gpus_per_node=1", "speed.device=cpu"])
+    with pytest.raises(CurationError, match=r"stage curate ask for 1 GPU\(s\), which speed\.device=cpu would leave"):
+        submit(build(wrong), wrong, "")
+    assert not asked(scripts)
+    lines: list[str] = []
+    assert run_experiment({**wrong, "dry_run": True}, "", lines.append, False) == 0
+    assert "cannot run here yet: jobs of the stage curate ask for 1 GPU(s)" in lines[-1]
+
+
+@pytest.mark.parametrize(("experiment", "gpus"), [("simulated", 0), ("visual_domains", 0), ("text", 1)])
+def test_the_training_gets_a_gpu_and_uses_it_where_it_can(experiment: str, gpus: int):
+    config = compose([f"experiment={experiment}", "launch=slurm"])
+    wanted = {stage: given["gpus_per_node"] or 0 for stage, given in config["launch"]["stages"].items()}
+    assert wanted == {**dict.fromkeys(wanted, 0), "train": gpus}
+    assert config["speed"]["device"] == "cuda"
 
 
 def test_without_sbatch_the_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
