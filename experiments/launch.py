@@ -34,20 +34,22 @@ def hardware_of(speed: Speed) -> Hardware:
     return Hardware(**{**vars(profile), "n_devices": speed.n_devices})
 
 
-def measured_seconds(stage: Stage, root: Path) -> float | None:
-    """Seconds that finished stages of this name took here, in proportion to the samples; None where there are none."""
-    rates = []
-    for path in root.rglob(f"{stage.name}-*/{MARKER}"):
+def measured_seconds(stage: Stage, root: Path, device: str) -> float | None:
+    """Mean seconds that this stage took here with any seed, on this kind of device; None where it has not run so."""
+    seconds = []
+    seeds = "" if stage.seed is None else "seed*/"
+    for path in (root / (stage.arm or "shared")).glob(f"{seeds}{stage.name}-*/{MARKER}"):
         try:
-            cost = load_marker(path.parent).get("cost", {})
-            seconds, samples = float(cost["seconds"]), float(cost["samples"])
-        except (CurationError, KeyError, TypeError, ValueError):  # an edited record gives no estimate
+            cost = load_marker(path.parent)["cost"]
+            if cost["key"] == stage.cost_key and _kind(cost["device"]) == _kind(device):
+                seconds.append(float(cost["seconds"]))
+        except (CurationError, KeyError, TypeError, ValueError, AttributeError):  # an older or edited record
             continue
-        if stage.estimate.samples and samples:
-            rates.append(seconds / samples * stage.estimate.samples)
-        elif not stage.estimate.samples:
-            rates.append(seconds)
-    return sum(rates) / len(rates) if rates else None
+    return sum(seconds) / len(seconds) if seconds else None
+
+
+def _kind(device: str) -> str:
+    return device.partition(":")[0]
 
 
 def _time(seconds: float | None) -> str:
@@ -65,7 +67,7 @@ def plan_table(experiment: Experiment) -> str:
     busy: dict[str, list[float | None]] = {}
     for stage in in_order(experiment.stages):
         state, cost = state_of(stage, root), stage.estimate
-        measured = measured_seconds(stage, root)
+        measured = measured_seconds(stage, root, device_of(experiment.settings, stage.name))
         seconds = measured if measured is not None else cost.seconds
         flops = f"{cost.flops:.2e}" if cost.flops else "-"
         samples = f"{cost.samples:,.0f}" if cost.samples else "-"
@@ -75,7 +77,7 @@ def plan_table(experiment: Experiment) -> str:
         mark = "" if measured is None else "*"
         lines.append(f"{stage.identity:<44}{samples:>12}{flops:>11}{_time(seconds) + mark:>11}  {state.why}")
     rest = f", and {unknown} stages whose time is not known before they have run once" if unknown else ""
-    lines += ["", f"still to run: {_time(total)} one after another{rest}; * from stages that finished here,"]
+    lines += ["", f"still to run: {_time(total)} one after another{rest}; * as it took here with these settings,"]
     lines.append("else operations / sustained rate of the hardware: a lower bound for small models on a CPU")
     if experiment.settings.launch.where == "slurm":
         lines += _jobs(experiment, busy)
