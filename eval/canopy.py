@@ -5,7 +5,7 @@ a resample is a weighted sum, as everywhere in `foundation.intervals`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -52,9 +52,10 @@ class CanopySettings:
 
 @dataclass
 class _Measure:
-    """Sums of each block, and the value of weighted sums (r, k)."""
+    """Sums of each block, and the value of weighted sums (r, k); ``counted``: the column that is 0 without pixels."""
 
     value: Callable[[Sums], Float[np.ndarray, "r"]]
+    counted: int = 0
     sums: list[list[float]] = field(default_factory=list)
 
 
@@ -75,7 +76,7 @@ def canopy_metrics(
     Returns:
         ``mae``, ``rmse``, ``me`` (mean error, positive: too tall), ``r2``; ``block_r2`` and ``block_r2_metres`` (of
         averages over cells); ``mae_0_2`` ... and ``me_0_2`` ... by class of true height; ``iou_2m``, ``iou_5m`` of
-        canopy cover; ``edge_error`` (see `edge_sums`). A measure that no pixel has is NaN.
+        canopy cover; ``edge_error`` (see `edge_sums`). ``n`` is blocks with such pixels; a measure of none is NaN.
 
     Raises:
         CurationError: no blocks, shapes that differ, a prediction missing where the truth is known, or nothing known.
@@ -87,9 +88,9 @@ def canopy_metrics(
     found |= {f"block_{name}": _Measure(_r2) for name in _pools(settings)}
     for low, high in names:
         for kind in ("mae", "me"):
-            found[f"{kind}_{_class_name(low, high)}"] = _Measure(_ratio)
-    found |= {f"iou_{cover:g}m": _Measure(_ratio) for cover in settings.covers}
-    found["edge_error"] = _Measure(_ratio)
+            found[f"{kind}_{_class_name(low, high)}"] = _Measure(_ratio, 1)
+    found |= {f"iou_{cover:g}m": _Measure(_ratio, 1) for cover in settings.covers}
+    found["edge_error"] = _Measure(_ratio, 1)
     total = 0
     for i in range(len(truth)):
         p, t = np.asarray(predicted[i], np.float64), np.asarray(truth[i], np.float64)
@@ -196,4 +197,5 @@ def _interval(measure: _Measure, settings: CanopySettings) -> Interval:
     def statistic(counts: Int[np.ndarray, "r n"]) -> Float[np.ndarray, "r"]:
         return measure.value(counts @ sums)
 
-    return bootstrap(statistic, len(sums), None, settings.n_resamples, settings.level, settings.seed)
+    found = bootstrap(statistic, len(sums), None, settings.n_resamples, settings.level, settings.seed)
+    return replace(found, n=int((sums[:, measure.counted] > 0).sum()))

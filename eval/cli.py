@@ -3,6 +3,7 @@
 from dataclasses import fields
 from functools import partial
 from inspect import getdoc
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -115,7 +116,8 @@ def ngram(settings: Settings = None, output: Output = Path("results"), overwrite
     with locked_folder(output):
         results = run_ngram(read_settings(None, settings), output, overwrite)
     typer.echo(table(results.rows))
-    typer.echo(f"{results.seconds['ngram']:.1f} s; results in {output / 'metrics.json'}", err=True)
+    units = f"n: texts; intervals over {results.settings['documents']:,} documents"
+    typer.echo(f"{results.seconds['ngram']:.1f} s; {units}; results in {output / 'metrics.json'}", err=True)
 
 
 @app.command(epilog="Example:  python -m eval canopy heights.tif lidar.tif --block 100 -o results/")
@@ -134,7 +136,9 @@ def canopy(
             predicted, truth, block, output, overwrite, lambda line: typer.echo(f"warning: {line}", err=True)
         )
     for name, interval in found.items():
-        typer.echo(f"{name:16} {interval.value:8.3f}   {interval.low:.3f} ... {interval.high:.3f}   n {interval.n}")
+        value = f"{interval.value:.3f}" if isfinite(interval.value) else "-"
+        edges = f"{interval.low:.3f} ... {interval.high:.3f}" if isfinite(interval.low) else "-"
+        typer.echo(f"{name:16} {value:>8}   {edges:18} n {interval.n}")
 
 
 @app.command()

@@ -1,8 +1,9 @@
 """``python -m eval ngram``: how well the texts of one file predict those of another, by domain and by rarity."""
 
+import hashlib
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,14 +12,14 @@ from jaxtyping import Float, Int
 
 from eval.arrays import as_features, check_same_width
 from eval.ngram import HIGHEST, ORDER, fit_ngrams
-from eval.overlap import SHARE, seen_shares
 from eval.rarity import PARTS, distance_to_pool, parts_by_rank
-from eval.results import METRICS, Results, Row, inputs_of, require_same, row_of
+from eval.results import METRICS, Pooling, Results, Row, inputs_of, require_same, row_of
 from eval.settings import Resamples
 from foundation.errors import CurationError
 from foundation.files import load_array
-from foundation.intervals import Statistic, bootstrap
+from foundation.intervals import bootstrap, pooled_mean
 from foundation.jsonl import bad_line
+from foundation.overlap import SHARE, seen_shares
 from foundation.paths import regular_file
 from foundation.settings import CountOrZero, Range, Seed, check, fill, setting
 
@@ -102,19 +103,52 @@ def refuse_seen(train: Texts, test: Texts, allow: bool) -> dict[str, int]:
         where = int(np.argmax(shares))
         raise CurationError(
             f"{found['texts']} of {len(test.texts)} test texts are in the training texts (such as row {where}) and "
-            f"{found['documents']} documents in both; leave them out of test, or measure anyway with allow_seen=true"
+            f"{found['documents']} documents in both; leave them out of test (python -m text_lm split does), or "
+            "measure anyway with allow_seen=true"
         )
     return found
 
 
-def _quotient(bits: Float[np.ndarray, "n"], n_bytes: Float[np.ndarray, "n"], rows: Int[np.ndarray, "m"]) -> Statistic:
-    """Bits per byte of some rows; NaN for a draw that has none of them, which the bootstrap leaves out."""
+@dataclass(frozen=True)
+class _Scored:
+    """Test texts with their scores: what figures are made of.
 
-    def statistic(counts: Int[np.ndarray, "r n"]) -> Float[np.ndarray, "r"]:
-        drawn = counts[:, rows] @ n_bytes[rows]
-        return (counts[:, rows] @ bits[rows]) / np.where(drawn > 0, drawn, np.nan)
+    Attributes:
+        bits, n_bytes: (n,) of each text.
+        groups: (n,) the document of each, as a number.
+    """
 
-    return statistic
+    test: Texts
+    bits: Float[np.ndarray, "n"]
+    n_bytes: Float[np.ndarray, "n"]
+    groups: Int[np.ndarray, "n"]
+
+    def add(
+        self,
+        results: Results,
+        dataset: str,
+        rows: Int[np.ndarray, "m"],
+        parts: Int[np.ndarray, "n"] | None = None,
+    ) -> float:
+        """Keep bits per byte of some texts (of ``parts``: the mean over them), its interval, and all to pair it."""
+        settings = results.settings["ngram"]
+        pooling = Pooling(
+            self.n_bytes[rows], np.zeros(len(rows), np.int64) if parts is None else parts[rows], self.groups[rows]
+        )
+        values = self.bits[rows] / self.n_bytes[rows]
+        figure = pooled_mean(values, pooling.weights, pooling.parts)
+        interval = bootstrap(  # over all documents: how many of them a domain has is left to chance, too
+            lambda counts: figure(counts[:, rows]),
+            len(self.bits),
+            self.groups,
+            settings["resamples"],
+            seed=settings["seed"],
+        )
+        row = replace(row_of("ngram", dataset, "bits_per_byte", interval), n=len(rows))
+        results.rows.append(row)
+        results.per_row[row.key], results.pooling[row.key] = values, pooling
+        results.per_row_ids[row.key] = _digest(self.test.texts, rows, pooling)
+        return row.value
 
 
 def run_ngram(given: Mapping[str, Any], output: str | Path | None = None, overwrite: bool = False) -> Results:
@@ -147,40 +181,32 @@ def run_ngram(given: Mapping[str, Any], output: str | Path | None = None, overwr
     model = fit_ngrams(texts, settings.order)
     bits, n_bytes = model.bits(test.texts), np.asarray([len(text.encode()) for text in test.texts], np.float64)
     results = Results(settings.train, inputs=inputs)
+    groups = np.arange(len(bits)) if test.sources is None else np.unique(test.sources, return_inverse=True)[1]
     results.settings = {"ngram": asdict(settings), "seen": seen, "train_bytes": model.n_bytes}
-    groups = None if test.sources is None else np.unique(test.sources, return_inverse=True)[1]
-
-    def add(dataset: str, statistic: Statistic) -> float:
-        interval = bootstrap(statistic, len(bits), groups, settings.resamples, seed=settings.seed)
-        results.rows.append(row_of("ngram", dataset, "bits_per_byte", interval))
-        return interval.value
-
-    add("all", _quotient(bits, n_bytes, np.arange(len(bits))))
-    results.per_row["ngram/all/bits_per_byte"] = bits / n_bytes
-    results.per_row_ids["ngram/all/bits_per_byte"] = _digest(test.texts)
+    results.settings["documents"] = len(np.unique(groups))
+    scored = _Scored(test, bits, n_bytes, groups)
+    scored.add(results, "all", np.arange(len(bits)))
     if test.domains is not None:
-        _add_domains(results, add, bits, n_bytes, test.domains, pool)
+        _add_domains(results, scored, test.domains, pool)
     if settings.pool_features:
         of_test = _features(settings.test_features, len(test.texts))
         of_pool = _features(settings.pool_features, len(pool.texts))
         check_same_width(as_features(of_pool), as_features(of_test))
         parts = parts_by_rank(distance_to_pool(of_test, of_pool))
         for part in range(PARTS):
-            add(f"tenth {part + 1}", _quotient(bits, n_bytes, np.flatnonzero(parts == part)))
+            scored.add(results, f"tenth {part + 1}", np.flatnonzero(parts == part))
     results.seconds = {"ngram": time.perf_counter() - started}
     if output is not None:
         results.save(output)
     return results
 
 
-def _add_domains(
-    results: Results, add: Any, bits: np.ndarray, n_bytes: np.ndarray, domains: list[str], pool: Texts
-) -> None:
-    names = sorted(set(domains))
-    rows = {name: np.flatnonzero(np.asarray(domains) == name) for name in names}
-    values = {name: add(f"domain {name}", _quotient(bits, n_bytes, rows[name])) for name in names}
-    parts = [_quotient(bits, n_bytes, rows[name]) for name in names]
-    add("domains, mean", lambda counts: np.mean([part(counts) for part in parts], axis=0))
+def _add_domains(results: Results, scored: _Scored, domains: list[str], pool: Texts) -> None:
+    known, label = np.unique(domains, return_inverse=True)
+    names = [str(name) for name in known]
+    rows = {name: np.flatnonzero(label == i) for i, name in enumerate(names)}
+    values = {name: scored.add(results, f"domain {name}", rows[name]) for name in names}
+    scored.add(results, "domains, mean", np.arange(len(label)), label)
     worst = max(names, key=lambda name: values[name])
     results.rows.append(Row("ngram", f"domains, worst: {worst}", "bits_per_byte", values[worst], n=len(rows[worst])))
     if pool.domains is None:
@@ -194,8 +220,7 @@ def _add_domains(
     ranked = sorted(names, key=lambda name: (-size[name], name))
     third = max(round(len(names) / 3), 1)
     for title, some in (("frequent third", ranked[:third]), ("rare third", ranked[-third:])):
-        chosen = [parts[names.index(name)] for name in some]
-        add(f"domains, {title}", lambda counts, chosen=chosen: np.mean([part(counts) for part in chosen], axis=0))
+        scored.add(results, f"domains, {title}", np.sort(np.concatenate([rows[name] for name in some])), label)
 
 
 def _features(path: str, n: int) -> np.ndarray:
@@ -207,10 +232,11 @@ def _features(path: str, n: int) -> np.ndarray:
     return as_features(x.astype(np.float32), f"features {path}").numpy()
 
 
-def _digest(texts: list[str]) -> str:
-    import hashlib
-
+def _digest(texts: list[str], rows: Int[np.ndarray, "m"], pooling: Pooling) -> str:
+    """Of the texts and of how they are pooled; their parts count as they follow each other, not by number."""
     digest = hashlib.blake2b(digest_size=8)
-    for text in texts:
-        digest.update(text.encode() + b"\0")
+    for row in rows:
+        digest.update(texts[row].encode() + b"\0")
+    for labels in (pooling.parts, pooling.groups):
+        digest.update(np.unique(labels, return_inverse=True)[1].astype("<i8").tobytes())
     return digest.hexdigest()

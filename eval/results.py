@@ -4,8 +4,8 @@ import json
 import os
 import platform
 from collections.abc import Collection, Iterable
-from dataclasses import asdict, dataclass, field
-from math import isfinite
+from dataclasses import asdict, dataclass, field, fields
+from math import isclose, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,15 @@ import numpy as np
 
 from foundation.errors import CurationError
 from foundation.files import check_files, checksum, digest_json, load_json, save_json, write_atomically
-from foundation.intervals import NO_DIFFERENCE, Interval, paired_interval
+from foundation.intervals import (
+    NO_DIFFERENCE,
+    Interval,
+    Statistic,
+    bootstrap,
+    paired_interval,
+    pooled_mean,
+    weighted_mean,
+)
 from foundation.paths import is_regular, regular_file
 from foundation.schema import check_content
 from foundation.tables import text_table
@@ -55,6 +63,21 @@ def row_of(name: str, dataset: str, metric: str, interval: Interval) -> Row:
     return Row(name, dataset, metric, interval.value, low, high, interval.n)
 
 
+@dataclass(frozen=True)
+class Pooling:
+    """How a figure comes from the values of its rows, where it is not their mean: see `pooled_mean`.
+
+    Attributes:
+        weights: (n,) of each row.
+        parts: (n,) integers.
+        groups: (n,) integers: rows of one document are drawn together.
+    """
+
+    weights: np.ndarray
+    parts: np.ndarray
+    groups: np.ndarray
+
+
 @dataclass
 class Results:
     """All figures of one model.
@@ -68,6 +91,7 @@ class Results:
         warnings: what speaks against the figures, one line each.
         per_row: key of a figure to the value of every test row, for paired comparisons.
         per_row_ids: the same keys to a digest of which rows those are.
+        pooling: some of these keys to how the figure comes from the values; the others are their mean.
         inputs: of `inputs_of`.
         data: dataset to what its images were (`eval.images.content_of`), one for each split that was opened.
     """
@@ -80,6 +104,7 @@ class Results:
     warnings: list[str] = field(default_factory=list)
     per_row: dict[str, np.ndarray] = field(default_factory=dict)
     per_row_ids: dict[str, str] = field(default_factory=dict)
+    pooling: dict[str, Pooling] = field(default_factory=dict)
     inputs: str = ""
     data: dict[str, list[str]] = field(default_factory=dict)
 
@@ -102,6 +127,8 @@ class Results:
             "data": self.data,
         }
         arrays = {key: np.ascontiguousarray(values, dtype=np.float32) for key, values in self.per_row.items()}
+        for key, pooling in self.pooling.items():
+            arrays |= {f"{key}#{name}": np.ascontiguousarray(array) for name, array in vars(pooling).items()}
         values = to_bytes(arrays, metadata={"rows": json.dumps(self.per_row_ids)})
         write_atomically(folder / PER_ROW, lambda stream: stream.write(values))
         save_json(folder / METRICS, {**content, "per_row_checksum": checksum(folder / PER_ROW)}, seal=True)
@@ -156,8 +183,18 @@ def environment() -> dict[str, str]:
     }
 
 
-def load_rows(folder: str | Path) -> tuple[list[Row], dict[str, np.ndarray], dict[str, str]]:
-    """Rows, values of every test row, and digests of which rows those are.
+@dataclass(frozen=True)
+class Loaded:
+    """Of a folder of results; see `Results`."""
+
+    rows: list[Row]
+    per_row: dict[str, np.ndarray]
+    per_row_ids: dict[str, str]
+    pooling: dict[str, Pooling]
+
+
+def load_rows(folder: str | Path) -> Loaded:
+    """Rows, the values of every test row, and how figures come from them.
 
     Raises:
         CurationError: not a folder of results.
@@ -165,13 +202,25 @@ def load_rows(folder: str | Path) -> tuple[list[Row], dict[str, np.ndarray], dic
     from safetensors import SafetensorError, safe_open
 
     folder = Path(folder)
+    if folder.is_file():
+        raise CurationError(
+            f"{folder} is a file; give a folder of results, as `python -m eval` writes at -o (the JSON of `python -m "
+            "text_lm perplexity` has no value of each text to pair)"
+        )
     try:
         content = load_json(folder / METRICS, _Metrics, "evaluate again")
         rows = [Row(**row) for row in content["rows"]]
         check_files([(folder / PER_ROW, content.get("per_row_checksum"))], "evaluate again")
         with safe_open(regular_file(folder / PER_ROW, "evaluate again"), framework="np") as stored:
             ids = json.loads(stored.metadata()["rows"])
-            return rows, {key: stored.get_tensor(key) for key in ids}, ids
+            values = {key: stored.get_tensor(key) for key in ids}
+            known = set(stored.keys())
+            pooling = {
+                key: Pooling(*(stored.get_tensor(f"{key}#{part.name}") for part in fields(Pooling)))
+                for key in ids
+                if f"{key}#weights" in known
+            }
+            return Loaded(rows, values, ids, pooling)
     except CurationError:
         raise
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -209,24 +258,42 @@ class Difference:
 
 
 def compare(folder: str | Path, base: str | Path, **options: Any) -> list[Difference]:
-    """Paired differences of every figure that both folders measured on the same test rows.
+    """Paired differences of every figure that both folders measured on the same test rows, in the order of the table.
+
+    Args:
+        options: of `bootstrap`.
 
     Raises:
-        CurationError: they share none.
+        CurationError: they share none, or a figure is not that of its rows, as in n-gram results of before.
     """
-    (_, values, ids), (_, base_values, base_ids) = load_rows(folder), load_rows(base)
-    shared = [key for key in values if base_ids.get(key) == ids[key]]
+    ours, theirs = load_rows(folder), load_rows(base)
+    shared = [key for key in ours.per_row if theirs.per_row_ids.get(key) == ours.per_row_ids[key]]
     if not shared:
         raise CurationError(f"{folder} and {base} have no figure of the same test rows in common")
-    return [
-        Difference(
-            key,
-            float(values[key].mean(dtype=np.float64)),
-            float(base_values[key].mean(dtype=np.float64)),
-            paired_interval(values[key], base_values[key], **options),
-        )
-        for key in shared
-    ]
+    return [_difference(key, (folder, ours), (base, theirs), options) for key in shared]
+
+
+def _difference(
+    key: str, ours: tuple[str | Path, Loaded], theirs: tuple[str | Path, Loaded], options: dict[str, Any]
+) -> Difference:
+    figures = []
+    for folder, results in (ours, theirs):
+        values, pooling = results.per_row[key], results.pooling.get(key)
+        figure = float(_statistic(values, pooling)(np.ones((1, len(values)), np.int64))[0])
+        shown = next((row.value for row in results.rows if row.key == key), figure)
+        if not isclose(figure, shown, rel_tol=1e-4, abs_tol=1e-6):  # values are kept in float32
+            raise CurationError(f"{key} of {folder} is {shown:.4f}, but {figure:.4f} from its rows; evaluate again")
+        figures.append(shown)
+    x, y, pooling = ours[1].per_row[key], theirs[1].per_row[key], ours[1].pooling.get(key)
+    if pooling is None:
+        return Difference(key, figures[0], figures[1], paired_interval(x, y, **options))
+    # weights and parts are of the test rows, which both share: a difference of figures is a figure of differences
+    statistic = _statistic(x.astype(np.float64) - y, pooling)
+    return Difference(key, figures[0], figures[1], bootstrap(statistic, len(x), pooling.groups, **options))
+
+
+def _statistic(values: np.ndarray, pooling: Pooling | None) -> Statistic:
+    return weighted_mean(values) if pooling is None else pooled_mean(values, pooling.weights, pooling.parts)
 
 
 def table(rows: list[Row]) -> str:

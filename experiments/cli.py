@@ -2,7 +2,7 @@
 
     python -m experiments experiment=simulated scale=demo dry_run=true    # stages, cost, what is done
     python -m experiments experiment=simulated scale=demo seeds=[0,1,2] arms=[raw,hierarchical_resampled]
-    python -m experiments experiment=simulated scale=lab launch=slurm launch.partition=gpu
+    python -m experiments experiment=web_images scale=lab launch=slurm launch.partition=gpu
     python -m experiments experiment=simulated --cfg job                  # print the whole config
     python -m experiments -m hydra/launcher=submitit_slurm science.curation.size=1000,2000 \\
         'output.runs=runs/size-${science.curation.size}'                  # a sweep, a job each

@@ -12,7 +12,7 @@ from experiments.engine.experiment import Experiment, Speed, build
 from experiments.engine.processes import announce, dismiss, follow
 from experiments.engine.stages import MARKER, Stage, in_order, load_marker, locked, run_stages, state_of
 from experiments.run_folder import begin_stage, finish_experiment, write_manifest
-from experiments.slurm import resources_of, submit
+from experiments.slurm import device_of, require_used, resources_of, submit
 from foundation.errors import CurationError, one_line
 from foundation.paths import new_place
 from foundation.settings import CONFIGS, fill, nearest_name
@@ -34,20 +34,22 @@ def hardware_of(speed: Speed) -> Hardware:
     return Hardware(**{**vars(profile), "n_devices": speed.n_devices})
 
 
-def measured_seconds(stage: Stage, root: Path) -> float | None:
-    """Seconds that finished stages of this name took here, in proportion to the samples; None where there are none."""
-    rates = []
-    for path in root.rglob(f"{stage.name}-*/{MARKER}"):
+def measured_seconds(stage: Stage, root: Path, device: str) -> float | None:
+    """Mean seconds that this stage took here with any seed, on this kind of device; None where it has not run so."""
+    seconds = []
+    seeds = "" if stage.seed is None else "seed*/"
+    for path in (root / (stage.arm or "shared")).glob(f"{seeds}{stage.name}-*/{MARKER}"):
         try:
-            cost = load_marker(path.parent).get("cost", {})
-            seconds, samples = float(cost["seconds"]), float(cost["samples"])
-        except (CurationError, KeyError, TypeError, ValueError):  # an edited record gives no estimate
+            cost = load_marker(path.parent)["cost"]
+            if cost["key"] == stage.cost_key and _kind(cost["device"]) == _kind(device):
+                seconds.append(float(cost["seconds"]))
+        except (CurationError, KeyError, TypeError, ValueError, AttributeError):  # an older or edited record
             continue
-        if stage.estimate.samples and samples:
-            rates.append(seconds / samples * stage.estimate.samples)
-        elif not stage.estimate.samples:
-            rates.append(seconds)
-    return sum(rates) / len(rates) if rates else None
+    return sum(seconds) / len(seconds) if seconds else None
+
+
+def _kind(device: str) -> str:
+    return device.partition(":")[0]
 
 
 def _time(seconds: float | None) -> str:
@@ -65,7 +67,7 @@ def plan_table(experiment: Experiment) -> str:
     busy: dict[str, list[float | None]] = {}
     for stage in in_order(experiment.stages):
         state, cost = state_of(stage, root), stage.estimate
-        measured = measured_seconds(stage, root)
+        measured = measured_seconds(stage, root, device_of(experiment.settings, stage.name))
         seconds = measured if measured is not None else cost.seconds
         flops = f"{cost.flops:.2e}" if cost.flops else "-"
         samples = f"{cost.samples:,.0f}" if cost.samples else "-"
@@ -75,7 +77,7 @@ def plan_table(experiment: Experiment) -> str:
         mark = "" if measured is None else "*"
         lines.append(f"{stage.identity:<44}{samples:>12}{flops:>11}{_time(seconds) + mark:>11}  {state.why}")
     rest = f", and {unknown} stages whose time is not known before they have run once" if unknown else ""
-    lines += ["", f"still to run: {_time(total)} one after another{rest}; * from stages that finished here,"]
+    lines += ["", f"still to run: {_time(total)} one after another{rest}; * as it took here with these settings,"]
     lines.append("else operations / sustained rate of the hardware: a lower bound for small models on a CPU")
     if experiment.settings.launch.where == "slurm":
         lines += _jobs(experiment, busy)
@@ -89,11 +91,12 @@ def _jobs(experiment: Experiment, busy: dict[str, list[float | None]]) -> list[s
     for name, seconds in busy.items():
         wanted = resources_of(experiment.settings.launch, name)
         nodes, tasks, gpus = wanted["nodes"], wanted["tasks_per_node"], wanted["gpus_per_node"]
-        each = f"{nodes} node(s) x {tasks} task(s) x {gpus // max(tasks, 1) if gpus else 0} GPU(s)"
+        each = f"{nodes} node(s) x {tasks} task(s) x {gpus / max(tasks, 1):g} GPU(s)"
         hours = sum(item or 0.0 for item in seconds) / 3600
         known = "" if None not in seconds else ", some of them not known"
         device = f"{hours * nodes * gpus:,.2f} GPU hours" if gpus else f"{hours * nodes:,.2f} node hours"
-        lines.append(f"{len(seconds)} job(s) {name}: {each}, {hours:,.2f} h in all, {device}{known}")
+        where = device_of(experiment.settings, name)
+        lines.append(f"{len(seconds)} job(s) {name}: {each}, on {where}, {hours:,.2f} h in all, {device}{known}")
     return lines
 
 
@@ -119,9 +122,16 @@ def run_experiment(
     _require_room(config)
     if config.get("dry_run"):
         speed: Speed = fill(Speed, config.get("speed"), "speed")  # type: ignore[arg-type]
-        planned = build(config, hardware_of(speed))
+        hardware = hardware_of(speed)
+        planned = build(config, hardware)
         say(plan_table(planned))
+        others = {device_of(planned.settings, stage.name) for stage in in_order(planned.stages)} - {hardware.name}
+        if speed.hardware == "measure" and others:
+            known = ", ".join(PROFILES)
+            say(f"note: times without * are for {hardware.name}, not {others.pop()}; speed.hardware knows {known}")
         try:
+            if where == "slurm":
+                require_used(planned)
             planned.require_ready()
         except CurationError as error:  # a plan is wanted where the data are not, too
             say(f"note: it cannot run here yet: {error}")

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from curation.group import joined
-from experiments.engine.experiment import Experiment, LaunchSettings, build
+from experiments.engine.experiment import Experiment, LaunchSettings, Settings, build
 from experiments.engine.processes import announce, dismiss, follow
 from experiments.engine.stages import LATE, Stage, in_order, run_stage, state_of
 from experiments.run_folder import begin_stage, finish_experiment
@@ -22,11 +22,11 @@ class StageJob:
         stage = next((item for item in in_order(experiment.stages) if item.key == key), None)
         if stage is None:
             raise CurationError("an input of this stage changed since it was submitted; submit the experiment again")
-        if not resources_of(experiment.settings.launch, stage.name)["gpus_per_node"]:
-            speed = replace(experiment.settings.speed, device="cpu")  # decides nothing but the time
-            experiment = replace(experiment, settings=replace(experiment.settings, speed=speed))
-            config = {**config, "speed": {**config["speed"], "device": "cpu"}}
-        with joined(experiment.settings.speed.device) as (group, _device):
+        device = device_of(experiment.settings, stage.name)  # decides nothing but the time
+        speed = replace(experiment.settings.speed, device=device)
+        experiment = replace(experiment, settings=replace(experiment.settings, speed=speed))
+        config = {**config, "speed": {**config["speed"], "device": device}}
+        with joined(device) as (group, _device):
             options = {"root": experiment.root, **begin_stage(experiment, config)}
             if not group.first:
                 follow([stage], group, **options)
@@ -61,7 +61,29 @@ def resources_of(launch: LaunchSettings, stage: str) -> dict[str, Any]:
     return wanted
 
 
-def _parameters(launch: LaunchSettings, stage: str, name: str) -> dict[str, Any]:
+def device_of(settings: Settings, stage: str) -> str:
+    """Where a stage computes: a job without a GPU on the processor, whatever ``speed.device`` says."""
+    on_slurm = settings.launch.where == "slurm"
+    return "cpu" if on_slurm and not resources_of(settings.launch, stage)["gpus_per_node"] else settings.speed.device
+
+
+def require_used(experiment: Experiment) -> None:
+    """Refuse jobs that would hold GPUs and compute on the processor.
+
+    Raises:
+        CurationError: a stage asks for GPUs, and ``speed.device`` is cpu; or an unknown resource.
+    """
+    for name in dict.fromkeys([*(stage.name for stage in in_order(experiment.stages)), "compare"]):
+        gpus = resources_of(experiment.settings.launch, name)["gpus_per_node"]
+        if gpus and experiment.settings.speed.device == "cpu":
+            raise CurationError(
+                f"jobs of the stage {name} ask for {gpus} GPU(s), which speed.device=cpu would leave idle; set "
+                f"speed.device=cuda or launch.stages.{name}.gpus_per_node=0"
+            )
+
+
+def _parameters(launch: LaunchSettings, stage: str, name: str, before: list[str]) -> dict[str, Any]:
+    """Of a job that begins when those before it, by their numbers, have succeeded."""
     wanted = resources_of(launch, stage)
     parameters: dict[str, Any] = {
         "name": name.replace(" ", "-"),
@@ -71,8 +93,13 @@ def _parameters(launch: LaunchSettings, stage: str, name: str) -> dict[str, Any]
         "cpus_per_task": wanted["cpus_per_task"],
         "mem_gb": wanted["mem_gb"],
         "slurm_additional_parameters": ALWAYS,
-        "slurm_srun_args": ["--kill-on-bad-exit=1"],  # of three processes two would wait for each other for hours
+        "slurm_srun_args": [
+            "--kill-on-bad-exit=1",  # of three processes two would wait for each other for hours
+            f"--cpus-per-task={wanted['cpus_per_task']}",  # SLURM 22.05 and newer do not take it from sbatch
+        ],
     }
+    if before:
+        parameters["slurm_dependency"] = "afterok:" + ":".join(before)
     if wanted["gpus_per_node"]:
         parameters["gpus_per_node"] = wanted["gpus_per_node"]
     for key in ("partition", "account", "constraint"):
@@ -90,25 +117,26 @@ def submit(experiment: Experiment, config: dict[str, Any], command: str) -> dict
         Identity of a stage (and "compare") -> job id. Finished stages have none.
 
     Raises:
-        CurationError: no sbatch here, or SLURM refuses a job; those already submitted are cancelled.
+        CurationError: GPUs that no stage would use, no sbatch here, or SLURM refuses a job; those already submitted
+            are cancelled.
     """
     import shutil
 
     from submitit import AutoExecutor
     from submitit.core.utils import FailedJobError
 
+    require_used(experiment)
     if shutil.which("sbatch") is None:
         raise CurationError(
             "there is no sbatch here; submit from a login node of the cluster, or use launch.where=local"
         )
     launch, logs = experiment.settings.launch, experiment.root.absolute() / "slurm"
-    executor = AutoExecutor(logs, cluster="slurm", slurm_max_num_timeout=launch.requeues)
     jobs: dict[Stage, Any] = {}
 
     def send(stage: str, name: str, before: list[Any], call: Any, *arguments: Any) -> Any:
-        executor.update_parameters(**_parameters(launch, stage, name))
-        waits = "afterok:" + ":".join(job.job_id for job in before) if before else None
-        executor.update_parameters(slurm_dependency=waits)
+        # one for each job: an executor keeps the GPUs and the dependency of its last job where the next has none
+        executor = AutoExecutor(logs, cluster="slurm", slurm_max_num_timeout=launch.requeues)
+        executor.update_parameters(**_parameters(launch, stage, name, [job.job_id for job in before]))
         return executor.submit(call, *arguments)
 
     try:

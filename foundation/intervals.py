@@ -89,6 +89,24 @@ def weighted_mean(values: Any) -> Statistic:
     return lambda counts: counts @ x / counts.sum(1)
 
 
+def pooled_mean(values: Any, weights: Any, parts: Any) -> Statistic:
+    """The mean over parts of the weighted mean of their rows; NaN for a draw that has lost a part.
+
+    Args:
+        values, weights: (n,) such as bits per byte and bytes: their weighted mean is all bits over all bytes.
+        parts: (n,) integers, such as the domain of each row.
+    """
+    x, w = np.asarray(values, np.float64), np.asarray(weights, np.float64)
+    mass = np.equal.outer(np.asarray(parts), np.unique(parts)) * w[:, None]  # (n, parts)
+
+    def statistic(counts: Int[np.ndarray, "r n"]) -> Float[np.ndarray, "r"]:
+        drawn = counts @ mass
+        means = (counts @ (mass * x[:, None])) / np.where(drawn > 0, drawn, np.nan)
+        return means.mean(1)  # type: ignore[no-any-return]
+
+    return statistic
+
+
 def mean_interval(values: Any, groups: Any = None, **options: Any) -> Interval:
     """Mean of one value per test row (correct or not, average precision of a query) with its interval.
 

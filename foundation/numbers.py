@@ -4,6 +4,7 @@ Python, YAML and Hydra differ: YAML takes 010 for 8 and 1:30 for 90, Python the 
 """
 
 import re
+from math import floor, log10
 from typing import Any
 
 PLAIN = re.compile(r"[-+]?([0-9]+(_[0-9]+)*\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?", re.IGNORECASE)
@@ -45,3 +46,9 @@ def read_number(text: Any, kind: type) -> Any:
     if not value.is_integer():
         raise ValueError(f"{text[:80]!r} is no whole number")
     return int(value)
+
+
+def figure(value: float) -> str:
+    """A number for a reader: three digits that count, all of its whole part: 0.00123, 12.3, 12,345."""
+    places = 2 - floor(log10(abs(value))) if value else 0
+    return f"{value:,.{min(max(places, 0), 12)}f}"

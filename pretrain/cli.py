@@ -46,12 +46,12 @@ def train(
     from training.run_folder import is_first_process
 
     given = load_settings(recipe, settings)
-    if dry_run:
-        _print_plan(recipe, settings, "H100", 0.4)
-        return
     opened = open_pool(pool)
     chosen = None if subset is None else Subset.load(subset)
     rows = None if chosen is None else subset_rows(opened, chosen)
+    if dry_run:
+        _print_plan(recipe, settings, "H100", 0.4, len(opened) if rows is None else len(rows))
+        return
     if is_first_process() and (line := small_for(opened, given.crops.global_size)):
         _say(f"{line}: see -r configs/pretrain/vits8_64px.yaml, or set crops.global_size and crops.local_size")
     source = str(Path(pool).resolve()) if Path(pool).exists() else pool
@@ -78,7 +78,10 @@ def plan(
     _print_plan(recipe, settings, device, utilisation)
 
 
-def _print_plan(recipe: Path | None, settings: list[str] | None, device: str, utilisation: float) -> None:
+def _print_plan(
+    recipe: Path | None, settings: list[str] | None, device: str, utilisation: float, rows: int | None = None
+) -> None:
+    from foundation.numbers import figure
     from pretrain.plan import plan as make_plan
     from pretrain.settings import load_settings
 
@@ -88,13 +91,16 @@ def _print_plan(recipe: Path | None, settings: list[str] | None, device: str, ut
         ("backbone", f"{given.backbone.name}, {found.backbone_weights / 1e6:,.1f} M weights"),
         ("heads", f"{found.head_weights / 1e6:,.1f} M weights"),
         ("budget", f"{given.steps:,} steps x {given.batch_size:,} images = {found.images:,} images"),
+        *([] if rows is None else [("data", f"{rows:,} rows, each seen {figure(found.images / rows)} times")]),
         ("learning rate", f"{given.peak_rate:.3g} at its peak, for this batch size"),
         ("operations", f"{found.flops_per_image:.3g} FLOP per image, {found.flops:.3g} in all"),
-        ("state", f"{found.state_gb:,.1f} GB for weights, gradients, moments and teacher; activations come on top"),
-        ("checkpoint", f"{found.checkpoint_gb:,.1f} GB"),
+        ("state", f"{figure(found.state_gb)} GB for weights, gradients, moments and teacher; activations come on top"),
+        ("checkpoint", f"{figure(found.checkpoint_gb)} GB"),
     ]
     if found.device_hours is not None:
-        lines.append((f"{device} hours", f"{found.device_hours:,.1f} at {utilisation:.0%} of the peak (an assumption)"))
+        lines.append(
+            (f"{device} hours", f"{figure(found.device_hours)} at {utilisation:.0%} of the peak (an assumption)")
+        )
     for name, text in lines:
         typer.echo(f"{name:14} {text}")
 

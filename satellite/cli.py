@@ -107,13 +107,14 @@ def train(
     """Train a head (or all of it); the same command after a kill goes on. Exits with 143 where SIGTERM stopped it."""
     from satellite.settings import load_settings
     from satellite.tiles import footprints, load_tiles, spatial_split
-    from satellite.train import train as run
 
     if fold >= folds:
         raise CurationError(f"--fold is {fold}; of {folds} folds it must be below {folds}")
     settings = load_settings(config, overrides)
     known, cut = load_tiles(table)
     rows = spatial_split(footprints(known), block, folds, fold, margin).train if block else None
+    from satellite.train import train as run  # loads the frameworks: a mistake above is said at once
+
     result = run(settings, known, cut, output, rows)
     if not result.finished:
         _say(f"stopped at step {result.step} of {settings.steps}; the same command goes on from there")

@@ -33,6 +33,7 @@ from satellite.units import metres_per, refuse_no_height, warn_if_implausible
 MADE_BY = "made by satellite tiles"
 RASTERS = b"rasters"  # in the metadata of a table: what its tiles were cut from
 MOST_BLOCKS = 250_000  # squares of ground of a split
+BLOCK_SIDES = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 12, 16, 24, 32)  # tiles on a side, of the blocks that are proposed
 PIXELS_AT_ONCE = 1 << 20  # of a band that are read to look at tiles side by side
 NAME = pa.dictionary(pa.int32(), pa.string())  # millions of tiles share a few
 COLUMNS = {
@@ -314,26 +315,50 @@ def spatial_split(
         Test: tiles that lie wholly in squares of the fold. Train: those that keep ``margin`` from all these squares.
 
     Raises:
-        CurationError: a side is empty: the blocks are too small for the tiles, or too few.
+        CurationError: a side is empty: the blocks are too small for the tiles, or too few; names others that do.
     """
     if not 0 <= fold < n_folds or block <= 0 or margin < 0:
         raise CurationError(f"fold {fold} of {n_folds}, block {block} m, margin {margin} m make no split")
-    origin = boxes[:, :2].min(0)
-    extent = boxes[:, 2:].max(0) - origin
-    if float(np.ceil(extent / block).prod()) > MOST_BLOCKS:
+    extent = boxes[:, 2:].max(0) - boxes[:, :2].min(0)
+    if _number_of_blocks(extent, block) > MOST_BLOCKS:
         raise CurationError(f"blocks of {block:g} m are more than {MOST_BLOCKS:,} on {extent[0]:g} x {extent[1]:g} m")
-    shape = (int(np.ceil(extent[1] / block)), int(np.ceil(extent[0] / block)))
-    folds = fold_of_blocks(shape, n_folds, seed)
-    near = touches(boxes, folds == fold, origin, block, margin)
-    inside = ~touches(boxes, folds != fold, origin, block, 0.0)
-    found = Split(np.flatnonzero(~near), np.flatnonzero(inside))
+    found = _split(boxes, block, n_folds, fold, margin, seed)
     for name, rows in (("train", found.train), ("test", found.test)):
         if not len(rows):
+            side = float(boxes[0, 2] - boxes[0, 0])
+            # nearest to what was asked first, by ratio
+            others = sorted(side * np.array(BLOCK_SIDES), key=lambda other: abs(np.log(other / block)))
+            for other in [other for other in others if _number_of_blocks(extent, other) <= MOST_BLOCKS]:
+                split = _split(boxes, other, n_folds, fold, margin, seed)
+                if len(split.train) and len(split.test):
+                    advice = (
+                        f"blocks of {other:g} m leave {len(split.train):,} to train on and {len(split.test):,} to test"
+                    )
+                    break
+            else:
+                advice = "choose other blocks or folds, a smaller margin, or smaller tiles"
+            rows_of, columns_of = np.ceil(extent[::-1] / block).astype(int)
             raise CurationError(
-                f"fold {fold} of {n_folds} leaves no {name} tiles: {shape[0]} x {shape[1]} blocks of {block:g} m, "
-                f"margin {margin:g} m, tiles of {boxes[0, 2] - boxes[0, 0]:g} m; choose other blocks"
+                f"fold {fold} of {n_folds} leaves no {name} tiles: {rows_of} x {columns_of} blocks of {block:g} m, "
+                f"margin {margin:g} m, tiles of {side:g} m; {advice}"
             )
     return found
+
+
+def _number_of_blocks(extent: Float[np.ndarray, "two"], block: float) -> float:
+    return float(np.ceil(extent / block).prod())
+
+
+def _split(
+    boxes: Float[np.ndarray, "n four"], block: float, n_folds: int, fold: int, margin: float, seed: int
+) -> Split:
+    """`spatial_split`, whatever is left."""
+    origin = boxes[:, :2].min(0)
+    width, height = np.ceil((boxes[:, 2:].max(0) - origin) / block).astype(int)
+    folds = fold_of_blocks((int(height), int(width)), n_folds, seed)
+    near = touches(boxes, folds == fold, origin, block, margin)
+    inside = ~touches(boxes, folds != fold, origin, block, 0.0)
+    return Split(np.flatnonzero(~near), np.flatnonzero(inside))
 
 
 def touches(

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from foundation.command import run_command
+from foundation.errors import CurationError
 from foundation.options import App, number, output_option, overwrite_option, seed_option
 
 app = App(
@@ -107,20 +108,27 @@ def split(
     seed: Annotated[int, seed_option("Which documents are held out.")] = 0,
     document_column: Annotated[str, typer.Option(help="Which document a passage is from.")] = "source",
     domain_column: Annotated[str | None, typer.Option(help="Hold out documents of every domain.")] = "domain",
+    column: Column = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Hold documents out: train.parquet and test.parquet share none."""
+    """Hold documents out: train.parquet and test.parquet share none, and test has no text that train holds."""
     from curation.pool import open_pool, save_pool
     from foundation.files import require_own, write_atomically
     from foundation.locks import locked_folder
-    from text_lm.split import split_by_document
+    from text_lm.split import leave_out_seen, split_by_document
 
     made_by = "made by text_lm split"
     for name in ("train", "test"):
         require_own(output / f"{name}.parquet", made_by, overwrite)
-    opened = open_pool(pool)
+    opened = open_pool(pool, column=column)
     domains = _column(opened, domain_column) if domain_column else None
-    train_rows, test_rows = split_by_document(_column(opened, document_column), domains, share, seed)
+    train_rows, held_out = split_by_document(_column(opened, document_column), domains, share, seed)
+    test_rows = leave_out_seen(_column(opened, "text"), train_rows, held_out)
+    if n := len(held_out) - len(test_rows):
+        line = f"{n:,} of {len(held_out):,} held-out texts are in the training texts, too"
+        if not len(test_rows):
+            raise CurationError(f"{line}; leave out what repeats first: python -m text_lm dedup")
+        _say(f"{line}, and are left out of the test; python -m text_lm dedup leaves out what repeats")
     with locked_folder(output):
         for name, rows in (("train", train_rows), ("test", test_rows)):
             part = opened.select(rows)
@@ -220,17 +228,20 @@ def perplexity(
     """Bits per byte and perplexity, per domain and summed up, as JSON."""
     from curation.pool import open_pool
     from text_lm.model import load_model
-    from text_lm.perplexity import domain_bytes, evaluate_perplexity
+    from text_lm.perplexity import domain_bytes, evaluate_perplexity, seen_in_raw
     from text_lm.tokenizer import open_tokenizer
 
     opened = open_pool(pool)
     whole = open_pool(raw) if raw else opened
+    texts = _column(opened, "text")
+    if raw and (line := seen_in_raw(texts, _column(whole, "text"))):
+        _say(f"warning: {line}")
     shares = domain_bytes(_column(whole, "text"), _column(whole, domain_column))
     known = open_tokenizer(model)
     found = evaluate_perplexity(
         load_model(model, known),
         known,
-        _column(opened, "text"),
+        texts,
         _column(opened, domain_column),
         shares,
         stride=stride,

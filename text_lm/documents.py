@@ -16,6 +16,7 @@ from foundation.jsonl import once
 
 JSONL = (".jsonl", ".ndjson", ".json")
 TEXT_FIELDS = ("text", "raw_content", "content")  # ours and most; CCNet and RedPajama; code
+MISSING = " has no field "
 SOURCE_FIELDS = ("source", "url", "id")
 PACKED = (".gz", ".zst")
 SAVED = ("state.json", "dataset_dict.json")  # of `datasets.Dataset.save_to_disk`
@@ -75,7 +76,11 @@ def read_documents(
         if isinstance(item, Document):
             yield item
         elif bad == "raise":
-            raise CurationError(f"{item}; mend it, or leave such documents out with bad=skip")
+            named = MISSING in item
+            remedy = (
+                "name the fields that it has with --text-field, --domain-field, --source-field" if named else "mend it"
+            )
+            raise CurationError(f"{item}; {remedy}, or leave such documents out with --bad skip")
         elif skipped is not None:
             skipped.append(item)
 
@@ -86,12 +91,12 @@ class _Fields:
     domain: str | None
     source: str | None
 
-    def document(self, record: dict[str, Any], place: str) -> Document | str:
-        """The record's document, or what is wrong with it."""
+    def document(self, record: dict[str, Any], place: str, known: Iterable[str] = ()) -> Document | str:
+        """The record's document, or what is wrong with it; ``known``: all fields, where the record has but some."""
         names = [self.text] if self.text else TEXT_FIELDS
         name = next((name for name in names if name in record), None)
         if name is None:
-            return f"{place} has no field {' or '.join(map(repr, names))}; it has {', '.join(record) or 'none'}"
+            return _lacks(record, names, place, known)
         text = record[name]
         if not isinstance(text, str):
             return f"{place} has {type(text).__name__}, not text, in field {name!r}"
@@ -99,18 +104,19 @@ class _Fields:
             return f"{place} holds a zero byte or a lone surrogate: it is not text"
         domain = record.get(self.domain or "domain")
         if self.domain and domain is None:
-            return _lacks(record, self.domain, place)
+            return _lacks(record, [self.domain], place, known)
         wanted = [self.source] if self.source else SOURCE_FIELDS
         source = next((record[name] for name in wanted if record.get(name) is not None), None)
         if self.source and source is None:
-            return _lacks(record, self.source, place)
+            return _lacks(record, [self.source], place, known)
         return Document(text, place if source is None else str(source), "" if domain is None else str(domain), place)
 
 
-def _lacks(record: dict[str, Any], field: str, place: str) -> str:
-    if field in record:
-        return f"{place} has null in field {field!r}"
-    return f"{place} has no field {field!r}; it has {', '.join(record)}"
+def _lacks(record: dict[str, Any], fields: Sequence[str], place: str, known: Iterable[str]) -> str:
+    wanted = " or ".join(map(repr, fields))
+    if any(field in record for field in fields):
+        return f"{place} has null in field {wanted}"
+    return f"{place}{MISSING}{wanted}; it has {', '.join(known or record) or 'none'}"
 
 
 def _encodes(text: str) -> bool:
@@ -214,7 +220,7 @@ def _parquet(file: Path, fields: _Fields) -> Iterator[Document | str]:
         row = 0
         for batch in table.iter_batches(batch_size=256, columns=columns or known[:1]):
             for record in batch.to_pylist():
-                yield fields.document(record, f"{file} row {row}")
+                yield fields.document(record, f"{file} row {row}", known)
                 row += 1
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise CurationError(f"{file} cannot be read as parquet ({error}); get it again") from error

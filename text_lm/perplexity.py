@@ -206,6 +206,18 @@ def evaluate_perplexity(
     return {**summary, "domains": {name: vars(score) for name, score in found.items()}}
 
 
+def seen_in_raw(texts: Sequence[str], raw: Sequence[str]) -> str:
+    """What speaks against texts that are in the raw pool, too; "" where none are, or all: that pool was split."""
+    known = set(raw)
+    n = sum(text in known for text in texts)
+    if n in (0, len(texts)):
+        return ""
+    return (
+        f"{n:,} of {len(texts):,} texts are in --raw, too; of a model trained on it they measure memory: "
+        "python -m text_lm split leaves them out"
+    )
+
+
 def domain_bytes(texts: Sequence[str], domains: Sequence[str]) -> dict[str, float]:
     """UTF-8 bytes of each domain: the ``raw_shares`` of a raw pool."""
     shares: dict[str, float] = {}

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Int
 
 from foundation.errors import CurationError
+from foundation.overlap import seen
 
 
 def split_by_document(
@@ -47,6 +48,17 @@ def split_by_document(
         held_out[mine[taken]] = True
     test = held_out[index]
     return np.flatnonzero(~test), np.flatnonzero(test)
+
+
+def leave_out_seen(
+    texts: Sequence[str], train: Int[np.ndarray, "n"], test: Int[np.ndarray, "m"]
+) -> Int[np.ndarray, "k"]:
+    """The test rows whose text no training row holds, whole or by 0.7 of its word 8-grams.
+
+    Documents quote and copy each other: a split by documents keeps them apart, not their texts. Memory grows with the
+    test texts.
+    """
+    return test[~seen((texts[row] for row in train), [texts[row] for row in test])]
 
 
 def _names(values: Sequence[str] | Int[np.ndarray, "r"]) -> np.ndarray:

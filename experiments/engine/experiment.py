@@ -138,7 +138,7 @@ class LaunchSettings:
         setup: shell lines that run before each job, such as "module load cuda".
         stages: stage -> what differs from `resources`.
         resources: nodes, tasks_per_node, cpus_per_task, gpus_per_node, mem_gb of a job. A stage whose jobs have no GPU
-            computes on the processor, whatever ``speed.device`` says.
+            computes on the processor, whatever ``speed.device`` says; with GPUs, ``speed.device`` must not be cpu.
     """
 
     where: str = "local"

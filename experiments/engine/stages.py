@@ -122,6 +122,12 @@ class Stage:
         upstream = sorted(stage.key for stage in self.upstream)
         return digest_json([self.name, {**self.inputs, "upstream": upstream}])
 
+    @cached_property
+    def cost_key(self) -> str:
+        """What decides how long the stage takes: all settings, but no seed, of it and of those before it."""
+        upstream = sorted(stage.cost_key for stage in self.upstream)
+        return digest_json([self.name, {**self.inputs, "settings": self.settings, "seed": None, "upstream": upstream}])
+
     def folder(self, root: Path) -> Path:
         where = root / (self.arm or "shared")
         if self.seed is not None:
@@ -335,6 +341,7 @@ def run_stage(
                 tracker.finish(failed=True)
             raise
         cost = dataclasses.asdict(Cost(time.time() - started, **measured))
+        cost |= {"key": stage.cost_key, "device": str(speed.get("device", "cpu"))}
         marker = {**who, "inputs": stage.inputs, "started": started, "cost": cost, "provenance": provenance}
         save_json(folder / MARKER, {**marker, "outputs": outputs_of(folder)})
         if tracker is not None:

@@ -13,7 +13,6 @@ from jaxtyping import Float, Int
 from curation.embeddings import open_embeddings
 from curation.lexical import BYTES, is_lexical, lexical_dimensions, lexical_embedder
 from curation.sentences import OFFLINE, PRECISIONS, embed_passages, open_sentence_model
-from eval.overlap import SHARE, found_grams, shares_of, wanted_grams
 from eval.rarity import NEIGHBOURS, distance_to_pool
 from experiments.engine.inputs import DATA, locate
 from experiments.engine.shards import ROWS_PER_PART, array_in_parts, embed_in_parts, once, own_device, unfinished
@@ -24,6 +23,7 @@ from experiments.text.passages import COUNTS, Passages, Rules, open_passages
 from foundation.errors import CurationError
 from foundation.files import digest_json, load_array, load_json, save_array, save_json
 from foundation.hub import require_model_name
+from foundation.overlap import SHARE, found_grams, shares_of, wanted_grams
 from foundation.settings import Count, CountOrZero, NonNegative, Range, Share, check, nearest_name
 from text_lm.documents import Document, document_parts, read_documents
 from text_lm.filters import open_filters, require_filter

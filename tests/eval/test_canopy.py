@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from eval.canopy import CanopySettings, canopy_metrics, pool
+from eval.cli import main
 from foundation.errors import CurationError
 
 SETTINGS = CanopySettings(resolution=0.5, pool_pixels=10, pool_metres=10.0, n_resamples=200)
@@ -52,6 +53,21 @@ def test_a_perfect_map_and_a_flat_one():
     assert flat["r2"].value == pytest.approx(0)
     assert flat["edge_error"].value == pytest.approx(1)
     assert flat["me"].value == pytest.approx(0)
+
+
+def test_a_class_without_pixels_is_a_dash_of_no_block(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    predicted, truth = maps()
+    truth[truth >= 20] = 3
+    truth[2, 0, 0] = 25
+    found = canopy_metrics(np.nan_to_num(predicted), truth, SETTINGS)
+    assert (found["mae_30_up"].n, found["mae_20_30"].n, found["mae"].n) == (0, 1, 6)
+    monkeypatch.setattr("eval.canopy_rasters.measure_maps", lambda *_: found)
+    main(["canopy", "a.tif", "b.tif", "-o", "out"])
+    lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    assert lines["mae_30_up"] == ["-", "-", "n", "0"]
+    assert not any("nan" in words for words in lines.values())
 
 
 def test_intervals_are_over_blocks():

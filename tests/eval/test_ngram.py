@@ -13,13 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 from warm import Server
 
 from eval.ngram import fit_ngrams
 from eval.ngram_task import run_ngram
-from eval.overlap import seen, seen_shares
 from eval.rarity import distance_to_pool, parts_by_rank
+from eval.results import compare
 from foundation.errors import CurationError
+from foundation.overlap import seen, seen_shares
 
 few_bytes = st.binary(max_size=30).map(lambda data: bytes(byte % 4 + 97 for byte in data))
 
@@ -147,6 +149,40 @@ def test_the_command_measures_domains_thirds_and_rarity(files: dict[str, str], t
     assert done.returncode == 0, done.stderr
     even = json.loads((tmp_path / "even" / "metrics.json").read_text())["metrics"]
     assert even["ngram/domains, rare third/bits_per_byte"] < value(raw, "domains, rare third")
+    assert {row.dataset: row.n for row in raw.rows if row.dataset.startswith(("all", "domain"))} == {
+        "all": 15, "domains, mean": 15, "domains, frequent third": 5, "domains, rare third": 5,
+        "domains, worst: food": 5, "domain law": 5, "domain sport": 5, "domain food": 5,
+    }  # fmt: skip
+
+
+def test_compared_figures_are_those_of_the_tables(files: dict[str, str], tmp_path: Path):
+    table = pq.read_table(files["test"])  # texts of unlike length, two of them of one document, law twice as often
+    texts = [text[: 40 + 17 * i] for i, text in enumerate(table["text"].to_pylist())]
+    sources = pa.array(["both", "both", *table["source"].to_pylist()[2:]])
+    columns = {"text": texts, "domain": ["law", *table["domain"].to_pylist()[1:]], "source": sources}
+    pq.write_table(pa.table(columns).take([*range(4), *range(5, 11)]), tmp_path / "test.parquet")
+    given = {"test": str(tmp_path / "test.parquet"), "pool": files["train"], "resamples": 50}
+    shown = [run_ngram({"train": files[name], **given}, tmp_path / name) for name in ("even", "train")]
+    found = {item.key.split("/")[1]: item for item in compare(tmp_path / "even", tmp_path / "train", n_resamples=50)}
+    assert list(found) == [row.dataset for row in shown[0].rows if "worst" not in row.dataset]
+    for dataset, item in found.items():
+        assert (item.value, item.base) == tuple(value(results, dataset) for results in shown)
+        assert item.difference.value == pytest.approx(item.value - item.base, rel=1e-5)
+    assert found["all"].difference.n == 9  # documents
+    assert found["domains, mean"].verdict == "lower"
+
+    content = load_file(tmp_path / "even/per_row.safetensors")  # of before: no word of bytes and documents
+    for name in [name for name in content if "#" in name]:
+        del content[name]
+    metrics = json.loads((tmp_path / "even/metrics.json").read_text())
+    ids = json.dumps(shown[0].per_row_ids)
+    save_file(content, tmp_path / "even/per_row.safetensors", {"rows": ids})
+    del metrics["seal"], metrics["per_row_checksum"]
+    (tmp_path / "even/metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(CurationError, match=r"all/bits_per_byte of .*from its rows; evaluate again"):
+        compare(tmp_path / "even", tmp_path / "train")
+    with pytest.raises(CurationError, match=r"metrics\.json is a file; give a folder of results"):
+        compare(tmp_path / "even/metrics.json", tmp_path / "train")
 
 
 def test_a_test_set_that_was_seen_is_refused_with_counts(files: dict[str, str], tmp_path: Path):

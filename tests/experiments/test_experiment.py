@@ -198,6 +198,29 @@ def test_the_dry_run_prints_stages_costs_and_writes_nothing(tmp_path: Path, fini
     assert "not run yet" in state["train raw seed 7"]
 
 
+def starred(root: Path, *more: str) -> dict[str, str]:
+    """Stage -> its time in the dry run of seed 7, for the times that are of stages that ran."""
+    lines = plan_table(build(small(root, "seeds=[7]", *more))).splitlines()
+    stages = [line for line in lines if "seed 7" in line]
+    assert len(stages) == 1 + 3 * 2
+    return {line[:44].strip(): line[67:78].strip() for line in stages if "*" in line[67:78]}
+
+
+def test_a_measured_time_is_of_the_same_stage_arm_settings_and_device(finished: Path):
+    """Else seconds of a small network on a processor would become the GPU hours of a large one."""
+    arms = "arms=[raw,oracle]"
+    assert len(starred(finished, arms)) == 7
+    seconds = [
+        json.loads((folder / "stage.json").read_text())["cost"]["seconds"]
+        for folder in finished.glob("oracle/seed*/curate-*")
+    ]
+    assert starred(finished, arms)["curate oracle seed 7"] == f"{sum(seconds) / len(seconds):.1f} s*"
+    assert not starred(finished, arms, "speed.device=cuda")
+    wider = starred(finished, arms, "science.train.recipe.width=64")
+    assert list(wider) == ["prepare seed 7", "curate raw seed 7", "curate oracle seed 7"]
+    assert list(starred(finished, arms, "science.curation.size=500")) == ["prepare seed 7"]
+
+
 def test_every_arm_saw_the_same_budget_on_its_own_rows(finished: Path):
     sizes = {}
     for arm in ARMS:

@@ -216,7 +216,9 @@ def _no_driver(*_: Any, **__: Any) -> None:
 
 def test_a_job_without_a_gpu_computes_on_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The jobs that need none get none: `speed.device=cuda`, which is meant for the training, must not fail them."""
-    config = compose(["experiment=simulated", "launch=slurm", "speed.device=cuda", f"output.runs={tmp_path}"])
+    config = compose(
+        ["experiment=simulated", "launch=slurm", "launch.stages.train.gpus_per_node=1", f"output.runs={tmp_path}"]
+    )
     experiment = build(config)
     seen: list[str] = []
 

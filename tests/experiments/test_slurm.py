@@ -14,6 +14,7 @@ import pytest
 from curation import CurationError
 from experiments.engine.experiment import build
 from experiments.engine.settings import compose
+from experiments.launch import run_experiment
 from experiments.slurm import submit
 
 ROOT = Path(__file__).parents[2]
@@ -132,6 +133,67 @@ def test_a_preempted_job_is_queued_again_by_itself(slurm: dict[str, str], tmp_pa
     assert set(states(slurm, jobs).values()) == {"COMPLETED"}, logs(tmp_path / "run")
     launch(slurm, tmp_path / "whole", "arms=[raw]", "science.train.recipe.steps=12000")
     assert (tmp_path / "run/metrics.csv").read_bytes() == (tmp_path / "whole/metrics.csv").read_bytes()
+
+
+@pytest.fixture
+def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in for sbatch, first in PATH, that keeps the script of each job in this folder."""
+    folder = tmp_path / "scripts"
+    (folder / "bin").mkdir(parents=True)
+    sbatch = folder / "bin/sbatch"
+    lines = [f"cd {folder}", "n=$(ls | wc -l)", 'cp "$1" job$n', 'echo "Submitted batch job $n"']
+    sbatch.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
+    return folder
+
+
+def asked(scripts: Path) -> dict[str, dict[str, str]]:
+    """Name of a job -> what its script asks SLURM for."""
+    found = {}
+    for path in scripts.glob("job*"):
+        lines = [line.removeprefix("#SBATCH --").split("=", 1) for line in path.read_text().splitlines() if "=" in line]
+        options = {line[0]: line[1] for line in lines}
+        found[options["job-name"]] = options | {"srun": path.read_text().partition("\nsrun ")[2]}
+    return found
+
+
+def test_every_job_asks_for_its_own_resources_alone(scripts: Path, tmp_path: Path):
+    """What one job has must not stay for the next: every later job would hold a GPU, and wait for a job of others."""
+    own = ["launch.stages.train={nodes: 2, tasks_per_node: 3, cpus_per_task: 5, gpus_per_node: 3, mem_gb: 9}"]
+    own += ["launch.stages.train.minutes=7", "launch.partition=gpu", "launch.minutes=60"]
+    config = compose([*OPTIONS, "launch=slurm", *own, "seeds=[0,1]", f"output.runs={tmp_path}"])
+    jobs = submit(build(config), config, "")
+    shown = asked(scripts)
+    assert sorted(shown) == sorted(name.replace(" ", "-") for name in jobs)
+    names = ("nodes", "ntasks-per-node", "cpus-per-task", "gpus-per-node", "mem", "time", "partition")
+    for job, options in shown.items():
+        wanted = "2 3 5 3 9GB 7 gpu" if job.startswith("train") else "1 1 8 None 32GB 60 gpu"
+        assert " ".join(str(options.get(name)) for name in names) == wanted, job
+        assert f"--cpus-per-task={options['cpus-per-task']} " in options["srun"]
+        if job.startswith("prepare"):
+            assert "dependency" not in options
+    before = [jobs[f"evaluate {arm} seed {seed}"] for seed in (0, 1) for arm in ("raw", "hierarchical_resampled")]
+    assert shown["compare"]["dependency"] == "afterok:" + ":".join(before)
+
+
+def test_gpus_that_the_device_would_leave_idle_are_refused(scripts: Path, tmp_path: Path):
+    places = [f"output.runs={tmp_path / 'run'}", "speed.hardware=h100"]
+    wrong = compose([*OPTIONS, "launch=slurm", *places, "launch.stages.curate.gpus_per_node=1", "speed.device=cpu"])
+    with pytest.raises(CurationError, match=r"stage curate ask for 1 GPU\(s\), which speed\.device=cpu would leave"):
+        submit(build(wrong), wrong, "")
+    assert not asked(scripts)
+    lines: list[str] = []
+    assert run_experiment({**wrong, "dry_run": True}, "", lines.append, False) == 0
+    assert "cannot run here yet: jobs of the stage curate ask for 1 GPU(s)" in lines[-1]
+
+
+@pytest.mark.parametrize(("experiment", "gpus"), [("simulated", 0), ("visual_domains", 0), ("text", 1)])
+def test_the_training_gets_a_gpu_and_uses_it_where_it_can(experiment: str, gpus: int):
+    config = compose([f"experiment={experiment}", "launch=slurm"])
+    wanted = {stage: given["gpus_per_node"] or 0 for stage, given in config["launch"]["stages"].items()}
+    assert wanted == {**dict.fromkeys(wanted, 0), "train": gpus}
+    assert config["speed"]["device"] == "cuda"
 
 
 def test_without_sbatch_the_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -6,7 +6,7 @@ from typing import Annotated
 import pytest
 
 from foundation.errors import CurationError
-from foundation.numbers import read_number
+from foundation.numbers import figure, read_number
 from foundation.options import App, number, number_type, whole_numbers
 from foundation.settings import Count, Range, check, fill, read_settings
 from foundation.yaml_files import check_yaml
@@ -66,3 +66,9 @@ def test_text_that_looks_like_a_number_stays_text_in_quotes():
     check_yaml("name: '010'\nversion: 1.2.3\nday: 2026-01-01\nrate: 1e-3\nlow: -.inf\n", "x")
     with pytest.raises(CurationError, match="in quotes"):
         check_yaml("name: 010\n", "x")
+
+
+def test_a_small_figure_is_not_zero_for_a_reader():
+    assert [figure(x) for x in (0.0001234, 0.5, 12.345, 1234567.8, 0, -0.02)] == [
+        "0.000123", "0.500", "12.3", "1,234,568", "0", "-0.0200",
+    ]  # fmt: skip

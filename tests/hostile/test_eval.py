@@ -20,9 +20,9 @@ from hostile_engine import Command, Hostile, bend_calls
 
 
 def results_are_whole(folder: Path) -> None:
-    rows, values, _ = load_rows(folder / "out")
-    assert rows
-    assert all(np.isfinite(value).all() for value in values.values())
+    found = load_rows(folder / "out")
+    assert found.rows
+    assert all(np.isfinite(value).all() for value in found.per_row.values())
 
 
 SMALL = ("model=random:resnet10t", "image_size=32", "train=images", "test=images", "-o", "out", "progress=false")

@@ -1,6 +1,7 @@
 """The command: what a newcomer types first must work, and mistakes must say what to do."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +105,15 @@ def load_step(folder: Path) -> int:
     return find_checkpoint(folder).step
 
 
-def test_a_dry_run_prints_the_cost_and_writes_nothing(tmp_path: Path):
-    result = CliRunner().invoke(app, ["train", "nowhere", "-o", str(tmp_path / "run"), "--dry-run", "-r", RECIPE])
+def test_a_dry_run_prints_the_cost_and_writes_nothing(images: Path, tmp_path: Path):
+    command = ["train", str(images), "-o", str(tmp_path / "run"), "--dry-run", "-r", RECIPE, "steps=4", "batch_size=8"]
+    result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     assert "FLOP per image" in result.output
+    assert "20 rows, each seen 1.60 times" in result.output
+    shown = re.findall(r"^(?:state|checkpoint|H100 hours) +([\d.]+) ", result.output, re.MULTILINE)
+    assert len(shown) == 3
+    assert all(float(number) > 0 for number in shown)
     assert not (tmp_path / "run").exists()
 
 

@@ -1,5 +1,6 @@
 """Tiles: none without data, none of one side near the other, heights in metres whatever the file holds."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -60,8 +61,13 @@ def test_train_and_test_are_apart_by_the_margin(scene, seed: int):
 
 def test_a_split_without_tiles_says_so(scene):
     boxes = footprints(cut(*scene, size=64))
-    with pytest.raises(CurationError, match="leaves no test tiles"):
+    with pytest.raises(CurationError, match="leaves no test tiles") as raised:
         spatial_split(boxes, block=20, n_folds=4, fold=0)
+    block, *left = re.findall(r"blocks of ([\d.]+) m leave (\d+) to train on and (\d+) to test", str(raised.value))[0]
+    split = spatial_split(boxes, float(block), n_folds=4, fold=0)  # what is proposed works
+    assert [len(split.train), len(split.test)] == list(map(int, left))
+    with pytest.raises(CurationError, match="choose other blocks or folds, a smaller margin, or smaller tiles"):
+        spatial_split(boxes, block=20, n_folds=4, fold=0, margin=1e6)
 
 
 @pytest.mark.parametrize(("units", "factor"), [("ft", 0.3048), ("cm", 0.01), ("m", 1.0)])

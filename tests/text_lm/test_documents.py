@@ -89,6 +89,20 @@ def test_a_bad_line_is_named_or_left_out(tmp_path: Path, line: bytes, message: s
     assert len(skipped) == 1
 
 
+def test_fields_of_other_names_are_told_with_the_options_that_name_them(tmp_path: Path):
+    rows = [{"body": "x", "package": "p"}]
+    (tmp_path / "a.jsonl").write_text(json.dumps(rows[0]))
+    Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.parquet"):
+        with pytest.raises(CurationError, match=r"it has body, package; name .*--text-field, --domain-.*--bad skip"):
+            texts(tmp_path / name)
+        with pytest.raises(CurationError, match=r"no field 'domain'; it has body, package; name"):
+            texts(tmp_path / name, text_field="body", domain_field="domain")
+    (tmp_path / "b.jsonl").write_text("{")
+    with pytest.raises(CurationError, match="; mend it, or leave such documents out with --bad skip"):
+        texts(tmp_path / "b.jsonl")
+
+
 def test_files_that_break_off_or_hold_nothing_are_named(tmp_path: Path):
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(LINES * 100)[:-20])
     with pytest.raises(CurationError, match=r"a\.jsonl\.gz breaks off after line"):
