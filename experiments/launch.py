@@ -80,7 +80,7 @@ def plan_table(experiment: Experiment) -> str:
     lines += ["", f"still to run: {_time(total)} one after another{rest}; * as it took here with these settings,"]
     lines.append("else operations / sustained rate of the hardware: a lower bound for small models on a CPU")
     if experiment.settings.launch.where == "slurm":
-        lines += _jobs(experiment, busy)
+        lines += _jobs(experiment, {**busy, "compare": [None]})
     lines += [f"note: {line}" for line in experiment.warnings()]
     return "\n".join(lines)
 
@@ -88,7 +88,7 @@ def plan_table(experiment: Experiment) -> str:
 def _jobs(experiment: Experiment, busy: dict[str, list[float | None]]) -> list[str]:
     """One line for each kind of job that is still to run, with what it asks for and its hours; and one for all."""
     lines, launch = [], experiment.settings.launch
-    for name, seconds in {**busy, "compare": [None]}.items():
+    for name, seconds in busy.items():
         wanted = resources_of(launch, name)
         nodes, tasks, gpus = wanted["nodes"], wanted["tasks_per_node"], wanted["gpus_per_node"]
         each = f"{nodes} node(s) x {tasks} task(s) x {gpus / max(tasks, 1):g} GPU(s)"
@@ -98,7 +98,7 @@ def _jobs(experiment: Experiment, busy: dict[str, list[float | None]]) -> list[s
         each += f", {wanted['cpus_per_task']} CPU(s) a task, {wanted['mem_gb']} GB, {wanted['minutes']} min at most"
         where = device_of(experiment.settings, name)
         lines.append(f"{len(seconds)} job(s) {name}: {each}, on {where}, {hours:,.2f} h in all, {device}{known}")
-    n_jobs = 1 + sum(len(seconds) for seconds in busy.values())
+    n_jobs = sum(len(seconds) for seconds in busy.values())
     return [*lines, f"{n_jobs} jobs, partition: {launch.partition or 'the default of the cluster'}"]
 
 
