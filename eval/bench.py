@@ -1,6 +1,7 @@
 """The workbench of a run: one model, its features of every dataset computed once, heads, and the rows found so far."""
 
 import hashlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -129,6 +130,15 @@ class Bench:
     def bootstrap(self) -> dict[str, Any]:
         """Options of every interval of this run."""
         return {"n_resamples": self.settings.resamples, "seed": self.settings.seed}
+
+    def sayer(self, title: str) -> Callable[[str], None]:
+        """Prints lines on the error stream, without a terminal, too; with ``progress=false`` none."""
+
+        def say(line: str) -> None:
+            if self.settings.progress:
+                print(f"{title}: {line}", file=sys.stderr, flush=True)
+
+        return say
 
     def add(self, name: str, dataset: str, metric: str, value: float | Interval, n: int = 0) -> None:
         """Keep a figure."""

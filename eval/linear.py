@@ -8,6 +8,7 @@ The best head is chosen on a validation part cut from the training set. (The pub
 that it reports, which flatters the figure.)
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import cos, pi
@@ -25,9 +26,15 @@ from foundation.settings import BelowOne, Choices, Count, Positive, Range, Seed,
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 INITIAL_STD = 0.01
+TIMED, WORTH_A_LINE = 20, 10  # steps that foretell the time; seconds below which it is not said
 
 Inputs = Mapping[str, Float[Tensor, "b _"]]  # name of an input to its features; widths differ
+Say = Callable[[str], None]
 ReadRows = Callable[[Int[Tensor, "b"]], Inputs]
+
+
+def silent(_line: str) -> None:
+    """Say nothing."""
 
 
 @dataclass(frozen=True)
@@ -131,14 +138,17 @@ def train_heads(
     n_classes: int,
     settings: LinearSettings,
     device: str | torch.device = "cpu",
+    say: Say = silent,
 ) -> dict[str, HeadBank]:
     """Train every head on a stream of at most ``settings.steps`` batches: cached features, or images on the fly.
 
     Args:
         batches: of (inputs by name, labels); every batch has the same inputs.
+        say: is told how much there is to do, and after the first steps how long it takes.
     """
     scaled = [rate * settings.batch_size / 256 for rate in settings.learning_rates]
     banks: dict[str, HeadBank] = {}
+    say(f"{settings.steps:,} steps x {settings.batch_size:,} rows; steps= and train_batch= change them")
     with torch.no_grad():
         for step, (inputs, y) in zip(range(settings.steps), batches, strict=False):
             if not banks:
@@ -148,6 +158,12 @@ def train_heads(
                     )
                     for name, x in inputs.items()
                 }
+            if step == 1:  # the first one warms up
+                started = _when_done(banks)
+            elif step == TIMED:
+                left = (_when_done(banks) - started) / (TIMED - 1) * (settings.steps - step)
+                if left >= WORTH_A_LINE:
+                    say(f"about {left / 60:,.1f} minutes to go")
             factor = 0.5 * (1 + cos(pi * step / settings.steps))
             y = y.to(device)
             for name, bank in banks.items():
@@ -155,6 +171,13 @@ def train_heads(
     if not banks:
         raise CurationError("the linear probe got no batch to train on")
     return banks
+
+
+def _when_done(banks: Mapping[str, HeadBank]) -> float:
+    """Seconds on a clock, once the device has done what it was given."""
+    for bank in banks.values():
+        bank.bias[0].item()
+    return time.perf_counter()
 
 
 def choose_head(
@@ -195,24 +218,26 @@ def fit_linear(
     settings: LinearSettings | None = None,
     n_classes: int | None = None,
     device: str | torch.device = "cpu",
+    say: Say = silent,
 ) -> LinearProbe:
     """Sweep heads over cached features and choose one on a validation part of them.
 
     Args:
         train: (n, d) features, a mapping of input names to such, or an object with ``inputs(rows)`` (`FeatureSet`).
+        say: of `train_heads`.
     """
     settings = settings or LinearSettings()
     read, n = _reader(train, "train features")
     y = as_labels(train_labels, n, "train labels").cpu()
     n_classes = n_classes or count_classes(y)
     fit_rows, val_rows = validation_split(y, settings.val_share, settings.seed)
-    banks = train_heads(_shuffled(read, y, fit_rows, settings), n_classes, settings, device)
+    banks = train_heads(_shuffled(read, y, fit_rows, settings), n_classes, settings, device, say)
     probe = choose_head(banks, settings, ((read(rows), y[rows]) for rows in val_rows.split(4096)))
     if settings.refit:
         alone = LinearSettings(**{**vars(settings), "learning_rates": (probe.learning_rate,)})
         everything = _shuffled(read, y, torch.arange(n), alone)
         only = (({probe.input: inputs[probe.input]}, labels) for inputs, labels in everything)
-        probe.weight, probe.bias = train_heads(only, n_classes, alone, device)[probe.input].head(0)
+        probe.weight, probe.bias = train_heads(only, n_classes, alone, device, say)[probe.input].head(0)
     return probe
 
 

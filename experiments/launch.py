@@ -80,24 +80,26 @@ def plan_table(experiment: Experiment) -> str:
     lines += ["", f"still to run: {_time(total)} one after another{rest}; * as it took here with these settings,"]
     lines.append("else operations / sustained rate of the hardware: a lower bound for small models on a CPU")
     if experiment.settings.launch.where == "slurm":
-        lines += _jobs(experiment, busy)
+        lines += _jobs(experiment, {**busy, "compare": [None]})
     lines += [f"note: {line}" for line in experiment.warnings()]
     return "\n".join(lines)
 
 
 def _jobs(experiment: Experiment, busy: dict[str, list[float | None]]) -> list[str]:
-    """One line for each kind of job that is still to run: nodes, tasks, GPUs, hours."""
-    lines = []
+    """One line for each kind of job that is still to run, with what it asks for and its hours; and one for all."""
+    lines, launch = [], experiment.settings.launch
     for name, seconds in busy.items():
-        wanted = resources_of(experiment.settings.launch, name)
+        wanted = resources_of(launch, name)
         nodes, tasks, gpus = wanted["nodes"], wanted["tasks_per_node"], wanted["gpus_per_node"]
         each = f"{nodes} node(s) x {tasks} task(s) x {gpus / max(tasks, 1):g} GPU(s)"
         hours = sum(item or 0.0 for item in seconds) / 3600
         known = "" if None not in seconds else ", some of them not known"
         device = f"{hours * nodes * gpus:,.2f} GPU hours" if gpus else f"{hours * nodes:,.2f} node hours"
+        each += f", {wanted['cpus_per_task']} CPU(s) a task, {wanted['mem_gb']} GB, {wanted['minutes']} min at most"
         where = device_of(experiment.settings, name)
         lines.append(f"{len(seconds)} job(s) {name}: {each}, on {where}, {hours:,.2f} h in all, {device}{known}")
-    return lines
+    n_jobs = sum(len(seconds) for seconds in busy.values())
+    return [*lines, f"{n_jobs} jobs, partition: {launch.partition or 'the default of the cluster'}"]
 
 
 def run_experiment(
@@ -186,8 +188,9 @@ def _lead(
         )
         failures = {name: f"failed, {why}" for name, why in outcome.failed.items()}
         failures |= {name: f"skipped, {why}" for name, why in outcome.skipped.items()}
-        report = finish_experiment(experiment, config, command, failures)
+        report, verdict = finish_experiment(experiment, config, command, failures)
     say(f"{len(outcome.done)} stages run, {len(outcome.finished_before)} finished before, {len(outcome.failed)} failed")
+    say(verdict)
     say(f"report: {report}")
     return 1 if outcome.failed else 0
 

@@ -11,7 +11,7 @@ from experiments.engine.experiment import Experiment, open_domain
 from experiments.engine.provenance import provenance
 from experiments.engine.stages import Stage, in_order
 from experiments.engine.tracking import open_tracker, track_comparison
-from experiments.pages.report import write_report
+from experiments.pages.report import verdict, write_report
 from foundation.devices import open_device
 from foundation.errors import CurationError
 from foundation.files import require_own, save_json
@@ -59,8 +59,12 @@ def write_manifest(experiment: Experiment, config: dict[str, Any], command: str)
 
 def finish_experiment(
     experiment: Experiment, config: dict[str, Any], command: str, failures: dict[str, str] | None = None
-) -> Path:
-    """Compare what is finished: metrics.json, metrics.csv, report.html; and tell W&B."""
+) -> tuple[Path, str]:
+    """Compare what is finished: metrics.json, metrics.csv, report.html; and tell W&B.
+
+    Returns:
+        The report, and the sentence at its top.
+    """
     root, domain, settings = experiment.root, experiment.domain, experiment.settings
     write_manifest(experiment, config, command)
     manifest, records = load_runs([root])
@@ -75,7 +79,7 @@ def finish_experiment(
     report = write_report(root / "report.html", domain, manifest, records, summaries, notes)
     table = [vars(item) for item in summaries]
     track_comparison(settings.tracking, root, settings.name, settings.scale["name"], table, report)
-    return report
+    return report, verdict(domain, summaries)[1]
 
 
 def compare_folders(roots: list[Path], output: Path) -> Path:

@@ -44,11 +44,13 @@ class StageJob:
 
 def compare_job(config: dict[str, Any], command: str) -> str:
     """The comparison, after the last evaluation."""
-    return str(finish_experiment(build(config), config, command))
+    report, verdict = finish_experiment(build(config), config, command)
+    print(verdict, f"report: {report}", sep="\n", flush=True)  # into the log of the job
+    return str(report)
 
 
 def resources_of(launch: LaunchSettings, stage: str) -> dict[str, Any]:
-    """Nodes, tasks, processors, GPUs and memory of a stage's job.
+    """Nodes, tasks, processors, GPUs, memory and minutes of a stage's job.
 
     Raises:
         CurationError: an unknown resource.
@@ -58,6 +60,7 @@ def resources_of(launch: LaunchSettings, stage: str) -> dict[str, Any]:
     unknown = sorted(set(wanted) - set(RESOURCES))
     if unknown:
         raise CurationError(f"launch.resources has no {unknown[0]!r}; known are {', '.join(RESOURCES)}")
+    wanted["minutes"] = wanted["minutes"] or launch.minutes
     return wanted
 
 
@@ -87,7 +90,7 @@ def _parameters(launch: LaunchSettings, stage: str, name: str, before: list[str]
     wanted = resources_of(launch, stage)
     parameters: dict[str, Any] = {
         "name": name.replace(" ", "-"),
-        "timeout_min": wanted["minutes"] or launch.minutes,
+        "timeout_min": wanted["minutes"],
         "nodes": wanted["nodes"],
         "tasks_per_node": wanted["tasks_per_node"],
         "cpus_per_task": wanted["cpus_per_task"],

@@ -10,7 +10,16 @@ from eval.features import streamed
 from eval.fewshot import CLASSIFIERS, few_shot
 from eval.images import LabelledImages
 from eval.knn import BACKENDS, knn_predictions
-from eval.linear import LEARNING_RATES, PRECISIONS, LinearProbe, LinearSettings, choose_head, fit_linear, train_heads
+from eval.linear import (
+    LEARNING_RATES,
+    PRECISIONS,
+    LinearProbe,
+    LinearSettings,
+    Say,
+    choose_head,
+    fit_linear,
+    train_heads,
+)
 from eval.logistic import DEFAULT_CS, logistic_regression
 from eval.settings import Batch, Steps
 from eval.splits import validation_split
@@ -75,11 +84,12 @@ class Linear(TrainTest):
         )
         train_images, test_images = self.images(bench)
         test = bench.features(test_images)
+        say = bench.sayer(f"{self.name}, {len(train_images):,} images")
         if self.augment:
-            probe = self._augmented(bench, train_images, settings)
+            probe = self._augmented(bench, train_images, settings, say)
         else:
             train = bench.features(train_images)
-            probe = fit_linear(train, train.labels, settings, device=bench.device)
+            probe = fit_linear(train, train.labels, settings, device=bench.device, say=say)
         correct = probe.scores(test).argmax(1) == test.labels
         bench.add_mean(self.name, self.tested, "accuracy", correct, test.rows)
         bench.add(self.name, self.tested, "validation accuracy", max(probe.val_accuracy.values()))
@@ -88,7 +98,7 @@ class Linear(TrainTest):
             "learning_rate": probe.learning_rate,
         }
 
-    def _augmented(self, bench: Bench, images: LabelledImages, settings: LinearSettings) -> LinearProbe:
+    def _augmented(self, bench: Bench, images: LabelledImages, settings: LinearSettings, say: Say) -> LinearProbe:
         s = bench.settings
         if settings.steps * settings.batch_size > MOST_READ:
             raise CurationError(
@@ -102,7 +112,7 @@ class Linear(TrainTest):
         order = order[: settings.steps * settings.batch_size]
         crops = augmented(bench.model)
         batches = streamed(bench.model, images, order, crops, settings.batch_size, s.n_workers, s.max_bad)
-        banks = train_heads(batches, len(images.class_names), settings, bench.device)
+        banks = train_heads(batches, len(images.class_names), settings, bench.device, say)
         plain = streamed(bench.model, images, val_rows, bench.model.transform, s.batch_size, s.n_workers, s.max_bad)
         return choose_head(banks, settings, plain)
 

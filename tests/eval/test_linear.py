@@ -54,6 +54,14 @@ def test_learns_and_picks_a_sensible_head(data):
     assert found["val_accuracy"] == max(found["probe"].val_accuracy.values())
 
 
+def test_how_much_there_is_to_do_is_said_before_and_how_long_after_the_first_steps(data, monkeypatch):
+    monkeypatch.setattr("eval.linear.WORTH_A_LINE", 0)
+    lines: list[str] = []
+    fit_linear(data[0], data[1], SMALL, say=lines.append)
+    assert lines[0].startswith("200 steps x 64 rows")
+    assert lines[1:] == ["about 0.0 minutes to go"]
+
+
 def test_the_test_labels_choose_nothing(data):
     x, y, x_test, y_test = data
     honest = linear_probe(x, y, x_test, y_test, SMALL)

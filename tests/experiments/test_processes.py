@@ -190,15 +190,20 @@ def test_the_dry_run_of_a_cluster_shows_nodes_gpus_and_hours(tmp_path: Path):
             "experiment=web_images",
             "scale=demo",
             "launch=slurm",
-            "launch.stages.train={nodes: 4, tasks_per_node: 8, gpus_per_node: 8}",
+            "launch.stages.train={nodes: 4, tasks_per_node: 8, gpus_per_node: 8, minutes: 90}",
+            "launch.partition=gpu",
+            "seeds=[0]",
+            "arms=[raw]",
             f"output.runs={tmp_path}",
         ]
     )
     shown = plan_table(build(config, PROFILES["h100"]))
     line = next(line for line in shown.splitlines() if "job(s) train" in line)
     assert "4 node(s) x 8 task(s) x 1 GPU(s)" in line
+    assert "8 CPU(s) a task, 32 GB, 90 min at most, on cuda" in line
     assert "GPU hours" in line
     assert "job(s) curate: 1 node(s) x 1 task(s) x 0 GPU(s)" in shown
+    assert "6 jobs, partition: gpu" in shown  # four stages, the page, the comparison
 
 
 def test_no_gpu_where_one_is_asked_for_is_said_before_the_first_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,5 +1,6 @@
 """The text experiment: equal tokens for every arm, no document on both sides, and a page that the numbers write."""
 
+import html
 import json
 import random
 from pathlib import Path
@@ -288,7 +289,8 @@ def test_a_rerun_skips_everything(finished: Path, texts: Path, monkeypatch: pyte
     config = small(finished, "science.pool.source=pool.parquet", f"arms=[{','.join(ARMS)}]", "seeds=[0,1,2]")
     lines: list[str] = []
     assert run_experiment(config, "the command", lines.append, False) == 0
-    assert lines[-2].startswith("0 stages run")
+    assert lines[-3].startswith("0 stages run")
+    assert html.escape(lines[-2]) in (finished / "report.html").read_text()  # what the report says at its top
 
 
 def test_a_killed_training_goes_on_to_the_same_model(
