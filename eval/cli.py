@@ -82,7 +82,9 @@ def compare(
     """Paired differences of two models on the same test rows."""
     from eval.results import compare as compare_results
 
-    for found in compare_results(folder, base):
+    differences = compare_results(folder, base)
+    typer.echo(f"{base} -> {folder}, 95 % interval of the difference:", err=True)
+    for found in differences:
         interval = f"{found.difference.low:+.4f} ... {found.difference.high:+.4f}"
         typer.echo(f"{found.key}: {found.base:.4f} -> {found.value:.4f}, {interval}: {found.verdict}")
 
