@@ -66,6 +66,7 @@ def test_one_shape_is_measured_and_the_others_stay(
 
 
 def test_inputs_are_made_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(edges, "COMPILE", ["-c", ""])
     sizes = {"FILES": 6, "FOLDERS": 3, "LABELLED": 20, "ROWS": 600, "LEVELS": [20, 5], "DIM": 8, "DRAWN": 50}
     for name, value in sizes.items():
         monkeypatch.setattr(edges, name, value)
