@@ -26,6 +26,7 @@ SLOWEST = (
     "hostile/test_curate.py",
     "curation/test_kmeans.py",
     "experiments/test_text.py",
+    "benchmarks/test_edges.py",
     "pretrain/test_train.py",
     "pretrain/test_cli.py",
     "hostile/test_trainers.py",
