@@ -16,11 +16,8 @@ from foundation.command import missing_package
 from foundation.errors import CurationError
 from foundation.settings import Count, CountOrZero, Seed, check, fill, nearest_name, short
 
-BRINGS = {
-    "retrieval": "trusted set",
-    "oracle": "labels",
-    "manual": "hand-curated set",
-}  # method of an arm -> what of the pool it needs
+# method of an arm -> what of the pool it needs
+BRINGS = {"retrieval": "trusted set", "oracle": "labels", "manual": "hand-curated set"}
 EXTRAS_OF_DOMAINS = {"text": "language", "satellite": "satellite"}  # the others need "train" alone
 
 

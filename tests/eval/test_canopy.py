@@ -174,3 +174,13 @@ def test_rasters_that_are_no_map_and_lidar_in_metres_are_spoken_of(tmp_path: Pat
     truth[:9] = -9999
     with pytest.raises(CurationError, match="-a_nodata -9999"):
         measure_maps(p, write("nodata.tif", truth), block=15)
+
+
+def test_the_judge_knows_predicted_maps_and_impossible_heights_as_the_room_that_makes_them():
+    """Neither room may import the other; a change in one must reach both."""
+    pytest.importorskip("rasterio")
+    from eval import canopy_rasters
+    from satellite import rasters, units
+
+    assert canopy_rasters.PREDICTED == rasters.PREDICTED
+    assert (canopy_rasters.NO_DEPTH, canopy_rasters.NO_HEIGHT) == (units.NO_DEPTH, units.NO_HEIGHT)
