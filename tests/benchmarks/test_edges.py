@@ -1,11 +1,13 @@
 """The page of edges: a figure that grew past its goal must say so, and the inputs must be what the page claims."""
 
 import json
+import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from warm import Server
 
 from benchmarks import edges
 from foundation.command import run_command
@@ -65,7 +67,14 @@ def test_one_shape_is_measured_and_the_others_stay(
     assert not asked
 
 
-def test_inputs_are_made_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_inputs_are_made_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm: Server):
+    def run(command: list[str], environment: dict[str, str]) -> tuple[float, str]:
+        started = time.perf_counter()
+        done = warm.run(*command, env=environment)
+        assert done.returncode == 0, done.stderr
+        return time.perf_counter() - started, done.stdout
+
+    monkeypatch.setattr(edges, "run_python", run)
     monkeypatch.setattr(edges, "COMPILE", ["-c", ""])
     sizes = {"FILES": 6, "FOLDERS": 3, "LABELLED": 20, "ROWS": 600, "LEVELS": [20, 5], "DIM": 8, "DRAWN": 50}
     for name, value in sizes.items():

@@ -30,8 +30,8 @@ SMALL = [
     "science.curation.n_resamples=1",
     "science.curation.max_iterations=5",
     "science.curation.semdedup_clusters=10",
-    "science.train.recipe.steps=60",
-    "science.train.recipe.log_every=20",
+    "science.train.recipe.steps=20",
+    "science.train.recipe.log_every=10",
     "tracking.wandb=off",
     "speed.threads=1",
 ]
@@ -189,7 +189,7 @@ def test_the_dry_run_prints_stages_costs_and_writes_nothing(tmp_path: Path, fini
     lines: list[str] = []
     run_experiment(small(tmp_path / "run", "seeds=[0]", "dry_run=true"), "", lines.append, False)
     assert not list(tmp_path.iterdir())
-    for text in ("train raw seed 0", "not run yet", "still to run", "38.4 epochs of the 400 rows of raw"):
+    for text in ("train raw seed 0", "not run yet", "still to run", "12.8 epochs of the 400 rows of raw"):
         assert text in lines[0], lines[0]
     table = plan_table(build(small(finished, "arms=[raw,oracle]", "seeds=[0,1,7]")))
     state = {line[:44].strip(): line for line in table.splitlines()}
@@ -225,7 +225,7 @@ def test_every_arm_saw_the_same_budget_on_its_own_rows(finished: Path):
     sizes = {}
     for arm in ARMS:
         marker = json.loads(next((finished / arm / "seed0").glob("train-*/stage.json")).read_text())
-        assert marker["cost"]["samples"] == 60 * 256
+        assert marker["cost"]["samples"] == 20 * 256
         subset = Subset.load(next((finished / arm / "seed0").glob("curate-*")) / "subset")
         sizes[arm] = len(subset)
     assert sizes.pop("all") == 12_000
@@ -257,7 +257,7 @@ def test_the_report_opens_and_says_the_verdict(finished: Path, assert_opens):
     for arm in ARMS:
         assert arm in text
     assert "the command" in text
-    assert "38.4 epochs of the 400 rows of raw" in text
+    assert "12.8 epochs of the 400 rows of raw" in text
     assert len(page.find_elements("css selector", ".cluster img")) == 27  # nine clusters of three levels
     assert len(page.find_elements("tag name", "svg")) == 4
     source = (finished / "report.html").read_text()
@@ -308,7 +308,7 @@ def test_batches_are_a_function_of_seed_and_step():
 
 def test_killed_in_training_it_resumes_to_the_same_numbers(tmp_path: Path, warm: Server):
     """Two processes are killed with no chance to clean up; the third ends as one that was left alone."""
-    steps = ["science.train.recipe.steps=1000", "science.train.recipe.log_every=20", "arms=[raw]", "seeds=[0]"]
+    steps = ["science.train.recipe.steps=250", "science.train.recipe.log_every=10", "arms=[raw]", "seeds=[0]"]
     command = [ROOT / "scripts/run_experiment.py", *SMALL, *steps, f"output.runs={tmp_path / 'killed'}"]
     for _ in range(2):
         process = warm.start(*command, start_new_session=True)
