@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache, partialmethod
 from typing import Any
 
 from foundation.errors import CurationError
@@ -20,6 +21,7 @@ from foundation.numbers import is_digits
 MISTAKE, INTERRUPTED = 2, 130
 FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # the disk, what a file may be, a quota
 LONGEST = 600  # letters of a line
+BAR_SECONDS = 10.0  # between two states of a progress bar that no terminal shows
 EXTRAS = {  # package -> the extras of this project that bring it, the smallest first
     "datasketch": ("text", "language"),
     "datatrove": ("text-filters",),
@@ -63,6 +65,8 @@ def run_command(name: str, body: Callable[[], object], extra: str = "") -> None:
         SystemExit: 2 after a mistake, 130 after Ctrl-C, or what the body returned.
     """
     _open_streams()
+    if not sys.stderr.isatty():
+        _slow_bars()
     try:
         with _no_interrupt_lost(), _no_torn_bar():
             _check_variables()
@@ -105,6 +109,16 @@ def _check_variables() -> None:
     for name in LAUNCHER:
         if not is_digits(os.environ.get(name, "0")):
             raise CurationError(f"the variable {name} is {os.environ[name]!r}, no whole number; unset it")
+
+
+@cache  # a second time would wrap it twice
+def _slow_bars() -> None:
+    """Let bars that go to a file, as the log of a job, speak every `BAR_SECONDS`: at ten times a second a day of
+    training leaves 100 MB. ``TQDM_MININTERVAL`` says otherwise."""
+    from tqdm.std import tqdm
+
+    if "TQDM_MININTERVAL" not in os.environ:
+        tqdm.__init__ = partialmethod(tqdm.__init__, mininterval=BAR_SECONDS)  # type: ignore[method-assign]
 
 
 def _open_bars() -> list[Any]:

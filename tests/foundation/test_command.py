@@ -315,3 +315,14 @@ def test_a_progress_bar_that_an_error_left_open_ends_before_its_line(capfd: pyte
         run_command("x", body)
     err = capfd.readouterr().err
     assert err.endswith("\nx: error: the second picture is none\n"), err
+
+
+def test_bars_that_no_terminal_shows_speak_rarely(warm: Server):
+    code = """
+import time
+from datasets.utils import tqdm
+from foundation.command import run_command
+run_command("it", lambda: [time.sleep(0.01) for _ in tqdm(range(50))] and None)
+"""
+    said = warm.run("-c", code).stderr
+    assert 1 <= said.count("/50") <= 3, said
