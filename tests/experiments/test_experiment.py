@@ -350,7 +350,8 @@ def test_a_sweep_runs_an_experiment_for_each_value(tmp_path: Path, warm: Server)
 
 @pytest.mark.parametrize("word", ["science.nope=1,2", "science.curation.size=nan,5"])
 def test_a_mistake_in_a_sweep_is_one_line(tmp_path: Path, warm: Server, word: str):
-    done = warm.run(ROOT / "scripts/run_experiment.py", "-m", *SMALL, word, f"hydra.sweep.dir={tmp_path}")
+    more = ["dry_run=true", f"output.runs={tmp_path}/run", f"hydra.sweep.dir={tmp_path}"]
+    done = warm.run(ROOT / "scripts/run_experiment.py", "-m", *SMALL, word, *more)
     assert done.returncode == 2
     assert done.stderr.startswith("run_experiment: error: ") or "\nrun_experiment: error: " in done.stderr
     assert "Traceback" not in done.stderr
