@@ -1,8 +1,9 @@
 """One line for each claim: effect with interval, seeds, power and verdict, from the numbers of a finished experiment.
 
-python -m experiments.claims docs/results    # writes the table of README.md and its figure anew, from claims.yaml
+python -m experiments.claims    # the tables of docs/results/README.md and README.md, and the figure, from claims.yaml
 """
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +22,7 @@ from foundation.intervals import TOO_FEW
 from foundation.tables import markdown_table
 
 FIGURE = "images/gain_over_balance.png"
-README, CLAIMS, START, END = "README.md", "claims.yaml", "<!-- claims -->", "<!-- end of claims -->"
+PAGE, CLAIMS, START, END = "README.md", "claims.yaml", "<!-- claims -->", "<!-- end of claims -->"
 
 
 def claim_cells(line: dict[str, Any], folder: Path) -> list[str]:
@@ -30,7 +31,7 @@ def claim_cells(line: dict[str, Any], folder: Path) -> list[str]:
     Raises:
         CurationError: a key is missing, or the values cannot be read.
     """
-    needed = ["claim", "test", "link"]
+    needed = ["claim", "test", "link", "section"]
     needed += ["arm", "metric", "better"] if "values" in line else ["effect", "seeds", "power", "verdict"]
     missing = [key for key in needed if key not in line]
     if missing:
@@ -47,29 +48,62 @@ def claim_cells(line: dict[str, Any], folder: Path) -> list[str]:
     return [*head, effect, str(item.pairs), strength, f"**{found.verdict}**"]
 
 
-def with_table(text: str, folder: Path) -> str:
-    """The page with the table between its two marks made anew.
+def all_claims(folder: Path) -> str:
+    """A table for each section of ``claims.yaml``, under its heading.
 
     Raises:
-        CurationError: a mark is missing, or a claim cannot be judged.
+        CurationError: a claim cannot be judged.
     """
-    import yaml
+    header = ["claim", "our test", "effect, 95 % interval", "seeds", "power", "verdict"]
+    sections: dict[str, list[list[str]]] = {}
+    for line in read_claims(folder):
+        cells = claim_cells(line, folder)
+        sections.setdefault(line["section"], []).append(cells)
+    return "\n".join(f"### {name}\n\n{markdown_table(header, rows)}" for name, rows in sections.items())
 
+
+def main_claims(folder: Path, page: Path) -> str:
+    """One table of the main claims, for a page at another place.
+
+    Raises:
+        CurationError: a claim cannot be judged.
+    """
+    header = ["data", "what was tested", "effect, 95 % interval", "power", "verdict"]
+    here = Path(os.path.relpath(folder, page.parent))
+    rows = []
+    for line in read_claims(folder, "main"):
+        _, _, effect, _, strength, verdict = claim_cells(line, folder)
+        rows.append(
+            [f"[{line['section']}]({os.path.normpath(here / line['link'])})", line["claim"], effect, strength, verdict]
+        )
+    return markdown_table(header, rows)
+
+
+def between_marks(page: Path, made: str) -> str:
+    """Text of the page with this between its two marks.
+
+    Raises:
+        CurationError: a mark is missing.
+    """
+    text = page.read_text()
     if START not in text or END not in text:
-        raise CurationError(f"{folder / README} lacks the marks {START} and {END}, between which the table goes")
-    lines = yaml.safe_load((folder / CLAIMS).read_text())
-    header = ["claim of the paper", "our test", "effect, 95 % interval", "seeds", "power", "verdict"]
-    made = markdown_table(header, [claim_cells(line, folder) for line in lines])
+        raise CurationError(f"{page} lacks the marks {START} and {END}, between which the table goes")
     before, after = text.split(START)[0], text.split(END)[1]
     return f"{before}{START}\n{made}{END}{after}"
 
 
-def judged_pages(folder: Path) -> tuple[dict[str, list[Row]], dict[str, str]]:
-    """Values of the claims' files that hold the balance of each arm's subset and true labels, and their headlines."""
+def read_claims(folder: Path, part: str = "claims") -> list[dict[str, Any]]:
+    """Lines of a part of ``claims.yaml``: ``claims``, all of them, or ``main``, those of the front page."""
     import yaml
 
+    found: list[dict[str, Any]] = yaml.safe_load((folder / CLAIMS).read_text())[part]
+    return found
+
+
+def judged_pages(folder: Path) -> tuple[dict[str, list[Row]], dict[str, str]]:
+    """Values of the claims' files that hold the balance of each arm's subset and true labels, and their headlines."""
     pages, metric = {}, {}
-    for line in yaml.safe_load((folder / CLAIMS).read_text()):
+    for line in read_claims(folder):
         name = Path(line.get("values", "")).stem
         if not name or name in pages or not line["metric"].endswith("_macro"):
             continue
@@ -81,10 +115,13 @@ def judged_pages(folder: Path) -> tuple[dict[str, list[Row]], dict[str, str]]:
 
 def main(
     folder: Annotated[Path, typer.Argument(help="With README.md and claims.yaml.")] = Path("docs/results"),
+    front: Annotated[Path, typer.Option(help="The page with the main claims alone.")] = Path("README.md"),
 ) -> None:
-    """Write the table of claims and the figure of gain over balance anew."""
-    page = with_table((folder / README).read_text(), folder)
-    write_atomically(folder / README, lambda stream: stream.write(page.encode()))
+    """Make the tables of claims and the figure of gain over balance anew."""
+    made = {folder / PAGE: all_claims(folder), front: main_claims(folder, front)}
+    texts = {page: between_marks(page, table).encode() for page, table in made.items()}
+    for page, text in texts.items():
+        write_atomically(page, lambda stream, text=text: stream.write(text))  # type: ignore[misc]
     picture = gain_over_balance(*judged_pages(folder))
     write_atomically(folder / FIGURE, lambda stream: stream.write(picture))
 

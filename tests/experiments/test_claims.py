@@ -5,12 +5,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.claims import CLAIMS, END, FIGURE, README, START, judged_pages, main, with_table
+from experiments.claims import (
+    CLAIMS,
+    END,
+    FIGURE,
+    PAGE,
+    START,
+    all_claims,
+    between_marks,
+    judged_pages,
+    main,
+    main_claims,
+)
 from experiments.engine.compare import Row
 from experiments.pages.verdict import compact, judge_claim, power, read_values, save_compact
 from foundation.errors import CurationError
 
-RESULTS = Path(__file__).parents[2] / "docs" / "results"
+FRONT = Path(__file__).parents[2] / "README.md"
+RESULTS = FRONT.parent / "docs" / "results"
 
 
 def values(method: list[float], oracle: list[float]) -> list[Row]:
@@ -49,9 +61,9 @@ def test_power_is_the_mean_in_standard_deviations():
     assert np.isnan(power([-1.0, -1.1]))
 
 
-def test_the_page_says_what_the_values_beside_it_say():
-    page = (RESULTS / README).read_text()
-    assert with_table(page, RESULTS) == page, "run python -m experiments.claims"
+def test_the_pages_say_what_the_values_beside_them_say():
+    for page, made in ((RESULTS / PAGE, all_claims(RESULTS)), (FRONT, main_claims(RESULTS, FRONT))):
+        assert between_marks(page, made) == page.read_text(), "run python -m experiments.claims"
 
 
 def test_values_survive_the_file_and_a_missing_key_is_named(tmp_path: Path):
@@ -59,15 +71,17 @@ def test_values_survive_the_file_and_a_missing_key_is_named(tmp_path: Path):
     save_compact(tmp_path / "v.json", compact(rows, {"judge": "ngram"}))
     found, about = read_values(tmp_path / "v.json")
     assert (found, about) == (rows, {"judge": "ngram"})
-    (tmp_path / CLAIMS).write_text("- {claim: a, test: b, link: c, values: v.json, arm: ours, metric: m}")
+    line = "section: s, claim: a, test: b, link: c, values: v.json, arm: ours, metric: m"
+    (tmp_path / CLAIMS).write_text(f"claims: [{{{line}}}]")
     with pytest.raises(CurationError, match=r"claim 'a' lacks 'better'"):
-        with_table(f"x{START}{END}", tmp_path)
-    (tmp_path / CLAIMS).write_text(
-        "- {claim: a, test: b, link: c, values: v.json, arm: ours, metric: m, better: lower}"
-    )
-    assert "| a | [b](c) | -0.200 [" in with_table(f"x\n{START}\n{END}\ny", tmp_path)
-    with pytest.raises(CurationError, match="marks"):
-        with_table("nothing", tmp_path)
+        all_claims(tmp_path)
+    (tmp_path / CLAIMS).write_text(f"claims: [{{{line}, better: lower}}]\nmain: [{{{line}, better: lower}}]")
+    assert "### s\n\n" in all_claims(tmp_path)
+    assert "| a | [b](c) | -0.200 [" in all_claims(tmp_path)
+    assert f"| [s]({tmp_path.name}/c) | a | -0.200 [" in main_claims(tmp_path, tmp_path.parent / PAGE)
+    (tmp_path / PAGE).write_text("nothing")
+    with pytest.raises(CurationError, match=r"README\.md lacks the marks"):
+        between_marks(tmp_path / PAGE, "")
 
 
 def test_the_figure_shows_the_experiments_that_know_balance_and_true_labels(tmp_path: Path):
@@ -83,9 +97,11 @@ def test_the_figure_shows_the_experiments_that_know_balance_and_true_labels(tmp_
         for name, value in zip(("kl", "m_macro"), both, strict=True)
     ]
     save_compact(tmp_path / "v.json", compact(rows, {"experiment": "made up"}))
-    line = "- {claim: a, test: b, link: c, values: v.json, arm: ours, metric: m_macro, better: lower}"
-    (tmp_path / CLAIMS).write_text(line)
-    (tmp_path / README).write_text(f"x\n{START}\n{END}\ny")
-    main(tmp_path)
-    assert "| a | [b](c) | -0.100" in (tmp_path / README).read_text()
+    line = "{section: s, claim: a, test: b, link: c, values: v.json, arm: ours, metric: m_macro, better: lower}"
+    (tmp_path / CLAIMS).write_text(f"claims: [{line}]\nmain: [{line}]")
+    for page in (tmp_path / PAGE, tmp_path / "front.md"):
+        page.write_text(f"x\n{START}\n{END}\ny")
+    main(tmp_path, tmp_path / "front.md")
+    assert "| a | [b](c) | -0.100" in (tmp_path / PAGE).read_text()
+    assert "| [s](c) | a | -0.100" in (tmp_path / "front.md").read_text()
     assert (tmp_path / FIGURE).read_bytes().startswith(b"\x89PNG")
