@@ -388,8 +388,8 @@ def baseline(
     """Draw a subset by a method that hierarchical k-means is compared with."""
     from curation.baselines import OF_SOME, baseline_folder, clusters_of, plan_of
     from curation.embeddings import has_columns, open_embeddings
+    from curation.kept import kept_rows
     from curation.pool import open_pool
-    from curation.prepare import kept_rows
 
     refuse_unused(context, method.value, OF_SOME)
     of_pool = None if pool is None or has_columns(embeddings) else column
@@ -460,9 +460,9 @@ def cluster(
 
     from curation.embeddings import open_embeddings
     from curation.group import joined
+    from curation.kept import kept_rows
     from curation.pipeline import finished_tree, tree_fit
     from curation.plan import calibrate, plan_tree
-    from curation.prepare import kept_rows
 
     source = open_embeddings(embeddings, column)
     source = source if rows is None else kept_rows(source, rows)
@@ -528,7 +528,7 @@ def give_advice(
 
     from curation.advise import advise
     from curation.embeddings import open_embeddings
-    from curation.prepare import kept_rows
+    from curation.kept import kept_rows
 
     source = open_embeddings(embeddings, column)
     source = source if rows is None else kept_rows(source, rows)

@@ -18,9 +18,10 @@ from curation.export import row_names
 from curation.filters.text import TextJunk
 from curation.first_look import write_first_look
 from curation.hierarchy import HierarchicalKMeans
+from curation.kept import kept_rows
 from curation.labels import read_labels
 from curation.pool import open_pool
-from curation.prepare import Preparation, kept_rows, prepare_folder
+from curation.prepare import Preparation, prepare_folder
 from curation.report import PAGE, write_report
 from curation.sampling import STRATEGIES
 from curation.soundness import Finding, check_subset

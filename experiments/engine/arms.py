@@ -20,9 +20,10 @@ from curation.baselines import (
 from curation.communities import CommunitySettings
 from curation.community_tree import CommunityTree
 from curation.gallery import cluster_examples, contact_sheet, gallery_clusters
+from curation.kept import kept_rows
 from curation.levels import PIECES, ROWS_PER_CLUSTER
 from curation.pipeline import cluster_folder
-from curation.prepare import Preparation, kept_rows, prepare_folder
+from curation.prepare import Preparation, prepare_folder
 from curation.tree import ClusterTree
 from experiments.engine.stages import StageRun
 from foundation.errors import CurationError

@@ -11,14 +11,14 @@ import pytest
 from datasets import Dataset, Features, Image
 from PIL import Image as Pillow
 
-import curation.prepare as module
 from curation import ClusterTree, HierarchicalKMeans, Subset, open_embeddings
 from curation.baselines import CLUSTERED
 from curation.cli import main
 from curation.filters.junk import JunkFilter, measure
 from curation.filters.text import TextJunk
+from curation.kept import kept_rows, load_kept, save_kept
 from curation.near_duplicates import NearRule
-from curation.prepare import Preparation, find_kept, kept_rows, load_kept, prepare_folder, save_kept
+from curation.prepare import Preparation, find_kept, prepare_folder
 from experiments.web_images.faults import junk
 from foundation.errors import CurationError
 
@@ -88,19 +88,15 @@ def test_a_kill_at_any_step_leaves_the_same_result(spoiled, tmp_path: Path, monk
     pool, x, _ = spoiled
     monkeypatch.setattr("curation.looks.ROWS_PER_FILE", 10)
     whole, _ = prepare_folder(pool, x, tmp_path / "whole", Preparation(), workers=0, progress=False)
-    for number, name in enumerate(("find_bad_rows", "near_duplicates", "dropped_page", "save_json")):
+
+    def killed(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    steps = ("prepare.find_bad_rows", "prepare.near_duplicates", "kept.dropped_page", "kept.save_json")
+    for number, name in enumerate(steps):
         folder = tmp_path / name
-        # the first JSON is written before the work
-        effects = [module.save_json, None] if name == "save_json" else [None]
-
-        def killed(*arguments, effects=effects, **options):
-            real = effects.pop(0)
-            if real is None:
-                raise KeyboardInterrupt
-            return real(*arguments, **options)
-
         with monkeypatch.context() as patch:
-            patch.setattr(module, name, killed)
+            patch.setattr(f"curation.{name}", killed)
             with pytest.raises(KeyboardInterrupt):
                 prepare_folder(pool, x, folder, Preparation(), workers=0, progress=False)
         with pytest.raises(CurationError, match="no finished preparation"):
