@@ -114,7 +114,8 @@ class Sources:
 
     def _embedded(self, pool: Any, name: str, embedder: str) -> np.ndarray:
         folder = self.folder / f"{name}-{embedder}"
-        found = embed_pool(pool, _embedder(embedder), folder, n_workers=0, rows_per_shard=2048, progress=self.progress)
+        options: dict[str, Any] = {"n_workers": 0, "rows_per_shard": 2048, "progress": self.progress}
+        found = embed_pool(pool, _embedder(embedder), folder, overwrite=True, **options)  # of an earlier pool: anew
         if found.skipped:
             row, reason = next(iter(found.skipped.items()))
             raise CurationError(f"row {row} of {name} cannot be read ({reason}); get the file again")
@@ -142,7 +143,7 @@ class Sources:
 
         model = open_sentence_model(device="cpu")
         model.max_seq_length = WORD_PIECES
-        embed_passages(pool, folder, model, rows_per_shard=2048, progress=self.progress)
+        embed_passages(pool, folder, model, rows_per_shard=2048, progress=self.progress, overwrite=True)
         x = open_embeddings(folder)
         return x.block(0, x.n_rows).float().numpy()
 
