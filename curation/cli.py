@@ -748,9 +748,10 @@ def compare(
             for item in candidates
         ]
     commands = ["curate " + shlex.join(sys.argv[1:])]
-    write_comparison(
+    verdict = write_comparison(
         candidates, output, found, labels, title=title, commands=commands, findings=findings, overwrite=overwrite
     )
+    _say(verdict.line())
     _say(f"open {output} in a browser")
 
 

@@ -75,7 +75,7 @@ def write_comparison(
     seed: int = 0,
     findings: Sequence[list[Finding]] | None = None,
     overwrite: bool = False,
-) -> None:
+) -> Verdict:
     """Write the page: measures, overlap, shares of each label, maps on one projection, what differs in the settings.
 
     Args:
@@ -84,6 +84,9 @@ def write_comparison(
         pool, labels: as for `curation.report.write_report`.
         findings: for each candidate those of its soundness check; without labels they are the verdict.
         overwrite: replace a file that is no page of ours, too.
+
+    Returns:
+        The verdict at its top.
 
     Raises:
         CurationError: a name twice, trees of different pools, and what `write_report` refuses.
@@ -106,11 +109,12 @@ def write_comparison(
     examples = Examples(pool)
     maps = {id(item.tree): item.tree for item in drawn}
     dots = {key: PoolMap(tree, MOST_DOTS // len(maps)) for key, tree in maps.items()}
+    verdict = _verdict(drawn, names, by_label, findings)
     html = render(
         "compare.html.j2",
         title=title,
         names=names,
-        verdict=_verdict(names, by_label, findings),
+        verdict=verdict,
         facts=_facts(drawn),
         checks=_checks(findings),
         measures=_measures(by_label),
@@ -119,6 +123,7 @@ def write_comparison(
         figure=_figure(names, by_label),
         shares=_shares(by_label),
         n_labels=by_label[0].k if by_label else 0,
+        beside=max(item.beside for item in drawn),
         maps=draw_maps(
             [dots[id(item.tree)] for item in drawn],
             [item.rows for item in drawn],
@@ -133,11 +138,16 @@ def write_comparison(
         unreadable=len(examples.unreadable),
     )
     write_atomically(Path(path), lambda stream: stream.write(html))
+    return verdict
 
 
-def _verdict(names: list[str], by_label: list[Comparison], findings: Sequence[list[Finding]] | None) -> Verdict:
+def _verdict(
+    drawn: list[Drawn], names: list[str], by_label: list[Comparison], findings: Sequence[list[Finding]] | None
+) -> Verdict:
     if not by_label and findings:
-        return _verdict_by_findings(names, findings)
+        # of a baseline there is less to check, so that counts do not compare
+        of_tree = [number for number, item in enumerate(drawn) if item.of_tree]
+        return _verdict_by_findings([names[i] for i in of_tree], [findings[i] for i in of_tree])
     if not by_label:
         return Verdict("none", "Without labels this page cannot tell which subset is better; it shows how they differ.")
     if not all(found.measurable for found in by_label):
@@ -166,6 +176,8 @@ def _severities(found: list[Finding]) -> tuple[int, int]:
 
 
 def _verdict_by_findings(names: list[str], findings: Sequence[list[Finding]]) -> Verdict:
+    if len(names) < 2:
+        return Verdict("none", "Without labels this page cannot tell whether a subset is better than a baseline.")
     counts = [_severities(found) for found in findings]
     told = "; ".join(
         f"{name}: {bad} bad, {warn} to look at, of {len(found)}"
@@ -203,7 +215,7 @@ def _checks(findings: Sequence[list[Finding]] | None) -> list[dict[str, Any]]:
 
 def _facts(drawn: list[Drawn]) -> list[dict[str, Any]]:
     """Rows of a table with one cell for each subset: sizes, and the shape of every level of its tree."""
-    levels = [level_rows(item.tree) for item in drawn]
+    levels = [level_rows(item.tree) if item.of_tree else [] for item in drawn]
     lines: list[dict[str, Any]] = [
         {"title": "rows", "cells": [f"{len(item.rows):,}" for item in drawn]},
         {"title": "distinct rows", "cells": [f"{len(item.subset.ids):,}" for item in drawn]},
@@ -265,7 +277,7 @@ def _agreement(drawn: list[Drawn], names: list[str]) -> list[str]:
     for i, one in enumerate(drawn):
         for j in range(i + 1, len(drawn)):
             other = drawn[j]
-            if other.tree is one.tree:
+            if other.tree is one.tree or not (one.of_tree and other.of_tree):
                 continue
             both, mine, theirs = np.intersect1d(one.row_ids, other.row_ids, assume_unique=True, return_indices=True)
             if len(both):

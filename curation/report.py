@@ -20,7 +20,6 @@ from curation.soundness import Finding
 from curation.subset import Subset
 from curation.tree import ClusterTree
 from curation.verdict import (
-    N_RANDOM,
     TONES,
     Comparison,
     Verdict,
@@ -63,8 +62,9 @@ class Drawn:
     Attributes:
         row_ids: (n,) int64 pool row of each row of the tree.
         rows: (m,) rows of the subset in the tree's numbering, repeated where copied.
-        randoms: rows of random subsets of the same size.
+        copies: how often a row of the subset may be there.
         labels: of the tree's rows, or None.
+        of_tree: the subset was drawn from the tree, and not by a baseline that knows none.
 
     Raises:
         CurationError: an empty subset, one of another tree or of another pool, a pool that is not the tree's, labels
@@ -82,7 +82,7 @@ class Drawn:
             raise CurationError(f"the subset was drawn from another pool than that of the tree; {WHOSE}")
         if not len(subset.ids):
             raise CurationError("the subset is empty; sample at least one row")
-        self.tree, self.subset = tree, subset
+        self.tree, self.subset, self.of_tree = tree, subset, drawn_from is not None
         self.row_ids = np.arange(tree.n_rows) if tree.row_ids is None else np.asarray(tree.row_ids)
         ids = subset.rows()
         rows = np.searchsorted(self.row_ids, ids)
@@ -102,27 +102,26 @@ class Drawn:
         if pool is not None:
             tree.check_pool(pool)
         self.rows = rows
-        copies = int(subset.copies.max())
-        self.randoms = [
-            tree.sample(len(rows), method="random", seed=seed + i, max_copies=copies) for i in range(N_RANDOM)
-        ]
+        self.copies = int(subset.copies.max())
         self.labels = None if labels is None else labels.take(self.row_ids, all_names)
         self.whole = None if labels is None else labels
         self.seed, self.all_names = seed, all_names
 
     def by_label(self) -> Comparison | None:
         """Over the labels. Rows that were left out before clustering count as pool: a random subset would have them."""
-        if self.labels is None or self.whole is None:
+        if self.whole is None:
             return None
-        n_pool = len(self.whole.codes)
-        if n_pool == self.tree.n_rows or self.subset.copies.max() > 1:
-            return compare_labels(self.labels, self.rows, self.randoms)
-        rngs = [np.random.default_rng([self.seed, 9, i]) for i in range(N_RANDOM)]
-        randoms = [rng.choice(n_pool, len(self.rows), replace=False) for rng in rngs]
-        return compare_labels(self.whole.take(np.arange(n_pool), self.all_names), self.subset.rows(), randoms)
+        labels = self.whole.take(np.arange(len(self.whole.codes)), self.all_names)
+        return compare_labels(labels, self.subset.rows(), self.row_ids, self.copies, self.seed)
 
     def by_level(self) -> list[Comparison]:
-        return [compare_clusters(self.tree, level, self.rows, self.randoms) for level in range(self.tree.n_levels)]
+        levels = range(self.tree.n_levels)
+        return [compare_clusters(self.tree, level, self.rows, self.copies, self.seed) for level in levels]
+
+    @property
+    def beside(self) -> int:
+        """Rows of the pool that are not in the tree, where the labels tell of them."""
+        return 0 if self.whole is None else len(self.whole.codes) - self.tree.n_rows
 
     def settings(self) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
         """Of the tree, of the subset, and the checksums of both, as text."""
@@ -205,7 +204,7 @@ def write_report(
         levels=level_rows(tree),
         by_label=None if by_label is None else _section(by_label) | {"shares": share_rows(by_label)},
         by_level=[_section(found) for found in by_level],
-        n_random=N_RANDOM,
+        beside=drawn.beside,
         map=pool_map,
         sizes_figure=cluster_sizes_figure([tree.row_counts(level) for level in range(tree.n_levels)]),
         first_look=_first_look(drawn, examples, seed) if examples.kind else {},
@@ -258,7 +257,8 @@ def level_rows(tree: ClusterTree) -> list[dict[str, Any]]:
 
 def _first_look(drawn: Drawn, examples: Examples, seed: int) -> dict[str, Any]:
     """The same number of rows of a random subset and of the subset."""
-    rows = {"a random subset": drawn.randoms[0], "this subset": drawn.rows}
+    random = drawn.tree.sample(len(drawn.rows), method="random", seed=seed, max_copies=drawn.copies)
+    rows = {"a random subset": random, "this subset": drawn.rows}
     return {name: some_rows(drawn, part, examples, seed) for name, part in rows.items()}
 
 

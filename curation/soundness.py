@@ -145,7 +145,7 @@ def check_sizes(tree: ClusterTree) -> Finding:
     return _finding(share, *LARGEST, f"{sentence}{reason}.", f"{AUTO[:-1]}, or with fewer levels and fewer resamples.")
 
 
-def check_singletons(tree: ClusterTree, size: int) -> Finding:
+def check_singletons(tree: ClusterTree, rows: Int[np.ndarray, "m"]) -> Finding:
     """What share of a subset do clusters of a single row take?"""
     alone = np.zeros(tree.n_rows, bool)
     shares = []
@@ -153,14 +153,14 @@ def check_singletons(tree: ClusterTree, size: int) -> Finding:
         counts = tree.row_counts(level)
         shares.append(float((counts == 1).sum() / max(1, (counts > 0).sum())))
         alone |= (counts == 1)[tree.row_clusters(level)]
-    taken = float(tree.sampling_weights(size)[alone].sum())
+    taken = float(alone[rows].mean())
     upper = f" ({', '.join(f'{share:.0%}' for share in shares[1:])} higher up)" if len(shares) > 1 else ""
     return _finding(
         # there, level 1 is split to single rows where rows deserve it: `isolated` tells whether they are outliers
         taken if alone.mean() * 1.5 < taken and not by_communities(tree) else 0.0,
         *ALONE,
-        f"Clusters of a single row, {shares[0]:.0%} of those of level 1{upper}, give {taken:.0%} of a subset of "
-        f"{size:,} but {alone.mean():.0%} of the pool.",
+        f"Clusters of a single row, {shares[0]:.0%} of those of level 1{upper}, are {alone.mean():.0%} of the "
+        f"pool and {taken:.0%} of a subset of {len(rows):,}.",
         f"Take fewer clusters at level 1, and leave out junk first (curate filter). {_auto(tree, '')}".strip(),
     )
 
@@ -470,15 +470,23 @@ def find_embeddings(tree: ClusterTree, folder: Path) -> Embeddings | None:
 
 
 def check_subset(tree: ClusterTree, subset: Subset, x: Any = None, seed: int = 0) -> list[Finding]:
-    """`check_tree` of a subset by its pool rows; those that the tree does not know are left to others to refuse."""
+    """`check_tree` of a subset by its pool rows; those that the tree does not know are left to others to refuse.
+
+    Of a subset that was drawn from no tree, such as a baseline, only what its own rows say.
+    """
     ids = subset.rows()
     rows = ids if tree.row_ids is None else np.searchsorted(np.asarray(tree.row_ids), ids)
     rows = rows[rows < tree.n_rows]
-    return check_tree(tree, x, rows if len(rows) else None, seed)
+    of_tree = subset.metadata.get("tree_checksum") is not None
+    return check_tree(tree, x, rows if len(rows) else None, seed, of_tree)
 
 
 def check_tree(
-    tree: ClusterTree, x: Any = None, subset_rows: Int[np.ndarray, "m"] | None = None, seed: int = 0
+    tree: ClusterTree,
+    x: Any = None,
+    subset_rows: Int[np.ndarray, "m"] | None = None,
+    seed: int = 0,
+    of_tree: bool = True,
 ) -> list[Finding]:
     """Whether a tree, and a subset drawn from it, can be trusted; no labels are needed.
 
@@ -488,9 +496,10 @@ def check_tree(
             what the tree itself tells is checked.
         subset_rows: rows of the tree in the subset, copies repeated; None: a balanced quarter is drawn.
         seed: of the samples.
+        of_tree: the subset was drawn from the tree; else the checks of the tree itself are left out.
 
     Returns:
-        What every check found, the worst first; at least one.
+        What every check found, the worst first; of a tree at least one.
 
     Raises:
         CurationError: ``x`` has other rows than the tree, or rows that are not finite.
@@ -499,25 +508,26 @@ def check_tree(
     rows = tree.sample(size, seed=seed) if subset_rows is None else np.asarray(subset_rows, np.int64)
     checks: list[Callable[[], Finding | None]] = [
         lambda: check_sizes(tree),
-        lambda: check_singletons(tree, min(size, tree.n_rows)),
+        lambda: check_singletons(tree, rows),
         lambda: None if subset_rows is None else check_used_up(tree, rows),
         lambda: check_beliefs(tree),
         lambda: check_overlap(tree),
         lambda: check_evidence(tree),
     ]
+    checks = checks if of_tree else []
     if x is not None:
         source = open_embeddings(x)
         if source.n_rows != tree.n_rows:
             raise CurationError(f"the tree has {tree.n_rows:,} rows but the embeddings {source.n_rows:,}; give its own")
         if tree.n_rows >= LEAST:
             sample = _Sample(tree, source, rows, seed)
+            checks += [lambda: check_dimension(sample)] * of_tree
             checks += [
-                lambda: check_dimension(sample),
                 lambda: check_isolation(sample),
                 lambda: check_copies(sample),
                 lambda: check_flatness(sample),
-                lambda: check_agreement(sample, seed),
             ]
+            checks += [lambda: check_agreement(sample, seed)] * of_tree
     found = [finding for finding in (check() for check in checks) if finding is not None]
     if tree.n_rows < LEAST:
         few = f"{tree.n_rows} rows are too few to tell whether the tree is sound."

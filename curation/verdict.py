@@ -13,7 +13,9 @@ from curation.soundness import Finding, by_communities
 from curation.subset import Subset
 from curation.tree import ClusterTree
 
-N_RANDOM = 10  # random subsets of the same size: enough for a range
+DRAWS, LEAST_DRAWS, MOST_CELLS = 1_000, 40, 2_000_000  # random subsets of the same size; of many concepts fewer
+RANGE = (2.5, 97.5)  # percentiles of the draws that are "within the range"
+LARGEST_POOL = 10**9  # rows that numpy draws from without replacement
 EVEN = 0.05  # KL in nats below which a pool counts as even
 ALREADY = "random rows are nearly even already and would do as well"
 MEASURES = [  # key, title, which is better, fewest decimals, shown in percent
@@ -47,6 +49,7 @@ class Comparison:
         title: "labels", or "clusters of level 1".
         names: of the concepts, None for clusters.
         pool, distinct, subset: (k,) rows; ``distinct`` counts a copied row once.
+        there: (k,) rows that the subset could be drawn from: those of the pool that preparation kept.
         randoms: (r, k) rows.
         unlabelled: rows without a concept in the pool and in the subset.
     """
@@ -56,23 +59,26 @@ class Comparison:
     pool: Int[np.ndarray, "k"]
     subset: Int[np.ndarray, "k"]
     distinct: Int[np.ndarray, "k"]
+    there: Int[np.ndarray, "k"]
     randoms: Int[np.ndarray, "r k"]
     unlabelled: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
-        self.measurable = len(self.pool) > 1 and self.subset.sum() > 0 and bool((self.randoms.sum(1) > 0).all())
+        counted = self.randoms[self.randoms.sum(1) > 0]
+        self.measurable = len(self.pool) > 1 and self.subset.sum() > 0 and 2 * len(counted) > len(self.randoms)
         if self.measurable:
             self.ours, self.whole = balance_row(self.subset, self.pool), balance_row(self.pool, self.pool)
-            self.random_rows = [balance_row(counts, self.pool) for counts in self.randoms]
+            self.random_rows = [balance_row(counts, self.pool) for counts in counted]
 
     @property
     def k(self) -> int:
         return len(self.pool)
 
     def random(self, key: str) -> tuple[float, float, float]:
-        """Mean, lowest and highest of a measure over the random subsets."""
+        """Mean of a measure over the random subsets, and the range of 95 % of them."""
         values = np.array([row[key] for row in self.random_rows])
-        return float(values.mean()), float(values.min()), float(values.max())
+        low, high = np.percentile(values, RANGE)
+        return float(values.mean()), float(low), float(high)
 
     def against_random(self, key: str, better: str) -> str:
         _mean, low, high = self.random(key)
@@ -107,32 +113,49 @@ class Comparison:
         return found
 
 
-def compare_labels(labels: Labels, rows: Int[np.ndarray, "m"], randoms: list[np.ndarray]) -> Comparison:
-    """Over labels of the tree's rows; rows without a label are left out and counted.
+def random_counts(
+    pool: Int[np.ndarray, "k"], size: int, copies: int = 1, seed: int = 0, beside: int = 0
+) -> Int[np.ndarray, "r k"]:
+    """Rows of every concept in random subsets of ``size`` rows: only how many of each are drawn, not which.
 
     Args:
-        labels: of the tree's n rows.
-        rows: of the subset, repeated where copied.
-        randoms: rows of random subsets.
+        copies: how often a row may be drawn.
+        beside: rows of the pool without a concept, which are drawn as well and not counted.
+    """
+    draws = int(np.clip(MOST_CELLS // len(pool), LEAST_DRAWS, DRAWS))
+    rng = np.random.default_rng([seed, 9])
+    counts = np.append(pool, beside).astype(np.int64) * copies
+    if counts.sum() < LARGEST_POOL:
+        return rng.multivariate_hypergeometric(counts, size, draws)[:, :-1]
+    return rng.multinomial(size, counts / counts.sum(), draws)[:, :-1]
+
+
+def compare_labels(
+    labels: Labels, rows: Int[np.ndarray, "m"], there: Int[np.ndarray, "n"], copies: int = 1, seed: int = 0
+) -> Comparison:
+    """Over labels of the pool, of which random subsets are drawn; rows without a label are left out and counted.
+
+    Args:
+        labels: of all pool rows.
+        rows: pool rows of the subset, repeated where copied.
+        there: pool rows that it could be drawn from.
+        copies: how often a row may be drawn.
     """
 
     def count(codes: np.ndarray) -> np.ndarray:
         return np.bincount(codes[codes >= 0], minlength=len(labels.names))
 
     codes = labels.codes
-    return Comparison(
-        "labels",
-        labels.names,
-        count(codes),
-        count(codes[rows]),
-        count(codes[np.unique(rows)]),
-        np.stack([count(codes[random]) for random in randoms]),
-        (int((codes < 0).sum()), int((codes[rows] < 0).sum())),
-    )
+    pool, unlabelled = count(codes), int((codes < 0).sum())
+    drawn = random_counts(pool, len(rows), copies, seed, unlabelled)
+    of_subset = int((codes[rows] < 0).sum())
+    distinct = count(codes[np.unique(rows)])
+    unknown = (unlabelled, of_subset)
+    return Comparison("labels", labels.names, pool, count(codes[rows]), distinct, count(codes[there]), drawn, unknown)
 
 
 def compare_clusters(
-    tree: ClusterTree, level: int, rows: Int[np.ndarray, "m"], randoms: list[np.ndarray]
+    tree: ClusterTree, level: int, rows: Int[np.ndarray, "m"], copies: int = 1, seed: int = 0
 ) -> Comparison:
     """Over the clusters of one level that have rows."""
     pool = tree.row_counts(level)
@@ -142,9 +165,9 @@ def compare_clusters(
         clusters = tree.ancestors(np.asarray(tree.levels[0].assignment)[chosen], 0, level)
         return np.bincount(clusters, minlength=len(pool))[there]
 
-    drawn = np.stack([count(random) for random in randoms])
+    drawn = random_counts(pool[there], len(rows), copies, seed)
     name = f"clusters of level {level + 1}"
-    return Comparison(name, None, pool[there], count(rows), count(np.unique(rows)), drawn)
+    return Comparison(name, None, pool[there], count(rows), count(np.unique(rows)), pool[there], drawn)
 
 
 @dataclass
@@ -275,7 +298,8 @@ def share_rows(found: Comparison, most: int = 1_500) -> list[dict[str, Any]]:
             "random_share": drawn[i] / max(1.0, drawn.sum()),
             "subset": int(found.subset[i]),
             "subset_share": found.subset[i] / size,
-            "used_up": bool(found.distinct[i] == found.pool[i] > 0),
+            "left_out": int(found.pool[i] - found.there[i]),
+            "used_up": bool(found.distinct[i] == found.there[i] > 0),
         }
         for i in order
     ]
