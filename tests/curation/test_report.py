@@ -23,7 +23,15 @@ from curation.examples import thumbnail
 from curation.labels import read_labels
 from curation.report import Drawn, write_report
 from curation.soundness import Finding
-from curation.verdict import decimals_apart, notes, verdict_by_findings, verdict_by_labels
+from curation.verdict import (
+    DRAWS,
+    LEAST_DRAWS,
+    decimals_apart,
+    notes,
+    random_counts,
+    verdict_by_findings,
+    verdict_by_labels,
+)
 
 COUNTS = np.array([100, 50, 3, 1, 0, 7])
 
@@ -125,7 +133,8 @@ def test_the_verdict_follows_the_labels(curated):
     pool, tree, _subset = curated
     codes = np.array(pool["label"])
     by_size = np.argsort(np.bincount(codes)[codes], kind="stable")  # rows of rare concepts first
-    tone, sentence, _notes = judge(tree, Subset.from_rows(by_size[:60], tree), codes)
+    taken = np.concatenate([np.flatnonzero(codes == concept)[:12] for concept in range(N_CONCEPTS)])
+    tone, sentence, _notes = judge(tree, Subset.from_rows(np.sort(taken), tree), codes)
     assert (tone, sentence[:45]) == ("ok", "Better than random rows on your labels (KL 0.")
     tone, sentence, _notes = judge(tree, Subset.from_rows(by_size[-60:], tree), codes)
     assert (tone, sentence[:42]) == ("bad", "Worse than random rows on your labels (KL ")
@@ -134,7 +143,6 @@ def test_the_verdict_follows_the_labels(curated):
         patch.setitem(tree.settings, "upper_levels", "communities")
         _tone, sentence, _notes = judge(tree, Subset.from_rows(by_size[-60:], tree), codes)
     assert sentence.endswith("may not tell these concepts apart.")
-    # the first of the ten subsets that make up the range: within it by construction
     inside = Subset.from_rows(tree.sample(60, method="random", seed=0), tree, method="random")
     tone, sentence, _notes = judge(tree, inside, codes)
     assert (tone, sentence[:45]) == ("warn", "No better than random rows on your labels (KL")
@@ -155,6 +163,29 @@ def test_without_labels_the_verdict_is_the_worst_finding(page):
     text = page(findings=[fine, bad])
     assert '<p class="verdict bad"><small>bad</small>One cluster <holds> 94% of the rows. Take fewer levels.' in text
     assert "No labels were given" in text
+
+
+def test_few_random_subsets_are_called_better_or_worse(curated):
+    """Of ten draws the extremes would call 18 % of them so, and one odd draw hide every gain."""
+    pool, tree, _subset = curated
+    codes = np.array(pool["label"])
+    drawn = [Subset.from_rows(tree.sample(60, method="random", seed=seed), tree) for seed in range(100, 140)]
+    outside = sum(judge(tree, subset, codes)[0] != "warn" for subset in drawn)
+    assert 1 <= outside <= 6
+
+
+def test_random_counts_are_those_of_random_rows():
+    pool, size = np.array([40, 8, 2]), 20
+    found = random_counts(pool, size, copies=2, seed=1, beside=10)
+    assert found.shape == (DRAWS, 3)
+    assert (found <= 2 * pool).all()
+    assert found.sum(1).max() <= size
+    np.testing.assert_allclose(found.mean(0), size * pool / 60, rtol=0.1)
+    rng = np.random.default_rng(0)
+    codes = np.repeat(np.arange(4), [80, 16, 4, 20])
+    drawn = np.stack([np.bincount(rng.choice(codes, size, replace=False), minlength=4) for _ in range(2000)])
+    np.testing.assert_allclose(found.std(0), drawn.std(0)[:3], rtol=0.1)
+    assert len(random_counts(np.full(100_000, 3), size)) == LEAST_DRAWS
 
 
 def test_rows_without_a_label_are_left_out_and_counted(curated):

@@ -55,6 +55,23 @@ def test_what_cannot_be_compared_is_one_line(folders: Path, tmp_path: Path, name
     assert not list(tmp_path.iterdir())
 
 
+def test_a_baseline_has_no_checks_and_no_clusters_of_a_tree(folders: Path, tmp_path: Path):
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(400, 6)).astype(np.float32)
+    tree = HierarchicalKMeans([40, 8], progress=False).fit(x)
+    own = Subset.from_rows(tree.sample(60), tree, method="balanced")
+    findings = [check_subset(tree, subset, x) for subset in (own, Subset.load(folders / "hand_made"))]
+    assert len(findings[0]) > len(findings[1]) == 3
+    assert not any("level 1" in finding.sentence or "seed" in finding.sentence for finding in findings[1])
+    both = [Candidate("own", tree, own), Candidate("hand", tree, Subset.load(folders / "hand_made"))]
+    verdict = write_comparison(both, tmp_path / "c.html", findings=findings)
+    assert (verdict.tone, "than a baseline" in verdict.sentence) == ("none", True)
+    page = html.unescape((tmp_path / "c.html").read_text())
+    assert "<tr><td>clusters of level 2</td><td>8, largest" in page
+    assert "of one row</td><td>-</td></tr>" in page
+    assert "adjusted Rand" not in page
+
+
 def test_trees_of_different_pools_are_refused(folders: Path, tmp_path: Path):
     one, other = open_candidates([folders / name for name in ("tree_a", "tree_b", "subset_a", "subset_b")])
     one.tree.settings["pool_fingerprint"], other.tree.settings["pool_fingerprint"] = "x", "y"
