@@ -2,6 +2,7 @@
 
 import shlex
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -206,4 +207,5 @@ def _commands(
     cluster = f"curate cluster {where} -o tree/ --metric {metric} --levels "
     cluster += levels if isinstance(levels, str) else ",".join(map(str, levels)) + " --resamples 10"
     cluster += rows + (" --drop-bad-rows" if bad else "")
-    return [*lines, cluster, f"curate sample tree/ -o subset/ --size {size}"]
+    beside = "" if Path(name) == Path("embeddings") else f" --embeddings {where}"  # else found beside the tree
+    return [*lines, cluster, f"curate sample tree/ -o subset/ --size {size}{beside}"]

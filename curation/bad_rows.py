@@ -81,7 +81,8 @@ class KeptRows(Embeddings):
         self.shards, self.offsets = source.shards, source.offsets
         self.n_rows, self.dim, self.dtype = len(kept), source.dim, source.dtype
         self.shape = (self.n_rows, self.dim)
-        self.metadata, self.row_ids = source.metadata, ids
+        of_pool = {} if source.row_ids is not None else {"pool_rows": source.n_rows}  # without ids they are all of it
+        self.metadata, self.row_ids = {**source.metadata, **of_pool}, ids
         # how many rows were dropped before the i-th dropped one, seen from the kept rows
         self._before = dropped - np.arange(len(dropped))
 

@@ -199,7 +199,10 @@ def _warn(findings: list[Any]) -> None:
 def _embeddings_of(tree: Any, folder: Path, given: Path | None) -> Any:
     from curation.soundness import find_embeddings, rows_of_tree
 
-    return find_embeddings(tree, folder) if given is None else rows_of_tree(tree, given)
+    found = find_embeddings(tree, folder) if given is None else rows_of_tree(tree, given)
+    if found is None:
+        _say(f"note: the rows of {folder} were not checked, for want of its embeddings; --embeddings FILE names them")
+    return found
 
 
 @app.command(epilog="Example:  curate embed images/ -o embeddings/ --embedder timm:vit_small_patch14_dinov2")
@@ -222,6 +225,7 @@ def embed(
     json: Json = False,
 ) -> None:
     """Embed the images or texts of a pool into shards. Resumes after a kill; unreadable rows are skipped and listed."""
+    from curation.pipeline import skipped_lines
     from curation.pool import open_pool
     from curation.text_embedders import embed_any, has_text_only
 
@@ -231,10 +235,8 @@ def embed(
         found, chosen, output, image_size, batch_size, device, say=_say, dtype=dtype, overwrite=overwrite, **for_images
     )
     _say(f"{result.n_rows:,} embeddings in {output}")
-    for row, reason in list(result.skipped.items())[:5]:
-        _say(f"skipped row {row}: {reason}")
-    if len(result.skipped) > 5:
-        _say(f"... and {len(result.skipped) - 5:,} more; all are in {output}/embeddings.json")
+    for line in skipped_lines(found, result.skipped, output):
+        _say(line)
     if json:
         _print_json({"embeddings": output, "rows": result.n_rows, "skipped": result.skipped})
 

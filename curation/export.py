@@ -82,9 +82,11 @@ def export_subset(
         raise CurationError(f"-o {output} says another format than {kind}; give --format {said}, or another -o")
     if rows_per_shard < 1:
         raise CurationError(f"{rows_per_shard} rows per shard must be at least 1")
-    made_for = subset.metadata.get("pool_fingerprint")
-    if (made_for is not None and made_for != pool_fingerprint(pool)) or subset.ids.max(initial=-1) >= len(pool):
-        raise CurationError("the subset was drawn from another pool; give its own, with the same --column")
+    made_for, of = subset.metadata.get("pool_fingerprint"), subset.metadata.get("pool_rows", len(pool))
+    if made_for not in (None, pool_fingerprint(pool)) or len(pool) != of or subset.ids.max(initial=-1) >= len(pool):
+        raise CurationError(
+            "the subset was drawn from another pool; give its own, with the --column that its embeddings were made of"
+        )
     rows = subset.rows()
     note = beside(output, f".{output.name}.export.json")
     made_of = {**subset.metadata, "ids": subset.ids.tolist(), "copies": subset.copies.tolist()}

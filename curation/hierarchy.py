@@ -269,7 +269,7 @@ class HierarchicalKMeans:
             shard = ArrayShard(centroids, "") if mapped else TensorShard(torch.from_numpy(np.array(centroids)))
             shard.name = f"level {number + 1}"
             points = Embeddings([shard])
-        for key in ("pool_fingerprint", "embedder"):
+        for key in ("pool_fingerprint", "embedder", "pool_rows", "near_copies_out"):
             if key in source.metadata:
                 settings[key] = source.metadata[key]
         settings["embedded_by"] = embedder_of(source.metadata)
@@ -390,7 +390,8 @@ class HierarchicalKMeans:
         """k-means from scratch on one set of points; every (level, step) has random numbers of its own."""
         number, step = place
         plan = self.plans[number]
-        title = f"level {number + 1} of {len(self.plans)}, k={plan.k}"
+        of = f" of {len(self.plans)}" if len(self.plans) > 1 else ""  # the default tree makes the upper ones otherwise
+        title = f"level {number + 1}{of}, k={plan.k}"
         title += f", resampling {step} of {plan.n_resamples}" if step else ""
         where = {"level": number, "step": step}
         pieces = checkpoint.pieces(number, step)

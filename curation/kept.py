@@ -6,6 +6,7 @@ or -1, their cosine or NaN), ``dropped.html`` (samples of what was dropped, next
 """
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,8 @@ def read_report(folder: Path) -> dict[str, Any]:
 def kept_rows(embeddings: Any, kept: Kept | str | Path) -> Embeddings:
     """Embeddings of the kept rows alone, without a copy; their ``row_ids`` are pool rows.
 
+    ``metadata["near_copies_out"]`` says whether rows that repeat others by their embedding were left out.
+
     Raises:
         CurationError: no kept row has an embedding, or the kept rows are of other embeddings or of another pool.
     """
@@ -139,7 +142,9 @@ def kept_rows(embeddings: Any, kept: Kept | str | Path) -> Embeddings:
     dropped = np.flatnonzero(~np.isin(rows, found.rows))
     if len(dropped) == len(rows):
         raise CurationError("none of the kept rows has an embedding; were they chosen from this pool?")
-    return KeptRows(x, dropped) if len(dropped) else x
+    kept_of = KeptRows(x, dropped) if len(dropped) else copy(x)
+    kept_of.metadata = {**kept_of.metadata, "near_copies_out": "near" in found.report}
+    return kept_of
 
 
 def require_one_pool(kept: Kept, pool: Any, x: Embeddings | None) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Int
 
 from curation import kmeans
 from curation.card import save_with_card
@@ -18,8 +19,8 @@ from curation.export import row_names
 from curation.filters.text import TextJunk
 from curation.first_look import write_first_look
 from curation.hierarchy import HierarchicalKMeans
-from curation.kept import kept_rows
-from curation.labels import read_labels
+from curation.kept import Kept, kept_rows
+from curation.labels import Labels, read_labels
 from curation.pool import open_pool
 from curation.prepare import Preparation, prepare_folder
 from curation.report import PAGE, write_report
@@ -38,6 +39,7 @@ from foundation.paths import regular_file
 from foundation.settings import LARGEST_SEED, Range, require_number
 
 DEFAULT_PREPARATION = Preparation()
+LEAST_OF_LABEL, LABELS_TOLD = 10, 5  # rows of a label, and labels, of which preparation is told to leave out most
 TEXT_PREPARATION = Preparation(by=("exact", "text"), junk=None, text_junk=TextJunk())
 
 
@@ -263,6 +265,35 @@ def sample_folder(
     return subset, False
 
 
+def skipped_lines(pool: Any, skipped: dict[int, str], folder: Path, most: int = 5) -> list[str]:
+    """What to tell of rows that have no embedding: the first of them by row, file and reason."""
+    first = list(skipped.items())[:most]
+    names = row_names(pool, np.array([row for row, _reason in first])) if first else {}
+    places = next(iter(names.values()), [""] * len(first))
+    lines = [
+        f"skipped row {row}{f' ({place})' if place and place not in reason else ''}: {reason}"
+        for (row, reason), place in zip(first, places, strict=True)
+    ]
+    more = len(skipped) - len(first)
+    return [*lines, f"... and {more:,} more; all are in {folder}/embeddings.json"] if more else lines
+
+
+def lost_labels(labels: Labels, row_ids: Int[np.ndarray, "n"] | None, kept: Kept) -> list[str]:
+    """A line for each label of which preparation left out more than half: are these copies, or one kind of thing?"""
+    known = np.arange(len(labels.codes)) if row_ids is None else np.asarray(row_ids)
+    before, gone = (
+        np.bincount(codes[codes >= 0], minlength=len(labels.names))
+        for codes in (labels.codes[known], labels.codes[kept.dropped])
+    )
+    lost = np.flatnonzero((2 * gone > before) & (before >= LEAST_OF_LABEL))
+    lines = [
+        f"{gone[i]:,} of the {before[i]:,} rows of {labels.names[i]!r} are left out: are they copies of each other?"
+        for i in lost[:LABELS_TOLD]
+    ]
+    more = len(lost) - len(lines)
+    return [*lines, f"... and of {more:,} more labels"] if more else lines
+
+
 def run_pipeline(
     source: Any,
     folder: str | Path,
@@ -330,7 +361,11 @@ def run_pipeline(
         there = folder / "embeddings"
         done = (there / "embeddings.json").exists() and load_json(there / "embeddings.json").get("complete", False)
         clock.begin("embed", f"{len(pool):,} rows with {embedder}")
-        embed_any(pool, embedder, there, image_size, batch_size, device, progress, seed, say=say, overwrite=overwrite)
+        embedded = embed_any(
+            pool, embedder, there, image_size, batch_size, device, progress, seed, say=say, overwrite=overwrite
+        )
+        for line in skipped_lines(pool, embedded.skipped, there):
+            say(line)
         skipped += ["embeddings"] if done else []
         x = open_embeddings(there)
         preparation = None
@@ -339,10 +374,13 @@ def run_pipeline(
             wanted = replace(prepare, metric=metric_for(metric, x.dim))
             place = folder / "prepared"
             kept, found = prepare_folder(pool, x, place, wanted, commands=commands or (), progress=progress)
-            x, preparation = kept_rows(x, kept), kept.report
+            preparation = kept.report
             skipped += ["prepared"] if found else []
-            for line in (kept.line(), *kept.report["notes"]):
+            lost = [] if labels is None else lost_labels(read_labels(labels, pool), x.row_ids, kept)
+            look = [f"open {place}/dropped.html to see what was left out"] * (len(kept.dropped) > 0)
+            for line in (kept.line(), *kept.report["notes"], *lost, *look):
                 say(f"prepared: {line}")
+            x = kept_rows(x, kept)
             if size > x.n_rows * max_copies:
                 raise CurationError(
                     f"size {size} is more than the {x.n_rows * max_copies} rows that preparation leaves of {len(pool)} "
@@ -370,7 +408,9 @@ def run_pipeline(
         findings = check_subset(tree, subset, x, seed) if check else []
         left_out = None
         if preparation is not None:
-            left_out = {**preparation["dropped"], "see": "prepared/dropped.html"} if preparation["dropped"] else None
+            unreadable = {"unreadable": len(embedded.skipped)} if embedded.skipped else {}
+            counts = {**preparation["dropped"], **unreadable}
+            left_out = {**counts, "see": "prepared/dropped.html"} if counts else None
         clock.begin("report")
         verdict = write_report(
             tree,

@@ -32,6 +32,7 @@ from foundation.locks import locked_folder
 
 BY = ("exact", "perceptual", "embedding", "text")
 GROUPS_SHOWN = 20
+MANY = 0.2  # share of the rows that is left out from which on somebody should look
 
 
 @dataclass(frozen=True)
@@ -301,7 +302,7 @@ def _finished(ledger: _Ledger, wanted: Preparation, report: dict[str, Any], note
             "(curate run --no-prepare)"
         )
     share = 1 - len(ledger.left) / len(ledger.rows)
-    if share > 0.5:
+    if share > MANY:
         notes.append(f"{share:.0%} of the rows are left out: look at dropped.html before you trust it")
     gone = ~ledger.there
     repeats = ledger.resolved()[gone]
@@ -441,6 +442,8 @@ def keep_in_folder(
             pool, embeddings, wanted, asked, others, work=work, workers=workers, progress=shown, group=group
         )
         kept.report["inputs"] = key
+        if before is not None and "near" in before.report:  # near-duplicates that are out stay out
+            kept.report.setdefault("near", before.report["near"])
         if not dry_run and group.first:
             save_kept(kept, folder, pool, commands)
         group.barrier()

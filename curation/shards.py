@@ -244,7 +244,7 @@ def only_list_column(schema: Any, name: str) -> str:
     ]
     if len(names) != 1:
         found = ", ".join(names) or "none"
-        raise CurationError(f"{name} needs one column of float lists, found {found}; name it with column=")
+        raise CurationError(f"{name} needs one column of float lists, found {found}; name it with --column (column=)")
     return names[0]
 
 

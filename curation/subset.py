@@ -62,7 +62,7 @@ class Subset:
             "level_clusters": [len(x.centroids) for x in tree.levels],
             **metadata,
         }
-        for key in ("pool_fingerprint", "embeddings_fingerprint", "upper_levels"):
+        for key in ("pool_fingerprint", "pool_rows", "embeddings_fingerprint", "upper_levels"):
             if key in tree.settings:
                 metadata.setdefault(key, tree.settings[key])
         pool_ids = ids if tree.row_ids is None else np.asarray(tree.row_ids)[ids]
@@ -119,6 +119,7 @@ class _Info:
     checksum: str
     tree_checksum: str | None = None
     pool_fingerprint: str | None = None
+    pool_rows: Count | None = None
     level_clusters: list[Count] | None = None  # of each level of the tree
 
 

@@ -67,7 +67,10 @@ def resolve_embedder(name: str, pool: Any) -> str:
     if is_lexical(name) and fitted_folder(name) is None:
         lexical_dimensions(name)
     if of_text and not text:
-        raise CurationError(f"embedder {name!r} is one of text, and the pool has {', '.join(pool.column_names)}")
+        columns = ", ".join(pool.column_names)
+        raise CurationError(
+            f"embedder {name!r} is one of text, and the pool has {columns}; --column names that of text"
+        )
     if not text:
         parse_embedder(name)
     return name

@@ -15,12 +15,12 @@ from curation.balance import effective_number, gini, normalised_entropy
 from curation.embeddings import Embeddings, check_row_ids, embedder_of, open_embeddings, require_one_embedder
 from curation.kmeans.assignment import rows_per_read
 from curation.kmeans.two_step import Centroids
-from curation.pool import require_own_pool
+from curation.pool import OWN_POOL, require_own_pool
 from curation.sampling import balanced_targets, fractional_targets, take_from_clusters
 from foundation.errors import CurationError
 from foundation.files import check_files, digest_json, load_array, load_json, require_free_space, save_array, save_json
 from foundation.paths import inside
-from foundation.settings import LARGEST_SEED, Choices, Range, require_number, short
+from foundation.settings import LARGEST_SEED, Choices, Count, Range, require_number, short
 
 FORMAT_VERSION = 1
 METHODS = ("balanced", "flat", "random")
@@ -170,6 +170,9 @@ class ClusterTree:
     def check_pool(self, pool: Any) -> None:
         """Refuse a pool that this tree was not made of, see `curation.pool.require_own_pool`."""
         require_own_pool(pool, self.n_rows, self.row_ids, self.settings.get("pool_fingerprint"), "the tree")
+        of = self.settings.get("pool_rows", len(pool))
+        if len(pool) != of:
+            raise CurationError(f"the pool has {len(pool):,} rows but the tree came from one of {of:,}; {OWN_POOL}")
 
     def sample(
         self, size: int, strategy: str = "random", max_copies: int = 1, seed: int = 0, method: str = "balanced"
@@ -380,6 +383,8 @@ class _Settings:
     embeddings_fingerprint: str | None = None
     embeddings_digest: str | None = None
     pool_fingerprint: str | None = None
+    pool_rows: Count | None = None
+    near_copies_out: bool | None = None
     embedded_by: dict[str, Any] | None = None
 
 

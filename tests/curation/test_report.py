@@ -171,7 +171,7 @@ def test_few_random_subsets_are_called_better_or_worse(curated):
     codes = np.array(pool["label"])
     drawn = [Subset.from_rows(tree.sample(60, method="random", seed=seed), tree) for seed in range(100, 140)]
     outside = sum(judge(tree, subset, codes)[0] != "warn" for subset in drawn)
-    assert 1 <= outside <= 6
+    assert outside <= 5
 
 
 def test_random_counts_are_those_of_random_rows():
