@@ -167,6 +167,7 @@ def _with_columns(metadata: dict[bytes, bytes] | None, added: dict[str, np.ndarr
 
 
 def _write_jsonl(pool: Any, rows: Int[np.ndarray, "n"], output: Path, bar: Any) -> None:
+    """Columns of the pool, with ``id``, the pool row, where it has no column of that name."""
     from datasets import Image
 
     binary = [name for name, feature in pool.features.items() if isinstance(feature, Image)]
@@ -174,8 +175,8 @@ def _write_jsonl(pool: Any, rows: Int[np.ndarray, "n"], output: Path, bar: Any) 
         raise CurationError(f"column {binary[0]!r} holds images, which JSONL cannot; use parquet, webdataset or folder")
     with whole_file(output) as temporary, open(temporary, "w", encoding="utf-8") as stream:
         for block in _blocks(rows):
-            for row in _taken(pool, block).to_pylist():
-                stream.write(_as_json(row) + "\n")
+            for number, row in zip(block.tolist(), _taken(pool, block).to_pylist(), strict=True):
+                stream.write(_as_json({"id": number, **row}) + "\n")
             bar.update(len(block))
 
 

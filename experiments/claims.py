@@ -68,15 +68,22 @@ def main_claims(folder: Path, page: Path) -> str:
     Raises:
         CurationError: a claim cannot be judged.
     """
-    header = ["data", "what was tested", "effect, 95 % interval", "power", "verdict"]
+    header = ["data", "what was tested", "baseline", "effect, 95 % interval", "power", "verdict"]
     here = Path(os.path.relpath(folder, page.parent))
     rows = []
     for line in read_claims(folder, "main"):
         _, _, effect, _, strength, verdict = claim_cells(line, folder)
-        rows.append(
-            [f"[{line['section']}]({os.path.normpath(here / line['link'])})", line["claim"], effect, strength, verdict]
-        )
+        link = f"[{line['section']}]({os.path.normpath(here / line['link'])})"
+        rows.append([link, line["claim"], _baseline(line, folder), effect, strength, verdict])
     return markdown_table(header, rows)
+
+
+def _baseline(line: dict[str, Any], folder: Path) -> str:
+    """Mean of what a claim compares with, random rows if it names nothing else; "-" where the values are not kept."""
+    if "values" not in line:
+        return "-"
+    rows, base = read_values(folder / line["values"])[0], line.get("base", BASE_ARM)
+    return f"{np.mean([row.value for row in rows if (row.arm, row.metric) == (base, line['metric'])]):.3f}"
 
 
 def between_marks(page: Path, made: str) -> str:

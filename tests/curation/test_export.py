@@ -110,9 +110,9 @@ def test_text_leaves_as_jsonl_and_datasets_with_all_its_columns(tmp_path: Path):
     subset = drawn(pool, [0, 5, 5])
     export_subset(pool, subset, tmp_path / "out.jsonl", "jsonl", progress=False)
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert lines == [texts[0], texts[5], texts[5]]
+    assert lines == [{"id": row, **texts[row]} for row in (0, 5, 5)]
     export_subset(pool, subset, tmp_path / "saved", "datasets", progress=False)
-    assert load_from_disk(tmp_path / "saved").to_list() == lines
+    assert load_from_disk(tmp_path / "saved").to_list() == [texts[0], texts[5], texts[5]]
 
 
 def test_the_subset_has_the_files_of_its_rows_beside_their_ids(folder: Path, tmp_path: Path):

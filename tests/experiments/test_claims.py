@@ -78,7 +78,7 @@ def test_values_survive_the_file_and_a_missing_key_is_named(tmp_path: Path):
     (tmp_path / CLAIMS).write_text(f"claims: [{{{line}, better: lower}}]\nmain: [{{{line}, better: lower}}]")
     assert "### s\n\n" in all_claims(tmp_path)
     assert "| a | [b](c) | -0.200 [" in all_claims(tmp_path)
-    assert f"| [s]({tmp_path.name}/c) | a | -0.200 [" in main_claims(tmp_path, tmp_path.parent / PAGE)
+    assert f"| [s]({tmp_path.name}/c) | a | 0.000 | -0.200 [" in main_claims(tmp_path, tmp_path.parent / PAGE)
     (tmp_path / PAGE).write_text("nothing")
     with pytest.raises(CurationError, match=r"README\.md lacks the marks"):
         between_marks(tmp_path / PAGE, "")
@@ -103,5 +103,5 @@ def test_the_figure_shows_the_experiments_that_know_balance_and_true_labels(tmp_
         page.write_text(f"x\n{START}\n{END}\ny")
     main(tmp_path, tmp_path / "front.md")
     assert "| a | [b](c) | -0.100" in (tmp_path / PAGE).read_text()
-    assert "| [s](c) | a | -0.100" in (tmp_path / "front.md").read_text()
+    assert "| [s](c) | a | 0.000 | -0.100" in (tmp_path / "front.md").read_text()
     assert (tmp_path / FIGURE).read_bytes().startswith(b"\x89PNG")
