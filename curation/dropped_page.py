@@ -41,19 +41,23 @@ def dropped_page(
         f"<style>{STYLE}</style><h1>What preparation left out</h1><p>{html.escape(headline)}.</p>",
     ]
     parts += [f"<p><b>{html.escape(note)}</b></p>" for note in report["notes"]]
+    if examples.kind is None:
+        parts.append("<p>Give the pool (--pool) to see pictures or texts in place of numbers.</p>")
     for reason, number in report["dropped"].items():
         chosen = samples(reasons, similarity, reason)
-        parts.append(f"<h2>{html.escape(reason)}: {number:,} rows</h2>")
+        shown = f", {len(chosen)} of them shown" if len(chosen) < number else ""
+        parts.append(f"<h2>{html.escape(reason)}: {number:,} row{'s' * (number > 1)}{shown}</h2>")
         if repeats[chosen].max(initial=-1) >= 0:
-            parts.append("<p>Left what was left out, right what it repeats; the least similar first.</p>")
+            order = "; the least similar first" if np.isfinite(similarity[chosen]).any() else ""
+            parts.append(f"<p>Left what was left out, right what it repeats{order}.</p>")
         parts.append("<div class=pairs>")
         for position in chosen:
             other = int(repeats[position])
-            shown = _shown(examples, int(dropped[position])) + (_shown(examples, other) if other >= 0 else "")
+            pair = _shown(examples, int(dropped[position])) + (_shown(examples, other) if other >= 0 else "")
             caption = f"row {dropped[position]}" + (f" repeats {other}" if other >= 0 else "")
             if np.isfinite(similarity[position]):
                 caption += f", cosine {similarity[position]:.3f}"
-            parts.append(f"<figure>{shown}<figcaption>{caption}</figcaption></figure>")
+            parts.append(f"<figure>{pair}<figcaption>{caption}</figcaption></figure>")
         parts.append("</div>")
     return "\n".join(parts) + "</html>\n"
 

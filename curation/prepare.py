@@ -179,7 +179,7 @@ def find_kept(
     elif hashes is not None and "perceptual" in wanted.by:
         _hashed(wanted, ledger, hashes)
     if "embedding" in wanted.by and x is None:
-        notes.append("no embeddings were given, so none were compared")
+        notes.append("no embeddings were given, so none were compared, and none confirm what pictures' hashes say")
     return _finished(ledger, wanted, report, notes, time.monotonic() - started)
 
 
