@@ -14,11 +14,16 @@ from PIL import Image as Pillow
 from curation import ClusterTree, HierarchicalKMeans, Subset, open_embeddings
 from curation.baselines import CLUSTERED
 from curation.cli import main
+from curation.export import export_subset
 from curation.filters.junk import JunkFilter, measure
 from curation.filters.text import TextJunk
-from curation.kept import kept_rows, load_kept, save_kept
+from curation.kept import Kept, kept_rows, load_kept, save_kept
+from curation.labels import Labels
 from curation.near_duplicates import NearRule
-from curation.prepare import Preparation, find_kept, prepare_folder
+from curation.pipeline import lost_labels, skipped_lines
+from curation.pool import open_pool
+from curation.prepare import Preparation, find_kept, keep_in_folder, prepare_folder
+from curation.soundness import check_subset
 from experiments.web_images.faults import junk
 from foundation.errors import CurationError
 
@@ -144,6 +149,46 @@ def test_the_kept_rows_of_other_embeddings_are_refused(tmp_path: Path):
     np.save(tmp_path / "row_ids.npy", np.arange(7))
     with pytest.raises(CurationError, match=r"not what report\.json describes"):
         kept_rows(x, tmp_path)
+
+
+def test_a_tree_of_kept_rows_knows_its_pool_and_that_near_copies_are_out(tmp_path: Path):
+    """Small concepts look like near-copies: who has removed these must not be told to remove them again."""
+    x = RNG.normal(size=(600, 8)).astype(np.float32)
+    x[300:] = x[:300]
+    kept = find_kept(None, x, Preparation(), progress=False)
+    rows = kept_rows(x, kept)
+    tree = HierarchicalKMeans([30, 6], progress=False).fit(rows)
+    assert (tree.settings["pool_rows"], tree.settings["near_copies_out"]) == (600, True)
+    for n, message in ((601, "the pool has 601 rows but the tree came from one of 600"), (599, "has 599 rows")):
+        with pytest.raises(CurationError, match=message):
+            tree.check_pool(Dataset.from_dict({"text": ["a"] * n}))
+    tree.check_pool(Dataset.from_dict({"text": ["a"] * 600}))
+    subset = Subset.from_rows(tree.sample(50), tree)
+    with pytest.raises(CurationError, match="drawn from another pool"):
+        export_subset(Dataset.from_dict({"text": ["a"] * 601}), subset, tmp_path / "out.jsonl", "jsonl", progress=False)
+    told = next(found for found in check_subset(tree, subset, rows) if "far nearer to one" in found.sentence)
+    assert told.severity == "ok"
+    clean = kept_rows(x[:300], find_kept(None, x[:300], Preparation(), progress=False))
+    assert clean.metadata["near_copies_out"]
+    save_kept(kept, tmp_path / "near")
+    again, _ = keep_in_folder(None, open_embeddings(x), tmp_path / "all", Preparation(by=()), rows=tmp_path / "near")
+    assert kept_rows(x, again).metadata["near_copies_out"]
+    assert not kept_rows(x, find_kept(None, x, Preparation(by=()), progress=False)).metadata["near_copies_out"]
+
+
+def test_what_cannot_be_read_and_labels_of_which_most_is_left_out_are_told(tmp_path: Path):
+    labels = Labels(np.repeat([0, 1, 2], [20, 40, 9]), ["stripes", "dots", "few"])
+    nothing = np.empty(0)
+    kept = Kept(nothing, np.append(np.arange(12), [60, 61, 62, 63, 64, 65]), nothing, nothing, nothing, {})
+    assert lost_labels(labels, None, kept) == [
+        "12 of the 20 rows of 'stripes' are left out: are they copies of each other?"
+    ]
+    for number in range(8):
+        (tmp_path / f"{number}.png").write_bytes(b"no picture")
+    pool = open_pool(tmp_path)
+    lines = skipped_lines(pool, dict.fromkeys(range(8), "truncated"), tmp_path)
+    assert lines[1] == f"skipped row 1 ({tmp_path}/1.png): truncated"
+    assert lines[-1] == f"... and 3 more; all are in {tmp_path}/embeddings.json"
 
 
 def test_two_choices_of_equally_many_rows_have_two_fingerprints():
