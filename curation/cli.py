@@ -820,6 +820,9 @@ def run(
     size: Annotated[int, number("Rows of the subset.", ge=1)],
     embedder: Embedder = "auto",
     weights: Weights = None,
+    embeddings: Annotated[
+        Path | None, typer.Option(help="Of the pool's rows, in their order, where you have them already.")
+    ] = None,
     column: Column = None,
     image_size: Annotated[int | None, PIXELS] = None,
     levels: Levels = "auto",
@@ -847,6 +850,7 @@ def run(
         output,
         size,
         _named(embedder, weights),
+        embeddings=embeddings,
         levels=_levels(levels),
         n_resamples=_one_or_each(resamples, "--resamples"),
         sample_sizes=_one_or_each(sample_sizes, "--sample-sizes"),

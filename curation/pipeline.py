@@ -21,7 +21,7 @@ from curation.first_look import write_first_look
 from curation.hierarchy import HierarchicalKMeans
 from curation.kept import Kept, kept_rows
 from curation.labels import Labels, read_labels
-from curation.pool import open_pool
+from curation.pool import open_pool, require_own_pool
 from curation.prepare import Preparation, prepare_folder
 from curation.report import PAGE, write_report
 from curation.sampling import STRATEGIES
@@ -298,8 +298,9 @@ def run_pipeline(
     source: Any,
     folder: str | Path,
     size: int,
-    embedder: str,
+    embedder: str = "auto",
     *,
+    embeddings: Any = None,
     levels: str | Sequence[Any] = AUTO,
     n_resamples: int | list[int] | None = None,
     sample_sizes: int | list[int] | None = None,
@@ -328,6 +329,7 @@ def run_pipeline(
             ``report.html``.
         size: rows of the subset.
         embedder: see `curation.text_embedders.embed_any`; "auto" chooses one for images or for text.
+        embeddings: of the pool's rows, in their order, where they are there already: see `open_embeddings`.
         levels, n_resamples, sample_sizes, metric, max_iterations: see `tree_fit`.
         labels: pool column with the true concepts, for the report alone.
         prepare: what is left out before clustering (of text, by the rules for text); None: nothing. Rows of tree
@@ -342,11 +344,18 @@ def run_pipeline(
     folder, clock = Path(folder), Clock(say)
     clock.begin("open")
     pool = open_pool(source)
-    embedder = resolve_embedder(embedder, pool)
+    x = None if embeddings is None else open_embeddings(embeddings)
+    if x is None:
+        embedder = resolve_embedder(embedder, pool)
+    elif embedder != "auto" or image_size is not None:
+        raise CurationError("an embedder or an image size means nothing where embeddings are given; leave it out")
+    else:
+        require_own_pool(pool, x.n_rows, x.row_ids, x.metadata.get("pool_fingerprint"), "the embeddings")
     if image_size is not None and has_text_only(pool):
         raise CurationError("an image size means nothing for text; leave --image-size out")
     if has_text_only(pool) and prepare is DEFAULT_PREPARATION:
-        prepare = TEXT_PREPARATION
+        # one's own embeddings may tell copies apart from small topics; those of sentences and n-grams do not
+        prepare = TEXT_PREPARATION if x is None else replace(TEXT_PREPARATION, by=("exact", "text", "embedding"))
     where = str(open_device(device))
     fit = tree_fit(
         levels, n_resamples, sample_sizes, metric, max_iterations, seed=seed, device=where, progress=progress
@@ -357,17 +366,18 @@ def run_pipeline(
     with locked_folder(folder):
         write_first_look(pool, folder / "pool.html", labels)
         say(f"open {folder}/pool.html in a browser: what the pool holds before curation")
-        skipped = []
-        there = folder / "embeddings"
-        done = (there / "embeddings.json").exists() and load_json(there / "embeddings.json").get("complete", False)
-        clock.begin("embed", f"{len(pool):,} rows with {embedder}")
-        embedded = embed_any(
-            pool, embedder, there, image_size, batch_size, device, progress, seed, say=say, overwrite=overwrite
-        )
-        for line in skipped_lines(pool, embedded.skipped, there):
-            say(line)
-        skipped += ["embeddings"] if done else []
-        x = open_embeddings(there)
+        skipped, unreadable = [], {}
+        if x is None:
+            there = folder / "embeddings"
+            done = (there / "embeddings.json").exists() and load_json(there / "embeddings.json").get("complete", False)
+            clock.begin("embed", f"{len(pool):,} rows with {embedder}")
+            unreadable = embed_any(
+                pool, embedder, there, image_size, batch_size, device, progress, seed, say=say, overwrite=overwrite
+            ).skipped
+            for line in skipped_lines(pool, unreadable, there):
+                say(line)
+            skipped += ["embeddings"] if done else []
+            x = open_embeddings(there)
         preparation = None
         if prepare is not None:
             clock.begin("prepare", "near-duplicates and junk")
@@ -408,8 +418,7 @@ def run_pipeline(
         findings = check_subset(tree, subset, x, seed) if check else []
         left_out = None
         if preparation is not None:
-            unreadable = {"unreadable": len(embedded.skipped)} if embedded.skipped else {}
-            counts = {**preparation["dropped"], **unreadable}
+            counts = preparation["dropped"] | ({"unreadable": len(unreadable)} if unreadable else {})
             left_out = {**counts, "see": "prepared/dropped.html"} if counts else None
         clock.begin("report")
         verdict = write_report(

@@ -1,11 +1,13 @@
 """The command line: what users type must work as documented, and their mistakes must cost one line, not a traceback."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -112,6 +114,33 @@ def test_run_does_not_replace_a_subset_unasked(images: Path, tmp_path: Path, cap
     code, _, err = curate(capsys, *command, 9)
     assert "not done again: embeddings, prepared, tree, subset" in err
     assert (code, (tmp_path / "report.html").exists()) == (0, True)
+
+
+def test_run_takes_the_embeddings_that_somebody_has(tmp_path: Path, capsys: pytest.CaptureFixture):
+    rng = np.random.default_rng(0)
+    concept = rng.choice(4, 500, p=[0.7, 0.15, 0.1, 0.05])
+    x = (2 * rng.normal(size=(4, 12))[concept] + rng.normal(size=(500, 12))).astype(np.float32)
+    x[480:] = x[:20]
+    x[7] = np.nan  # has none
+    np.save(tmp_path / "x.npy", x)
+    pq.write_table(pa.table({"url": [f"u{i}" for i in range(500)], "kind": concept}), tmp_path / "rows.parquet")
+    command = ["run", tmp_path / "rows.parquet", "--embeddings", tmp_path / "x.npy", "-o", tmp_path / "out"]
+    command += ["--size", 60, "--labels", "kind"]
+    code, _, err = curate(capsys, *command)
+    assert code == 0, err
+    left_out = re.search(r"left out: (\d+) embedding, 1 not finite or zero", err)
+    assert left_out is not None
+    assert int(left_out[1]) >= 19
+    assert "GOOD: Better than random rows" in err
+    assert not (tmp_path / "out/embeddings").exists()
+    assert 7 not in Subset.load(tmp_path / "out/subset").rows()
+    code, _, err = curate(capsys, *command)
+    assert (code, "not done again: prepared, tree, subset" in err) == (0, True)
+    code, _, err = curate(capsys, *command, "--embedder", "byte_histogram")
+    assert (code, "means nothing where embeddings are given" in err) == (2, True)
+    np.save(tmp_path / "x.npy", x[:499])
+    code, _, err = curate(capsys, *command)
+    assert (code, "the pool has 500 rows but the embeddings came from one of 499" in err) == (2, True)
 
 
 def test_plan_of_the_paper(capsys: pytest.CaptureFixture):
