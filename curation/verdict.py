@@ -24,8 +24,8 @@ MEASURES = [  # key, title, which is better, fewest decimals, shown in percent
     ("entropy", "normalised entropy", "higher", 3, False),
     ("gini", "Gini", "lower", 3, False),
     ("rare_covered", "rarest tenth of concepts covered", "higher", 0, True),
-    ("rare_kept", "their rows kept", "higher", 0, True),
-    ("concepts", "concepts with a row", "higher", 0, False),
+    ("rare_kept", "rows of the rarest tenth taken", "higher", 0, True),
+    ("concepts", "concepts in the subset", "higher", 0, False),
 ]
 TONES = {"ok": "good", "warn": "look closer", "bad": "bad", "none": "cannot be told"}
 
