@@ -13,7 +13,7 @@ from curation.soundness import Finding, by_communities
 from curation.subset import Subset
 from curation.tree import ClusterTree
 
-DRAWS, LEAST_DRAWS, MOST_CELLS = 1_000, 40, 2_000_000  # random subsets of the same size; of many concepts fewer
+DRAWS, LEAST_DRAWS, MOST_CELLS = 1_000, 10, 2_000_000  # random subsets of the same size; of many concepts fewer
 RANGE = (2.5, 97.5)  # percentiles of the draws that are "within the range"
 LARGEST_POOL = 10**9  # rows that numpy draws from without replacement
 EVEN = 0.05  # KL in nats below which a pool counts as even

@@ -114,7 +114,7 @@ def _check_variables() -> None:
 @cache  # a second time would wrap it twice
 def _slow_bars() -> None:
     """Let bars that go to a file, as the log of a job, speak every `BAR_SECONDS`: at ten times a second a day of
-    training leaves 100 MB. ``TQDM_MININTERVAL`` says otherwise."""
+    training leaves tens of MB. ``TQDM_MININTERVAL`` says otherwise."""
     from tqdm.std import tqdm
 
     if "TQDM_MININTERVAL" not in os.environ:
