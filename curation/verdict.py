@@ -119,8 +119,12 @@ def random_counts(
     """Rows of every concept in random subsets of ``size`` rows: only how many of each are drawn, not which.
 
     Args:
+        pool: (k,) rows of every concept in the pool.
         copies: how often a row may be drawn.
         beside: rows of the pool without a concept, which are drawn as well and not counted.
+
+    Returns:
+        (r, k) int64, r random subsets: `DRAWS`, fewer of many concepts.
     """
     draws = int(np.clip(MOST_CELLS // len(pool), LEAST_DRAWS, DRAWS))
     rng = np.random.default_rng([seed, 9])

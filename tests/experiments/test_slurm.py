@@ -205,3 +205,9 @@ def test_without_sbatch_the_error_says_so(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(shutil, "which", lambda _name: "/bin/true")
     with pytest.raises(CurationError, match=r"launch\.resources has no 'gpu'"):
         submit(build(config), config, "")
+
+
+def test_a_job_computes_on_the_cores_that_it_reserves():
+    given = [["launch.resources.cpus_per_task=16"], ["speed.threads=3"], []]
+    found = [compose(["experiment=simulated", "launch=slurm", *more])["speed"]["threads"] for more in given]
+    assert found == [16, 3, 8]
