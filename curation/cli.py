@@ -253,6 +253,9 @@ def dedup(
     ] = "",
     threshold: Annotated[float, number("Least cosine, after the mean of the pool is taken off.", gt=0, le=1)] = 0.95,
     ratio: Annotated[float, number("Greatest share of the distance to the 40th neighbour.", gt=0, le=1)] = 0.5,
+    largest_group: Annotated[
+        int, number("Rows up to which a group is taken for one row and its copies; of more, equal rows go.", ge=1)
+    ] = 4,
     max_bits: Annotated[int, number("Bits of 64 in which perceptual hashes may differ.", ge=0, le=16)] = 2,
     overlap: Annotated[float, number("Least Jaccard similarity of the word n-grams of texts.", gt=0, le=1)] = 0.7,
     held_out: Annotated[Path | None, typer.Option(help="Embeddings that no kept row may repeat: a test set.")] = None,
@@ -281,8 +284,9 @@ def dedup(
         raise CurationError(f"--by {by} needs the pool of the embeddings: give --pool")
     used = (*names, "--held-out") if held_out is not None else names
     near = dict.fromkeys(("threshold", "ratio", "metric"), ("embedding", "--held-out"))
-    refuse_unused(context, used, {**near, "max_bits": ["perceptual"], "overlap": ["text"]})
-    rule = NearRule(threshold=threshold, ratio=ratio)
+    other = {"largest_group": ("embedding",), "max_bits": ("perceptual",), "overlap": ("text",)}
+    refuse_unused(context, used, {**near, **other})
+    rule = NearRule(threshold=threshold, ratio=ratio, largest_group=largest_group)
     wanted = Preparation(names, rule, metric.value, max_bits, overlap=overlap, junk=None)
     with joined() as (group, _device):
         kept, there = keep_in_folder(

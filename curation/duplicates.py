@@ -1,4 +1,4 @@
-"""What near-duplicates are told by: stored bytes, and perceptual hashes; and the report of any search for them.
+"""What near-duplicates are told by: stored bytes, perceptual hashes and colours; and the report of any search for them.
 
 `curation.prepare` puts the rules together; for embeddings `curation.near_duplicates` has the one without a threshold to
 tune.
@@ -9,9 +9,13 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 
 from foundation.images import picture_file
+
+GRID = 4  # places along each side at which colours are compared
+GAIN = 0.75  # a copy may be so much darker, or its original
+PAIRS_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,30 @@ def perceptual_hash(picture: Any, hash_size: int = 8) -> UInt8[np.ndarray, "b"]:
     import imagehash
 
     return np.packbits(imagehash.phash(picture.convert("L"), hash_size=hash_size).hash.ravel())
+
+
+def colour_grid(picture: Any) -> UInt8[np.ndarray, "g g 3"]:
+    """Mean red, green and blue of each of `GRID` x `GRID` parts of an opaque picture."""
+    from PIL.Image import Resampling
+
+    return np.asarray(picture.convert("RGB").resize((GRID, GRID), Resampling.BOX))
+
+
+def same_colours(
+    grids: UInt8[np.ndarray, "n g g 3"], a: Int[np.ndarray, "p"], b: Int[np.ndarray, "p"], most: float
+) -> Bool[np.ndarray, "p"]:
+    """Pairs whose colours differ by at most ``most`` of 255 on average, when the one is made as bright as the other.
+
+    Perceptual hashes see shades of grey alone: drawings of one motif in other colours have one hash.
+    """
+    same = np.empty(len(a), bool)
+    for start in range(0, len(a), PAIRS_AT_ONCE):
+        part = slice(start, start + PAIRS_AT_ONCE)
+        one, two = (grids[rows[part]].reshape(len(rows[part]), -1).astype(np.float32) for rows in (a, b))
+        gain = (one * two).sum(1) / np.maximum((one * one).sum(1), 1)
+        gain = np.clip(gain, GAIN, 1 / GAIN)
+        same[part] = np.abs(one * gain[:, None] - two).mean(1) <= most
+    return same
 
 
 def similar_hashes(

@@ -1,4 +1,4 @@
-"""One pass over the pictures of a pool for all that preparation asks of them: bytes, perceptual hash, junk measures.
+"""One pass over the pictures of a pool for all that preparation asks of them: bytes, hash, colours, junk measures.
 
 The pictures are read by worker processes, and what is found is kept on disk block by block: a killed pass goes on.
 """
@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from curation.duplicates import can_hash, perceptual_hash, picture_bytes
+from curation.duplicates import GRID, can_hash, colour_grid, perceptual_hash, picture_bytes
 from curation.embed import worker_count
 from curation.filters.junk import MEASURES, measure
 from foundation.errors import CurationError
@@ -26,6 +26,7 @@ LOOK = np.dtype(
     [
         ("digest", "u1", (16,)),
         ("hash", "u1", (8,)),
+        ("colours", "u1", (GRID, GRID, 3)),
         ("readable", "?"),
         ("hashed", "?"),
         ("junk", "<f4", (len(MEASURES),)),
@@ -54,7 +55,7 @@ class _Pictures(torch.utils.data.Dataset):
             look["junk"] = measure(picture)
             look["readable"] = True
             if self.hashes:
-                look["hash"], look["hashed"] = perceptual_hash(picture), True
+                look["hash"], look["colours"], look["hashed"] = perceptual_hash(picture), colour_grid(picture), True
         except Exception:  # Pillow raises many types on broken files; the row is counted as unreadable
             pass
         return look

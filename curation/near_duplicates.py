@@ -2,7 +2,8 @@
 
 A fixed cosine threshold is not: in some embeddings every two rows have a cosine of 0.9, and chains of similar rows join
 what is not alike. Here the mean is taken off first; a pair must be close (cosine, after that) and also much closer than
-either row's own neighbourhood; and a dropped row is always close to the very row that is kept, never through others.
+either row's own neighbourhood; a dropped row is always close to the very row that is kept, never through others; and
+many rows that are close to one are kept, for nothing tells a rare concept from one row with its copies.
 """
 
 import math
@@ -13,7 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from curation.bad_rows import check_rows
@@ -45,12 +48,15 @@ class NearRule:
         neighbours: which neighbour sets that scale; rows that repeat more often than this are still found where they
             are all but equal.
         false_alarm: share of rows lost at most where rows lie at random and nothing is repeated.
+        largest_group: rows of a group, the kept one among them, up to which it is taken for one row and its copies. Of
+            more, only those go that are all but equal to another.
     """
 
     threshold: float = 0.95
     ratio: float = 0.5
     neighbours: int = 40
     false_alarm: float = 0.01
+    largest_group: int = 4
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
@@ -60,6 +66,8 @@ class NearRule:
                 f"ratio {self.ratio:g} must lie in (0, 1], false_alarm {self.false_alarm:g} in (0, 1), and neighbours "
                 f"{self.neighbours} be at least 2"
             )
+        if self.largest_group < 1:
+            raise CurationError(f"largest_group {self.largest_group} must be at least 1")
 
     def limit(self, dimension: float) -> float:
         """The share in use: in ``dimension`` dimensions, K ratio^dimension of the rows pass it by chance."""
@@ -73,7 +81,7 @@ class NearDuplicates(DuplicateReport):
     Attributes:
         similarity: (n - m,) float32 cosine of each dropped row and the one it repeats, after the mean is taken off.
         measured: what the rule saw: ``mean_cosine`` of two rows before the mean is taken off, intrinsic ``dimension``,
-            the ``ratio`` in use, rows ``searched`` at once.
+            the ``ratio`` in use, rows ``searched`` at once, rows ``alike`` that were kept since their group is large.
     """
 
     similarity: Float[np.ndarray, "r"] = field(default_factory=lambda: np.empty(0, np.float32))
@@ -226,7 +234,7 @@ def near_duplicates(
     rule: NearRule | None = None,
     metric: str = "cosine",
     pairs: tuple[Int[np.ndarray, "p"], Int[np.ndarray, "p"]] | None = None,
-    confirm: float = 0.8,
+    confirm: float = 0.7,
     progress: bool = True,
     group: Group | None = None,
     work: Path | None = None,
@@ -259,10 +267,10 @@ def near_duplicates(
     def search(number: int) -> tuple[np.ndarray, np.ndarray]:
         part = parts[number]
         mine = centred if len(parts) == 1 else _part_of(centred, part)
-        found, seen = _groups(mine, rule, progress and group.first)
-        # what is not dropped says nothing, and the dimension is of the whole part
+        found, alike, seen = _groups(mine, rule, progress and group.first)
+        # what is not dropped says nothing; the number of rows alike and the dimension are of the whole part
         moved = np.flatnonzero(found != np.arange(len(part)))
-        rows = np.concatenate([[number], part[moved]])
+        rows = np.concatenate([[alike], part[moved]])
         return rows, np.concatenate([[seen], part[found[moved]].astype(np.float64)])
 
     if group.size > 1:  # torchrun leaves OpenMP one thread, srun as many as the machine has
@@ -289,6 +297,7 @@ def near_duplicates(
         "dimension": round(float(np.median(dimensions)), 2),
         "ratio": round(ratio, 4),
         "searched": max(len(part) for part in parts),
+        "alike": int(rows[heads].sum()),
     }
     return NearDuplicates(np.flatnonzero(centre == np.arange(n)), dropped, centre[dropped], similarity, measured)
 
@@ -328,8 +337,8 @@ def _parts(source: Embeddings, metric: str, progress: bool, group: Group) -> lis
     return [np.sort(np.concatenate(piece)) for piece in pieces]
 
 
-def _groups(x: _Centred, rule: NearRule, progress: bool) -> tuple[Int[np.ndarray, "m"], float]:
-    """Centre of each row's group, and the median intrinsic dimension.
+def _groups(x: _Centred, rule: NearRule, progress: bool) -> tuple[Int[np.ndarray, "m"], int, float]:
+    """Centre of each row's group, rows that are kept since their group is large, and the median intrinsic dimension.
 
     A row whose neighbours all repeat it may repeat further ones: then the kept rows are compared once more, and a row
     that is not close to its last centre is kept after all.
@@ -337,9 +346,11 @@ def _groups(x: _Centred, rule: NearRule, progress: bool) -> tuple[Int[np.ndarray
     n = x.source.n_rows
     centre, left = np.arange(n), np.arange(n)
     dimension = 1e3
+    equal: list[tuple[np.ndarray, np.ndarray]] = []
     for number in range(4):
         mine = x if len(left) == n else _part_of(x, left)
-        a, b, full, seen = _close_pairs(mine, rule, f"near duplicates, pass {number + 1}" if progress else None)
+        a, b, same, full, seen = _close_pairs(mine, rule, f"near duplicates, pass {number + 1}" if progress else None)
+        equal.append((left[a[same]], left[b[same]]))
         dimension = seen if number == 0 else dimension
         found = left[star_groups(len(left), a, b)]
         step = np.arange(n)
@@ -352,13 +363,27 @@ def _groups(x: _Centred, rule: NearRule, progress: bool) -> tuple[Int[np.ndarray
         dropped = np.flatnonzero(centre != np.arange(n))
         far = dropped[x.cosines(dropped, centre[dropped]) < rule.threshold]
         centre[far] = far
-    return centre, dimension
+    first = _first_equal(centre, *(np.concatenate(rows) for rows in zip(*equal, strict=True)))
+    different = np.bincount(centre[first == np.arange(n)], minlength=n)  # rows of each group
+    large = (different > rule.largest_group)[centre]
+    return np.where(large, first, centre), int(np.maximum(different[np.unique(centre[large])] - 1, 0).sum()), dimension
+
+
+def _first_equal(
+    centre: Int[np.ndarray, "n"], a: Int[np.ndarray, "p"], b: Int[np.ndarray, "p"]
+) -> Int[np.ndarray, "n"]:
+    """Of each row the first of its group that it is all but equal to, by pairs of such rows."""
+    n, inside = len(centre), centre[a] == centre[b]
+    pairs = coo_array((np.ones(int(inside.sum()), bool), (a[inside], b[inside])), shape=(n, n))
+    _count, part = connected_components(pairs, directed=False)
+    return np.unique(part, return_index=True)[1][part]
 
 
 def _close_pairs(
     x: _Centred, rule: NearRule, title: str | None
-) -> tuple[Int[np.ndarray, "p"], Int[np.ndarray, "p"], bool, float]:
-    """Pairs that the rule calls duplicates, whether some row has only such neighbours, and the median dimension."""
+) -> tuple[Int[np.ndarray, "p"], Int[np.ndarray, "p"], Bool[np.ndarray, "p"], bool, float]:
+    """Pairs that the rule calls duplicates, which of them are all but equal, whether some row has only such neighbours,
+    and the median dimension."""
     n = x.source.n_rows
     k = min(rule.neighbours, n - 1)
     lengths, index = x.lengths(), _filled(x)
@@ -380,10 +405,11 @@ def _close_pairs(
     a, b, apart = (np.concatenate(part) for part in zip(*kept, strict=True))
     median = float(np.median(dimension))
     sure = apart <= rule.limit(median) * np.minimum(scale[a], scale[b])
-    sure |= apart <= EQUAL * x.typical
+    equal = apart <= EQUAL * x.typical
+    sure |= equal
     a, b = a[sure].astype(np.int64), b[sure].astype(np.int64)
     full = bool(len(a)) and k < n - 1 and bool(np.bincount(a, minlength=n).max() >= k)
-    return a, b, full, median
+    return a, b, equal[sure], full, median
 
 
 def near_held_out(

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from curation.bad_rows import find_bad_rows
-from curation.duplicates import can_hash, similar_hashes
+from curation.duplicates import can_hash, same_colours, similar_hashes
 from curation.embeddings import Embeddings, has_columns, open_embeddings, require_own_row_ids
 from curation.filters.junk import JunkFilter
 from curation.filters.text import TextJunk
@@ -45,7 +45,8 @@ class Preparation:
         near: rule for embeddings.
         metric: as for clustering: "cosine" compares rows of unit length.
         max_bits: of 64 bits of the perceptual hashes of duplicates that may differ;
-        confirm: and then the least cosine of their embeddings, where there are some.
+        max_colour: and then the greatest mean difference of their colours, of 255 (`curation.duplicates.same_colours`);
+        confirm: and the least cosine of their embeddings, where there are some.
         overlap: least Jaccard similarity of the word n-grams of near-duplicate texts.
         junk: rules for pictures; None: none.
         text_junk: rules for texts; None: none.
@@ -56,7 +57,8 @@ class Preparation:
     near: NearRule = field(default_factory=NearRule)
     metric: str = "cosine"
     max_bits: int = 2
-    confirm: float = 0.8
+    max_colour: float = 4.0
+    confirm: float = 0.7
     overlap: float = 0.7
     junk: JunkFilter | None = field(default_factory=JunkFilter)
     text_junk: TextJunk | None = None
@@ -73,6 +75,8 @@ class Preparation:
                 f"max_bits {self.max_bits} must lie in 0 to 16, overlap {self.overlap:g} in (0, 1], confirm "
                 f"{self.confirm:g} in [-1, 1]"
             )
+        if not 0 <= self.max_colour <= 255:
+            raise CurationError(f"max_colour {self.max_colour:g} is a difference of colours and must lie in 0 to 255")
         if not 0 <= self.nsfw <= 1:
             raise CurationError(f"nsfw {self.nsfw:g} is a probability and must lie in [0, 1]")
 
@@ -162,9 +166,9 @@ def find_kept(
         at = np.searchsorted(known, ledger.rows)
         bad = find_bad_rows(x, wanted.metric == "cosine", rows_per_read(x.dim), group)
         ledger.drop(np.flatnonzero(np.isin(at, bad)), "not finite or zero")
-    hashes = None
+    looks = None
     if has_images(pool):
-        hashes = _pictures(pool, wanted, ledger, work, workers, progress, notes)
+        looks = _pictures(pool, wanted, ledger, work, workers, progress, notes)
     elif pool is not None and "text" in pool.column_names:
         _texts(pool, wanted, ledger, progress)
     elif pool is not None and x is None:
@@ -175,18 +179,25 @@ def find_kept(
         ledger.drop(left[found.dropped], "held out", -1, found.similarity)
         report["held_out"] = found.measured
     if x is not None and "embedding" in wanted.by and len(ledger.left) > 1:
-        report["near"] = _embedded(x, at, wanted, ledger, hashes, progress, group, work)
-    elif hashes is not None and "perceptual" in wanted.by:
-        _hashed(wanted, ledger, hashes)
+        report["near"] = _embedded(x, at, wanted, ledger, looks, progress, group, work)
+        if alike := report["near"]["alike"]:
+            notes.append(
+                f"{alike:,} rows lie as close to another as copies do and are kept, in groups of more than "
+                f"{wanted.near.largest_group}: a rare concept looks the same (curate dedup --largest-group)"
+            )
+    elif looks is not None:
+        _hashed(wanted, ledger, looks)
     if "embedding" in wanted.by and x is None:
-        notes.append("no embeddings were given, so none were compared, and none confirm what pictures' hashes say")
+        notes.append(
+            "no embeddings were given, so none were compared, and none confirm what pictures' hashes and colours say"
+        )
     return _finished(ledger, wanted, report, notes, time.monotonic() - started)
 
 
 def _pictures(
     pool: Any, wanted: Preparation, ledger: _Ledger, work: Path | None, workers: int | None, progress: bool, notes: list
 ) -> np.ndarray | None:
-    """Drop equal bytes and junk; (n, 8) hashes of all positions, None where they are not wanted or not installed."""
+    """Drop equal bytes and junk; looks of all positions, None where hashes are not wanted or not installed."""
     asked = "exact" in wanted.by or "perceptual" in wanted.by or wanted.junk or wanted.nsfw
     if not asked:
         return None
@@ -214,7 +225,14 @@ def _pictures(
     if not looks["hashed"].any():
         notes.append("perceptual hashes were not compared: pip install 'curated-ssl[filters]'")
         return None
-    return looks["hash"]
+    return looks
+
+
+def _look_alike(wanted: Preparation, looks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of pictures whose hashes and colours agree."""
+    a, b = similar_hashes(looks["hash"], wanted.max_bits)
+    same = same_colours(looks["colours"], a, b, wanted.max_colour)
+    return a[same], b[same]
 
 
 def _nsfw(pool: Any, threshold: float, ledger: _Ledger, progress: bool) -> None:
@@ -256,14 +274,14 @@ def _embedded(
     at: np.ndarray,
     wanted: Preparation,
     ledger: _Ledger,
-    hashes: np.ndarray | None,
+    looks: np.ndarray | None,
     progress: bool,
     group: Group | None,
     work: Path | None,
 ) -> dict[str, float]:
-    """Drop near-duplicates by embedding, and those whose hashes agree and whose embeddings confirm it."""
+    """Drop near-duplicates by embedding, and those that look alike and whose embeddings confirm it."""
     left = ledger.left
-    pairs = None if hashes is None else similar_hashes(hashes[left], wanted.max_bits)
+    pairs = None if looks is None else _look_alike(wanted, looks[left])
     found: NearDuplicates = near_duplicates(
         SelectedRows(x, at[left]),
         wanted.near,
@@ -275,19 +293,19 @@ def _embedded(
         None if work is None else work / "near",
     )
     reasons = np.full(len(found.dropped), "embedding", dtype=object)
-    if hashes is not None:
-        mine, theirs = hashes[left[found.dropped]], hashes[left[found.duplicate_of]]
+    if looks is not None:
+        mine, theirs = (looks["hash"][left[rows]] for rows in (found.dropped, found.duplicate_of))
         reasons[np.bitwise_count(mine ^ theirs).sum(1) <= wanted.max_bits] = "perceptual"
     ledger.drop(left[found.dropped], reasons, left[found.duplicate_of], found.similarity)
     return found.measured
 
 
-def _hashed(wanted: Preparation, ledger: _Ledger, hashes: np.ndarray) -> None:
-    """Drop near-duplicates by their hashes alone."""
+def _hashed(wanted: Preparation, ledger: _Ledger, looks: np.ndarray) -> None:
+    """Drop near-duplicates by their looks alone."""
     from curation.near_duplicates import star_groups
 
     left = ledger.left
-    centre = star_groups(len(left), *similar_hashes(hashes[left], wanted.max_bits))
+    centre = star_groups(len(left), *_look_alike(wanted, looks[left]))
     gone = np.flatnonzero(centre != np.arange(len(left)))
     ledger.drop(left[gone], "perceptual", left[centre[gone]])
 

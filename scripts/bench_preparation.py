@@ -1,6 +1,7 @@
 """How many near-duplicates and how much junk preparation finds in real pictures, and how many good rows it loses.
 
-python scripts/bench_preparation.py POOL... [--rows 1500] [--copies 600] [--junk 500] [--tail 0] [--embedder NAME]
+python scripts/bench_preparation.py POOL... [--rows 1500] [--copies 600] [--junk 500] [--tail 0] [--drawings 0]
+    [--embedder NAME] [--seed 0]
 """
 
 import io
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, Features, Image
 from PIL import Image as Pillow
-from PIL import ImageEnhance, ImageOps
+from PIL import ImageDraw, ImageEnhance, ImageOps
 
 from curation.embed import embed_pool
 from curation.embedders import open_embedder
@@ -38,6 +39,29 @@ def crop(picture: Pillow.Image, rng: np.random.Generator) -> Pillow.Image:
     return picture.crop((left, top, left + width, top + height)).resize(picture.size)
 
 
+MOTIFS = ("ring", "square", "triangle", "cross", "disk")
+
+
+def drawing(motif: str, rng: np.random.Generator, side: int = 96) -> Pillow.Image:
+    """A motif in two colours of its own, at a place, of a size and with a line of its own: a rare kind of pictures."""
+    ground, colour = (tuple(int(value) for value in rng.integers(0, 256, 3)) for _ in range(2))
+    picture = Pillow.new("RGB", (side, side), ground)
+    pen, (x, y), r = ImageDraw.Draw(picture), side / 2 + rng.integers(-6, 7, 2), int(rng.integers(26, 34))
+    width, box = int(rng.integers(2, 8)), (x - r, y - r, x + r, y + r)
+    if motif == "ring":
+        pen.ellipse(box, outline=colour, width=width)
+    elif motif == "square":
+        pen.rectangle(box, fill=colour)
+    elif motif == "triangle":
+        pen.polygon([(x, y - r), (x + r, y + r), (x - r, y + r)], fill=colour)
+    elif motif == "cross":
+        pen.line((x - r, y - r, x + r, y + r), fill=colour, width=width)
+        pen.line((x - r, y + r, x + r, y - r), fill=colour, width=width)
+    else:
+        pen.ellipse(box, fill=colour)
+    return picture
+
+
 COPIES = {
     "jpeg 50-90": lambda p, rng: Pillow.open(io.BytesIO(jpeg(p, int(rng.integers(50, 90))))),
     "brightness 0.8-1.2": lambda p, rng: ImageEnhance.Brightness(p).enhance(float(rng.uniform(0.8, 1.2))),
@@ -51,12 +75,13 @@ COPIES = {
 def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("pools", nargs="+")
-    for name, default in (("rows", 1500), ("copies", 600), ("junk", 500), ("tail", 0), ("image-size", 96)):
+    numbers = {"rows": 1500, "copies": 600, "junk": 500, "tail": 0, "drawings": 0, "image-size": 96, "seed": 0}
+    for name, default in numbers.items():
         parser.add_argument(f"--{name}", type=number_type(int, ge=name == "rows"), default=default)
     parser.add_argument("--embedder", default="efficientnet_lite0")
     parser.add_argument("--thresholds", type=number_type(float, gt=0, le=1), nargs="+", default=[0.9, 0.95, 0.98])
     options = parser.parse_args()
-    rng, pictures, names = np.random.default_rng(0), [], []
+    rng, pictures, names = np.random.default_rng(options.seed), [], []
     for number, path in enumerate(options.pools):  # the last pools are a short tail of --tail rows
         stored = open_pool(path).with_format("arrow")
         if "image" not in stored.column_names:
@@ -65,6 +90,9 @@ def main() -> None:
         for row in rng.permutation(len(stored))[: options.tail if few else options.rows]:
             pictures.append(read_image(stored[int(row)]["image"][0].as_py()))
             names.append(Path(path).stem)
+    for motif in MOTIFS:
+        pictures += [drawing(motif, rng) for _ in range(options.drawings)]
+        names += ["drawings"] * options.drawings
     originals = len(pictures)
     of = list(range(originals))
     kinds = ["original"] * originals

@@ -174,7 +174,7 @@ METHODS = {
     "halving": Method("linkage", "complete linkage of n/8 centroids, cut in 2, 4, 8, ...", blind(halving)),
     "one_graph": Method("one graph", "communities of the rows at resolution 1 alone", blind(one_graph)),
     "communities_prepared": Method(
-        "communities, prepared", "the default, near-duplicates removed first", prepared(community_tree), True
+        "communities, prepared", "the default, near-duplicates removed first, as `curate run`", prepared(community_tree)
     ),
     "paper_prepared": Method("paper, prepared", "the paper's, near-duplicates removed first", prepared(paper), True),
 }

@@ -38,8 +38,8 @@ scatter, as the rings are.
 graphs of the same shape, so scatter does not matter. What they do not forgive is near-duplicates: a burst of copies
 knows only itself and becomes an island with the weight of a concept. A cover of the pool, which lets near-duplicates
 stand as one point, is the answer to that within the method; where copies can be told from compact concepts, removing
-them first is another. By embedding alone they cannot always be: see the clutter toy, whose
-compact concepts of fewer rows than the rule has neighbours (40) look like one row with its copies.
+them first is another. By embedding alone they cannot always be: a compact concept of few rows looks like one row with
+its copies, as in the clutter toy. So of more than 4 rows that are alike only equal ones are removed.
 
 **Resolution** decides what is a group: a coarse one finds domains, a fine one the concepts within, and somebody means
 either. A varied domain has many communities, a plain one few, so an even share of communities is more for the varied:
@@ -161,7 +161,7 @@ def _others(table: Table) -> str:
     return (
         "## Rare concepts, junk and near-duplicates\n\n"
         "Of the tenth of concepts that is rarest in the pool: share that the subset holds, and of their rows, means "
-        "over all cells (the prepared methods: over those with bursts). Then, for the pools with bursts: junk and "
+        "over all cells (the paper's, prepared: over those with bursts). Then, for the pools with bursts: junk and "
         "near-duplicates, as shares of the subset. All in percent.\n\n" + markdown_table(header, rows)
     )
 

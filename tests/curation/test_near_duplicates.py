@@ -54,7 +54,7 @@ def test_every_dropped_row_is_near_the_row_that_is_kept_for_it_and_never_through
     wide = np.zeros((800, 40))
     wide[:400, 0], wide[:400, 1] = np.cos(angles), np.sin(angles)
     wide[400:, 2:] = RNG.normal(size=(400, 38)) / 6
-    rule = NearRule(0.95, neighbours=700, false_alarm=0.99)
+    rule = NearRule(0.95, neighbours=700, false_alarm=0.99, largest_group=800)
     found = find(wide, rule=rule)
     assert len(found.keep) > 400 + 5
     x = wide / np.linalg.norm(wide, axis=1, keepdims=True)
@@ -71,6 +71,37 @@ def test_a_burst_of_more_equal_rows_than_there_are_neighbours_leaves_one():
     x = RNG.normal(size=(600, 32))
     found = find(np.concatenate([x, np.repeat(x[:1], 500, axis=0)]))
     assert len(found.keep) == 600
+
+
+def rare(rows: int, rng: np.random.Generator, dim: int = 64) -> np.ndarray:
+    """2,000 rows and then a concept of few more, whose rows lie as close to each other as copies of one do."""
+    return np.concatenate([rng.normal(size=(2000, dim)), rng.normal(size=dim) + 0.05 * rng.normal(size=(rows, dim))])
+
+
+@pytest.mark.parametrize("rows", [5, 12, 31])
+def test_a_rare_concept_is_not_taken_for_one_row_and_its_copies(rows: int):
+    x = rare(rows, np.random.default_rng(rows))
+    found = find(x)
+    assert found.dropped.tolist() == []
+    assert found.measured["alike"] == rows - 1
+    assert len(find(x, rule=NearRule(largest_group=40)).dropped) == rows - 1
+
+
+def test_of_a_rare_concept_what_is_all_but_equal_goes():
+    """Each of its rows comes three times, one of them fifty times."""
+    x = rare(10, np.random.default_rng(1))
+    copies = np.repeat(np.arange(2000, 2010), [49, *[2] * 9])
+    found = find(np.concatenate([x, x[copies] + 1e-6]))
+    np.testing.assert_array_equal(found.dropped, np.arange(2010, 2010 + len(copies)))
+    np.testing.assert_array_equal(found.duplicate_of, copies)
+
+
+def test_equal_rows_count_once_for_the_size_of_a_group():
+    """Two rows that repeat each other, each of them five times, are two rows."""
+    x = rare(2, np.random.default_rng(2))
+    found = find(np.concatenate([x, np.repeat(x[2000:], 4, axis=0)]))
+    assert len(found.keep) == 2001
+    assert found.measured["alike"] == 0
 
 
 def test_stars_take_partners_alone():

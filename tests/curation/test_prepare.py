@@ -14,6 +14,7 @@ from PIL import Image as Pillow
 from curation import ClusterTree, HierarchicalKMeans, Subset, open_embeddings
 from curation.baselines import CLUSTERED
 from curation.cli import main
+from curation.duplicates import perceptual_hash
 from curation.export import export_subset
 from curation.filters.junk import JunkFilter, measure
 from curation.filters.text import TextJunk
@@ -70,6 +71,27 @@ def test_each_fault_is_found_for_its_reason_and_good_rows_stay(spoiled):
     assert kept.repeats.tolist()[:3] == [3, 7, 9]
     assert kept.report["dropped"] == dict.fromkeys(why.values(), 1)
     assert sum(kept.report["dropped"].values()) + kept.report["kept"] == kept.report["rows"] == 47
+
+
+def test_drawings_of_one_motif_in_other_colours_are_no_copies_of_each_other():
+    """Their perceptual hashes are equal: those see shades of grey alone. Darker copies of one of them are found."""
+    shape, colours = np.asarray(picture(0).convert("L")) > 128, np.random.default_rng(0).integers(60, 196, (12, 3))
+    drawn = [np.where(shape[..., None], colour + 59, colour - 60).astype(np.uint8) for colour in colours]
+    drawn += [(drawn[3] * 0.8).astype(np.uint8), (drawn[3] * 0.9).astype(np.uint8)]
+    images = [stored(Pillow.fromarray(pixels)) for pixels in drawn]
+    x = RNG.normal(size=24) + 0.3 * RNG.normal(size=(len(images), 24))
+    others = [stored(picture(seed)) for seed in range(200, 260)]
+    x = np.concatenate([x, RNG.normal(size=(60, 24))]).astype(np.float32)
+    hashes = np.stack([perceptual_hash(Pillow.fromarray(pixels)) for pixels in drawn])
+    assert (np.bitwise_count(hashes ^ hashes[0]).sum(1) <= 2).sum() > 6
+    for embeddings in (x, None):
+        kept = find_kept(pool_of(images + others), embeddings, Preparation(), workers=0, progress=False)
+        assert {tuple(sorted(pair)) for pair in zip(kept.dropped, kept.repeats, strict=True)} <= {
+            (3, 12),
+            (3, 13),
+            (12, 13),
+        }
+        assert len(kept.dropped) == 2
 
 
 def test_row_ids_stay_pool_rows_through_tree_and_subset(spoiled, tmp_path: Path):
