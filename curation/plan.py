@@ -25,7 +25,7 @@ from curation.kmeans.lloyd import fit_centroids
 from curation.kmeans.seeding import GROUPED_WORK, SUBSAMPLE, TRIAL_BUDGET
 from curation.kmeans.settings import KMeansSettings
 from curation.levels import MAX_POINTS, first_level
-from curation.neighbours import MAX_DIMENSIONS
+from curation.neighbours import MAX_DIMENSIONS, nearest
 from foundation.errors import CurationError
 
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
@@ -45,6 +45,7 @@ class Hardware:
         skips: late iterations search only what moved (on the CPU).
         random_read_s: seconds until a single row comes from storage, for the reads of two-step levels.
         link_gb_s: what a process sends and receives at once, 1e9 bytes a second.
+        search_tflops: products of the exact search for neighbours (faiss), on the CPU, with the choice of the nearest.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Hardware:
     skips: bool = False
     random_read_s: float = 0.0
     link_gb_s: float = 10.0
+    search_tflops: float = 0.5
 
 
 # half of the dense bfloat16 peak that the vendor's data sheets give; assumed, not measured
@@ -67,9 +69,9 @@ SENT_BYTES = 8 + 8 + 4  # of each value of the centroids: float64 sum and its ro
 # Lloyd's search falls off: 4 iterations look at every centroid, the next at a share s = 0.63, each later one at 0.93 of
 # the one before; n late ones together at s (1 + 0.93 + ...) = s (1 - 0.93^n) / (1 - 0.93) = 9 (1 - 0.93^n)
 FULL_ITERATIONS, KEPT, LATE_SEARCHES = 4, 0.93, 9
-GRAPH_SEARCHES = 20  # exact searches of all pairs by `curation.communities`: covers in rounds, then one for each graph
+GRAPH_SEARCHES = 14  # exact searches of all pairs by `curation.communities`: covers in rounds, then one for each graph
 DEVICES_A_MACHINE = 8
-SECONDS_PER_POINT = 1e-3  # of communities and the rest
+SECONDS_PER_POINT = 6e-4  # of communities and the rest
 
 PROFILES = {
     "h100": Hardware("h100", 495.0, 0.5, 2.0, source=ASSUMED.format(989), random_read_s=1e-4),
@@ -151,7 +153,7 @@ def calibrate(seconds: float = 3.0) -> Hardware:
     def rate(work: Any, amount: float) -> float:
         work()
         done, started = 0, time.perf_counter()
-        while time.perf_counter() - started < seconds / 3:
+        while time.perf_counter() - started < seconds / 4:
             work()
             if device.type == "cuda":
                 torch.cuda.synchronize()
@@ -160,6 +162,8 @@ def calibrate(seconds: float = 3.0) -> Hardware:
 
     product = rate(lambda: rows @ centroids.T, 2.0 * 2048 * 1024 * 512)
     greedy = rate(lambda: thin @ thin[:8].T, 2.0 * len(thin) * 8 * 256)
+    points = thin[:4096, :MAX_DIMENSIONS].numpy().copy()
+    search = rate(lambda: nearest(points, 15), 2.0 * len(points) ** 2 * MAX_DIMENSIONS)
     read = rate(lambda: thin.sum(), thin.nbytes)
     few, many = (_iteration_seconds(k, 1 << 15, 256, device) for k in (128, 1152))
     slope = (many - few) / 1024  # of one centroid: the product with its verification
@@ -167,7 +171,16 @@ def calibrate(seconds: float = 3.0) -> Hardware:
     product = min(product, 2.0 * (1 << 15) * 256 / max(slope, 1e-9))
     note = f"measured now with {str(low).removeprefix('torch.')}; storage is taken to be as fast as memory"
     skips = device.type == "cpu"
-    return Hardware(str(device.type), product / 1e12, greedy / 1e12, read / 1e9, 1, note, passes / 1e9, skips)
+    return Hardware(
+        str(device.type),
+        product / 1e12,
+        greedy / 1e12,
+        read / 1e9,
+        source=note,
+        pass_g_s=passes / 1e9,
+        skips=skips,
+        search_tflops=search / 1e12,
+    )
 
 
 def _iteration_seconds(k: int, n: int, dim: int, device: torch.device) -> float:
@@ -350,7 +363,7 @@ def plan_tree(
         f"upper levels: graphs of {points:,.0f} rows",
         searches,
         points * dim * BYTES[dtype] * 2,
-        searches / (hardware.greedy_tflops * 1e12) + points * SECONDS_PER_POINT,
+        searches / (hardware.search_tflops * 1e12) + points * SECONDS_PER_POINT,
     )
     memory = max(first.memory, points * (width * 12 + 4 * dim) + dim * dim * 24)
     return Plan(hardware, [*first.stages, graphs], memory, first.storage)
