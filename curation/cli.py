@@ -732,10 +732,12 @@ def compare(
     labels: Annotated[str | None, typer.Option(help="Column of the pool with true concepts.")] = None,
     column: Column = None,
     title: Annotated[str, typer.Option(help="Headline of the page.")] = "Subsets side by side",
+    names: Annotated[str | None, typer.Option(help="Of the subsets, in their order, as default,paper.")] = None,
     embeddings: Beside = None,
     overwrite: ReplacePage = False,
     no_check: NoCheck = False,
     no_verify: NoVerify = False,
+    json: Json = False,
 ) -> None:
     """Subsets of one pool side by side, of one tree or of several: balance, soundness, overlap, maps, one HTML file."""
     from curation.comparison import open_candidates, write_comparison
@@ -743,7 +745,7 @@ def compare(
     from foundation.files import require_own
 
     require_own(output, PAGE, overwrite)
-    candidates = open_candidates(folders)
+    candidates = open_candidates(folders, [name.strip() for name in names.split(",")] if names else ())
     found = _pool(pool, column)
     findings = None
     if not no_check:
@@ -754,11 +756,13 @@ def compare(
             for item in candidates
         ]
     commands = ["curate " + shlex.join(sys.argv[1:])]
-    verdict = write_comparison(
+    compared = write_comparison(
         candidates, output, found, labels, title=title, commands=commands, findings=findings, overwrite=overwrite
     )
-    _say(verdict.line())
+    _say(compared.verdict.line())
     _say(f"open {output} in a browser")
+    if json:
+        _print_json({"page": output, "verdict": vars(compared.verdict), "subsets": compared.subsets})
 
 
 @app.command(epilog="Example:  curate plan --rows 743e6 --dim 1024 --levels 100000x100,500000,50000,10000 --gpus 8")

@@ -1,5 +1,6 @@
 """Several subsets of one pool side by side in one page, of one tree or of several: which is more even, and where?"""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,13 +35,32 @@ class Candidate:
     tree_folder: Path | None = None
 
 
-def open_candidates(folders: Sequence[str | Path]) -> list[Candidate]:
+@dataclass(frozen=True)
+class Compared:
+    """What the page says.
+
+    Attributes:
+        verdict: at its top.
+        subsets: of each its ``name``, ``rows``, ``distinct`` rows, counts of ``findings`` by severity (None: not
+            checked), and by label ``measures`` (None: no labels), each with its ``value``, the ``random`` mean and the
+            ``low`` and ``high`` end of 95 % of random subsets.
+    """
+
+    verdict: Verdict
+    subsets: list[dict[str, Any]]
+
+
+def open_candidates(folders: Sequence[str | Path], titles: Sequence[str] = ()) -> list[Candidate]:
     """Trees and subsets from their folders, in any order: each subset finds the tree it was drawn from.
 
     A subset that names no tree (not drawn from one) belongs to the tree given before it.
 
+    Args:
+        titles: of the subsets in their order; none: their folders.
+
     Raises:
-        CurationError: a folder holds neither, a subset's tree is not among them, or there are fewer than two subsets.
+        CurationError: a folder holds neither, a subset's tree is not among them, there are fewer than two subsets, or
+            another number of titles.
     """
     trees: dict[str, tuple[ClusterTree, Path]] = {}
     subsets: list[tuple[str, Subset, str | None]] = []
@@ -57,11 +77,14 @@ def open_candidates(folders: Sequence[str | Path]) -> list[Candidate]:
             raise CurationError(f"{folder} holds neither a tree nor a subset (no tree.json, no subset.json)")
     if not 2 <= len(subsets) <= MOST_SUBSETS:
         raise CurationError(f"give 2 to {MOST_SUBSETS} subsets and their trees to compare, not {len(subsets)} subsets")
+    if titles and len(titles) != len(subsets):
+        raise CurationError(f"{len(titles)} names for {len(subsets)} subsets; give one for each, in their order")
     for name, _subset, checksum in subsets:
         if checksum not in trees:
             raise CurationError(f"{name} was drawn from a tree that is not given; add the folder of its tree")
-    found = [(name, subset, *trees[str(checksum)]) for name, subset, checksum in subsets]
-    return [Candidate(name, tree, subset, folder) for name, subset, tree, folder in found]
+    shown = titles or [name for name, _subset, _checksum in subsets]
+    found = [(subset, *trees[str(checksum)]) for _name, subset, checksum in subsets]
+    return [Candidate(name, tree, subset, folder) for name, (subset, tree, folder) in zip(shown, found, strict=True)]
 
 
 def write_comparison(
@@ -75,7 +98,7 @@ def write_comparison(
     seed: int = 0,
     findings: Sequence[list[Finding]] | None = None,
     overwrite: bool = False,
-) -> Verdict:
+) -> Compared:
     """Write the page: measures, overlap, shares of each label, maps on one projection, what differs in the settings.
 
     Args:
@@ -84,9 +107,6 @@ def write_comparison(
         pool, labels: as for `curation.report.write_report`.
         findings: for each candidate those of its soundness check; without labels they are the verdict.
         overwrite: replace a file that is no page of ours, too.
-
-    Returns:
-        The verdict at its top.
 
     Raises:
         CurationError: a name twice, trees of different pools, and what `write_report` refuses.
@@ -138,7 +158,30 @@ def write_comparison(
         unreadable=len(examples.unreadable),
     )
     write_atomically(Path(path), lambda stream: stream.write(html))
-    return verdict
+    return Compared(verdict, _numbers(drawn, names, by_label, findings))
+
+
+def _numbers(
+    drawn: list[Drawn], names: list[str], by_label: list[Comparison], findings: Sequence[list[Finding]] | None
+) -> list[dict[str, Any]]:
+    """`Compared.subsets`."""
+    found = []
+    for number, (item, name) in enumerate(zip(drawn, names, strict=True)):
+        measures = None
+        if by_label and by_label[number].measurable:
+            values = [(key, by_label[number].ours[key], *by_label[number].random(key)) for key, *_ in MEASURES]
+            measures = {key: dict(zip(("value", "random", "low", "high"), rest, strict=True)) for key, *rest in values}
+        checks = None if findings is None else Counter(str(finding.severity) for finding in findings[number])
+        found.append(
+            {
+                "name": name,
+                "rows": len(item.rows),
+                "distinct": len(item.subset.ids),
+                "findings": None if checks is None else {name: checks[name] for name in ("ok", "warn", "bad")},
+                "measures": measures,
+            }
+        )
+    return found
 
 
 def _verdict(

@@ -1,6 +1,7 @@
 """Side by side: two subsets on different measures or maps would be compared in vain."""
 
 import html
+import json
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ def test_a_baseline_has_no_checks_and_no_clusters_of_a_tree(folders: Path, tmp_p
     assert len(findings[0]) > len(findings[1]) == 3
     assert not any("level 1" in finding.sentence or "seed" in finding.sentence for finding in findings[1])
     both = [Candidate("own", tree, own), Candidate("hand", tree, Subset.load(folders / "hand_made"))]
-    verdict = write_comparison(both, tmp_path / "c.html", findings=findings)
+    verdict = write_comparison(both, tmp_path / "c.html", findings=findings).verdict
     assert (verdict.tone, "than a baseline" in verdict.sentence) == ("none", True)
     page = html.unescape((tmp_path / "c.html").read_text())
     assert "<tr><td>clusters of level 2</td><td>8, largest" in page
@@ -128,6 +129,22 @@ def test_the_command_checks_each_subset_unless_told_not_to(folders: Path, tmp_pa
         main()
     assert "Are they sound?" in (tmp_path / "a.html").read_text()
     assert "Are they sound?" not in (tmp_path / "b.html").read_text()
+
+
+def test_names_and_figures_for_programs(folders: Path, tmp_path: Path, monkeypatch, capsys):
+    paths = [str(folders / name) for name in ("tree_a", "subset_a", "random_a")]
+    options = ["--pool", str(folders / "pool.parquet"), "--labels", "kind", "--names", "default, random", "--json"]
+    monkeypatch.setattr("sys.argv", ["curate", "compare", *paths, "-o", str(tmp_path / "a.html"), *options])
+    main()
+    found = json.loads(capsys.readouterr().out)
+    assert [item["name"] for item in found["subsets"]] == ["default", "random"]
+    assert [item["rows"] for item in found["subsets"]] == [60, 50]
+    kl = [item["measures"]["kl"] for item in found["subsets"]]
+    assert kl[0]["value"] < kl[0]["low"] <= kl[0]["random"] <= kl[0]["high"]
+    assert kl[1]["low"] <= kl[1]["value"] <= kl[1]["high"]
+    assert sum(found["subsets"][0]["findings"].values()) == 3  # of the clusters alone
+    with pytest.raises(CurationError, match="1 names for 2 subsets; give one for each"):
+        open_candidates([folders / name for name in ("tree_a", "subset_a", "random_a")], ["one"])
 
 
 def test_a_tree_that_lacks_rows_of_a_concept_is_measured_over_all_concepts(folders: Path, tmp_path: Path):
