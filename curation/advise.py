@@ -122,7 +122,11 @@ def advise(x: Any, size: int, name: str = "embeddings/", seed: int = 0, kept: st
             dim,
             "few: compare rows by distance" if dim < FEW_DIMENSIONS else "many: compare rows by angle",
         ),
-        Evidence("intrinsic dimension", intrinsic, f"two nearest neighbours; {_short(likely)} by maximum likelihood"),
+        Evidence(
+            "intrinsic dimension",
+            intrinsic,
+            f"by two nearest neighbours, which count below; {_short(likely)} by more of them",
+        ),
         Evidence("density left", _left(intrinsic, 3), "its power after three levels of k-means; 1: not flattened"),
         Evidence("spread of lengths", spread, "standard deviation by mean; 0: of unit length"),
         Evidence("mean cosine", cosine, "of two rows; near 1: all point the same way"),

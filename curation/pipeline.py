@@ -204,9 +204,12 @@ def _refuse_other_subset(folder: Path, found: dict[str, Any], wanted: dict[str, 
         if found.get(key) != value:
             what = f"size {found.get(key)}, not {value}" if key == "target" else f"{key}={found.get(key)}, not {value}"
             what = "another tree" if key == "tree_checksum" else what
+            tree = folder.parent / "tree"
+            further = "`curate sample` draws further subsets from the tree that is there"
+            if key == "target" and (tree / "tree.json").exists():
+                further = f"another from the same tree: curate sample {tree} -o {folder}-{value} --size {value}"
             raise CurationError(
-                f"{folder} holds a finished subset of {what}; choose another -o, or give --overwrite (`curate sample` "
-                "draws further subsets from the tree that is there)"
+                f"{folder} holds a finished subset of {what}; choose another -o, or give --overwrite ({further})"
             )
 
 
