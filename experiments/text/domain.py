@@ -3,7 +3,13 @@
 from experiments.engine.experiment import Domain, Metric
 from experiments.text.pool import PoolSettings, check_names, input_files, open_all, prepare
 from experiments.text.report import write_up
-from experiments.text.training import EvaluateSettings, TrainSettings, budget, evaluate, train
+from experiments.text.training import EvaluateSettings, TrainSettings, budget, check_judges, evaluate, train
+
+
+def _check(pool: PoolSettings, train: TrainSettings, evaluate: EvaluateSettings) -> None:
+    check_names(pool, train, evaluate)
+    check_judges(pool, train, evaluate)
+
 
 DOMAIN = Domain(
     title="Text: arms side by side",
@@ -19,6 +25,7 @@ DOMAIN = Domain(
         Metric("bpb_common", "bits per byte, commonest tenth", "lower", ours=False),
         Metric("perplexity_macro", "perplexity, mean over domains", "lower"),
         Metric("ngram_macro", "bits per byte of the n-gram model beside it", "lower"),
+        Metric("benchmarks", "accuracy on language benchmarks", "higher"),
     ),
     pool_settings=PoolSettings,
     train_settings=TrainSettings,
@@ -32,7 +39,7 @@ DOMAIN = Domain(
     write_up=write_up,
     distributed=True,
     sharded=True,
-    check=check_names,
+    check=_check,
     brings=lambda pool: {"labels"} | ({"trusted set"} if pool.trusted else set()),
     ready=open_all,
 )

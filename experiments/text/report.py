@@ -28,7 +28,7 @@ from experiments.pages.markdown import origin, with_interval
 from experiments.text.ablations import Studies, tasks, variants
 from experiments.text.pool import BROWN, POOL
 from foundation.files import load_json
-from foundation.intervals import NO_DIFFERENCE, paired_student_interval, student_interval
+from foundation.intervals import NO_DIFFERENCE, judge_difference, paired_student_interval, student_interval
 from foundation.settings import fill
 from foundation.tables import markdown_table
 
@@ -102,6 +102,7 @@ def render(
         ),
         *result_sections(metrics, balance, arms, JUDGE, NAME),
         rarity_section(metrics, arms, JUDGE, science["pool"]["judge_embedder"]),
+        *_benchmarks(metrics, arms),
         "## Domains\n",
         f"Pool of one seed: {pool['rows']:,} passages of {pool['documents']:,} documents; {_apart(pools)} "
         f"{_sizes(science['pool'])}Rows of the pool and of each subset before the cut, and bits per byte; means over "
@@ -188,6 +189,41 @@ def _seen(
             line.append(f"{value:.2f}" if name == "epochs" else f"{value:,.0f}")
         lines.append(line)
     return markdown_table(["arm", "KL of its domains to uniform", *columns], lines)
+
+
+def _benchmarks(metrics: dict[tuple[str, int], dict[str, Any]], arms: list[str]) -> list[str]:
+    """Accuracy of every arm on each benchmark, and of their mean the paired difference to raw."""
+    asked = {key: found["benchmarks"] for key, found in metrics.items() if "benchmarks" in found}
+    if not asked:
+        return []
+    first = next(iter(asked.values()))
+    means: dict[str, dict[int, float]] = {arm: {} for arm in arms}
+    for arm, seed in asked:
+        means[arm][seed] = metrics[arm, seed]["metrics"]["benchmarks"]
+    lines = []
+    for name, item in first.items():
+        values = [[found[name]["value"] for (mine, _), found in asked.items() if mine == arm] for arm in arms]
+        lines.append([name, f"{item['rows']:,}", f"{item['chance']:.3f}", *(f"{_mean(mine):.3f}" for mine in values)])
+    chance = _mean([item["chance"] for item in first.values()])
+    lines.append(["mean", "", f"{chance:.3f}", *(with_interval(*student_interval([*means[a].values()])) for a in arms)])
+    if "raw" in arms:
+        against = ["" if arm == "raw" else _gain(means[arm], means["raw"]) for arm in arms]
+        lines.append(["mean, against raw", "", "", *against])
+    return [
+        "## Language benchmarks\n",
+        "Accuracy of the language model (`eval.language`), higher is better; means over seeds, ± is the 95 % interval "
+        "(Student's t), brackets that of the paired difference to raw (bootstrap).\n",
+        markdown_table(["benchmark", "rows", "guessing", *arms], lines),
+    ]
+
+
+def _gain(values: dict[int, float], base: dict[int, float]) -> str:
+    """Difference of accuracies, paired by seed, with its interval and verdict."""
+    seeds = sorted(set(values) & set(base))
+    if len(seeds) < 2:
+        return "-"
+    mean, low, high, verdict = judge_difference(np.array([values[seed] - base[seed] for seed in seeds]), "higher")
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}], {verdict}"
 
 
 def balance_section(records: list[dict[str, Any]], studies: Studies, n_seeds: int) -> str:

@@ -1,6 +1,6 @@
 """The stages train and evaluate of the text experiment: model, tokens and settings are frozen, only the rows change."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +12,7 @@ from jaxtyping import Int
 from lightning.pytorch.utilities import rank_zero_only
 
 from curation import Subset
+from eval.language import chance_of, require_benchmarks, run_language, usual_metrics
 from eval.ngram import HIGHEST, KINDS, ORDER, fit_ngrams
 from eval.rarity import parts_by_rank
 from experiments.engine.curves import append_point, read_curve
@@ -81,14 +82,38 @@ class EvaluateSettings:
         batch_size: windows per forward pass.
         stride: tokens from one window to the next; 0: the model's context, windows do not overlap.
         order: bytes of the longest n-gram.
+        benchmarks: language benchmarks that the language model is asked, of those of `eval.language`; [] asks none.
+        benchmark_rows: of each, drawn alike for all arms and seeds; 0: all.
     """
 
     batch_size: Count = 32
     stride: CountOrZero = 0
     order: Annotated[int, Range(ge=1, le=HIGHEST)] = ORDER
+    benchmarks: list[str] = field(default_factory=list)
+    benchmark_rows: CountOrZero = 0
 
     def __post_init__(self) -> None:
         check(self, "science.evaluate")
+        if self.benchmarks:  # now, not after days of training
+            require_benchmarks(self.benchmarks)
+
+    def science(self) -> dict[str, Any]:
+        """All that decides the result."""
+        unused = () if self.benchmarks else ("benchmarks", "benchmark_rows")
+        return {name: value for name, value in asdict(self).items() if name not in unused}
+
+
+def check_judges(_pool: Any, train: TrainSettings, evaluate: EvaluateSettings) -> None:
+    """Refuse benchmarks that no model would be asked.
+
+    Raises:
+        CurationError: the n-gram model alone judges.
+    """
+    if evaluate.benchmarks and not train.has_lm:
+        raise CurationError(
+            "science.evaluate.benchmarks ask a language model, and science.train.judge=ngram trains none; set "
+            "science.train.judge=both, or science.evaluate.benchmarks=[]"
+        )
 
 
 def recipe_of(train: TrainSettings, seed: int, device: str = "cpu") -> Recipe:
@@ -188,7 +213,8 @@ def _documents(passages: Path, rows: Int[np.ndarray, "n"]) -> int:
 
 
 def evaluate(run: StageRun) -> dict[str, float]:
-    """Stage action: bits per byte of the held-out passages, by domain and by rarity; writes ``metrics.json``.
+    """Stage action: bits per byte of the held-out passages, by domain and by rarity, and accuracy on language
+    benchmarks where some are asked for; writes ``metrics.json``.
 
     The figures "bpb_..." are the language model's where there is one, else the n-gram model's; where both judge, those
     of the n-gram model are "ngram_...". Head and tail are the third of the domains with the most and the fewest bytes
@@ -225,6 +251,10 @@ def evaluate(run: StageRun) -> dict[str, float]:
         some = [score_texts(network, tokenizer, [asked[i] for i in first], **options) for network in (model, blank)]
         mine, theirs = (float((part.nats / part.n_bytes).mean() / np.log(2)) for part in some)
         found["untrained"] = {"before": theirs, "after": mine, "passages": len(first)}
+        if settings.benchmarks:
+            found["benchmarks"] = _benchmarks(folder, settings, options["device"], run.folder / "benchmarks")
+            accuracies = [item["value"] for item in found["benchmarks"].values()]
+            found["metrics"]["benchmarks"] = float(np.mean(accuracies))
     if found["data"]["judge"] != "lm":
         ngrams = fit_ngrams(read_texts(passages, load_array(trained / KEPT)), settings.order)
         n_bytes = np.asarray([len(text.encode()) for text in asked], np.int64)
@@ -236,6 +266,14 @@ def evaluate(run: StageRun) -> dict[str, float]:
         )
     save_json(run.folder / "metrics.json", found)
     return {"samples": float(len(rows))}
+
+
+def _benchmarks(model: Path, settings: EvaluateSettings, device: str, folder: Path) -> dict[str, dict[str, float]]:
+    """Of each benchmark the accuracy, that of guessing, and the rows; the full results go to ``folder``."""
+    names = require_benchmarks(settings.benchmarks)
+    asked = {"model": str(model), "tasks": names, "limit": settings.benchmark_rows, "bos": True, "device": device}
+    rows = usual_metrics(run_language(asked, folder, overwrite=True), names)
+    return {name: {"value": row.value, "chance": chance_of(name), "rows": row.n} for name, row in rows.items()}
 
 
 def _add(

@@ -243,9 +243,33 @@ def test_both_judges_stand_side_by_side(texts: Path, tmp_path: Path, monkeypatch
     assert set(found["ngram"]["domains"]) == set(found["domains"])
 
 
+def test_language_benchmarks_are_asked_of_every_model_alike(texts: Path, tmp_path: Path, monkeypatch):
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("CURATED_SSL_DATA", str(texts))
+    asked = ["science.evaluate.benchmarks=[winogrande,openbookqa]", "science.evaluate.benchmark_rows=3"]
+    own = ["science.pool.source=pool.parquet", "science.pool.left_out=[]", "arms=[raw,oracle]", "seeds=[0]"]
+    config = small(
+        tmp_path, *own, "science.train.recipe.model.context=1024", "science.train.recipe.batch_size=1", *asked
+    )
+    assert run_experiment(config, "the command", lambda _line: None, False) == 0
+    found = {arm: load_json(stage(tmp_path, arm, 0, "evaluate") / "metrics.json") for arm in ("raw", "oracle")}
+    for item in found.values():
+        assert {name: (one["chance"], one["rows"]) for name, one in item["benchmarks"].items()} == {
+            "winogrande": (0.5, 3),
+            "openbookqa": (0.25, 3),
+        }
+        accuracies = [one["value"] for one in item["benchmarks"].values()]
+        assert item["metrics"]["benchmarks"] == pytest.approx(np.mean(accuracies))
+    page = (tmp_path / "results" / "text.md").read_text()
+    means = [f"{item['metrics']['benchmarks']:.3f}" for item in found.values()]
+    assert f"| mean |  | 0.375 | {means[0]} | {means[1]} |" in page
+
+
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
+        ("science.evaluate.benchmarks=[arc_easy]", "judge=ngram trains none"),
+        ("science.evaluate.benchmarks=[arc_hard]", "task 'arc_hard' has no rows in the package"),
         ("science.pool.judge_embedder=byte_histogram", "which the curation has seen"),
         ("science.pool.left_out=[nothing]", "has no domain 'nothing'"),
         ("science.pool.embedder=char_svd:4", "which the curation has seen"),
