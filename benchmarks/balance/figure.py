@@ -19,6 +19,7 @@ SHOWN: dict[str, dict[str, Any]] = {
     "former": {"color": COLOURS[6], "marker": "^"},
     "halving": {"color": COLOURS[3], "marker": "v"},
     "one_graph": {"color": COLOURS[4], "marker": "P"},
+    "communities_prepared": {"color": COLOURS[5], "marker": "X"},
     "communities": {"color": COLOURS[2], "marker": "o"},
 }
 LEAST = -1.0  # left edge: what lies beyond is drawn there, hollow
