@@ -97,11 +97,6 @@ class EvaluateSettings:
         if self.benchmarks:  # now, not after days of training
             require_benchmarks(self.benchmarks)
 
-    def science(self) -> dict[str, Any]:
-        """All that decides the result."""
-        unused = () if self.benchmarks else ("benchmarks", "benchmark_rows")
-        return {name: value for name, value in asdict(self).items() if name not in unused}
-
 
 def check_judges(_pool: Any, train: TrainSettings, evaluate: EvaluateSettings) -> None:
     """Refuse benchmarks that no model would be asked.
