@@ -177,7 +177,7 @@ def _numbers(
                 "name": name,
                 "rows": len(item.rows),
                 "distinct": len(item.subset.ids),
-                "findings": None if checks is None else {name: checks[name] for name in ("ok", "warn", "bad")},
+                "findings": None if checks is None else {kind: checks[kind] for kind in ("ok", "warn", "bad")},
                 "measures": measures,
             }
         )

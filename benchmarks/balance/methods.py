@@ -34,7 +34,7 @@ class Method:
         title: as the table names it.
         what: it does, for the page.
         draw: (pool, size, seed) -> rows of the subset, at most so many.
-        for_bursts: it removes near-duplicates, and is tried where a pool has some.
+        for_bursts: it is tried only where a pool has near-duplicates.
     """
 
     title: str
