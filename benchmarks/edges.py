@@ -26,7 +26,7 @@ from benchmarks.busy import busy_processes
 from benchmarks.prepare import SIDE, png_of
 from benchmarks.scale import write_mixture
 from curation import ClusterTree, HierarchicalKMeans
-from curation.subset import Subset
+from curation.trees.subset import Subset
 from experiments.engine.provenance import commits_of, provenance
 from foundation.command import run_command
 from foundation.errors import CurationError
@@ -83,15 +83,15 @@ BUSY = {
 }
 LISTING = """
 import sys, time
-from curation.pool import open_pool
+from curation.pools.pool import open_pool
 started = time.perf_counter()
 assert len(open_pool(sys.argv[1])) == int(sys.argv[2])
 print(time.perf_counter() - started)
 """
 LABELS = """
 import sys, time
-from curation.labels import read_labels
-from curation.pool import open_pool
+from curation.pools.labels import read_labels
+from curation.pools.pool import open_pool
 pool = open_pool(sys.argv[1])
 started = time.perf_counter()
 assert len(read_labels("label", pool).codes) == int(sys.argv[2])

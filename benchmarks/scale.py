@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from curation import ClusterTree, HierarchicalKMeans
-from curation.balance import kl_to_uniform
 from curation.group import joined
 from curation.plan import calibrate, plan
-from curation.tree import Level
+from curation.trees.balance import kl_to_uniform
+from curation.trees.tree import Level
 from experiments.simulated.data import rings
 from foundation.command import run_command
 from foundation.options import Parser, number_type

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.speed import long_tailed_mixture, mean_squared_distance
-from curation.embeddings import open_embeddings
 from curation.kmeans import grouped_seeding, seeding
 from curation.kmeans.frame import Frame
 from curation.kmeans.lloyd import fit_centroids
 from curation.kmeans.settings import KMeansSettings
+from curation.store.embeddings import open_embeddings
 from experiments.engine.provenance import commits_of, provenance
 from foundation.command import run_command
 from foundation.files import load_json, save_json, write_atomically
@@ -94,7 +94,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from benchmarks.seeding import long_tailed_mixture
-from curation.embeddings import open_embeddings
+from curation.store.embeddings import open_embeddings
 from curation.kmeans import grouped_seeding, pieces, seeding
 from curation.kmeans.frame import Frame
 seeding.GROUPED_WORK, grouped_seeding.OF_A_GROUP, pieces.SECONDS = 0.0, 50, 0.2

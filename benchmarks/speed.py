@@ -16,12 +16,12 @@ import torch
 from tqdm import tqdm
 
 from curation import HierarchicalKMeans
-from curation.embeddings import open_embeddings
 from curation.kmeans.frame import Frame
 from curation.kmeans.lloyd import fit_centroids
 from curation.kmeans.seeding import seed_centroids
 from curation.kmeans.settings import KMeansSettings
 from curation.kmeans.tiles import MATRICES, PAIRS, has_feature
+from curation.store.embeddings import open_embeddings
 from experiments.engine.provenance import commits_of
 from experiments.simulated.data import rings
 from foundation.files import save_json

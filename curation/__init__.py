@@ -6,28 +6,28 @@ from typing import TYPE_CHECKING, Any
 import foundation  # noqa: F401 - before torch is loaded: it sets how threads wait
 
 if TYPE_CHECKING:
-    from curation.community_tree import CommunityTree
-    from curation.embedding_writer import EmbeddingWriter
-    from curation.embeddings import Embeddings, open_embeddings
-    from curation.hierarchy import HierarchicalKMeans
     from curation.kmeans import nearest_centroid
-    from curation.pool import open_pool
-    from curation.subset import Subset
-    from curation.tree import ClusterTree
+    from curation.pools.pool import open_pool
+    from curation.store.embedding_writer import EmbeddingWriter
+    from curation.store.embeddings import Embeddings, open_embeddings
+    from curation.trees.community_tree import CommunityTree
+    from curation.trees.hierarchy import HierarchicalKMeans
+    from curation.trees.subset import Subset
+    from curation.trees.tree import ClusterTree
     from foundation.errors import CurationError
 
 # names are loaded when they are first used, so that `curate --help` need not wait for torch
 _HOMES = {
-    "ClusterTree": "curation.tree",
-    "CommunityTree": "curation.community_tree",
+    "ClusterTree": "curation.trees.tree",
+    "CommunityTree": "curation.trees.community_tree",
     "CurationError": "foundation.errors",
-    "EmbeddingWriter": "curation.embedding_writer",
-    "Embeddings": "curation.embeddings",
-    "HierarchicalKMeans": "curation.hierarchy",
-    "Subset": "curation.subset",
+    "EmbeddingWriter": "curation.store.embedding_writer",
+    "Embeddings": "curation.store.embeddings",
+    "HierarchicalKMeans": "curation.trees.hierarchy",
+    "Subset": "curation.trees.subset",
     "nearest_centroid": "curation.kmeans",
-    "open_embeddings": "curation.embeddings",
-    "open_pool": "curation.pool",
+    "open_embeddings": "curation.store.embeddings",
+    "open_pool": "curation.pools.pool",
 }
 
 __all__ = [

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from curation.bad_rows import LARGEST
-from curation.dimension import likely_dimension, two_nearest_dimension
-from curation.embeddings import open_embeddings
-from curation.levels import first_level
-from curation.near_duplicates import NearRule, near_duplicates
-from curation.neighbours import nearest, principal_axes
+from curation.preparation.near_duplicates import NearRule, near_duplicates
+from curation.store.bad_rows import LARGEST
+from curation.store.embeddings import open_embeddings
+from curation.trees.dimension import likely_dimension, two_nearest_dimension
+from curation.trees.levels import first_level
+from curation.trees.neighbours import nearest, principal_axes
 from foundation.errors import CurationError
 
 SAMPLE = 5_000

@@ -9,15 +9,16 @@ import torch
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
-from curation.bad_rows import check_rows
-from curation.card import save_with_card
-from curation.embeddings import Embeddings, embedder_of, open_embeddings, require_one_embedder
 from curation.kmeans import KMeansResult, kmeans
 from curation.kmeans.assignment import rows_per_read
-from curation.labels import read_labels
-from curation.pool import pool_fingerprint, require_own_pool
-from curation.sampling import balanced_targets, cluster_starts, take_from_clusters
-from curation.subset import Subset, read_info
+from curation.kmeans.update import cluster_starts
+from curation.pages.card import save_with_card
+from curation.pools.labels import read_labels
+from curation.pools.pool import pool_fingerprint, require_own_pool
+from curation.store.bad_rows import check_rows
+from curation.store.embeddings import Embeddings, embedder_of, open_embeddings, require_one_embedder
+from curation.trees.sampling import balanced_targets, take_from_clusters
+from curation.trees.subset import Subset, read_info
 from foundation.errors import CurationError
 from foundation.files import digest_json
 from foundation.locks import locked_folder

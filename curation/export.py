@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from jaxtyping import Int
 from tqdm import tqdm
 
-from curation.pool import pool_fingerprint
-from curation.subset import Subset
+from curation.pools.pool import pool_fingerprint
+from curation.trees.subset import Subset
 from foundation.errors import CurationError
 from foundation.files import beside, digest_json, load_json, save_json, whole_file, whole_folder
 from foundation.images import IMAGE_SUFFIXES, picture_file

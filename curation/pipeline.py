@@ -12,24 +12,24 @@ import pyarrow.parquet as pq
 from jaxtyping import Int
 
 from curation import kmeans
-from curation.card import save_with_card
-from curation.community_tree import AUTO, CommunityTree, metric_for
-from curation.embeddings import Embeddings, open_embeddings, require_own_row_ids
+from curation.embedding.text_embedders import embed_any, has_text_only, resolve_embedder
 from curation.export import row_names
-from curation.filters.text import TextJunk
-from curation.first_look import write_first_look
-from curation.hierarchy import HierarchicalKMeans
-from curation.kept import Kept, kept_rows
-from curation.labels import Labels, read_labels
-from curation.pool import open_pool, require_own_pool
-from curation.prepare import Preparation, prepare_folder
-from curation.report import PAGE, write_report
-from curation.sampling import STRATEGIES
+from curation.pages.card import save_with_card
+from curation.pages.first_look import write_first_look
+from curation.pages.report import PAGE, write_report
+from curation.pages.verdict import Verdict, beside
+from curation.pools.labels import Labels, read_labels
+from curation.pools.pool import open_pool, require_own_pool
+from curation.preparation.filters.text import TextJunk
+from curation.preparation.kept import Kept, kept_rows
+from curation.preparation.prepare import Preparation, prepare_folder
 from curation.soundness import Finding, check_subset
-from curation.subset import Subset, read_info
-from curation.text_embedders import embed_any, has_text_only, resolve_embedder
-from curation.tree import MOST_COPIES, ClusterTree, is_made_of, read_tree_settings
-from curation.verdict import Verdict, beside
+from curation.store.embeddings import Embeddings, open_embeddings, require_own_row_ids
+from curation.trees.community_tree import AUTO, CommunityTree, metric_for
+from curation.trees.hierarchy import HierarchicalKMeans
+from curation.trees.sampling import STRATEGIES
+from curation.trees.subset import Subset, read_info
+from curation.trees.tree import MOST_COPIES, ClusterTree, is_made_of, read_tree_settings
 from foundation.clock import Clock
 from foundation.devices import open_device
 from foundation.errors import CurationError
@@ -327,11 +327,11 @@ def run_pipeline(
     """Embed a pool, leave out duplicates and junk, cluster the rest, draw a balanced subset, and write the report.
 
     Args:
-        source: anything `curation.pool.open_pool` takes.
+        source: anything `curation.pools.pool.open_pool` takes.
         folder: gets ``pool.html`` (random rows, at once), ``embeddings/``, ``prepared/``, ``tree/``, ``subset/`` and
             ``report.html``.
         size: rows of the subset.
-        embedder: see `curation.text_embedders.embed_any`; "auto" chooses one for images or for text.
+        embedder: see `curation.embedding.text_embedders.embed_any`; "auto" chooses one for images or for text.
         embeddings: of the pool's rows, in their order, where they are there already: see `open_embeddings`.
         levels, n_resamples, sample_sizes, metric, max_iterations: see `tree_fit`.
         labels: pool column with the true concepts, for the report alone.

@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from curation.community_tree import AUTO, level_of
-from curation.embeddings import open_embeddings
-from curation.hierarchy import HierarchicalKMeans
 from curation.kmeans.assignment import has_bfloat16_units
 from curation.kmeans.grouped_seeding import seeding_work
 from curation.kmeans.lloyd import fit_centroids
 from curation.kmeans.seeding import GROUPED_WORK, SUBSAMPLE, TRIAL_BUDGET
 from curation.kmeans.settings import KMeansSettings
-from curation.levels import MAX_POINTS, first_level
-from curation.neighbours import MAX_DIMENSIONS, nearest
+from curation.store.embeddings import open_embeddings
+from curation.trees.community_tree import AUTO, level_of
+from curation.trees.hierarchy import HierarchicalKMeans
+from curation.trees.levels import MAX_POINTS, first_level
+from curation.trees.neighbours import MAX_DIMENSIONS, nearest
 from foundation.errors import CurationError
 
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
@@ -69,7 +69,7 @@ SENT_BYTES = 8 + 8 + 4  # of each value of the centroids: float64 sum and its ro
 # Lloyd's search falls off: 4 iterations look at every centroid, the next at a share s = 0.63, each later one at 0.93 of
 # the one before; n late ones together at s (1 + 0.93 + ...) = s (1 - 0.93^n) / (1 - 0.93) = 9 (1 - 0.93^n)
 FULL_ITERATIONS, KEPT, LATE_SEARCHES = 4, 0.93, 9
-GRAPH_SEARCHES = 14  # exact searches of all pairs by `curation.communities`: covers in rounds, then one for each graph
+GRAPH_SEARCHES = 14  # exact searches of all pairs for the communities: covers in rounds, then one for each graph
 DEVICES_A_MACHINE = 8
 SECONDS_PER_POINT = 6e-4  # of communities and the rest
 

@@ -4,9 +4,9 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from curation.levels import first_level
-from curation.near_duplicates import EXACT_ROWS, PART_ITERATIONS, PROBES, part_sizes
 from curation.plan import BYTES, DEVICES_A_MACHINE, Hardware, Plan, Stage
+from curation.preparation.near_duplicates import EXACT_ROWS, PART_ITERATIONS, PROBES, part_sizes
+from curation.trees.levels import first_level
 from foundation.errors import CurationError
 from foundation.timm_models import create_timm_model
 

@@ -14,14 +14,14 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from curation.bad_rows import KeptRows
-from curation.balance import effective_number
-from curation.communities import communities
-from curation.dimension import likely_dimension, two_nearest_dimension
-from curation.embeddings import Embeddings, open_embeddings, read_info
-from curation.neighbours import cover, nearest, principal_axes, shared_neighbour_graph
-from curation.subset import Subset
-from curation.tree import ClusterTree, is_made_of
+from curation.store.bad_rows import KeptRows
+from curation.store.embeddings import Embeddings, open_embeddings, read_info
+from curation.trees.balance import effective_number
+from curation.trees.communities import communities
+from curation.trees.dimension import likely_dimension, two_nearest_dimension
+from curation.trees.neighbours import cover, nearest, principal_axes, shared_neighbour_graph
+from curation.trees.subset import Subset
+from curation.trees.tree import ClusterTree, is_made_of
 from foundation.errors import CurationError
 
 SAMPLE = 4_000  # rows of the pool, and as many of the subset, that are looked at
@@ -410,8 +410,8 @@ def check_flatness(sample: _Sample) -> Finding | None:
 
 def _again(sample: _Sample, seed: int) -> ClusterTree:
     """A tree as the one that is checked, grown on the pool's sample with another seed."""
-    from curation.community_tree import CommunityTree
-    from curation.hierarchy import HierarchicalKMeans
+    from curation.trees.community_tree import CommunityTree
+    from curation.trees.hierarchy import HierarchicalKMeans
 
     tree, points = sample.tree, sample.pool_rows[:AGAIN_ROWS]
     metric = tree.settings.get("metric", "l2")

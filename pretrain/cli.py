@@ -38,9 +38,9 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it costs and stop.")] = False,
 ) -> None:
     """Train on a pool, or on a subset of it; run the same again to go on after a kill."""
-    from curation.pool import open_pool
-    from curation.small_pictures import small_for
-    from curation.subset import Subset
+    from curation.embedding.small_pictures import small_for
+    from curation.pools.pool import open_pool
+    from curation.trees.subset import Subset
     from pretrain.settings import load_settings
     from pretrain.train import pretrain, subset_rows
     from training.run_folder import is_first_process

@@ -16,8 +16,8 @@ from timm.models.eva import EvaBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from curation.pool import pool_fingerprint
-from curation.subset import Subset
+from curation.pools.pool import pool_fingerprint
+from curation.trees.subset import Subset
 from foundation.errors import CurationError
 from foundation.files import checksum
 from foundation.paths import is_regular
@@ -83,7 +83,7 @@ def pretrain(
     model card), ``state.safetensors`` (for ``init_from``) and ``result.json``.
 
     Args:
-        pool: `datasets.Dataset` with a column ``image`` (`curation.pool.open_pool`).
+        pool: `datasets.Dataset` with a column ``image`` (`curation.pools.pool.open_pool`).
         rows: to train on, repeated as often as they are taken; None takes all.
         origin: what is known of the rows, as JSON, for the model card: of a subset its metadata.
         source: where the pool lies, for ``result.json``: `eval` warns of test images from there.

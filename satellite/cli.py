@@ -73,7 +73,7 @@ def pool(
     from datasets import Image as ImageFeature
     from datasets.exceptions import DatasetGenerationError
 
-    from curation.pool import save_pool
+    from curation.pools.pool import save_pool
     from foundation.files import require_own, write_atomically
     from satellite.data import TileReader
     from satellite.pretraining import tile_images

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Int, Shaped
 from tqdm import tqdm
 
-from curation.tiles import tile_grid
+from curation.pools.tiles import tile_grid
 from foundation.errors import CurationError, one_line
 from foundation.files import checksums_are_verified, sampled_checksum, write_atomically
 from foundation.paths import regular_file

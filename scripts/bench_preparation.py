@@ -13,11 +13,11 @@ from datasets import Dataset, Features, Image
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageEnhance, ImageOps
 
-from curation.embed import embed_pool
-from curation.embedders import open_embedder
-from curation.near_duplicates import NearRule
-from curation.pool import open_pool
-from curation.prepare import Preparation, find_kept
+from curation.embedding.embed import embed_pool
+from curation.embedding.embedders import open_embedder
+from curation.pools.pool import open_pool
+from curation.preparation.near_duplicates import NearRule
+from curation.preparation.prepare import Preparation, find_kept
 from experiments.web_images.faults import junk, near_duplicate
 from foundation.command import run_command
 from foundation.images import read_image

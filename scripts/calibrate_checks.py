@@ -15,10 +15,10 @@ from benchmarks.balance.methods import METHODS as DRAWS
 from benchmarks.balance.methods import former_levels
 from benchmarks.balance.pools import CELLS, USUAL
 from benchmarks.balance.sources import Sources
-from curation.community_tree import CommunityTree
-from curation.hierarchy import HierarchicalKMeans
 from curation.soundness import check_tree
-from curation.tree import ClusterTree
+from curation.trees.community_tree import CommunityTree
+from curation.trees.hierarchy import HierarchicalKMeans
+from curation.trees.tree import ClusterTree
 from foundation.command import run_command
 from foundation.options import Parser, number_type, path_type
 from foundation.settings import nearest_name

@@ -23,6 +23,16 @@ ROOMS = {
 }
 # within experiments: the engine knows no page, pages know no domain, domains know nothing of each other
 SUITES = {"engine": set(), "pages": {"engine"}} | {domain: {"engine", "pages"} for domain in DOMAINS}
+# within curation, lowest first; what stands beside them there ties them together
+PARTS = {
+    "store": {"group"},
+    "pools": set(),
+    "kmeans": {"group", "store"},
+    "embedding": {"kmeans", "pools", "store"},
+    "trees": {"group", "kmeans", "pools", "store"},
+    "pages": {"pools", "soundness", "trees"},
+    "preparation": {"embedding", "group", "kmeans", "pages", "pools", "store"},
+}
 MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 
 
@@ -119,6 +129,12 @@ def test_engine_pages_and_domains_of_the_experiments_stay_apart(suite: str):
     names = {name for path in (ROOT / "experiments" / suite).rglob("*.py") for name in imported(path)}
     inside = {name.split(".")[1] for name in names if name.startswith("experiments.")}
     assert inside <= SUITES[suite] | {suite}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_parts_of_curation_import_only_what_is_below_them(part: str):
+    names = {name for path in (ROOT / "curation" / part).rglob("*.py") for name in imported(path)}
+    assert {name.split(".")[1] for name in names if name.startswith("curation.")} <= PARTS[part] | {part}
 
 
 def test_the_drawing_of_the_house_names_every_room_and_whom_it_imports():

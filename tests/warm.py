@@ -20,7 +20,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-IMPORTED = ("curation.cli", "curation.community_tree", "curation.embed", "curation.group", "pretrain.cli")
+IMPORTED = (
+    "curation.cli",
+    "curation.trees.community_tree",
+    "curation.embedding.embed",
+    "curation.group",
+    "pretrain.cli",
+)
 IMPORTED += ("pretrain.probe", "pretrain.train", "experiments.launch", "experiments.pages.report", "experiments.slurm")
 IMPORTED += ("experiments.simulated.domain", "experiments.web_images.domain", "benchmarks.gpu.check")
 PIPE_BYTES = 1 << 20  # what a process may say before somebody reads it

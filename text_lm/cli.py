@@ -78,8 +78,8 @@ def dedup(
     overwrite: Overwrite = False,
 ) -> None:
     """Leave out exact and near duplicates; of each group the first row stays."""
-    from curation.pool import open_pool, save_pool
-    from curation.text_duplicates import exact_duplicates, near_duplicates
+    from curation.pools.pool import open_pool, save_pool
+    from curation.preparation.text_duplicates import exact_duplicates, near_duplicates
     from foundation.files import require_own, save_json, write_atomically
     from text_lm.passages import counts_of
 
@@ -112,7 +112,7 @@ def split(
     overwrite: Overwrite = False,
 ) -> None:
     """Hold documents out: train.parquet and test.parquet share none, and test has no text that train holds."""
-    from curation.pool import open_pool, save_pool
+    from curation.pools.pool import open_pool, save_pool
     from foundation.files import require_own, write_atomically
     from foundation.locks import locked_folder
     from text_lm.split import leave_out_seen, split_by_document
@@ -147,8 +147,8 @@ def embed(
     column: Column = None,
 ) -> None:
     """Embed passages for `curate cluster`."""
-    from curation.pool import open_pool
-    from curation.sentences import embed_passages
+    from curation.embedding.sentences import embed_passages
+    from curation.pools.pool import open_pool
 
     opened = open_pool(pool, column=column)
     result = embed_passages(
@@ -166,7 +166,7 @@ def tokenizer(
     column: Column = None,
 ) -> None:
     """Train a byte-level BPE on a pool."""
-    from curation.pool import open_pool
+    from curation.pools.pool import open_pool
     from text_lm.tokenizer import bpe_folder
 
     _trained, there = bpe_folder(open_pool(pool, column=column), size, output)
@@ -181,7 +181,7 @@ def tokenise(
     column: Column = None,
 ) -> None:
     """Tokenise a pool once, for all subsets of it."""
-    from curation.pool import open_pool
+    from curation.pools.pool import open_pool
     from text_lm.tokenizer import open_tokenizer
     from text_lm.tokens import tokenise_pool
 
@@ -226,7 +226,7 @@ def perplexity(
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
 ) -> None:
     """Bits per byte and perplexity, per domain and summed up, as JSON."""
-    from curation.pool import open_pool
+    from curation.pools.pool import open_pool
     from text_lm.model import load_model
     from text_lm.perplexity import domain_bytes, evaluate_perplexity, seen_in_raw
     from text_lm.tokenizer import open_tokenizer
@@ -272,7 +272,7 @@ def plan(
 
 
 def _column(pool: Any, name: str) -> list[str]:
-    from curation.pool import check_text
+    from curation.pools.pool import check_text
 
     if name == "text" or name not in pool.column_names:
         check_text(pool, name)

@@ -138,7 +138,7 @@ def _items(source: Any, fields: _Fields, max_bytes: int) -> Iterator[Document | 
     path = Path(source)
     files = _text_files(path)
     if files is None:
-        from curation.pool import open_pool
+        from curation.pools.pool import open_pool
 
         yield from _rows(open_pool(source, column=fields.text), fields, f"{source} row")
         return

@@ -173,7 +173,7 @@ def bpe_folder(pool: Any, size: int, folder: Path) -> tuple[Tokenizer, bool]:
     Raises:
         CurationError: the folder holds another tokeniser, another process writes it, or see `train_bpe`.
     """
-    from curation.pool import check_text, pool_fingerprint
+    from curation.pools.pool import check_text, pool_fingerprint
 
     check_text(pool, "text")
     wanted = {"pool_fingerprint": pool_fingerprint(pool), "size": size}

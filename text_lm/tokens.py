@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Int
 from tqdm import tqdm
 
-from curation.pool import check_text, pool_fingerprint
-from curation.subset import Subset
+from curation.pools.pool import check_text, pool_fingerprint
+from curation.trees.subset import Subset
 from foundation.errors import CurationError
 from foundation.files import (
     check_files,

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from benchmarks.balance.methods import METHODS
 from benchmarks.balance.pools import CELLS, Pool
 from benchmarks.balance.sources import Sources
-from curation.balance import kl_to_uniform, rarest_decile_coverage
+from curation.trees.balance import kl_to_uniform, rarest_decile_coverage
 from experiments.engine.results import Task
 from experiments.simulated.data import NOISE
 from foundation.files import checksum, digest_json

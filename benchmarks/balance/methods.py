@@ -9,13 +9,13 @@ from jaxtyping import Float, Int
 
 from benchmarks.balance.pools import Pool
 from curation.baselines import clusters_of, d4_subset, flat_kmeans_subset, oracle_subset, semdedup_subset
-from curation.communities import FEW_DIMENSIONS, communities
-from curation.community_tree import CommunityTree
-from curation.hierarchy import HierarchicalKMeans
 from curation.kmeans import kmeans
-from curation.near_duplicates import near_duplicates
-from curation.neighbours import nearest, principal_axes, shared_neighbour_graph
-from curation.sampling import balanced_targets, take_from_clusters
+from curation.preparation.near_duplicates import near_duplicates
+from curation.trees.communities import FEW_DIMENSIONS, communities
+from curation.trees.community_tree import CommunityTree
+from curation.trees.hierarchy import HierarchicalKMeans
+from curation.trees.neighbours import nearest, principal_axes, shared_neighbour_graph
+from curation.trees.sampling import balanced_targets, take_from_clusters
 from experiments.simulated.data import NOISE
 
 MAX_ITERATIONS = 30

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from benchmarks.balance.sources import NETWORK, VISUAL, Sources, locate
-from curation.neighbours import principal_axes
+from curation.trees.neighbours import principal_axes
 from experiments.simulated.data import NOISE, TOYS, zipf_sizes
 
 WIDEST = 160  # leading axes of rows that have over 512: the benchmark takes minutes then, not hours

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from curation.embed import embed_pool, read_image
-from curation.embedders import Embedder, open_embedder
-from curation.embeddings import open_embeddings
-from curation.pool import open_pool
+from curation.embedding.embed import embed_pool, read_image
+from curation.embedding.embedders import Embedder, open_embedder
+from curation.pools.pool import open_pool
+from curation.store.embeddings import open_embeddings
 from experiments.engine import inputs
 from experiments.satellite.cover import cover_classes, cover_signs
 from experiments.visual_domains.sources import PICTURES, TILES, encoded, picture_pool, thumbnails
@@ -139,7 +139,7 @@ class Sources:
         return x[keep], np.unique(domain[keep], return_inverse=True)[1]
 
     def _sentences(self, pool: Any, folder: Path) -> np.ndarray:
-        from curation.sentences import embed_passages, open_sentence_model
+        from curation.embedding.sentences import embed_passages, open_sentence_model
 
         model = open_sentence_model(device="cpu")
         model.max_seq_length = WORD_PIECES

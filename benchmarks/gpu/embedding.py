@@ -10,8 +10,8 @@ from benchmarks.gpu.machine import describe
 from benchmarks.gpu.parts import Context, Row
 from benchmarks.gpu.pictures import noise_pool
 from benchmarks.gpu.timing import seconds_of
-from curation.embed import embed_pool, worker_count
-from curation.embedders import open_embedder
+from curation.embedding.embed import embed_pool, worker_count
+from curation.embedding.embedders import open_embedder
 
 NETWORK, TINY = "timm:vit_large_patch14_dinov2?pretrained=false", "timm:vit_tiny_patch16_224?pretrained=false"
 

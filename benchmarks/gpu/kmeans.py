@@ -18,10 +18,10 @@ from torch import Tensor
 from benchmarks.gpu.machine import free_memory
 from benchmarks.gpu.parts import PEERS, Context, Row, Skipped
 from benchmarks.gpu.timing import matmul_tflops, seconds_of, synchronize
-from curation.embeddings import open_embeddings
 from curation.kmeans.assignment import CentroidSearch
 from curation.kmeans.lloyd import fit_centroids
 from curation.kmeans.settings import KMeansSettings
+from curation.store.embeddings import open_embeddings
 from foundation.files import whole_file
 
 DIM, CENTROIDS, ROWS = 1024, 10_000, 1 << 20

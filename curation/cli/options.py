@@ -105,7 +105,7 @@ def named_embedder(embedder: str, weights: Path | None) -> str:
 
 
 def opened_pool(pool: str | None, column: str | None) -> Any:
-    from curation.pool import open_pool
+    from curation.pools.pool import open_pool
 
     if pool is None and column is not None:
         raise CurationError("--column is a column of the pool; give --pool too")

@@ -44,9 +44,9 @@ def embed(
     json: Json = False,
 ) -> None:
     """Embed the images or texts of a pool into shards. Resumes after a kill; unreadable rows are skipped and listed."""
+    from curation.embedding.text_embedders import embed_any, has_text_only
     from curation.pipeline import skipped_lines
-    from curation.pool import open_pool
-    from curation.text_embedders import embed_any, has_text_only
+    from curation.pools.pool import open_pool
 
     found, chosen = open_pool(pool, column=column), named_embedder(embedder, weights)
     for_images: dict[str, Any] = {} if has_text_only(found) else {"n_workers": workers}
@@ -87,8 +87,8 @@ def dedup(
 ) -> None:
     """Leave out near-duplicates: which pool rows to keep, and a page that shows the others next to what they repeat."""
     from curation.group import joined
-    from curation.near_duplicates import NearRule
-    from curation.prepare import Preparation, keep_in_folder, open_sources
+    from curation.preparation.near_duplicates import NearRule
+    from curation.preparation.prepare import Preparation, keep_in_folder, open_sources
 
     found, embeddings = open_sources(source, pool, column)
     if held_out is not None and embeddings is None:
@@ -145,11 +145,11 @@ def filter_rows(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and write nothing.")] = False,
 ) -> None:
     """Leave out junk: blank, tiny, noise, unreadable, or text without words. 0 leaves a rule out."""
-    from curation.filters.junk import JunkFilter
-    from curation.filters.text import TextJunk
-    from curation.pool import open_pool
-    from curation.prepare import Preparation, keep_in_folder
-    from curation.text_embedders import has_text_only
+    from curation.embedding.text_embedders import has_text_only
+    from curation.pools.pool import open_pool
+    from curation.preparation.filters.junk import JunkFilter
+    from curation.preparation.filters.text import TextJunk
+    from curation.preparation.prepare import Preparation, keep_in_folder
 
     wanted = Preparation(
         by=(),

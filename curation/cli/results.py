@@ -48,8 +48,8 @@ def export(
 ) -> None:
     """Write the rows of a subset, as trainers take them."""
     from curation.export import OF_SOME, export_subset, row_names
-    from curation.pool import open_pool
-    from curation.subset import Subset
+    from curation.pools.pool import open_pool
+    from curation.trees.subset import Subset
     from foundation.paths import require_outside
 
     refuse_unused(context, format.value, OF_SOME)
@@ -78,9 +78,9 @@ def report(
     no_verify: NoVerify = False,
 ) -> None:
     """Write the report: a verdict, balance before and after, a map, galleries of clusters, one HTML file."""
-    from curation.report import PAGE, write_report
-    from curation.subset import Subset
-    from curation.tree import ClusterTree
+    from curation.pages.report import PAGE, write_report
+    from curation.trees.subset import Subset
+    from curation.trees.tree import ClusterTree
     from foundation.files import require_own
 
     require_own(output, PAGE, overwrite)
@@ -124,8 +124,8 @@ def compare(
     json: Json = False,
 ) -> None:
     """Subsets of one pool side by side, of one tree or of several: balance, soundness, overlap, maps, one HTML file."""
-    from curation.comparison import open_candidates, write_comparison
-    from curation.report import PAGE
+    from curation.pages.comparison import open_candidates, write_comparison
+    from curation.pages.report import PAGE
     from foundation.files import require_own
 
     require_own(output, PAGE, overwrite)

@@ -116,7 +116,7 @@ def run(
 ) -> None:
     """All steps, pool to report, in one folder. Steps already done with the same settings are skipped."""
     from curation.pipeline import DEFAULT_PREPARATION, run_pipeline
-    from curation.pool import open_pool
+    from curation.pools.pool import open_pool
 
     result = run_pipeline(
         pool if column is None else open_pool(pool, column=column),

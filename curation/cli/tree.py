@@ -96,11 +96,11 @@ def cluster(
     to see the embeddings and the output under the same paths:  torchrun --nproc-per-node 8 -m curation cluster ...
     """
 
-    from curation.embeddings import open_embeddings
     from curation.group import joined
-    from curation.kept import kept_rows
     from curation.pipeline import finished_tree, tree_fit
     from curation.plan import calibrate, plan_tree
+    from curation.preparation.kept import kept_rows
+    from curation.store.embeddings import open_embeddings
 
     source = open_embeddings(embeddings, column)
     source = source if rows is None else kept_rows(source, rows)
@@ -164,8 +164,8 @@ def give_advice(
     from json import dumps
 
     from curation.advise import advise
-    from curation.embeddings import open_embeddings
-    from curation.kept import kept_rows
+    from curation.preparation.kept import kept_rows
+    from curation.store.embeddings import open_embeddings
 
     source = open_embeddings(embeddings, column)
     source = source if rows is None else kept_rows(source, rows)
@@ -198,8 +198,8 @@ def sample(
 ) -> None:
     """Draw a subset from a tree."""
     from curation.pipeline import sample_folder
-    from curation.subset import WEIGHTS
-    from curation.tree import ClusterTree
+    from curation.trees.subset import WEIGHTS
+    from curation.trees.tree import ClusterTree
     from foundation.files import save_array
 
     refuse_unused(context, method.value, {"strategy": ["balanced", "flat"]})
@@ -242,9 +242,9 @@ def assign(
     no_verify: NoVerify = False,
 ) -> None:
     """Place new rows in an old tree, without fitting again: a parquet file with one cluster column per level."""
-    from curation.embeddings import open_embeddings
     from curation.pipeline import place_in_file
-    from curation.tree import ClusterTree
+    from curation.store.embeddings import open_embeddings
+    from curation.trees.tree import ClusterTree
 
     rows, there = place_in_file(
         ClusterTree.load(tree), open_embeddings(embeddings, column), output, str(open_device(device)), overwrite
@@ -274,9 +274,9 @@ def baseline(
 ) -> None:
     """Draw a subset by a method that hierarchical k-means is compared with."""
     from curation.baselines import OF_SOME, baseline_folder, clusters_of, plan_of
-    from curation.embeddings import has_columns, open_embeddings
-    from curation.kept import kept_rows
-    from curation.pool import open_pool
+    from curation.pools.pool import open_pool
+    from curation.preparation.kept import kept_rows
+    from curation.store.embeddings import has_columns, open_embeddings
 
     refuse_unused(context, method.value, OF_SOME)
     of_pool = None if pool is None or has_columns(embeddings) else column

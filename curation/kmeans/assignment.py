@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from curation.embeddings import Embeddings, open_embeddings, rows_per_read
 from curation.kmeans.frame import Frame
 from curation.kmeans.tiles import (
     INTEGERS,
@@ -36,6 +35,7 @@ from curation.kmeans.tiles import (
     round_to_bfloat16,
     take_next,
 )
+from curation.store.embeddings import Embeddings, open_embeddings, rows_per_read
 from foundation.errors import CurationError
 
 SCORE_BYTES = 16 << 20  # of a block of scores: large products keep all cores busy, and it still fits the last cache

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from curation.embeddings import Embeddings
+from curation.store.embeddings import Embeddings
 
 SAMPLE_ROWS = 4096
 

@@ -23,12 +23,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from curation.embeddings import Embeddings
 from curation.group import Group
 from curation.kmeans.assignment import CentroidSearch, rows_per_read
 from curation.kmeans.frame import Frame
 from curation.kmeans.greedy import greedy_choices, greedy_kmeans_plusplus
 from curation.kmeans.pieces import run_jobs
+from curation.store.embeddings import Embeddings
 from foundation.errors import CurationError
 
 OF_A_GROUP = 512  # centroids, on average

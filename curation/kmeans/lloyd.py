@@ -11,8 +11,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from curation.bad_rows import check_rows
-from curation.embeddings import Embeddings, open_embeddings
 from curation.group import Group
 from curation.kmeans.activity import ActiveSearch
 from curation.kmeans.assignment import CentroidSearch, assign_all, rows_per_read
@@ -20,6 +18,8 @@ from curation.kmeans.frame import Frame, sample_rows
 from curation.kmeans.seeding import seed_centroids
 from curation.kmeans.settings import KMeansSettings
 from curation.kmeans.update import ClusterSums, KeptParts
+from curation.store.bad_rows import check_rows
+from curation.store.embeddings import Embeddings, open_embeddings
 from foundation.errors import CurationError
 
 METRICS = ("l2", "cosine")

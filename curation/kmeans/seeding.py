@@ -17,12 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from curation.embeddings import Embeddings
 from curation.group import Group
 from curation.kmeans.assignment import CentroidSearch, rows_per_read
 from curation.kmeans.frame import Frame
 from curation.kmeans.greedy import greedy_kmeans_plusplus
 from curation.kmeans.grouped_seeding import Sample, seed_in_groups
+from curation.store.embeddings import Embeddings
 from foundation.errors import CurationError
 
 STRATEGIES = ("auto", "kmeans++", "kmeans||", "random")

@@ -13,15 +13,15 @@ import torch
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
-from curation.embeddings import Embeddings
 from curation.group import Group
 from curation.kmeans.assignment import CentroidSearch, assign_all, rows_per_read
 from curation.kmeans.frame import Frame
 from curation.kmeans.lloyd import assign_filled, fit_centroids
 from curation.kmeans.pieces import Pieces
 from curation.kmeans.settings import KMeansSettings
-from curation.sampling import cluster_starts
-from curation.shards import TensorShard
+from curation.kmeans.update import cluster_starts
+from curation.store.embeddings import Embeddings
+from curation.store.shards import TensorShard
 
 READ_BYTES = 256 << 20  # of rows of coarse clusters, as float32
 

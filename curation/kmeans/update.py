@@ -19,6 +19,11 @@ LINE = 16  # float32 of a line of the cache
 KEPT_BYTES = 128 << 20  # of the sums of clusters in blocks; where they need more, none are kept
 
 
+def cluster_starts(labels: Int[np.ndarray, "n"], k: int) -> Int[np.ndarray, "k+1"]:
+    """Where each cluster begins once the rows are grouped by cluster."""
+    return np.concatenate([[0], np.cumsum(np.bincount(labels, minlength=k))]).astype(np.int64)
+
+
 @numba.njit(cache=True)
 def _by_cluster(labels, k):
     """Rows ordered by cluster, ascending within each, and where each cluster begins: (n,) and (k + 1,) int64."""

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+from curation.levels import PIECES, ROWS_PER_CLUSTER
 
 from curation import Embeddings, HierarchicalKMeans, Subset, open_embeddings
-from curation.balance import balance_row
 from curation.baselines import (
     flat_kmeans_subset,
     oracle_subset,
@@ -17,14 +17,14 @@ from curation.baselines import (
     retrieval_subset,
     semdedup_subset,
 )
-from curation.communities import CommunitySettings
-from curation.community_tree import CommunityTree
-from curation.gallery import cluster_examples, contact_sheet, gallery_clusters
-from curation.kept import kept_rows
-from curation.levels import PIECES, ROWS_PER_CLUSTER
+from curation.pages.gallery import cluster_examples, contact_sheet, gallery_clusters
 from curation.pipeline import cluster_folder
-from curation.prepare import Preparation, prepare_folder
-from curation.tree import ClusterTree
+from curation.preparation.kept import kept_rows
+from curation.preparation.prepare import Preparation, prepare_folder
+from curation.trees.balance import balance_row
+from curation.trees.communities import CommunitySettings
+from curation.trees.community_tree import CommunityTree
+from curation.trees.tree import ClusterTree
 from experiments.engine.stages import StageRun
 from foundation.errors import CurationError
 from foundation.files import save_json, write_atomically
@@ -48,8 +48,8 @@ class CurationSettings:
         semdedup_clusters: k of SemDeDup.
         max_iterations: of every k-means.
         metric: l2 or cosine.
-        prepare: near-duplicates and junk are left out of the pool of every arm (`curation.prepare`); an arm of its own
-            may say so as well.
+        prepare: near-duplicates and junk are left out of the pool of every arm (`curation.preparation`); an arm of its
+            own may say so as well.
     """
 
     size: Count

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from curation.embedders import Embedder
+from curation.embedding.embedders import Embedder
 from experiments.engine.provenance import ROOT
 from foundation.errors import CurationError
 

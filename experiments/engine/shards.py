@@ -17,8 +17,8 @@ from datasets import Dataset, Features
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from curation.embed import embed_pool
-from curation.embedders import Embedder
+from curation.embedding.embed import embed_pool
+from curation.embedding.embedders import Embedder
 from experiments.engine.stages import LATE
 from foundation.errors import CurationError
 from foundation.files import checksum, load_array, load_json, save_array, save_json, write_atomically
@@ -83,7 +83,7 @@ def write_shards(
     rows_per_shard: int = ROWS_PER_SHARD,
     progress: bool = False,
 ) -> None:
-    """``folder/00000.parquet`` and so on, which `curation.pool.open_pool` reads as one pool in this order.
+    """``folder/00000.parquet`` and so on, which `curation.pools.pool.open_pool` reads as one pool in this order.
 
     Shards that are there are kept: ``row`` must give the same for the same index, whatever was asked before.
 
@@ -150,7 +150,7 @@ def read_column(folder: Path, name: str) -> np.ndarray:
 def embed_shards(
     pool: Any, embedder: Embedder, folder: Path, rows_per_part: int = ROWS_PER_PART, progress: bool = False
 ) -> None:
-    """Embeddings of a pool as `curation.embed.embed_pool` writes them, part by part; see `embed_in_parts`.
+    """Embeddings of a pool as `curation.embedding.embed.embed_pool` writes them, part by part; see `embed_in_parts`.
 
     Raises:
         CurationError: see `embed_pool`; no image of a part can be read.

@@ -9,8 +9,8 @@ import jinja2
 import numpy as np
 import yaml
 
-from curation.gallery import cluster_examples, contact_sheet, gallery_clusters
-from curation.tree import ClusterTree
+from curation.pages.gallery import cluster_examples, contact_sheet, gallery_clusters
+from curation.trees.tree import ClusterTree
 from experiments.engine.arms import BASE_ARM, METHOD_ARM
 from experiments.engine.compare import StageRecord, Summary
 from experiments.engine.curves import read_curve

@@ -18,9 +18,9 @@ from datasets import Features, Value
 from datasets import Image as ImageFeature
 from jaxtyping import Int
 
-from curation.embedders import open_embedder, parse_embedder
-from curation.near_duplicates import near_held_out
-from curation.pool import open_pool
+from curation.embedding.embedders import open_embedder, parse_embedder
+from curation.pools.pool import open_pool
+from curation.preparation.near_duplicates import near_held_out
 from experiments.engine.inputs import DATA, locate, require_dim
 from experiments.engine.shards import embed_shards, once, own_device, read_column, write_shards
 from experiments.engine.stages import StageRun
@@ -54,7 +54,7 @@ class PoolSettings:
         rows: of the pool, drawn from the train side.
         labelled: tiles that the head learns from, drawn from the train side, the same for every arm.
         block, n_folds, margin: metres; see `satellite.tiles.spatial_split`. Seed s tests fold s modulo n_folds.
-        embedder, image_size, dim: see `curation.embedders.open_embedder`.
+        embedder, image_size, dim: see `curation.embedding.embedders.open_embedder`.
         zipf: exponent of the sizes of the classes of land cover in the pool, known from heights and colours; which is
             at the head goes in turns over the seeds, labelled tiles are even over them, and the test weighs them
             alike. 0: the ground as it is.

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from curation import Subset
-from curation.pool import open_pool
+from curation.pools.pool import open_pool
 from eval.canopy import CanopySettings, canopy_metrics
 from experiments.engine.curves import append_point, read_curve
 from experiments.engine.processes import placed

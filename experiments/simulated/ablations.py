@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from curation import ClusterTree, HierarchicalKMeans
-from curation.balance import kl_to_uniform
+from curation.trees.balance import kl_to_uniform
 from experiments.engine.results import Task
 from experiments.simulated.data import NOISE, TOYS, Toy
 from foundation.settings import Count, CountOrZero, check

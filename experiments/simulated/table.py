@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 from curation import HierarchicalKMeans
-from curation.balance import kde_kl_to_uniform
 from curation.kmeans import kmeans
+from curation.trees.balance import kde_kl_to_uniform
 from experiments.engine.results import Task
 from experiments.simulated.data import mixture
 from foundation.settings import Count, CountOrZero, Positive, check

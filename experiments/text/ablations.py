@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from curation import ClusterTree, HierarchicalKMeans
-from curation.balance import kl_to_uniform
+from curation.trees.balance import kl_to_uniform
 from experiments.engine.results import Task
 from foundation.files import checksum
 from foundation.settings import Count, CountOrZero, check

@@ -17,8 +17,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Int
 
-from curation.pool import pool_fingerprint
-from curation.text_duplicates import Duplicates, bands_of, candidates, first_of_equals, joined_pairs, overlap, sketch
+from curation.pools.pool import pool_fingerprint
+from curation.preparation.text_duplicates import (
+    Duplicates,
+    bands_of,
+    candidates,
+    first_of_equals,
+    joined_pairs,
+    overlap,
+    sketch,
+)
 from experiments.engine.shards import once, seen, unfinished
 from foundation.errors import CurationError
 from foundation.files import digest_json, load_array, load_json, save_array, save_json, write_atomically

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from curation.embeddings import open_embeddings
-from curation.lexical import BYTES, is_lexical, lexical_dimensions, lexical_embedder
-from curation.sentences import OFFLINE, PRECISIONS, embed_passages, open_sentence_model
+from curation.embedding.lexical import BYTES, is_lexical, lexical_dimensions, lexical_embedder
+from curation.embedding.sentences import OFFLINE, PRECISIONS, embed_passages, open_sentence_model
+from curation.store.embeddings import open_embeddings
 from eval.rarity import NEIGHBOURS, distance_to_pool
 from experiments.engine.inputs import DATA, locate
 from experiments.engine.shards import ROWS_PER_PART, array_in_parts, embed_in_parts, once, own_device, unfinished
@@ -67,8 +67,8 @@ class PoolSettings:
         trusted: passages of every domain in the set that the arm `retrieval` starts from, of documents that are in
             neither pool nor test; 0: there is none.
         trusted_share: of the passages of every domain that are not tested on, by whole documents, it is drawn from.
-        embedder: what the curation sees: one of `curation.lexical.is_lexical`, whose axes are fitted on the pool of the
-            seed, or of `curation.sentences.open_sentence_model`.
+        embedder: what the curation sees: one of `curation.embedding.lexical`, whose axes are fitted on the pool of
+            the seed, or of `curation.embedding.sentences.open_sentence_model`.
         judge_embedder: another one, by which the test passages are ordered from common to rare; "": they are not.
         precision: of sentence models; bfloat16 is twice as fast on CPUs that have it.
         max_tokens: of a passage that a sentence model reads; 0: as many as it can.

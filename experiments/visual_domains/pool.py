@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from curation.embed import embed_pool
-from curation.embedders import Embedder, open_embedder, parse_embedder
-from curation.embeddings import Embeddings, open_embeddings
-from curation.near_duplicates import near_held_out
-from curation.pool import open_pool
+from curation.embedding.embed import embed_pool
+from curation.embedding.embedders import Embedder, open_embedder, parse_embedder
+from curation.pools.pool import open_pool
+from curation.preparation.near_duplicates import near_held_out
+from curation.store.embeddings import Embeddings, open_embeddings
 from eval.pixel_model import SIDE, grey_pictures
 from eval.rarity import NEIGHBOURS, distance_to_pool
 from experiments.engine.inputs import locate, require_dim
@@ -53,7 +53,7 @@ class PoolSettings:
         trusted: pictures of each domain in the set that the arm `retrieval` starts from, neither in pool nor in test.
         manual: the domain that is a hand-curated set by itself, whose pictures the arm `manual` takes; "": none.
         side: of the grey pictures that are judged, pixels.
-        embedder: what the curation sees, of `curation.embedders.open_embedder`.
+        embedder: what the curation sees, of `curation.embedding.embedders.open_embedder`.
         image_size: that it sees; 0: its own.
         dim: of its embeddings.
     """

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from curation.embedders import Embedder
-from curation.pool import open_pool
-from curation.tiles import TileCut, open_rasters
+from curation.embedding.embedders import Embedder
+from curation.pools.pool import open_pool
+from curation.pools.tiles import TileCut, open_rasters
 from experiments.engine.inputs import DATA, locate
 from foundation.errors import CurationError
 

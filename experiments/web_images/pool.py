@@ -20,9 +20,9 @@ from datasets import Image as ImageFeature
 from jaxtyping import Int
 from PIL import Image
 
-from curation.embedders import open_embedder, parse_embedder
-from curation.embeddings import open_embeddings
-from curation.pool import open_pool
+from curation.embedding.embedders import open_embedder, parse_embedder
+from curation.pools.pool import open_pool
+from curation.store.embeddings import open_embeddings
 from experiments.engine.inputs import DATA, locate, require_dim
 from experiments.engine.processes import placed
 from experiments.engine.shards import embed_shards, own_device, write_shards
@@ -44,7 +44,7 @@ class PoolSettings:
     """Section ``science.pool``.
 
     Attributes:
-        source: images (`curation.pool.open_pool`), in this project or in the folder of CURATED_SSL_DATA.
+        source: images (`curation.pools.pool.open_pool`), in this project or in the folder of CURATED_SSL_DATA.
         test: labelled images to test on; "" takes them from the source.
         labelled: the source has classes. Without, it is taken as it is, probes are fitted on ``test`` as well, and
             where that is "" ``science.evaluate.suite`` must say what is measured.
@@ -59,7 +59,7 @@ class PoolSettings:
         junk: share of the pool that shows nothing.
         rows: of the pool; 0 counts them from largest, imbalance and classes.
         classes: of the source, for that count.
-        embedder: of `curation.embedders.open_embedder`; "ssl" is the model of ``ssl`` trained on the pool itself.
+        embedder: of `curation.embedding.embedders`; "ssl" is the model of ``ssl`` trained on the pool itself.
         image_size: that the embedder sees.
         dim: of its embeddings.
         ssl: settings of `pretrain`, for the embedder "ssl"; {} takes configs/pretrain/conv_cpu.yaml.

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from curation import Subset
-from curation.pool import open_pool
+from curation.pools.pool import open_pool
 from eval.corruptions import CORRUPTIONS
 from eval.feature_stats import effective_rank, uniformity
 from eval.features import FeatureSet, extract

@@ -8,7 +8,7 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from torchvision.datasets import CIFAR10
 
-from curation.pool import save_pool
+from curation.pools.pool import save_pool
 from foundation.command import run_command
 from foundation.errors import CurationError
 from foundation.files import require_own, write_atomically

@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PillowImage
 from tqdm import tqdm
 
-from curation.pool import save_pool
+from curation.pools.pool import save_pool
 from foundation.command import run_command
 from foundation.errors import CurationError
 from foundation.files import write_atomically

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from huggingface_hub import DatasetCard
 
-from curation.card import dataset_card
-from curation.hierarchy import HierarchicalKMeans
+from curation.pages.card import dataset_card
 from curation.pipeline import sample_folder
-from curation.subset import Subset
+from curation.trees.hierarchy import HierarchicalKMeans
+from curation.trees.subset import Subset
 
 
 def test_the_card_beside_a_subset_names_its_tree_and_loads_as_a_dataset(tmp_path: Path):

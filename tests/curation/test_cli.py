@@ -227,7 +227,7 @@ def test_help_teaches_and_is_quick_to_import():
 
 
 def test_interrupt_is_one_line(rows: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
-    from curation.hierarchy import HierarchicalKMeans
+    from curation.trees.hierarchy import HierarchicalKMeans
 
     def interrupted(*_args, **_kwargs):
         raise KeyboardInterrupt

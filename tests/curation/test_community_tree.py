@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from curation.balance import kl_to_uniform
-from curation.communities import (
+from curation.trees.balance import kl_to_uniform
+from curation.trees.communities import (
     Belief,
     CommunitySettings,
     common_variance,
@@ -17,10 +17,10 @@ from curation.communities import (
     isolation_shares,
     nested_communities,
 )
-from curation.community_tree import CommunityTree
-from curation.levels import cut_line, equal_levels, first_level, graph_points, grow_levels
-from curation.neighbours import cover, nearest, shared_neighbour_graph
-from curation.tree import ClusterTree
+from curation.trees.community_tree import CommunityTree
+from curation.trees.levels import cut_line, equal_levels, first_level, graph_points, grow_levels
+from curation.trees.neighbours import cover, nearest, shared_neighbour_graph
+from curation.trees.tree import ClusterTree
 from foundation.errors import CurationError
 
 ROWS = (Belief("rows", 0.15, 2.0), Belief("rows", 0.7, 1.0), Belief("rows", 1.0, 1.0))
@@ -90,7 +90,7 @@ def test_a_fit_that_was_killed_after_level_1_goes_on(tmp_path: Path, monkeypatch
     def killed(*_args: object, **_options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("curation.community_tree.grow_levels", killed)
+    monkeypatch.setattr("curation.trees.community_tree.grow_levels", killed)
     with pytest.raises(KeyboardInterrupt):
         CommunityTree(progress=False, work_dir=tmp_path / "w").fit(x, tmp_path / "tree")
     monkeypatch.undo()
@@ -279,7 +279,7 @@ def test_upper_levels_need_no_rows_in_memory(tmp_path: Path):
     x, labels = blobs([1400, 200, 200, 200], [0.5] * 4, dim=160)
     np.save(tmp_path / "x.npy", x.astype(np.float16))
     first = CommunityTree(progress=False)._first
-    from curation.embeddings import open_embeddings
+    from curation.store.embeddings import open_embeddings
 
     source = open_embeddings(str(tmp_path / "x.npy"))
     tree = first(source, "cosine").fit(source)

@@ -5,8 +5,8 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 
-from curation.distance_shares import distance_shares, expected_shares, level_sizes, tempered
-from curation.sampling import balanced_targets, take_from_clusters
+from curation.trees.distance_shares import distance_shares, expected_shares, level_sizes, tempered
+from curation.trees.sampling import balanced_targets, take_from_clusters
 
 
 def test_shares_are_what_a_balanced_sample_takes_on_average():

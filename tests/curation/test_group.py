@@ -28,7 +28,7 @@ FIT = """
 import json, sys
 from foundation.errors import CurationError
 from curation.group import joined
-from curation.hierarchy import HierarchicalKMeans
+from curation.trees.hierarchy import HierarchicalKMeans
 from curation.kmeans import assignment, kmeans
 from curation.kmeans import grouped_seeding, pieces, seeding
 assignment.rows_per_read.__defaults__ = (1 << 13,)

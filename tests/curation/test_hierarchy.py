@@ -9,9 +9,9 @@ import pytest
 from warm import Server
 
 from curation import ClusterTree, CurationError, HierarchicalKMeans, Subset, open_embeddings
-from curation.bad_rows import KeptRows
-from curation.rows import SelectedRows
-from curation.sampling import members_to_resample
+from curation.store.bad_rows import KeptRows
+from curation.store.rows import SelectedRows
+from curation.trees.sampling import members_to_resample
 
 
 def rings(n: int = 4000, seed: int = 0) -> np.ndarray:
@@ -149,7 +149,7 @@ def test_a_tree_of_other_embeddings_is_refused():
 @pytest.mark.parametrize("levels", [[200, 30], ["20x10", 30]])
 def test_a_fit_stopped_after_any_iteration_resumes_to_the_same_tree(tmp_path: Path, levels, monkeypatch):
     """Stops the fit at one checkpoint after the other, each time going on from the last."""
-    from curation.checkpoint import FitCheckpoint
+    from curation.trees.checkpoint import FitCheckpoint
 
     x = rings(1500)
     settings = {"n_resamples": [1, 2], "sample_sizes": [4, 2], "max_iterations": 4, "progress": False}
@@ -323,7 +323,7 @@ def test_level_1_can_be_fitted_on_some_rows_and_assigned_to_all(tmp_path: Path):
 
 
 def test_rows_that_are_held_are_those_of_the_source(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("curation.rows.ROWS_PER_READ", 7)
+    monkeypatch.setattr("curation.store.rows.ROWS_PER_READ", 7)
     x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
     chosen = np.arange(0, 60, 2)
     held = SelectedRows(open_embeddings(x), chosen, (3, 28))

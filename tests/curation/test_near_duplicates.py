@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-import curation.near_duplicates as module
-from curation.near_duplicates import NearRule, near_duplicates, near_held_out, star_groups
+import curation.preparation.near_duplicates as module
+from curation.preparation.near_duplicates import NearRule, near_duplicates, near_held_out, star_groups
 from foundation.errors import CurationError
 
 RNG = np.random.default_rng(0)

@@ -18,7 +18,7 @@ import pytest
 from datasets import Dataset, DatasetDict, Image
 from PIL import Image as PillowImage
 
-from curation.pool import open_pool, pool_fingerprint
+from curation.pools.pool import open_pool, pool_fingerprint
 from foundation.errors import CurationError
 
 DEMO = Path(__file__).parents[2] / "data" / "openclipart.parquet"
@@ -294,7 +294,7 @@ def test_fingerprint_is_of_contents_not_of_places(tmp_path):
     shutil.copytree(here, there)
     mine = pool_fingerprint(open_pool(here))
     assert pool_fingerprint(open_pool(there)) == mine
-    code = f"from curation.pool import *; print(pool_fingerprint(open_pool({str(there)!r})))"
+    code = f"from curation.pools.pool import *; print(pool_fingerprint(open_pool({str(there)!r})))"
     environment = {**os.environ, "PYTHONHASHSEED": "7", "HF_HUB_OFFLINE": "1"}
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert other.stdout.strip() == mine

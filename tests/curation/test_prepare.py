@@ -14,16 +14,16 @@ from PIL import Image as Pillow
 from curation import ClusterTree, HierarchicalKMeans, Subset, open_embeddings
 from curation.baselines import CLUSTERED
 from curation.cli import main
-from curation.duplicates import perceptual_hash
 from curation.export import export_subset
-from curation.filters.junk import JunkFilter, measure
-from curation.filters.text import TextJunk
-from curation.kept import Kept, kept_rows, load_kept, save_kept
-from curation.labels import Labels
-from curation.near_duplicates import NearRule
 from curation.pipeline import lost_labels, skipped_lines
-from curation.pool import open_pool
-from curation.prepare import Preparation, find_kept, keep_in_folder, prepare_folder
+from curation.pools.labels import Labels
+from curation.pools.pool import open_pool
+from curation.preparation.duplicates import perceptual_hash
+from curation.preparation.filters.junk import JunkFilter, measure
+from curation.preparation.filters.text import TextJunk
+from curation.preparation.kept import Kept, kept_rows, load_kept, save_kept
+from curation.preparation.near_duplicates import NearRule
+from curation.preparation.prepare import Preparation, find_kept, keep_in_folder, prepare_folder
 from curation.soundness import check_subset
 from experiments.web_images.faults import junk
 from foundation.errors import CurationError
@@ -113,7 +113,7 @@ def test_row_ids_stay_pool_rows_through_tree_and_subset(spoiled, tmp_path: Path)
 
 def test_a_kill_at_any_step_leaves_the_same_result(spoiled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pool, x, _ = spoiled
-    monkeypatch.setattr("curation.looks.ROWS_PER_FILE", 10)
+    monkeypatch.setattr("curation.preparation.looks.ROWS_PER_FILE", 10)
     whole, _ = prepare_folder(pool, x, tmp_path / "whole", Preparation(), workers=0, progress=False)
 
     def killed(*_arguments, **_options):
@@ -123,7 +123,7 @@ def test_a_kill_at_any_step_leaves_the_same_result(spoiled, tmp_path: Path, monk
     for number, name in enumerate(steps):
         folder = tmp_path / name
         with monkeypatch.context() as patch:
-            patch.setattr(f"curation.{name}", killed)
+            patch.setattr(f"curation.preparation.{name}", killed)
             with pytest.raises(KeyboardInterrupt):
                 prepare_folder(pool, x, folder, Preparation(), workers=0, progress=False)
         with pytest.raises(CurationError, match="no finished preparation"):

@@ -11,19 +11,9 @@ from scipy.stats import entropy
 from sklearn.neighbors import KernelDensity
 
 from curation import CurationError, HierarchicalKMeans, Subset
-from curation.balance import (
-    effective_number,
-    gini,
-    kde_kl_to_uniform,
-    kl_to_uniform,
-    normalised_entropy,
-    rarest_decile_coverage,
-)
-from curation.examples import thumbnail
-from curation.labels import read_labels
-from curation.report import Drawn, write_report
-from curation.soundness import Finding
-from curation.verdict import (
+from curation.pages.examples import thumbnail
+from curation.pages.report import Drawn, write_report
+from curation.pages.verdict import (
     DRAWS,
     LEAST_DRAWS,
     decimals_apart,
@@ -31,6 +21,16 @@ from curation.verdict import (
     random_counts,
     verdict_by_findings,
     verdict_by_labels,
+)
+from curation.pools.labels import read_labels
+from curation.soundness import Finding
+from curation.trees.balance import (
+    effective_number,
+    gini,
+    kde_kl_to_uniform,
+    kl_to_uniform,
+    normalised_entropy,
+    rarest_decile_coverage,
 )
 
 COUNTS = np.array([100, 50, 3, 1, 0, 7])

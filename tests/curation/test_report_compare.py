@@ -10,9 +10,9 @@ from datasets import Dataset
 
 from curation import CurationError, HierarchicalKMeans, Subset
 from curation.cli import main
-from curation.comparison import Candidate, open_candidates, write_comparison
+from curation.pages.comparison import Candidate, open_candidates, write_comparison
 from curation.soundness import check_subset
-from curation.tree import ClusterTree
+from curation.trees.tree import ClusterTree
 
 
 @pytest.fixture(scope="module")

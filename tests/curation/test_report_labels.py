@@ -8,7 +8,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
 from curation import CurationError
-from curation.labels import read_labels
+from curation.pools.labels import read_labels
 
 
 @pytest.mark.parametrize(

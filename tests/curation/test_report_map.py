@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curation.examples import Examples, jpeg
-from curation.gallery import closest_rows, examples_of, gallery_clusters
-from curation.map import MOST_DOTS, PoolMap, as_script, dots_of, draw_maps, project
-from curation.report import write_report
-from curation.subset import Subset
-from curation.tree import ClusterTree, Level
+from curation.pages.examples import Examples, jpeg
+from curation.pages.gallery import closest_rows, examples_of, gallery_clusters
+from curation.pages.map import MOST_DOTS, PoolMap, as_script, dots_of, draw_maps, project
+from curation.pages.report import write_report
+from curation.trees.subset import Subset
+from curation.trees.tree import ClusterTree, Level
 
 
 def random_tree(n: int, sizes: list[int], dim: int = 8, seed: int = 0, evenness: float = 0.3) -> ClusterTree:
@@ -120,7 +120,9 @@ def test_a_picture_keeps_to_its_bytes():
 
 @pytest.mark.parametrize("sizes", [[5_000], [2_000, 300, 80, 40, 20, 9, 4, 2]])
 def test_trees_of_any_shape_have_a_light_page(sizes, tmp_path, monkeypatch):
-    monkeypatch.setattr("curation.map.project", lambda points, *_: np.random.default_rng(0).random((len(points), 2)))
+    monkeypatch.setattr(
+        "curation.pages.map.project", lambda points, *_: np.random.default_rng(0).random((len(points), 2))
+    )
     tree = random_tree(20_000, sizes)
     labels = np.random.default_rng(0).zipf(1.2, 20_000) % 3_000
     write_report(tree, Subset.from_rows(tree.sample(900), tree), tmp_path / "r.html", labels=labels, progress=False)

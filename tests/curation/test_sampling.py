@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation import ClusterTree, CurationError
-from curation.sampling import balanced_targets, fractional_targets, take_from_clusters
-from curation.tree import Level
+from curation.trees.sampling import balanced_targets, fractional_targets, take_from_clusters
+from curation.trees.tree import Level
 
 
 def random_tree(rng: np.random.Generator, n: int, ks: list[int]) -> ClusterTree:

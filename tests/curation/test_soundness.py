@@ -7,12 +7,12 @@ import pytest
 
 from curation import CurationError, HierarchicalKMeans
 from curation.cli import main
-from curation.community_tree import CommunityTree
-from curation.dimension import likely_dimension, two_nearest_dimension
-from curation.levels import grow_levels
-from curation.neighbours import nearest
 from curation.soundness import AS_WELL, check_tree, find_embeddings, rows_of_tree
-from curation.tree import ClusterTree, Level
+from curation.trees.community_tree import CommunityTree
+from curation.trees.dimension import likely_dimension, two_nearest_dimension
+from curation.trees.levels import grow_levels
+from curation.trees.neighbours import nearest
+from curation.trees.tree import ClusterTree, Level
 
 
 def tree_of(x: np.ndarray, *assignments: np.ndarray, **settings: object) -> ClusterTree:

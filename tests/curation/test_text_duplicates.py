@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from curation.text_duplicates import exact_duplicates, near_duplicates, normalise
+from curation.preparation.text_duplicates import exact_duplicates, near_duplicates, normalise
 from foundation.errors import CurationError
 
 

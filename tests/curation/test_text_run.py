@@ -11,9 +11,9 @@ from datasets import Dataset
 from curation import CommunityTree, Subset, open_embeddings
 from curation.baselines import retrieval_subset
 from curation.cli import main
-from curation.near_duplicates import near_held_out
-from curation.pool import open_pool
-from curation.text_embedders import embed_any, resolve_embedder
+from curation.embedding.text_embedders import embed_any, resolve_embedder
+from curation.pools.pool import open_pool
+from curation.preparation.near_duplicates import near_held_out
 from foundation.errors import CurationError
 from foundation.files import load_json, save_json
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from curation.pool import matching_files, open_pool, pool_fingerprint
-from curation.tiles import TileCut, parse_cut
+from curation.pools.pool import matching_files, open_pool, pool_fingerprint
+from curation.pools.tiles import TileCut, parse_cut
 from foundation.errors import CurationError
 from foundation.images import read_image
 

@@ -12,7 +12,7 @@ import pytest
 
 import experiments.text.passages as module
 import text_lm.passages
-from curation.text_duplicates import exact_duplicates, near_duplicates
+from curation.preparation.text_duplicates import exact_duplicates, near_duplicates
 from experiments.text.passages import COUNTS, PASSAGES, Passages, Rules, open_passages, read_texts
 from foundation.errors import CurationError
 from foundation.files import load_json

@@ -19,7 +19,7 @@ from foundation.settings import CONFIGS, fill, setting_names
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = [path.stem for path in sorted((CONFIGS / "experiment").glob("*.yaml"))]
-DIRTY = {"commit": "abc-dirty", "changed": ["curation/tree.py"], "device": "a CPU", "versions": {"numpy": "2"}}
+DIRTY = {"commit": "abc-dirty", "changed": ["curation/trees/tree.py"], "device": "a CPU", "versions": {"numpy": "2"}}
 
 
 def test_every_room_that_can_change_a_number_is_watched():
@@ -29,7 +29,7 @@ def test_every_room_that_can_change_a_number_is_watched():
 
 @pytest.fixture
 def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("curation/tree.py", "configs/pretrain/a.yaml", "docs/guide.md", "tests/test_tree.py"):
+    for name in ("curation/trees/tree.py", "configs/pretrain/a.yaml", "docs/guide.md", "tests/test_tree.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("1")
     who = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
@@ -55,12 +55,14 @@ def test_a_dirty_tree_names_the_files_that_decide_numbers_and_no_others(clone: P
 
 def test_pages_from_a_dirty_tree_name_the_files():
     clean = {**DIRTY, "commit": "def", "changed": []}
-    assert "abc-dirty, def with changes of curation/tree.py\n" in origin("a command", [clean, DIRTY])
+    assert "abc-dirty, def with changes of curation/trees/tree.py\n" in origin("a command", [clean, DIRTY])
     assert "with changes" not in origin("a command", [clean])
     part = all_parts()[0]
     done = {"rows": [], "status": "done", "why": "", "notes": [], "seconds": 1.0, **DIRTY}
     machine: dict[str, Any] = {"versions": {}, "device": "cpu", "cores": 1}
-    assert "abc-dirty with changes of curation/tree.py" in write_page({part.name: done}, [part], machine, "a command")
+    assert "abc-dirty with changes of curation/trees/tree.py" in write_page(
+        {part.name: done}, [part], machine, "a command"
+    )
 
 
 def test_every_page_takes_its_commits_from_where_the_files_are_named():

@@ -12,10 +12,10 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from curation.embed import embed_pool
-from curation.embedders import Embedder
-from curation.embeddings import open_embeddings
-from curation.pool import open_pool
+from curation.embedding.embed import embed_pool
+from curation.embedding.embedders import Embedder
+from curation.pools.pool import open_pool
+from curation.store.embeddings import open_embeddings
 from experiments.engine.shards import embed_shards, read_column, seen, write_shards
 from foundation.errors import CurationError
 from foundation.files import load_json

@@ -10,7 +10,7 @@ import pytest
 from scipy.optimize import minimize_scalar
 
 from curation import CurationError
-from curation.balance import kde_kl_to_uniform
+from curation.trees.balance import kde_kl_to_uniform
 from experiments.engine.results import Task, run_tasks
 from experiments.engine.settings import compose
 from experiments.engine.stages import run_stage

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation import CurationError, Subset, open_embeddings
-from curation.lexical import embed_lexically
+from curation.embedding.lexical import embed_lexically
 from experiments.engine.experiment import build, open_domain
 from experiments.engine.settings import compose
 from experiments.engine.stages import in_order, run_stage

@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from curation.embedders import Embedder
+from curation.embedding.embedders import Embedder
 from experiments.engine.settings import compose
 from experiments.engine.stages import StageRun
 from experiments.launch import run_experiment

@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
-from curation.pool import open_pool
+from curation.pools.pool import open_pool
 from experiments.engine.experiment import build, open_domain
 from experiments.engine.settings import compose
 from experiments.launch import plan_table, run_experiment

@@ -8,8 +8,8 @@ import torch
 
 from benchmarks.gpu.pictures import noise_pool
 from curation import EmbeddingWriter, open_embeddings
-from curation.embed import embed_pool
-from curation.embedders import open_embedder
+from curation.embedding.embed import embed_pool
+from curation.embedding.embedders import open_embedder
 from eval.knn import knn_scores
 from eval.linear import LinearSettings, fit_linear
 

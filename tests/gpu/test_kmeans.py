@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from curation import HierarchicalKMeans, nearest_centroid
-from curation.embeddings import open_embeddings
 from curation.kmeans import CentroidSearch, kmeans
 from curation.kmeans.lloyd import LloydState, fit_centroids
 from curation.kmeans.settings import KMeansSettings
 from curation.kmeans.update import ClusterSums
+from curation.store.embeddings import open_embeddings
 
 pytestmark = pytest.mark.gpu
 

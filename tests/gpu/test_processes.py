@@ -67,7 +67,7 @@ def test_a_checkpoint_of_fsdp_goes_on_without_it_and_the_other_way(
 FIT = """
 import sys
 from curation.group import joined
-from curation.hierarchy import HierarchicalKMeans
+from curation.trees.hierarchy import HierarchicalKMeans
 from curation.kmeans import assignment
 assignment.rows_per_read.__defaults__ = (1 << 13,)
 source, out, device = sys.argv[1:]

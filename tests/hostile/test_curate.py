@@ -18,8 +18,8 @@ from PIL import Image
 
 from curation import ClusterTree, Subset, open_embeddings
 from curation.cli import main as curate
-from curation.embedding_writer import EmbeddingWriter
-from curation.kept import load_kept
+from curation.preparation.kept import load_kept
+from curation.store.embedding_writer import EmbeddingWriter
 from foundation.files import checksum, digest_json
 
 sys.path.insert(0, str(Path(__file__).parent))

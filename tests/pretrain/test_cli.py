@@ -12,8 +12,8 @@ from PIL import Image
 from typer.testing import CliRunner
 from warm import Server
 
-from curation.pool import open_pool, pool_fingerprint
-from curation.subset import Subset
+from curation.pools.pool import open_pool, pool_fingerprint
+from curation.trees.subset import Subset
 from foundation.errors import CurationError
 from foundation.files import load_json
 from pretrain.cli import app, main

@@ -13,8 +13,8 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from curation.pool import open_pool
-from curation.subset import Subset
+from curation.pools.pool import open_pool
+from curation.trees.subset import Subset
 from foundation.errors import CurationError
 from pretrain.data import CanvasReader
 from pretrain.export import load_teacher
@@ -341,7 +341,7 @@ def test_bad_images_are_logged_once_and_stop_the_run_beyond_the_limit(pool, tmp_
 
 
 def test_a_subset_of_another_pool_is_refused(pool):
-    from curation.pool import pool_fingerprint
+    from curation.pools.pool import pool_fingerprint
 
     good = Subset.from_rows(np.array([1, 1, 3]), pool_fingerprint=pool_fingerprint(pool))
     assert subset_rows(pool, good).tolist() == [1, 1, 3]

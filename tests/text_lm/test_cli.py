@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from curation import Subset
-from curation.pool import open_pool, pool_fingerprint
+from curation.pools.pool import open_pool, pool_fingerprint
 from foundation.overlap import seen
 from text_lm.cli import main
 from text_lm.perplexity import seen_in_raw

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curation import CurationError
-from curation.pool import open_pool
+from curation.pools.pool import open_pool
 from text_lm.documents import Document, read_documents
 from text_lm.filters import open_filters
 from text_lm.passages import cut_passages, write_passages

@@ -1,0 +1,1 @@
+"""Pages that people read: reports, subsets side by side, galleries, cards."""

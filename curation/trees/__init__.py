@@ -1,0 +1,1 @@
+"""Trees of clusters, the paper's and the default, and the subsets that are drawn from them."""
