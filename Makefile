@@ -35,12 +35,12 @@ test: $(STAMP)  ## lint, types, and all quick tests
 	@sh scripts/install_test_tools.sh chromium
 	@OMP_NUM_THREADS=1 $(BIN)/python scripts/compile_kernels.py & compiling=$$!; \
 		$(MAKE) --no-print-directory lint; found=$$?; wait $$compiling && exit $$found
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: $(STAMP)  ## the slow tests too
 	@sh scripts/install_test_tools.sh chromium slurm
 	@$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m ''
 
 # the minutes count from here, the installation included
 gpu: $(STAMP)  ## prove all claims on an NVIDIA GPU within 40 minutes; STEPS=kmeans,pretrain and MINUTES=20 choose
