@@ -112,7 +112,8 @@ def _shared(found):
 def shared_neighbour_graph(found: Int[np.ndarray, "n k"]) -> csr_array:
     """(n, n) symmetric: how many of their k nearest neighbours two points share, where one is a neighbour of the other.
 
-    Jarvis and Patrick, 1973. Points that share none are not joined, so concepts apart fall into components.
+    Jarvis and Patrick, 1973. Points that share none are not joined, so concepts apart fall into components. A point
+    that shares none with anybody, as some do in many dimensions, is no concept: its neighbours have it, at weight 1.
     """
     n, k = found.shape
     weights = _shared(np.sort(found, axis=1))
@@ -121,4 +122,8 @@ def shared_neighbour_graph(found: Int[np.ndarray, "n k"]) -> csr_array:
     graph = coo_array((weights.ravel(), (rows, columns)), shape=(n, n)).tocsr()
     graph = graph.maximum(graph.T).tocsr()
     graph.eliminate_zeros()
+    if len(alone := np.flatnonzero(np.diff(graph.indptr) == 0)):
+        ends = np.repeat(alone, k), found[alone].ravel()
+        joined = coo_array((np.ones(len(alone) * k, np.float32), ends), shape=(n, n)).tocsr()
+        graph = (graph + joined.maximum(joined.T)).tocsr()
     return graph

@@ -175,6 +175,24 @@ def test_shared_neighbours_are_counted_as_sets():
             assert graph[i, j] == len(set(found[i]) & set(found[j])) == graph[j, i]
 
 
+def test_a_point_that_shares_no_neighbours_is_with_those_it_has():
+    found = np.array([[1, 2], [0, 2], [0, 1], [4, 5], [3, 5], [3, 4], [0, 3]])
+    graph = shared_neighbour_graph(found).toarray()
+    assert np.array_equal(graph[6], [1, 0, 0, 1, 0, 0, 0]) and np.array_equal(graph[:, 6], graph[6])
+    assert (graph[:6, :6] == np.kron(np.eye(2), 1 - np.eye(3))).all()
+
+
+def test_odd_rows_of_a_wide_concept_are_no_concepts():
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(size=(1500, 256)), 4 + rng.normal(size=(150, 256))]).astype(np.float32)
+    _distances, found = nearest(x, 15)
+    alone = [row for row, mine in enumerate(found) if not any(set(mine) & set(found[other]) for other in mine)]
+    assert alone
+    shares = concept_shares(x).of_points
+    assert shares[alone].max() < 3 * shares[:1500].mean()
+    assert shares[1500:].sum() > 0.35
+
+
 def test_a_cover_leaves_no_point_far_from_its_leader():
     x = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32)
     group, leaders = cover(x, 0.4)
