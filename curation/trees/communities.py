@@ -8,7 +8,9 @@ What is even is a matter of belief: groups may be those of the points, of places
 directions, or of cells by distance (`distance_shares`). No one belief is right for every embedding, but each
 fails in its own way, and the KL divergence to uniform is convex: the mean of several is never worse than they are on
 average, mostly far better. In few dimensions cells by distance are right: clusters of k-means follow the density p as
-p^(d / (d + 2)), so that a few levels of them flatten a plane, and next to nothing in twenty dimensions.
+p^(d / (d + 2)), so that a few levels of them flatten a plane, and next to nothing in twenty dimensions. Where all
+graphs fall apart into the same groups, though, these are right even there: of cells a wide group has more than a
+compact one.
 
 Concepts that overlap make no communities. There, what lies apart from its like is rare, if all are alike in scatter:
 then density is frequency. So as far as the communities found are alike in density, isolation is one more belief.
@@ -20,6 +22,7 @@ what one says alone is not. So shares are brought nearer to those of random rows
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import combinations
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -64,6 +67,7 @@ class CommunitySettings:
         by_cells: weight of the two finest k-means levels, where points have few dimensions.
         dimension: intrinsic, of the places of the first belief, up to which ``by_cells`` is whole, and from which it is
             nothing.
+        agreement: of the graphs (`agreement`) up to which ``by_cells`` is whole, and from which it is nothing.
         isolation: weight of isolation beside the mean of all others, where density differs over the pool, and where it
             is the same.
         isolation_radius: of the cover whose places are apart, in median distances to the nearest neighbour. Where
@@ -91,6 +95,7 @@ class CommunitySettings:
     by_distance: float = 1.0
     by_cells: float = 12.0
     dimension: tuple[float, float] = (7.0, 11.0)
+    agreement: tuple[float, float] = (0.9, 0.95)
     isolation: tuple[float, float] = (0.05, 0.9)
     isolation_radius: float = 1.4
     isolation_neighbours: int = 15
@@ -290,6 +295,18 @@ def _graph(
     )
 
 
+def agreement(partitions: Sequence[Int[np.ndarray, "n"]]) -> float:
+    """How much partitions of the same points say the same: normalised mutual information, mean over pairs, 0 to 1.
+
+    0 where one of them has a single part, or stands alone: it says nothing.
+    """
+    from sklearn.metrics import normalized_mutual_info_score
+
+    if len(partitions) < 2 or any(labels.max() == 0 for labels in partitions):
+        return 0.0
+    return float(np.mean([normalized_mutual_info_score(*pair) for pair in combinations(partitions, 2)]))
+
+
 def common_variance(shares: Sequence[Float[np.ndarray, "n"]]) -> float:
     """Variance of log shares that beliefs have in common, in nats²: mean size of the covariance of two of them.
 
@@ -367,9 +384,11 @@ def concept_shares(
     shares = [graph.share for graph in graphs]
     cells = distance_shares(x, "l2" if flat else "cosine", seed) if settings.by_distance or settings.by_cells else None
     if cells is not None:
-        few = float(np.interp(graphs[0].dimension, settings.dimension, (1, 0)))
+        few = np.interp(graphs[0].dimension, settings.dimension, (1, 0))
+        if few:
+            few *= np.interp(agreement([graph.nested[-1] for graph in graphs]), settings.agreement, (1, 0))
         shares += [cells.two_levels, cells.levels, cells.linkage]
-        weights += [settings.by_cells * few, settings.by_distance, settings.by_distance]
+        weights += [settings.by_cells * float(few), settings.by_distance, settings.by_distance]
     mean = np.average(shares, axis=0, weights=weights)
     mean /= mean.sum()
     apart = [float(np.abs(share - mean).sum() / 2) for share in shares]
