@@ -4,6 +4,7 @@ Beside it stands the paper's method, `curation.trees.hierarchy.HierarchicalKMean
 """
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from curation.group import Group
 from curation.kmeans.assignment import rows_per_read
 from curation.store.bad_rows import KeptRows, read_all_rows
 from curation.store.embeddings import Embeddings, open_embeddings
-from curation.trees.communities import FEW_DIMENSIONS
+from curation.trees.communities import FEW_DIMENSIONS, CommunitySettings
 from curation.trees.hierarchy import HierarchicalKMeans
 from curation.trees.levels import MAX_POINTS, first_level, grow_levels
 from curation.trees.tree import ClusterTree, is_made_of, read_tree_settings
 from foundation.errors import CurationError, is_final
+from foundation.files import digest_json
 
 AUTO = "auto"
 METRICS = (AUTO, "l2", "cosine")
@@ -98,6 +100,9 @@ class CommunityTree:
             "max_iterations": self.options["max_iterations"],
             "seed": self.seed,
             "graph_limit": self.graph_points,
+            "beliefs": digest_json(
+                asdict(CommunitySettings())
+            ),  # a tree of another release is not taken for one of this
             "bad_rows": self.bad_rows,
         }
         return {**found, "fit_rows": self.options["fit_rows"]} if self.options["fit_rows"] else found
