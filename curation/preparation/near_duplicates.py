@@ -267,11 +267,11 @@ def near_duplicates(
     def search(number: int) -> tuple[np.ndarray, np.ndarray]:
         part = parts[number]
         mine = centred if len(parts) == 1 else _part_of(centred, part)
-        found, alike, seen = _groups(mine, rule, progress and group.first)
-        # what is not dropped says nothing; the number of rows alike and the dimension are of the whole part
-        moved = np.flatnonzero(found != np.arange(len(part)))
-        rows = np.concatenate([[alike], part[moved]])
-        return rows, np.concatenate([[seen], part[found[moved]].astype(np.float64)])
+        found, large, seen = _groups(mine, rule, progress and group.first)
+        # first the dimension of the whole part, then dropped rows, then those of large groups: their centre, below zero
+        moved, alike = np.flatnonzero(found != np.arange(len(part))), np.flatnonzero(large >= 0)
+        rows = np.concatenate([[0], part[moved], part[alike]])
+        return rows, np.concatenate([[seen], part[found[moved]], -1.0 - part[large[alike]]])
 
     if group.size > 1:  # torchrun leaves OpenMP one thread, srun as many as the machine has
         import faiss
@@ -280,9 +280,9 @@ def near_duplicates(
     lengths, (rows, values) = run_jobs(np.array([len(part) for part in parts]), search, work, group)
     heads = np.cumsum(lengths) - lengths
     dimensions = values[heads]
-    body = np.ones(len(rows), bool)
-    body[heads] = False
-    centre[rows[body]] = values[body].astype(np.int64)  # rows below 2^53 are whole as float64
+    rows, values = np.delete(rows, heads), np.delete(values, heads).astype(np.int64)  # below 2^53 whole as float64
+    centre[rows[values >= 0]] = values[values >= 0]
+    rows, values = rows[values < 0], values[values < 0]
     ratio = rule.limit(float(np.median(dimensions)))
     if pairs is not None and len(pairs[0]):
         sure = centred.cosines(*pairs) >= confirm
@@ -292,12 +292,13 @@ def near_duplicates(
         centre = star_groups(n, np.concatenate([inside, a]), np.concatenate([centre[inside], b]))
     dropped = np.flatnonzero(centre != np.arange(n))
     similarity = centred.cosines(dropped, centre[dropped])
+    stay = centre[rows] == rows
     measured = {
         "mean_cosine": round(centred.mean_cosine, 4),
         "dimension": round(float(np.median(dimensions)), 2),
         "ratio": round(ratio, 4),
         "searched": max(len(part) for part in parts),
-        "alike": int(rows[heads].sum()),
+        "alike": int(stay.sum()) - len(np.unique(values[stay])),
     }
     return NearDuplicates(np.flatnonzero(centre == np.arange(n)), dropped, centre[dropped], similarity, measured)
 
@@ -337,8 +338,9 @@ def _parts(source: Embeddings, metric: str, progress: bool, group: Group) -> lis
     return [np.sort(np.concatenate(piece)) for piece in pieces]
 
 
-def _groups(x: _Centred, rule: NearRule, progress: bool) -> tuple[Int[np.ndarray, "m"], int, float]:
-    """Centre of each row's group, rows that are kept since their group is large, and the median intrinsic dimension.
+def _groups(x: _Centred, rule: NearRule, progress: bool) -> tuple[Int[np.ndarray, "m"], Int[np.ndarray, "m"], float]:
+    """Centre of each row's group; of a row that is kept as one of a large group the centre of that, of others -1; and
+    the median intrinsic dimension.
 
     A row whose neighbours all repeat it may repeat further ones: then the kept rows are compared once more, and a row
     that is not close to its last centre is kept after all.
@@ -366,7 +368,7 @@ def _groups(x: _Centred, rule: NearRule, progress: bool) -> tuple[Int[np.ndarray
     first = _first_equal(centre, *(np.concatenate(rows) for rows in zip(*equal, strict=True)))
     different = np.bincount(centre[first == np.arange(n)], minlength=n)  # rows of each group
     large = (different > rule.largest_group)[centre]
-    return np.where(large, first, centre), int(np.maximum(different[np.unique(centre[large])] - 1, 0).sum()), dimension
+    return np.where(large, first, centre), np.where(large & (first == np.arange(n)), centre, -1), dimension
 
 
 def _first_equal(

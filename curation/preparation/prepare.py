@@ -294,8 +294,9 @@ def _embedded(
     )
     reasons = np.full(len(found.dropped), "embedding", dtype=object)
     if looks is not None:
-        mine, theirs = (looks["hash"][left[rows]] for rows in (found.dropped, found.duplicate_of))
-        reasons[np.bitwise_count(mine ^ theirs).sum(1) <= wanted.max_bits] = "perceptual"
+        mine, theirs = left[found.dropped], left[found.duplicate_of]
+        close = np.bitwise_count(looks["hash"][mine] ^ looks["hash"][theirs]).sum(1) <= wanted.max_bits
+        reasons[close & same_colours(looks["colours"], mine, theirs, wanted.max_colour)] = "perceptual"
     ledger.drop(left[found.dropped], reasons, left[found.duplicate_of], found.similarity)
     return found.measured
 

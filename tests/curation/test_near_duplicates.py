@@ -96,6 +96,16 @@ def test_of_a_rare_concept_what_is_all_but_equal_goes():
     np.testing.assert_array_equal(found.duplicate_of, copies)
 
 
+def test_rows_of_a_large_group_that_go_by_their_looks_are_not_counted_as_kept():
+    """The note on a rare concept told 11 rows as kept of which 7 were left out."""
+    x = rare(12, np.random.default_rng(12))
+    found = find(x, pairs=(np.full(7, 2000), np.arange(2001, 2008)))
+    np.testing.assert_array_equal(found.dropped, np.arange(2001, 2008))
+    assert found.measured["alike"] == 4
+    everything = find(x, pairs=(np.full(11, 2011), np.arange(2000, 2011)))
+    assert (len(everything.dropped), everything.measured["alike"]) == (11, 0)
+
+
 def test_equal_rows_count_once_for_the_size_of_a_group():
     """Two rows that repeat each other, each of them five times, are two rows."""
     x = rare(2, np.random.default_rng(2))
