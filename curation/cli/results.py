@@ -1,7 +1,5 @@
 """Commands for what comes out: `export`, `report`, `compare`."""
 
-import shlex
-import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -129,7 +127,7 @@ def compare(
     from foundation.files import require_own
 
     require_own(output, PAGE, overwrite)
-    candidates = open_candidates(folders, [name.strip() for name in names.split(",")] if names else ())
+    candidates = open_candidates(folders, () if names is None else [name.strip() for name in names.split(",")])
     found = opened_pool(pool, column)
     findings = None
     if not no_check:
@@ -139,9 +137,8 @@ def compare(
             check_subset(item.tree, item.subset, embeddings_of(item.tree, item.tree_folder or Path(), embeddings))
             for item in candidates
         ]
-    commands = ["curate " + shlex.join(sys.argv[1:])]
     compared = write_comparison(
-        candidates, output, found, labels, title=title, commands=commands, findings=findings, overwrite=overwrite
+        candidates, output, found, labels, title=title, commands=[typed()], findings=findings, overwrite=overwrite
     )
     say(compared.verdict.line())
     say(f"open {output} in a browser")

@@ -1,5 +1,6 @@
 """What `curate` says: lines for people on the standard error, JSON on the standard output."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def print_json(content: dict[str, Any]) -> None:
 
 
 def typed() -> str:
-    return "curate " + " ".join(sys.argv[1:])
+    return shlex.join(["curate", *sys.argv[1:]])
 
 
 def embeddings_of(tree: Any, folder: Path, given: Path | None) -> Any:

@@ -60,7 +60,7 @@ def open_candidates(folders: Sequence[str | Path], titles: Sequence[str] = ()) -
 
     Raises:
         CurationError: a folder holds neither, a subset's tree is not among them, there are fewer than two subsets, or
-            another number of titles.
+            another number of titles or an empty one.
     """
     trees: dict[str, tuple[ClusterTree, Path]] = {}
     subsets: list[tuple[str, Subset, str | None]] = []
@@ -77,6 +77,8 @@ def open_candidates(folders: Sequence[str | Path], titles: Sequence[str] = ()) -
             raise CurationError(f"{folder} holds neither a tree nor a subset (no tree.json, no subset.json)")
     if not 2 <= len(subsets) <= MOST_SUBSETS:
         raise CurationError(f"give 2 to {MOST_SUBSETS} subsets and their trees to compare, not {len(subsets)} subsets")
+    if not all(titles):
+        raise CurationError("a name of a subset is empty; give one for each, in their order, as default,paper")
     if titles and len(titles) != len(subsets):
         raise CurationError(f"{len(titles)} names for {len(subsets)} subsets; give one for each, in their order")
     for name, _subset, checksum in subsets:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -92,6 +93,25 @@ def test_drawings_of_one_motif_in_other_colours_are_no_copies_of_each_other():
             (12, 13),
         }
         assert len(kept.dropped) == 2
+
+
+def test_drawings_that_go_by_their_embeddings_are_not_said_to_look_alike():
+    """Of one hash and other colours: 12 of them were told as perceptual, and no option of that sign would keep them."""
+    shape = np.asarray(picture(0).convert("L")) > 128
+    images = [
+        stored(Pillow.fromarray(np.where(shape[..., None], np.uint8(high), np.uint8(low)).astype(np.uint8)))
+        for high, low in (((250, 120, 60), (130, 0, 0)), ((120, 160, 250), (0, 40, 130)))
+    ]
+    x = RNG.normal(size=(62, 24)).astype(np.float32)
+    x[1] = x[0] + 0.01
+    kept = find_kept(
+        pool_of(images + [stored(picture(seed)) for seed in range(200, 260)]),
+        x,
+        Preparation(),
+        workers=0,
+        progress=False,
+    )
+    assert kept.report["dropped"] == {"embedding": 1}
 
 
 def test_row_ids_stay_pool_rows_through_tree_and_subset(spoiled, tmp_path: Path):
@@ -282,6 +302,13 @@ def files(spoiled, tmp_path: Path) -> Path:
     Dataset.from_dict({"text": [*texts, texts[0], "=" * 90]}).to_json(tmp_path / "text.jsonl")
     Dataset.from_dict({"number": [1, 2]}).to_parquet(tmp_path / "numbers.parquet")
     return tmp_path
+
+
+def test_the_command_that_is_kept_can_be_typed_again(files: Path, capsys: pytest.CaptureFixture):
+    (files / "a b.npy").write_bytes((files / "x.npy").read_bytes())
+    assert curate(capsys, "dedup", files / "a b.npy", "-o", files / "d", "--by", "embedding")[0] == 0
+    (command,) = json.loads((files / "d" / "report.json").read_text())["commands"]
+    assert shlex.split(command)[:3] == ["curate", "dedup", str(files / "a b.npy")]
 
 
 def test_dedup_filter_cluster_and_baseline_in_a_row(files: Path, capsys: pytest.CaptureFixture):

@@ -143,6 +143,9 @@ def test_names_and_figures_for_programs(folders: Path, tmp_path: Path, monkeypat
     assert kl[0]["value"] < kl[0]["low"] <= kl[0]["random"] <= kl[0]["high"]
     assert kl[1]["low"] <= kl[1]["value"] <= kl[1]["high"]
     assert sum(found["subsets"][0]["findings"].values()) == 3  # of the clusters alone
+    for empty in ("", "default,", " , "):
+        with pytest.raises(CurationError, match="a name of a subset is empty"):
+            open_candidates(paths, [name.strip() for name in empty.split(",")])
     with pytest.raises(CurationError, match="1 names for 2 subsets; give one for each"):
         open_candidates([folders / name for name in ("tree_a", "subset_a", "random_a")], ["one"])
 
