@@ -345,6 +345,8 @@ def plan_tree(
             dtype=dtype,
             fit_rows=fit_rows,
         )
+    if n_resamples is not None or sample_sizes is not None:
+        raise CurationError("resamples and sample sizes belong to the paper's levels, such as 10000,1000,100")
     if rows < 1 or dim < 1:
         raise CurationError(f"rows={rows:g} and dim={dim} must be at least 1")
     first = plan(

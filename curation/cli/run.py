@@ -30,10 +30,11 @@ from curation.cli.options import (
 )
 from curation.cli.say import print_json, say, typed, warn
 from foundation.errors import CurationError
-from foundation.options import number
+from foundation.options import number, refuse_unused
 
 
 def plan(
+    context: typer.Context,
     *,
     rows: Annotated[float, number("Rows of the pool; 743e6 is fine.", ge=1, le=1e15)],
     dim: Annotated[int, number("Dimensions of an embedding.", ge=1, le=1_000_000)],
@@ -52,10 +53,12 @@ def plan(
     json: Json = False,
 ) -> None:
     """Operations, bytes, memory and hours of a run before it starts, and levels for so many rows."""
-
     from curation.plan import PROFILES, calibrate, plan_tree
     from curation.plan_pool import pool_stages, proposed_levels, with_pool
 
+    network = "--embedder timm:NAME" if (embedder or "").startswith("timm:") else f"--embedder {embedder}"
+    machine = "--gpus N" if gpus else "--gpus 0"
+    refuse_unused(context, (network, machine), {"image_size": ("--embedder timm:NAME",), "gpu": ("--gpus N",)})
     if gpus and gpu not in PROFILES:
         raise CurationError(f"--gpu {gpu!r} is unknown; use one of {', '.join(PROFILES)}")
     hardware = replace(PROFILES[gpu], n_devices=gpus) if gpus else calibrate()

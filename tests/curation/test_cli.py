@@ -154,6 +154,22 @@ def test_plan_of_the_paper(capsys: pytest.CaptureFixture):
     assert json.loads(out)["storage"] > 743e6 * 1024 * 2
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--gpu", "a100"], "--gpus 0 does not take --gpu, which is of --gpus N"),
+        (["--gpus", 1, "--image-size", 96], "does not take --image-size, which is of --embedder timm:NAME"),
+        (["--gpus", 1, "--embedder", "sentence", "--image-size", 96], "which is of --embedder timm:NAME"),
+        (["--gpus", 1, "--resamples", 3], "resamples and sample sizes belong to the paper's levels"),
+        (["--gpus", 1, "--sample-sizes", 3], "resamples and sample sizes belong to the paper's levels"),
+    ],
+)
+def test_a_plan_refuses_what_it_would_not_count(options: list, message: str, capsys: pytest.CaptureFixture):
+    """A user takes the figure for that of the options that he gave."""
+    code, out, err = curate(capsys, "plan", "--rows", "1e6", "--dim", 384, *options)
+    assert (code, out, message in err) == (2, "", True), err
+
+
 def test_dry_run_writes_nothing(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     code, out, _ = curate(capsys, "cluster", rows, "-o", tmp_path / "t", "--levels", "50,5", "--dry-run")
     assert (code, "level 2" in out, (tmp_path / "t").exists()) == (0, True, False)
