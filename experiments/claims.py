@@ -14,7 +14,7 @@ import typer
 from experiments.engine.arms import BASE_ARM, ORACLE
 from experiments.engine.compare import Row
 from experiments.pages.effects import gain_over_balance
-from experiments.pages.verdict import judge_claim, read_values
+from experiments.pages.verdict import judge_claim, paired, read_values
 from foundation.command import run_command
 from foundation.errors import CurationError
 from foundation.files import write_atomically
@@ -83,7 +83,9 @@ def _baseline(line: dict[str, Any], folder: Path) -> str:
     if "values" not in line:
         return "-"
     rows, base = read_values(folder / line["values"])[0], line.get("base", BASE_ARM)
-    return f"{np.mean([row.value for row in rows if (row.arm, row.metric) == (base, line['metric'])]):.3f}"
+    seeds = paired(rows, line["arm"], line["metric"], base)
+    found = [row.value for row in rows if (row.arm, row.metric) == (base, line["metric"]) and row.seed in seeds]
+    return f"{np.mean(found):.3f}"
 
 
 def between_marks(page: Path, made: str) -> str:
