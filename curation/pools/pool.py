@@ -176,7 +176,7 @@ def _open_files(path: Path, split: str | None, files: list[Path], cut: TileCut |
         known = " ".join(end for ends in SUFFIXES.values() for end in ends)
         what = f"none of its {len(files)} files is one that" if files else "it is empty;"
         if any(file.suffix == ".npy" for file in files):
-            what = f"embeddings are for `curate cluster`; {what}"
+            what = f"embeddings are for `curate cluster`, or `curate run POOL --embeddings {path}`; {what}"
         raise CurationError(f"{path} holds no pool: {what} can be opened ({known})")
     clash = [kind for kind in kinds if kind in ("parquet", "webdataset", "images")]
     if len(clash) > 1:
