@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from curation.levels import PIECES, ROWS_PER_CLUSTER
 
 from curation import Embeddings, HierarchicalKMeans, Subset, open_embeddings
 from curation.baselines import (
@@ -24,6 +23,7 @@ from curation.preparation.prepare import Preparation, prepare_folder
 from curation.trees.balance import balance_row
 from curation.trees.communities import CommunitySettings
 from curation.trees.community_tree import CommunityTree
+from curation.trees.levels import PIECES, ROWS_PER_CLUSTER
 from curation.trees.tree import ClusterTree
 from experiments.engine.stages import StageRun
 from foundation.errors import CurationError
