@@ -77,7 +77,7 @@ def start(warm: Server) -> Start:
 
 DEDUP = """
 import sys
-from curation import near_duplicates
+from curation.preparation import near_duplicates
 from curation.cli import main
 near_duplicates.EXACT_ROWS, near_duplicates.INDEX_BYTES = 300, 1100 * 24 * 2
 main(["dedup", sys.argv[1], "-o", sys.argv[2]])

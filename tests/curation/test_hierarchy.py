@@ -287,7 +287,7 @@ def test_kept_rows_are_the_rows_that_were_kept():
 
 
 def test_a_resampled_set_too_large_for_memory_is_read_from_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from curation import rows
+    from curation.store import rows
 
     np.save(tmp_path / "x.npy", rings(1500).astype(np.float16))
     held = small(n_resamples=2).fit(tmp_path / "x.npy")

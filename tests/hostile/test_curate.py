@@ -434,7 +434,7 @@ def test_one_changed_value_of_a_large_pool_is_seen(hostile: Hostile):
 
 
 def test_an_unfinished_fit_is_not_resumed_on_changed_rows(hostile: Hostile, monkeypatch: pytest.MonkeyPatch):
-    from curation import hierarchy
+    from curation.trees import hierarchy
 
     x = np.random.default_rng(0).normal(size=(4000, 8)).astype(np.float32)
     np.save(hostile.work / "x.npy", x)
