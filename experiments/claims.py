@@ -14,7 +14,7 @@ import typer
 from experiments.engine.arms import BASE_ARM, ORACLE
 from experiments.engine.compare import Row
 from experiments.pages.effects import gain_over_balance
-from experiments.pages.verdict import judge_claim, paired, read_values
+from experiments.pages.verdict import ENOUGH, judge_claim, paired, power, read_values
 from foundation.command import run_command
 from foundation.errors import CurationError
 from foundation.files import write_atomically
@@ -22,6 +22,7 @@ from foundation.intervals import TOO_FEW
 from foundation.tables import markdown_table
 
 FIGURE = "images/gain_over_balance.png"
+HEADLINES = ("_macro", "even_r2")  # ends of the measures that the figure is of
 PAGE, CLAIMS, START, END = "README.md", "claims.yaml", "<!-- claims -->", "<!-- end of claims -->"
 
 
@@ -110,14 +111,18 @@ def read_claims(folder: Path, part: str = "claims") -> list[dict[str, Any]]:
 
 
 def judged_pages(folder: Path) -> tuple[dict[str, list[Row]], dict[str, str]]:
-    """Values of the claims' files that hold the balance of each arm's subset and true labels, and their headlines."""
+    """Values of the claims' files that hold the balance of each arm's subset and true labels, and their headlines.
+
+    Those alone whose true labels gain enough for the experiment to tell.
+    """
     pages, metric = {}, {}
     for line in read_claims(folder):
         name = Path(line.get("values", "")).stem
-        if not name or name in pages or not line["metric"].endswith("_macro"):
+        if not name or name in pages or not line["metric"].endswith(HEADLINES):
             continue
         rows, _ = read_values(folder / line["values"])
-        if any(row.metric == "kl" for row in rows) and any(row.arm == ORACLE for row in rows):
+        gains = np.asarray(list(paired(rows, ORACLE, line["metric"]).values()))
+        if any(row.metric == "kl" for row in rows) and len(gains) and power(gains) >= ENOUGH:
             pages[name], metric[name] = rows, line["metric"]
     return pages, metric
 

@@ -26,7 +26,7 @@ DASHES = (
     (0, (3, 3)),
     (0, (6, 1, 1, 1)),
 )
-MARKERS = ("s", "o", "^", "v", "D", "P", "X", "<", ">", "*")
+MARKERS = ("s", "o", "^", "v", "D", "P", "X", "<", ">", "*", "p", "d", "8")
 
 
 def style_of(place: int) -> dict[str, Any]:
