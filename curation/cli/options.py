@@ -74,6 +74,7 @@ Beside = Annotated[
 
 
 def verify(skip: bool) -> None:
+    """Callback of --no-verify: checksums of what is read are compared, or not."""
     from foundation.files import verify_checksums
 
     verify_checksums(not skip)
@@ -89,10 +90,16 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost,
 
 
 def levels_of(text: str) -> str | list[str]:
+    """--levels: "auto", or the clusters of each level, finest first."""
     return text if text == "auto" else text.split(",")
 
 
 def one_or_each(text: str | None, option: str) -> Any:
+    """--resamples and --sample-sizes: one number for all levels, or a list with one for each; None: not given.
+
+    Raises:
+        CurationError: no whole numbers from 0 on.
+    """
     if text is None:
         return None
     numbers = whole_numbers(text, option, Range(ge=0))
@@ -105,6 +112,11 @@ def named_embedder(embedder: str, weights: Path | None) -> str:
 
 
 def opened_pool(pool: str | None, column: str | None) -> Any:
+    """The pool of --pool and --column; None: not given.
+
+    Raises:
+        CurationError: a column without a pool, or no pool there.
+    """
     from curation.pools.pool import open_pool
 
     if pool is None and column is not None:

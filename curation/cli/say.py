@@ -9,6 +9,7 @@ import typer
 
 
 def say(text: str) -> None:
+    """A line for people, on the standard error."""
     typer.echo(text, err=True)
 
 
@@ -21,16 +22,23 @@ def warn(findings: list[Any]) -> None:
 
 
 def print_json(content: dict[str, Any]) -> None:
+    """The result of a command for scripts, on the standard output; paths become text."""
     from json import dumps
 
     typer.echo(dumps(content, indent=2, default=str))
 
 
 def typed() -> str:
+    """This call as a shell reads it: what reports and cards say they were made by."""
     return shlex.join(["curate", *sys.argv[1:]])
 
 
 def embeddings_of(tree: Any, folder: Path, given: Path | None) -> Any:
+    """Rows of a tree (`ClusterTree`) for its check: of ``given``, else found beside ``folder``; None, and a note: none.
+
+    Raises:
+        CurationError: ``given`` are not the embeddings that the tree was fitted on.
+    """
     from curation.soundness import find_embeddings, rows_of_tree
 
     found = find_embeddings(tree, folder) if given is None else rows_of_tree(tree, given)
