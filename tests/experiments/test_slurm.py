@@ -137,13 +137,15 @@ def test_a_preempted_job_is_queued_again_by_itself(slurm: dict[str, str], tmp_pa
 
 @pytest.fixture
 def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stand-in for sbatch, first in PATH, that keeps the script of each job in this folder."""
+    """Stand-ins first in PATH: an sbatch that keeps the script of each job in this folder, and an srun that is there."""
     folder = tmp_path / "scripts"
     (folder / "bin").mkdir(parents=True)
     sbatch = folder / "bin/sbatch"
     lines = [f"cd {folder}", "n=$(ls | wc -l)", 'cp "$1" job$n', 'echo "Submitted batch job $n"']
     sbatch.write_text("\n".join(["#!/bin/sh", *lines, ""]))
-    sbatch.chmod(0o755)
+    (sbatch.parent / "srun").write_text("#!/bin/sh\n")
+    for command in sbatch.parent.iterdir():
+        command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
     return folder
 

@@ -206,7 +206,7 @@ def test_yaml_that_would_not_end(tmp_path: Path, text: str):
     (tmp_path / "a.yaml").write_text(text)
     started = time.monotonic()
     assert str(tmp_path / "a.yaml") in refused(read_yaml_text, tmp_path / "a.yaml")
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize("text", ["a: 1\nb: 2\na: 3\n", "a: [{b: 1, b: 1}]\n"])
