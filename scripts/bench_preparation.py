@@ -32,11 +32,20 @@ def jpeg(picture: Pillow.Image, quality: int = 95) -> bytes:
     return stream.getvalue()
 
 
-def crop(picture: Pillow.Image, rng: np.random.Generator) -> Pillow.Image:
-    """90 to 97 % of each side, scaled back."""
-    width, height = (max(1, int(side * rng.uniform(0.9, 0.97))) for side in picture.size)
+def crop(picture: Pillow.Image, rng: np.random.Generator, least: float = 0.9, most: float = 0.97) -> Pillow.Image:
+    """So much of each side, scaled back."""
+    width, height = (max(1, int(side * rng.uniform(least, most))) for side in picture.size)
     left, top = (int(rng.integers(0, s - c + 1)) for s, c in zip(picture.size, (width, height), strict=True))
     return picture.crop((left, top, left + width, top + height)).resize(picture.size)
+
+
+def written_on(picture: Pillow.Image, rng: np.random.Generator) -> Pillow.Image:
+    """A word across the middle, as a watermark."""
+    marked = picture.copy()
+    side = min(marked.size)
+    place, size = (0, marked.height // 2 - side // 10), max(8, side // 4)
+    ImageDraw.Draw(marked).text(place, "SAMPLE", (255, 255, 255) if rng.random() < 0.5 else (0, 0, 0), font_size=size)
+    return marked
 
 
 MOTIFS = ("ring", "square", "triangle", "cross", "disk")
@@ -69,6 +78,9 @@ COPIES = {
     "crop 0.9-0.97": crop,
     "flip": lambda p, _rng: ImageOps.mirror(p),
     "shift, brightness, jpeg": near_duplicate,
+    "crop 0.6-0.85": lambda p, rng: crop(p, rng, 0.6, 0.85),
+    "turned by 5-15 degrees": lambda p, rng: p.rotate(float(rng.uniform(5, 15)), Pillow.Resampling.BICUBIC),
+    "written on": written_on,
 }
 
 

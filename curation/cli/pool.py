@@ -73,7 +73,12 @@ def dedup(
     ratio: Annotated[float, number("Greatest share of the distance to the 40th neighbour.", gt=0, le=1)] = 0.5,
     largest_group: Annotated[
         int,
-        number("Rows up to which a group is taken for one row and its copies; of more, equal rows go.", ge=1, le=40),
+        number(
+            "Rows up to which a group is taken for one row and its copies; of more, equal rows go. Looks of pictures "
+            "(perceptual) decide where there are some, for groups of any size.",
+            ge=1,
+            le=40,
+        ),
     ] = 4,
     max_bits: Annotated[int, number("Bits of 64 in which perceptual hashes may differ.", ge=0, le=16)] = 2,
     overlap: Annotated[float, number("Least Jaccard similarity of the word n-grams of texts.", gt=0, le=1)] = 0.7,

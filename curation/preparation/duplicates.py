@@ -14,6 +14,9 @@ from foundation.images import picture_file
 
 GRID = 4  # places along each side at which colours are compared
 GAIN = 0.75  # a copy may be so much darker, or its original
+MIRRORED = np.packbits(
+    np.tile(np.arange(8) % 2 == 1, 8)
+)  # bits of a hash, those of odd waves across, that a mirror flips
 PAIRS_AT_ONCE = 1 << 20
 
 
@@ -63,20 +66,52 @@ def colour_grid(picture: Any) -> UInt8[np.ndarray, "g g 3"]:
 
 
 def same_colours(
-    grids: UInt8[np.ndarray, "n g g 3"], a: Int[np.ndarray, "p"], b: Int[np.ndarray, "p"], most: float
+    grids: UInt8[np.ndarray, "n g g 3"],
+    a: Int[np.ndarray, "p"],
+    b: Int[np.ndarray, "p"],
+    most: float,
+    mirrored: bool = False,
 ) -> Bool[np.ndarray, "p"]:
     """Pairs whose colours differ by at most ``most`` of 255 on average, when the one is made as bright as the other.
 
     Perceptual hashes see shades of grey alone: drawings of one motif in other colours have one hash.
+
+    Args:
+        mirrored: compare with the second in the mirror.
     """
+    across = -1 if mirrored else 1
     same = np.empty(len(a), bool)
     for start in range(0, len(a), PAIRS_AT_ONCE):
         part = slice(start, start + PAIRS_AT_ONCE)
-        one, two = (grids[rows[part]].reshape(len(rows[part]), -1).astype(np.float32) for rows in (a, b))
+        one, two = grids[a[part]], grids[b[part]][:, :, ::across]
+        one, two = (colours.reshape(len(colours), -1).astype(np.float32) for colours in (one, two))
         gain = (one * two).sum(1) / np.maximum((one * one).sum(1), 1)
         gain = np.clip(gain, GAIN, 1 / GAIN)
         same[part] = np.abs(one * gain[:, None] - two).mean(1) <= most
     return same
+
+
+def alike(
+    hashes: UInt8[np.ndarray, "n b"],
+    grids: UInt8[np.ndarray, "n g g 3"],
+    a: Int[np.ndarray, "p"],
+    b: Int[np.ndarray, "p"],
+    bits: int,
+    colour: float,
+) -> Bool[np.ndarray, "p"]:
+    """Pairs of pictures that may be copies to the eye: hash and colours of one and the other, or its mirror image.
+
+    Args:
+        bits: of the hashes that may differ;
+        colour: see `same_colours`.
+    """
+    differ = hashes[a] ^ hashes[b]
+    found = np.zeros(len(a), bool)
+    for mirrored in (False, True):
+        far = np.bitwise_count(differ ^ MIRRORED if mirrored else differ).sum(1) > bits
+        near = np.flatnonzero(~far & ~found)
+        found[near] = same_colours(grids, a[near], b[near], colour, mirrored)
+    return found
 
 
 def similar_hashes(

@@ -3,11 +3,12 @@
 A fixed cosine threshold is not: in some embeddings every two rows have a cosine of 0.9, and chains of similar rows join
 what is not alike. Here the mean is taken off first; a pair must be close (cosine, after that) and also much closer than
 either row's own neighbourhood; a dropped row is always close to the very row that is kept, never through others; and
-many rows that are close to one are kept, for nothing tells a rare concept from one row with its copies.
+many rows that are close to one are kept, for no distance tells a rare concept from one row with its copies. Where
+something else does, such as the looks of pictures, it has the last word.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ EXACT_ROWS = 50_000  # up to here all pairs are compared; above, the rows of the
 PROBES = 16  # cells of the inverted file that a row is looked for in
 INDEX_BYTES = 8 << 30  # beyond it, rows are compared within clusters that fit
 CLUSTERS_A_PART, PART_ITERATIONS = 8, 10
+Alike = Callable[[Int[np.ndarray, "p"], Int[np.ndarray, "p"]], Bool[np.ndarray, "p"]]
 EQUAL = 1e-4  # of the typical length: nearer than this, two rows are one, whatever their neighbourhood
 ROUNDING = 4e-3  # of the typical length: what an index says below this is measured again from the rows themselves
 
@@ -49,7 +51,8 @@ class NearRule:
             are all but equal.
         false_alarm: share of rows lost at most where rows lie at random and nothing is repeated.
         largest_group: rows of a group, the kept one among them, up to which it is taken for one row and its copies. Of
-            more, only those go that are all but equal to another.
+            more, only those go that are all but equal to another. Where something besides distance tells copies, groups
+            are of any size.
     """
 
     threshold: float = 0.95
@@ -238,6 +241,7 @@ def near_duplicates(
     progress: bool = True,
     group: Group | None = None,
     work: Path | None = None,
+    alike: Alike | None = None,
 ) -> NearDuplicates:
     """Rows that repeat another, by embedding; the centre of each group is kept.
 
@@ -251,6 +255,8 @@ def near_duplicates(
             least ``confirm``, without regard to their neighbourhood.
         group: the processes that share the work, of which each gets the whole result; None: this one alone.
         work: where finished clusters are kept, and gone on from; all processes see it.
+        alike: (p,) rows, and as many others -> which of these pairs repeat each other by other signs. Pairs that are
+            close count where it says so, or where they are all but equal; None: by the size of their group.
 
     Raises:
         CurationError: a threshold out of range, or all rows alike.
@@ -267,11 +273,12 @@ def near_duplicates(
     def search(number: int) -> tuple[np.ndarray, np.ndarray]:
         part = parts[number]
         mine = centred if len(parts) == 1 else _part_of(centred, part)
-        found, large, seen = _groups(mine, rule, progress and group.first)
+        of_part = None if alike is None else lambda a, b: alike(part[a], part[b])
+        found, large, seen = _groups(mine, rule, progress and group.first, of_part)
         # first the dimension of the whole part, then dropped rows, then those of large groups: their centre, below zero
-        moved, alike = np.flatnonzero(found != np.arange(len(part))), np.flatnonzero(large >= 0)
-        rows = np.concatenate([[0], part[moved], part[alike]])
-        return rows, np.concatenate([[seen], part[found[moved]], -1.0 - part[large[alike]]])
+        moved, stay = np.flatnonzero(found != np.arange(len(part))), np.flatnonzero(large >= 0)
+        rows = np.concatenate([[0], part[moved], part[stay]])
+        return rows, np.concatenate([[seen], part[found[moved]], -1.0 - part[large[stay]]])
 
     if group.size > 1:  # torchrun leaves OpenMP one thread, srun as many as the machine has
         import faiss
@@ -338,7 +345,9 @@ def _parts(source: Embeddings, metric: str, progress: bool, group: Group) -> lis
     return [np.sort(np.concatenate(piece)) for piece in pieces]
 
 
-def _groups(x: _Centred, rule: NearRule, progress: bool) -> tuple[Int[np.ndarray, "m"], Int[np.ndarray, "m"], float]:
+def _groups(
+    x: _Centred, rule: NearRule, progress: bool, alike: Alike | None
+) -> tuple[Int[np.ndarray, "m"], Int[np.ndarray, "m"], float]:
     """Centre of each row's group; of a row that is kept as one of a large group the centre of that, of others -1; and
     the median intrinsic dimension.
 
@@ -352,6 +361,9 @@ def _groups(x: _Centred, rule: NearRule, progress: bool) -> tuple[Int[np.ndarray
     for number in range(4):
         mine = x if len(left) == n else _part_of(x, left)
         a, b, same, full, seen = _close_pairs(mine, rule, f"near duplicates, pass {number + 1}" if progress else None)
+        if alike is not None:
+            sure = same | alike(left[a], left[b])
+            a, b, same = a[sure], b[sure], same[sure]
         equal.append((left[a[same]], left[b[same]]))
         dimension = seen if number == 0 else dimension
         found = left[star_groups(len(left), a, b)]
@@ -365,6 +377,8 @@ def _groups(x: _Centred, rule: NearRule, progress: bool) -> tuple[Int[np.ndarray
         dropped = np.flatnonzero(centre != np.arange(n))
         far = dropped[x.cosines(dropped, centre[dropped]) < rule.threshold]
         centre[far] = far
+    if alike is not None:
+        return centre, np.full(n, -1), dimension
     first = _first_equal(centre, *(np.concatenate(rows) for rows in zip(*equal, strict=True)))
     different = np.bincount(centre[first == np.arange(n)], minlength=n)  # rows of each group
     large = (different > rule.largest_group)[centre]

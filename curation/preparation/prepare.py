@@ -16,7 +16,7 @@ from jaxtyping import Int
 from curation.group import Group
 from curation.kmeans.assignment import rows_per_read
 from curation.pools.pool import check_text, open_pool, pool_fingerprint
-from curation.preparation.duplicates import can_hash, same_colours, similar_hashes
+from curation.preparation.duplicates import alike, can_hash, same_colours, similar_hashes
 from curation.preparation.filters.junk import JunkFilter
 from curation.preparation.filters.text import TextJunk
 from curation.preparation.kept import FORMAT_VERSION, Kept, load_kept, read_report, require_one_pool, rows_of, save_kept
@@ -47,6 +47,9 @@ class Preparation:
         max_bits: of 64 bits of the perceptual hashes of duplicates that may differ;
         max_colour: and then the greatest mean difference of their colours, of 255 (`duplicates.same_colours`);
         confirm: and the least cosine of their embeddings, where there are some.
+        alike_bits: of the hashes, and
+        alike_colour: difference of the colours, up to which pictures whose embeddings are as close as ``near`` says are
+            copies, or mirror images (`duplicates.alike`). Where hashes are not asked the size of groups decides.
         overlap: least Jaccard similarity of the word n-grams of near-duplicate texts.
         junk: rules for pictures; None: none.
         text_junk: rules for texts; None: none.
@@ -59,6 +62,8 @@ class Preparation:
     max_bits: int = 2
     max_colour: float = 4.0
     confirm: float = 0.7
+    alike_bits: int = 12
+    alike_colour: float = 12.0
     overlap: float = 0.7
     junk: JunkFilter | None = field(default_factory=JunkFilter)
     text_junk: TextJunk | None = None
@@ -75,8 +80,13 @@ class Preparation:
                 f"max_bits {self.max_bits} must lie in 0 to 16, overlap {self.overlap:g} in (0, 1], confirm "
                 f"{self.confirm:g} in [-1, 1]"
             )
-        if not 0 <= self.max_colour <= 255:
-            raise CurationError(f"max_colour {self.max_colour:g} is a difference of colours and must lie in 0 to 255")
+        if not 0 <= self.alike_bits <= 64:
+            raise CurationError(f"alike_bits {self.alike_bits} are bits of a hash and must lie in 0 to 64")
+        for name in ("max_colour", "alike_colour"):
+            if not 0 <= getattr(self, name) <= 255:
+                raise CurationError(
+                    f"{name} {getattr(self, name):g} is a difference of colours and must lie in 0 to 255"
+                )
         if not 0 <= self.nsfw <= 1:
             raise CurationError(f"nsfw {self.nsfw:g} is a probability and must lie in [0, 1]")
 
@@ -279,9 +289,14 @@ def _embedded(
     group: Group | None,
     work: Path | None,
 ) -> dict[str, float]:
-    """Drop near-duplicates by embedding, and those that look alike and whose embeddings confirm it."""
+    """Drop near-duplicates by embedding that may be copies to the eye, and those that look the same and are close."""
     left = ledger.left
     pairs = None if looks is None else _look_alike(wanted, looks[left])
+
+    def to_the_eye(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        assert looks is not None
+        return alike(looks["hash"], looks["colours"], left[a], left[b], wanted.alike_bits, wanted.alike_colour)
+
     found: NearDuplicates = near_duplicates(
         SelectedRows(x, at[left]),
         wanted.near,
@@ -291,6 +306,7 @@ def _embedded(
         progress,
         group,
         None if work is None else work / "near",
+        None if looks is None else to_the_eye,
     )
     reasons = np.full(len(found.dropped), "embedding", dtype=object)
     if looks is not None:
