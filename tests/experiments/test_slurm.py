@@ -137,7 +137,7 @@ def test_a_preempted_job_is_queued_again_by_itself(slurm: dict[str, str], tmp_pa
 
 @pytest.fixture
 def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stand-ins first in PATH: an sbatch that keeps the script of each job in this folder, and an srun that is there."""
+    """Stand-ins, first in PATH: an sbatch that keeps each job's script in this folder, and an srun that is there."""
     folder = tmp_path / "scripts"
     (folder / "bin").mkdir(parents=True)
     sbatch = folder / "bin/sbatch"
