@@ -16,6 +16,7 @@ from curation.trees.tree import ClusterTree
 DRAWS, LEAST_DRAWS, MOST_CELLS = 1_000, 10, 2_000_000  # random subsets of the same size; of many concepts fewer
 RANGE = (2.5, 97.5)  # percentiles of the draws that are "within the range"
 LARGEST_POOL = 10**9  # rows that numpy draws from without replacement
+CHANCE, FEWER, NAMED = 0.5, 0.2, 3  # percentile of random draws, share less, and labels that are named
 EVEN = 0.05  # KL in nats below which a pool counts as even
 ALREADY = "random rows are nearly even already and would do as well"
 MEASURES = [  # key, title, which is better, fewest decimals, shown in percent
@@ -222,9 +223,24 @@ def verdict_by_labels(found: Comparison, tree: ClusterTree, subset: Subset) -> V
     if ours < low:
         way = f"{(mean - ours) / mean:.0%} of the way from random rows to even shares"
         way += f", but {ALREADY}" * (mean <= EVEN)
-        return Verdict("ok", f"Better than random rows on your labels {numbers}: {way}.", True)
+        told = " ".join([f"Better than random rows on your labels {numbers}: {way}.", *losers(found)])
+        return Verdict("ok", told, True)
     after = ALREADY if mean <= EVEN else remedy(tree, subset)
     return Verdict("warn", f"No better than random rows on your labels {numbers}: {after}.", True)
+
+
+def losers(found: Comparison) -> list[str]:
+    """A sentence on the labels that are rare in the pool and even rarer in the subset: balance is a mean over all."""
+    low, mean = np.percentile(found.randoms, CHANCE, axis=0), found.randoms.mean(axis=0)
+    rare = found.pool * found.k < found.pool.sum()
+    fewer = np.flatnonzero(rare & (found.subset < low) & (found.subset < (1 - FEWER) * mean))
+    if not len(fewer):
+        return []
+    worst = fewer[np.argsort(found.subset[fewer] / mean[fewer], kind="stable")]
+    names = [found.names[i] if found.names else str(i) for i in worst[:NAMED]]
+    told = [f"{name!r} {found.subset[i]:,} ({mean[i]:,.0f})" for name, i in zip(names, worst, strict=False)]
+    more = f" and {len(worst) - NAMED:,} more" if len(worst) > NAMED else ""
+    return [f"But of these rare labels random rows hold more (in brackets): {', '.join(told)}{more}."]
 
 
 def beside(verdict: Verdict, findings: list[Finding]) -> list[Finding]:

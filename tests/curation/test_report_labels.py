@@ -8,6 +8,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
 from curation import CurationError
+from curation.pages.verdict import compare_labels, losers
 from curation.pools.labels import read_labels
 
 
@@ -59,3 +60,16 @@ def test_a_large_column_is_read_as_a_column():
 def test_infinity_is_no_label():
     """A column of it was one class, and an oracle drew from that."""
     assert read_labels([1.0, float("inf"), float("-inf"), float("nan")]).codes.tolist() == [0, -1, -1, -1]
+
+
+def test_a_verdict_names_rare_labels_of_which_random_rows_hold_more():
+    """A subset may be more even as a whole, and have lost what is rarest."""
+    codes = np.repeat(np.arange(4), [9_000, 700, 200, 100])
+    labels = read_labels([("dog", "cat", "ship", "truck")[code] for code in codes])
+    rng, take = np.random.default_rng(0), {0: 300, 1: 300, 2: 199, 3: 1}
+    rows = np.concatenate([rng.choice(np.flatnonzero(codes == code), n, replace=False) for code, n in take.items()])
+    found = compare_labels(labels, rows, np.arange(len(codes)))
+    assert losers(found) == ["But of these rare labels random rows hold more (in brackets): 'truck' 1 (8)."]
+    take[3] = 8
+    rows = np.concatenate([rng.choice(np.flatnonzero(codes == code), n, replace=False) for code, n in take.items()])
+    assert losers(compare_labels(labels, rows, np.arange(len(codes)))) == []
