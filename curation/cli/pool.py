@@ -74,8 +74,8 @@ def dedup(
     largest_group: Annotated[
         int,
         number(
-            "Rows up to which a group is taken for one row and its copies; of more, equal rows go. Looks of pictures "
-            "(perceptual) decide where there are some, for groups of any size.",
+            "Rows up to which a group is taken for one row and its copies; of more, equal rows go. Not asked, and "
+            "--ratio not either, where pictures are compared by their looks (perceptual).",
             ge=1,
             le=40,
         ),

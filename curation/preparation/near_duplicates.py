@@ -4,12 +4,13 @@ A fixed cosine threshold is not: in some embeddings every two rows have a cosine
 what is not alike. Here the mean is taken off first; a pair must be close (cosine, after that) and also much closer than
 either row's own neighbourhood; a dropped row is always close to the very row that is kept, never through others; and
 many rows that are close to one are kept, for no distance tells a rare concept from one row with its copies. Where
-something else does, such as the looks of pictures, it has the last word.
+something else does, such as the looks of pictures, it decides, and the embedding must only agree.
 """
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,9 @@ class NearRule:
             are all but equal.
         false_alarm: share of rows lost at most where rows lie at random and nothing is repeated.
         largest_group: rows of a group, the kept one among them, up to which it is taken for one row and its copies. Of
-            more, only those go that are all but equal to another. Where something besides distance tells copies, groups
-            are of any size.
+            more, only those go that are all but equal to another.
+        leeway: by how much less than ``threshold`` the cosine may be where other signs say that two rows repeat each
+            other. Then neither ``ratio`` nor ``largest_group`` is asked.
     """
 
     threshold: float = 0.95
@@ -60,6 +62,7 @@ class NearRule:
     neighbours: int = 40
     false_alarm: float = 0.01
     largest_group: int = 4
+    leeway: float = 0.05
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
@@ -71,6 +74,12 @@ class NearRule:
             )
         if self.largest_group < 1:
             raise CurationError(f"largest_group {self.largest_group} must be at least 1")
+        if not 0 <= self.leeway < 1:
+            raise CurationError(f"leeway {self.leeway:g} is a part of a cosine and must lie in [0, 1)")
+
+    def least(self, alike: bool) -> float:
+        """The least cosine of rows that other signs call alike, and of those that nothing but distance tells of."""
+        return self.threshold - self.leeway if alike else self.threshold
 
     def limit(self, dimension: float) -> float:
         """The share in use: in ``dimension`` dimensions, K ratio^dimension of the rows pass it by chance."""
@@ -255,8 +264,8 @@ def near_duplicates(
             least ``confirm``, without regard to their neighbourhood.
         group: the processes that share the work, of which each gets the whole result; None: this one alone.
         work: where finished clusters are kept, and gone on from; all processes see it.
-        alike: (p,) rows, and as many others -> which of these pairs repeat each other by other signs. Pairs that are
-            close count where it says so, or where they are all but equal; None: by the size of their group.
+        alike: (p,) rows, and as many others -> which of these pairs repeat each other by other signs: of rows that are
+            near neighbours they decide, unless two are all but equal. None: distances alone.
 
     Raises:
         CurationError: a threshold out of range, or all rows alike.
@@ -273,7 +282,7 @@ def near_duplicates(
     def search(number: int) -> tuple[np.ndarray, np.ndarray]:
         part = parts[number]
         mine = centred if len(parts) == 1 else _part_of(centred, part)
-        of_part = None if alike is None else lambda a, b: alike(part[a], part[b])
+        of_part = None if alike is None else partial(_of_rows, alike, part)
         found, large, seen = _groups(mine, rule, progress and group.first, of_part)
         # first the dimension of the whole part, then dropped rows, then those of large groups: their centre, below zero
         moved, stay = np.flatnonzero(found != np.arange(len(part))), np.flatnonzero(large >= 0)
@@ -308,6 +317,13 @@ def near_duplicates(
         "alike": int(stay.sum()) - len(np.unique(values[stay])),
     }
     return NearDuplicates(np.flatnonzero(centre == np.arange(n)), dropped, centre[dropped], similarity, measured)
+
+
+def _of_rows(
+    alike: Alike, rows: Int[np.ndarray, "m"], a: Int[np.ndarray, "p"], b: Int[np.ndarray, "p"]
+) -> Bool[np.ndarray, "p"]:
+    """Asked of positions among some rows."""
+    return alike(rows[a], rows[b])
 
 
 def _part_of(x: _Centred, rows: Int[np.ndarray, "m"]) -> _Centred:
@@ -360,10 +376,9 @@ def _groups(
     equal: list[tuple[np.ndarray, np.ndarray]] = []
     for number in range(4):
         mine = x if len(left) == n else _part_of(x, left)
-        a, b, same, full, seen = _close_pairs(mine, rule, f"near duplicates, pass {number + 1}" if progress else None)
-        if alike is not None:
-            sure = same | alike(left[a], left[b])
-            a, b, same = a[sure], b[sure], same[sure]
+        of_left = None if alike is None else partial(_of_rows, alike, left)
+        title = f"near duplicates, pass {number + 1}" if progress else None
+        a, b, same, full, seen = _close_pairs(mine, rule, title, of_left)
         equal.append((left[a[same]], left[b[same]]))
         dimension = seen if number == 0 else dimension
         found = left[star_groups(len(left), a, b)]
@@ -375,7 +390,7 @@ def _groups(
             break
     if number:
         dropped = np.flatnonzero(centre != np.arange(n))
-        far = dropped[x.cosines(dropped, centre[dropped]) < rule.threshold]
+        far = dropped[x.cosines(dropped, centre[dropped]) < rule.least(alike is not None)]
         centre[far] = far
     if alike is not None:
         return centre, np.full(n, -1), dimension
@@ -396,7 +411,7 @@ def _first_equal(
 
 
 def _close_pairs(
-    x: _Centred, rule: NearRule, title: str | None
+    x: _Centred, rule: NearRule, title: str | None, alike: Alike | None
 ) -> tuple[Int[np.ndarray, "p"], Int[np.ndarray, "p"], Bool[np.ndarray, "p"], bool, float]:
     """Pairs that the rule calls duplicates, which of them are all but equal, whether some row has only such neighbours,
     and the median dimension."""
@@ -411,18 +426,20 @@ def _close_pairs(
         scale[rows] = np.where(np.isfinite(distances), distances, 0).max(1)
         dimension[rows] = _dimension(np.where(np.isfinite(distances), distances, scale[rows, None]))
         near = (found >= 0) & (found != rows[:, None])
-        near &= (distances <= rule.ratio * scale[rows, None]) | (distances <= ROUNDING * x.typical)
+        if alike is None:
+            near &= (distances <= rule.ratio * scale[rows, None]) | (distances <= ROUNDING * x.typical)
         position, rank = np.nonzero(near)
         a, b, apart = rows[position], found[position, rank], distances[position, rank]
         doubtful = apart <= ROUNDING * x.typical
         apart[doubtful] = x.distances(a[doubtful], b[doubtful])
-        close = _cosine(lengths[a], lengths[b], apart, x.typical) >= rule.threshold
+        close = np.flatnonzero(_cosine(lengths[a], lengths[b], apart, x.typical) >= rule.least(alike is not None))
+        if alike is not None:
+            close = close[alike(a[close], b[close]) | (apart[close] <= EQUAL * x.typical)]
         kept.append((a[close], b[close], apart[close]))
     a, b, apart = (np.concatenate(part) for part in zip(*kept, strict=True))
     median = float(np.median(dimension))
-    sure = apart <= rule.limit(median) * np.minimum(scale[a], scale[b])
     equal = apart <= EQUAL * x.typical
-    sure |= equal
+    sure = equal | (apart <= rule.limit(median) * np.minimum(scale[a], scale[b])) | (alike is not None)
     a, b = a[sure].astype(np.int64), b[sure].astype(np.int64)
     full = bool(len(a)) and k < n - 1 and bool(np.bincount(a, minlength=n).max() >= k)
     return a, b, equal[sure], full, median

@@ -48,8 +48,8 @@ class Preparation:
         max_colour: and then the greatest mean difference of their colours, of 255 (`duplicates.same_colours`);
         confirm: and the least cosine of their embeddings, where there are some.
         alike_bits: of the hashes, and
-        alike_colour: difference of the colours, up to which pictures whose embeddings are as close as ``near`` says are
-            copies, or mirror images (`duplicates.alike`). Where hashes are not asked the size of groups decides.
+        alike_colour: difference of the colours, up to which pictures whose embeddings are near neighbours are copies,
+            or mirror images (`duplicates.alike`), and none else. Where hashes are not asked distances decide.
         overlap: least Jaccard similarity of the word n-grams of near-duplicate texts.
         junk: rules for pictures; None: none.
         text_junk: rules for texts; None: none.
@@ -62,8 +62,8 @@ class Preparation:
     max_bits: int = 2
     max_colour: float = 4.0
     confirm: float = 0.7
-    alike_bits: int = 12
-    alike_colour: float = 12.0
+    alike_bits: int = 8
+    alike_colour: float = 8.0
     overlap: float = 0.7
     junk: JunkFilter | None = field(default_factory=JunkFilter)
     text_junk: TextJunk | None = None
