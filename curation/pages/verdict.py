@@ -9,7 +9,8 @@ from jaxtyping import Int
 
 from curation.pools.labels import Labels
 from curation.soundness import Finding, by_communities
-from curation.trees.balance import balance_row
+from curation.trees.balance import balance_row, kl_to_uniform
+from curation.trees.sampling import balanced_targets
 from curation.trees.subset import Subset
 from curation.trees.tree import ClusterTree
 
@@ -53,6 +54,7 @@ class Comparison:
         there: (k,) rows that the subset could be drawn from: those of the pool that preparation kept.
         randoms: (r, k) rows.
         unlabelled: rows without a concept in the pool and in the subset.
+        copies: how often a row may be drawn.
     """
 
     title: str
@@ -63,6 +65,7 @@ class Comparison:
     there: Int[np.ndarray, "k"]
     randoms: Int[np.ndarray, "r k"]
     unlabelled: tuple[int, int] = (0, 0)
+    copies: int = 1
 
     def __post_init__(self) -> None:
         counted = self.randoms[self.randoms.sum(1) > 0]
@@ -74,6 +77,12 @@ class Comparison:
     @property
     def k(self) -> int:
         return len(self.pool)
+
+    def most_even(self) -> float:
+        """KL of the most even subset of as many rows, in nats: what is rare in the pool stays rare in any."""
+        size = np.array([self.subset.sum()])
+        parent = np.zeros(self.k, np.int64)
+        return kl_to_uniform(balanced_targets(parent, self.there * self.copies, size, np.random.default_rng(0)))
 
     def random(self, key: str) -> tuple[float, float, float]:
         """Mean of a measure over the random subsets, and the range of 95 % of them."""
@@ -156,7 +165,8 @@ def compare_labels(
     of_subset = int((codes[rows] < 0).sum())
     distinct = count(codes[np.unique(rows)])
     unknown = (unlabelled, of_subset)
-    return Comparison("labels", labels.names, pool, count(codes[rows]), distinct, count(codes[there]), drawn, unknown)
+    of_rows, of_there = count(codes[rows]), count(codes[there])
+    return Comparison("labels", labels.names, pool, of_rows, distinct, of_there, drawn, unknown, copies)
 
 
 def compare_clusters(
@@ -172,7 +182,8 @@ def compare_clusters(
 
     drawn = random_counts(pool[there], len(rows), copies, seed)
     name = f"clusters of level {level + 1}"
-    return Comparison(name, None, pool[there], count(rows), count(np.unique(rows)), pool[there], drawn)
+    own = pool[there]
+    return Comparison(name, None, own, count(rows), count(np.unique(rows)), own, drawn, copies=copies)
 
 
 @dataclass
@@ -210,18 +221,19 @@ def remedy(tree: ClusterTree, subset: Subset) -> str:
 
 
 def verdict_by_labels(found: Comparison, tree: ClusterTree, subset: Subset) -> Verdict:
-    """Compares KL of the subset with that of random rows."""
+    """Compares KL of the subset with that of random rows, and of the most even rows that the pool allows."""
     if found.k == 1 and found.names:
         return Verdict("none", f"All labelled rows are {found.names[0]!r}: balance over one concept cannot be told.")
     if not found.measurable:
         return Verdict("none", "Too few of the rows drawn have a label: the labels cannot judge this subset.")
     ours, (mean, low, high) = found.ours["kl"], found.random("kl")
+    best = found.most_even()
     shown = decimals_apart([ours, mean], 2, 4)
-    numbers = f"(KL {ours:.{shown}f} against {mean:.{shown}f})"
+    numbers = f"(KL {ours:.{shown}f} against {mean:.{shown}f}; {best:.{shown}f} would be the most even)"
     if ours > high:
         return Verdict("bad", f"Worse than random rows on your labels {numbers}: {remedy(tree, subset)}.", True)
     if ours < low:
-        way = f"{(mean - ours) / mean:.0%} of the way from random rows to even shares"
+        way = f"{(mean - ours) / max(mean - best, mean - ours):.0%} of the way from random rows to the most even"
         way += f", but {ALREADY}" * (mean <= EVEN)
         told = " ".join([f"Better than random rows on your labels {numbers}: {way}.", *losers(found)])
         return Verdict("ok", told, True)

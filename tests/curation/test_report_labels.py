@@ -10,6 +10,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from curation import CurationError
 from curation.pages.verdict import compare_labels, losers
 from curation.pools.labels import read_labels
+from curation.trees.balance import kl_to_uniform
 
 
 @pytest.mark.parametrize(
@@ -70,6 +71,8 @@ def test_a_verdict_names_rare_labels_of_which_random_rows_hold_more():
     rows = np.concatenate([rng.choice(np.flatnonzero(codes == code), n, replace=False) for code, n in take.items()])
     found = compare_labels(labels, rows, np.arange(len(codes)))
     assert losers(found) == ["But of these rare labels random rows hold more (in brackets): 'truck' 1 (8)."]
+    assert found.subset.sum() == 800
+    assert found.most_even() == pytest.approx(kl_to_uniform(np.array([250, 250, 200, 100])))
     take[3] = 8
     rows = np.concatenate([rng.choice(np.flatnonzero(codes == code), n, replace=False) for code, n in take.items()])
     assert losers(compare_labels(labels, rows, np.arange(len(codes)))) == []
