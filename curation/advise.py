@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from curation.pools.labels import Labels
 from curation.preparation.near_duplicates import NearRule, near_duplicates
-from curation.store.bad_rows import LARGEST
+from curation.store.bad_rows import usable
 from curation.store.embeddings import open_embeddings
 from curation.trees.dimension import likely_dimension, two_nearest_dimension
 from curation.trees.levels import first_level
 from curation.trees.neighbours import nearest, principal_axes
+from curation.trial import Trial, try_on_labels
 from foundation.errors import CurationError
 
 SAMPLE = 5_000
@@ -43,6 +45,8 @@ class Advice:
         dedup: near-duplicates are worth leaving out first.
         reasons: a sentence for every choice.
         commands: to type, in order.
+        method: "tree", or a baseline that labels prefer to any.
+        trial: what labels say of each method, where some were given.
     """
 
     preparation: str
@@ -54,6 +58,8 @@ class Advice:
     reasons: list[str]
     evidence: list[Evidence]
     commands: list[str]
+    method: str = "tree"
+    trial: Trial | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON takes it: what is not known is None."""
@@ -66,27 +72,38 @@ class Advice:
         """For people: evidence, reasons, commands."""
         wide = max(len(item.name) for item in self.evidence)
         lines = [f"{item.name:{wide}}  {_short(item.value):>9}  {item.meaning}".rstrip() for item in self.evidence]
-        return "\n".join([*lines, "", *self.reasons, "", *self.commands])
+        tried = [] if self.trial is None else [*self.trial.lines(), ""]
+        return "\n".join([*lines, "", *self.reasons, "", *tried, *self.commands])
 
 
 def _short(value: float) -> str:
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:.3g}"
 
 
-def advise(x: Any, size: int, name: str = "embeddings/", seed: int = 0, kept: str | None = None) -> Advice:
+def advise(
+    x: Any,
+    size: int,
+    name: str = "embeddings/",
+    seed: int = 0,
+    kept: str | None = None,
+    labels: Labels | None = None,
+    progress: bool = False,
+) -> Advice:
     """Look at a sample of rows and choose.
 
     The choice is `--levels auto`, which was best or near it on all pools of many dimensions; the paper's levels are
-    chosen only where rows have two dimensions or one.
+    chosen only where rows have two dimensions or one, or where labels say so.
 
     Args:
         x: (n, d), anything `open_embeddings` takes.
         size: rows of the subset that is wanted.
         name: of the embeddings in the commands, and
         kept: of the folder of ``x``'s kept rows there.
+        labels: of the rows of ``x``, or of a few hundred: methods are tried on them (`curation.trial`), which takes a
+            minute.
 
     Raises:
-        CurationError: ``size`` is not between 1 and the rows, or no row of the sample can be used.
+        CurationError: ``size`` is not between 1 and the rows, no row of the sample can be used, or labels are too few.
     """
     source = open_embeddings(x)
     n, dim = source.shape
@@ -94,8 +111,7 @@ def advise(x: Any, size: int, name: str = "embeddings/", seed: int = 0, kept: st
         raise CurationError(f"--size {size} must lie between 1 and {n}, the rows of the embeddings")
     rng = np.random.default_rng([seed, 13])
     rows = source.take(np.sort(rng.choice(n, min(n, SAMPLE), replace=False))).float().cpu().numpy()
-    largest = np.abs(rows).max(axis=1)
-    good = (largest > 0) & (largest <= LARGEST)  # NaN is neither
+    good = usable(rows)
     bad = 1 - float(good.mean())
     rows = rows[good]
     if len(rows) < 3:
@@ -133,27 +149,38 @@ def advise(x: Any, size: int, name: str = "embeddings/", seed: int = 0, kept: st
         Evidence("near-duplicates", repeated, "share of a sample; more of all rows"),
         Evidence("bad rows", bad, "share that is NaN, infinite or zero"),
     ]
+    trial = None
+    reasons = _reasons(
+        n,
+        dim,
+        size,
+        metric=metric,
+        flat=flat,
+        spread=spread,
+        cosine=cosine,
+        repeated=repeated,
+        bad=bad,
+        intrinsic=intrinsic,
+    )
+    resamples, method = 10 if flat else 0, ""
+    if labels is not None:
+        trial = try_on_labels(source, size, labels, seed, progress)
+        metric, levels, resamples = trial.best.metric, trial.best.levels, trial.best.resamples
+        method = trial.best.baseline
+        level_1 = levels[0] if isinstance(levels, list) else first_level(n)
+        reasons = [reason for reason in reasons if not reason.startswith(("Metric", "Levels", "The paper"))]
     return Advice(
         "unit length" if metric == "cosine" else "as is",
         metric,
         levels,
         level_1,
-        resamples=10 if flat else 0,
+        resamples=resamples,
         dedup=repeated > REPEATED,
-        reasons=_reasons(
-            n,
-            dim,
-            size,
-            metric=metric,
-            flat=flat,
-            spread=spread,
-            cosine=cosine,
-            repeated=repeated,
-            bad=bad,
-            intrinsic=intrinsic,
-        ),
+        reasons=reasons,
         evidence=evidence,
-        commands=_commands(name, size, metric, levels, repeated > REPEATED, bad, kept),
+        method=method or "tree",
+        commands=_commands(name, size, metric, levels, resamples, repeated > REPEATED, bad, kept, method),
+        trial=trial,
     )
 
 
@@ -202,14 +229,24 @@ def _reasons(
 
 
 def _commands(
-    name: str, size: int, metric: str, levels: str | list[int], dedup: bool, bad: float, kept: str | None
+    name: str,
+    size: int,
+    metric: str,
+    levels: str | list[int],
+    resamples: int,
+    dedup: bool,
+    bad: float,
+    kept: str | None,
+    method: str,
 ) -> list[str]:
     where, rows, lines = shlex.quote(name), "" if kept is None else f" --rows {shlex.quote(kept)}", []
     if dedup:
         lines.append(f"curate dedup {where} -o distinct/ --metric {metric}{rows}")
         rows = " --rows distinct/"
+    if method:
+        return [*lines, f"curate baseline {method} {where} -o subset/ --size {size}{rows}"]
     cluster = f"curate cluster {where} -o tree/ --metric {metric} --levels "
-    cluster += levels if isinstance(levels, str) else ",".join(map(str, levels)) + " --resamples 10"
+    cluster += levels if isinstance(levels, str) else ",".join(map(str, levels)) + f" --resamples {resamples}"
     cluster += rows + (" --drop-bad-rows" if bad else "")
     beside = "" if Path(name) == Path("embeddings") else f" --embeddings {where}"  # else found beside the tree
     return [*lines, cluster, f"curate sample tree/ -o subset/ --size {size}{beside}"]

@@ -240,11 +240,12 @@ class _Sample:
     Attributes:
         pool: (m,) rows, with their (m, e) ``points``;
         subset: (s,) rows, with their (s, e) ``subset_points``;
-        random: (r, s) as many rows of the pool's sample at random, `DRAWS` times, by their places in it.
+        random: (r, s) as many rows of the pool's sample at random, `DRAWS` times, by their places in it;
+        called: what sentences call the subset.
     """
 
-    def __init__(self, tree: ClusterTree, x: Embeddings, subset: Int[np.ndarray, "s"], seed: int):
-        self.tree, self.x = tree, x
+    def __init__(self, tree: ClusterTree, x: Embeddings, subset: Int[np.ndarray, "s"], seed: int, called: str):
+        self.tree, self.x, self.called = tree, x, called
         self.rng = np.random.default_rng([seed, 11])
         n = tree.n_rows
         self.pool = self.rng.permutation(self.rng.choice(n, min(n, SAMPLE), replace=False))
@@ -398,8 +399,8 @@ def check_flatness(sample: _Sample) -> Finding | None:
     finding = _finding(
         1 / gain,
         *FLATNESS,
-        "Over communities of a neighbour graph that the tree did not see, coarse and fine, the subset is as diverse as "
-        f"{' and '.join(told)}: {how} random rows.",
+        f"Over communities of a neighbour graph that the tree did not see, coarse and fine, {sample.called} is as "
+        f"diverse as {' and '.join(told)}: {how} random rows.",
         f"Look closely before you train on this. {_auto(sample.tree, 'Try another embedding, or random rows.')}",
     )
     if finding.severity == "ok" and gain < FLATNESS[0]:
@@ -525,7 +526,8 @@ def check_tree(
         if source.n_rows != tree.n_rows:
             raise CurationError(f"the tree has {tree.n_rows:,} rows but the embeddings {source.n_rows:,}; give its own")
         if tree.n_rows >= LEAST:
-            sample = _Sample(tree, source, rows, seed)
+            called = "a balanced quarter of the rows" if subset_rows is None else "the subset"
+            sample = _Sample(tree, source, rows, seed, called)
             checks += [lambda: check_dimension(sample)] * of_tree
             checks += [
                 lambda: check_isolation(sample),

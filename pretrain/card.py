@@ -42,7 +42,7 @@ def model_card(settings: PretrainSettings, config: dict[str, Any], run: dict[str
     }
     coverage = run.get("coverage", {})
     data = {
-        "rows of the pool": f"{run['n_rows']:,}" if "n_rows" in run else None,
+        "rows trained on": f"{run['n_rows']:,}" if "n_rows" in run else None,
         "pool fingerprint": run.get("pool"),
         "checksum of the rows": run.get("rows"),
         **{f"subset: {key.replace('_', ' ')}": value for key, value in (run.get("data") or {}).items()},

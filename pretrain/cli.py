@@ -98,9 +98,8 @@ def _print_plan(
         ("checkpoint", f"{figure(found.checkpoint_gb)} GB"),
     ]
     if found.device_hours is not None:
-        lines.append(
-            (f"{device} hours", f"{figure(found.device_hours)} at {utilisation:.0%} of the peak (an assumption)")
-        )
+        hours = "under 0.01" if found.device_hours < 0.01 else figure(found.device_hours)
+        lines.append((f"{device} hours", f"{hours} at {utilisation:.0%} of the peak (an assumption)"))
     for name, text in lines:
         typer.echo(f"{name:14} {text}")
 

@@ -106,7 +106,7 @@ def report(
 
 def compare(
     folders: Annotated[
-        list[Path], typer.Argument(help="Folders of trees and of 2 to 6 subsets drawn from them.", callback=existing)
+        list[Path], typer.Argument(help="Folders of trees and of 2 to 12 subsets drawn from them.", callback=existing)
     ],
     output: Page,
     *,

@@ -35,6 +35,7 @@ from curation.cli.options import (
 )
 from curation.cli.say import embeddings_of, print_json, say, typed, warn
 from foundation.devices import open_device
+from foundation.errors import CurationError
 from foundation.locks import locked_folder
 from foundation.options import number, output_option, refuse_unused
 
@@ -156,20 +157,43 @@ def give_advice(
     size: Annotated[int, number("Rows of the subset that is wanted.", ge=1)],
     column: Annotated[str | None, typer.Option(help="Column of a parquet or Arrow file.")] = None,
     rows: Rows = None,
+    pool: Annotated[str | None, typer.Option(help="The pool of the embeddings, for --labels.")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="Column of the pool with concepts of some rows, on which methods are tried."),
+    ] = None,
     seed: Seed = 0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     no_verify: NoVerify = False,
 ) -> None:
-    """Say which preparation, metric and levels to take, why, and what to type. Looks at a sample; no labels needed."""
+    """Say which preparation, metric and levels to take, why, and what to type. Looks at a sample; no labels needed.
+
+    No method balances every pool. With labels, a few hundred rows of them, it tries the default and the paper's and
+    names the one that is the most even.
+    """
     from json import dumps
 
+    import numpy as np
+
     from curation.advise import advise
+    from curation.pools.labels import read_labels
+    from curation.pools.pool import require_own_pool
     from curation.preparation.kept import kept_rows
     from curation.store.embeddings import open_embeddings
 
     source = open_embeddings(embeddings, column)
+    if (pool is None) != (labels is None):
+        raise CurationError("--pool and --labels belong together: the pool's file, and the column of its concepts")
+    known = None
+    if pool is not None and labels is not None:
+        opened, made_of = opened_pool(pool, None), source.metadata.get("pool_fingerprint")
+        require_own_pool(opened, source.n_rows, source.row_ids, made_of, "the embeddings")
+        known = read_labels(labels, opened)
     source = source if rows is None else kept_rows(source, rows)
-    found = advise(source, size, str(embeddings), seed, None if rows is None else str(rows))
+    if known is not None:
+        known = known.take(np.arange(source.n_rows) if source.row_ids is None else np.asarray(source.row_ids))
+    kept = None if rows is None else str(rows)
+    found = advise(source, size, str(embeddings), seed, kept, known, progress=not json)
     typer.echo(dumps(found.as_dict(), indent=2) if json else found.table())
 
 

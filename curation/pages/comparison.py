@@ -21,7 +21,7 @@ from foundation.errors import CurationError
 from foundation.files import require_own, write_atomically
 
 MOST_LABELS = 1_500  # lines of the table of shares
-MOST_SUBSETS = 6
+MOST_SUBSETS = 12
 WITH_ROWS = 8  # checks of a subset at least, where its rows were looked at, too; fewer cannot rank
 
 
@@ -104,7 +104,7 @@ def write_comparison(
     """Write the page: measures, overlap, shares of each label, maps on one projection, what differs in the settings.
 
     Args:
-        candidates: two to six; their trees are of one pool.
+        candidates: two to `MOST_SUBSETS`; their trees are of one pool.
         path: the HTML file.
         pool, labels: as for `curation.pages.report.write_report`.
         findings: for each candidate those of its soundness check; without labels they are the verdict.
@@ -138,7 +138,7 @@ def write_comparison(
         names=names,
         verdict=verdict,
         facts=_facts(drawn),
-        checks=_checks(findings),
+        checks=_checks(findings, concepts is not None),
         measures=_measures(by_label),
         overlap=_overlap(drawn),
         agreement=_agreement(drawn, names),
@@ -240,10 +240,11 @@ def _verdict_by_findings(names: list[str], findings: Sequence[list[Finding]]) ->
     return Verdict(tone, f"{sentence} ({told}).")
 
 
-def _checks(findings: Sequence[list[Finding]] | None) -> list[dict[str, Any]]:
-    """For each severity one line, and in it the sentences of every subset."""
+def _checks(findings: Sequence[list[Finding]] | None, labelled: bool) -> list[dict[str, Any]]:
+    """For each severity one line, and in it the sentences of every subset, but no estimate of what labels say."""
     if not findings:
         return []
+    findings = [[one for one in found if not (labelled and one.estimates_evenness)] for found in findings]
     lines = [
         {
             "title": TONES[severity],

@@ -14,9 +14,11 @@ from matplotlib import pyplot as plt
 
 POOL = {"color": "#9a9a9a", "linestyle": "-", "linewidth": 2.5}
 RANDOM = {"color": "#d98e73", "linestyle": "none", "marker": "x", "markersize": 4}
-SUBSETS: list[dict[str, Any]] = [
-    {"color": colour, "linestyle": "none", "marker": marker, "markersize": 4}
-    for colour, marker in zip(("#1b4965", "#c2571a", "#2a8c5b", "#7f5bd5", "#8c5a2b", "#cc3d3d"), "o^sDvP", strict=True)
+COLOURS = ("#1b4965", "#c2571a", "#2a8c5b", "#7f5bd5", "#8c5a2b", "#cc3d3d")
+SUBSETS: list[dict[str, Any]] = [  # the second six are hollow
+    {"color": colour, "linestyle": "none", "marker": marker, "markersize": 4} | face
+    for markers, face in (("o^sDvP", {}), ("<>pXhd", {"markerfacecolor": "none"}))
+    for colour, marker in zip(COLOURS, markers, strict=True)
 ]
 MOST_NAMES = 40  # concepts whose names fit under the axis
 MOST_POINTS = 300  # of a line; more concepts are averaged over neighbours in rank
@@ -81,7 +83,7 @@ def concept_counts_figure(
     _log(panels[0].yaxis)
     panels[1].set(ylabel="share of the rows, %")
     panels[1].set_ylim(bottom=0)
-    panels[1].legend(frameon=False)
+    panels[1].legend(frameon=False, fontsize="small" if len(lines) > 6 else None)
     for panel in panels:
         panel.spines[["top", "right"]].set_visible(False)
         if named and names is not None:

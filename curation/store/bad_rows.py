@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from curation.group import Group
@@ -13,6 +13,12 @@ from foundation.errors import CurationError
 
 DROP_THEM = "leave them out with bad_rows='drop' (--drop-bad-rows)"
 LARGEST, SMALLEST = 1e18, 1e-15  # squared distances are kept as float32
+
+
+def usable(rows: Float[np.ndarray, "m d"]) -> Bool[np.ndarray, "m"]:
+    """Which of a few rows are finite, not too large and not zero."""
+    largest = np.abs(rows).max(axis=1)
+    return (largest > 0) & (largest <= LARGEST)  # NaN is neither
 
 
 def find_bad_rows(x: Embeddings, unit: bool, rows_per_block: int, group: Group | None = None) -> Int[np.ndarray, "b"]:

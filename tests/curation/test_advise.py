@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from curation import CurationError
 from curation.advise import advise
 from curation.cli import main
+from curation.pools.labels import Labels
+from curation.trial import Way
 
 
 def rows(n: int = 2000, dim: int = 32, seed: int = 0) -> np.ndarray:
@@ -76,3 +79,72 @@ def test_rows_that_are_all_alike_are_near_duplicates():
 def test_what_cannot_be_advised_is_one_line(x: np.ndarray, size: int):
     with pytest.raises(CurationError):
         advise(x, size)
+
+
+def blobs(widths: list[float], sizes: list[int], dim: int = 24) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of Gaussians of some widths and sizes, and whose they are, in random order."""
+    rng = np.random.default_rng(0)
+    concept = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    centres = 3 * rng.normal(size=(len(sizes), dim))
+    return (centres[concept] + np.array(widths)[concept, None] * rng.normal(size=(len(concept), dim))).astype(
+        np.float32
+    ), concept
+
+
+def few_labels(concept: np.ndarray, n: int) -> Labels:
+    """The labels of n rows; the others have none."""
+    codes = np.full(len(concept), -1)
+    codes[:n] = concept[:n]
+    return Labels(codes, [str(number) for number in range(concept.max() + 1)])
+
+
+def test_labels_of_a_few_rows_keep_the_default_where_it_is_as_good_as_any():
+    x, concept = blobs([0.2, 1.0, 0.3], [1200, 500, 100])
+    advice = advise(x, 300, labels=few_labels(concept, 200))
+    assert advice.trial is not None
+    assert (advice.trial.best.name, advice.levels, advice.trial.hopeless) == ("the default", "auto", False)
+    assert advice.trial.best.way > 0.7
+    assert advice.trial.labelled == 200
+    assert "no other is better" in advice.table()
+    found = json.loads(json.dumps(advice.as_dict()))
+    assert len(found["trial"]["tried"]) == 7
+
+
+def test_labels_that_the_default_fails_on_name_another_method(monkeypatch: pytest.MonkeyPatch):
+    """As if the default gave random rows."""
+    x, concept = blobs([0.5, 0.5, 0.5], [1200, 500, 100])
+    random = Way.fit
+
+    def fit(way: Way, rows: np.ndarray, seed: int):
+        tree = random(way, rows, seed)
+        if not way.rows:
+            tree.sample = partial(tree.sample, method="random")
+        return tree
+
+    monkeypatch.setattr(Way, "fit", fit)
+    advice = advise(x, 300, labels=few_labels(concept, 300))
+    assert advice.trial is not None
+    assert advice.trial.best.less < -0.1
+    assert advice.levels == [1800 // 25, 1800 // 80, 1800 // 250] or advice.levels == [1800 // 50]
+    assert f"--resamples {advice.resamples}" in advice.commands[-2]
+    assert "less than the default" in advice.table()
+
+
+def test_labels_that_the_rows_know_nothing_of_are_said_to_be_hopeless():
+    x, _concept = blobs([0.5, 0.5, 0.5], [1200, 500, 100])
+    concept = np.random.default_rng(1).choice(3, len(x), p=[0.7, 0.2, 0.1])
+    advice = advise(x, 300, labels=few_labels(concept, 400))
+    assert advice.trial is not None
+    assert advice.trial.hopeless
+    assert "None of these is better" in advice.table()
+
+
+def test_labels_that_are_too_few_are_one_line(tmp_path, capsys: pytest.CaptureFixture, monkeypatch):
+    x, concept = blobs([0.5, 0.5], [300, 100])
+    with pytest.raises(CurationError, match=r"40 rows have a label, of 2 concepts; .* takes 50 rows"):
+        advise(x, 100, labels=few_labels(concept, 40))
+    np.save(tmp_path / "x.npy", x)
+    monkeypatch.setattr(sys, "argv", ["curate", "advise", str(tmp_path / "x.npy"), "--size", "9", "--labels", "kind"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "--pool and --labels belong together" in capsys.readouterr().err

@@ -45,7 +45,7 @@ def test_each_subset_finds_its_tree(folders: Path):
     ("names", "message"),
     [
         (["tree_a", "subset_a", "subset_b"], "subset_b was drawn from a tree that is not given"),
-        (["tree_a", "subset_a"], "give 2 to 6 subsets and their trees"),
+        (["tree_a", "subset_a"], "give 2 to 12 subsets and their trees"),
         (["tree_a", "subset_a", "pool.parquet"], "holds neither a tree nor a subset"),
         (["tree_a", "subset_a", "subset_a"], "two subsets have one name"),
     ],
