@@ -28,8 +28,8 @@ from curation.trees.hierarchy import HierarchicalKMeans
 from curation.trees.levels import FANOUT, MAX_POINTS, first_level
 from curation.trees.neighbours import MAX_DIMENSIONS, nearest
 from foundation.errors import CurationError
+from foundation.numbers import figure
 
-DEVICES_A_MACHINE = 8
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
@@ -48,7 +48,7 @@ class Hardware:
         random_read_s: seconds until a single row comes from storage, for the reads of two-step levels.
         link_gb_s: what a process sends and receives at once, 1e9 bytes a second.
         search_tflops: products of the exact search for neighbours (faiss), with the choice of the nearest, on the
-            processors of one machine.
+            processors that one process has; beside a GPU about 8 cores, and as much for other large products.
     """
 
     name: str
@@ -64,14 +64,9 @@ class Hardware:
     search_tflops: float = 0.5
 
     @property
-    def machines(self) -> float:
-        """How many there are, for what their processors share."""
-        return 1.0 if self.skips else max(1.0, self.n_devices / DEVICES_A_MACHINE)
-
-    @property
     def processor_tflops(self) -> float:
-        """Large products on the processors of all machines; beside GPUs taken to be as fast as the search."""
-        return self.tflops * self.n_devices if self.skips else self.search_tflops * self.machines
+        """Large products on the processors of all processes."""
+        return (self.tflops if self.skips else self.search_tflops) * self.n_devices
 
 
 # half of the dense bfloat16 peak that the vendor's data sheets give; assumed, not measured
@@ -83,6 +78,7 @@ SENT_BYTES = 8 + 8 + 4  # of each value of the centroids: float64 sum and its ro
 # the one before; n late ones together at s (1 + 0.93 + ...) = s (1 - 0.93^n) / (1 - 0.93) = 9 (1 - 0.93^n)
 FULL_ITERATIONS, KEPT, LATE_SEARCHES = 4, 0.93, 9
 GRAPH_SEARCHES = 14  # exact searches of all pairs for the communities: covers in rounds, then one for each graph
+DEVICES_A_MACHINE = 8
 SECONDS_PER_POINT = 6e-4  # of communities and the rest
 
 PROFILES = {
@@ -144,11 +140,12 @@ class Plan:
             "  ".join([name.ljust(widths[0]), *map(str.rjust, figures, widths[1:4]), on]).rstrip()
             for name, *figures, on in cells
         ]
+        hours = "less than 0.01" if self.device_hours < 0.01 else figure(self.device_hours)
         waiting = f", and {_time(self.processor_seconds)} on processors alone" if self.processor_seconds else ""
         of_gpu = f", of its GPU {_size(self.gpu_memory)}" if self.gpu_memory else ""
         lines += [
             "",
-            f"{hardware.n_devices} x {hardware.name}: {_hours(self.device_hours)} device hours{waiting}",
+            f"{hardware.n_devices} x {hardware.name}: {hours} device hours{waiting}",
             f"rates: {hardware.source}",
             f"memory of the largest process {_size(self.memory)}{of_gpu}; embeddings and tree on disk "
             f"{_size(self.storage)}",
@@ -157,23 +154,19 @@ class Plan:
 
 
 def _size(n_bytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
+    for unit in ("B", "kB", "MB", "GB", "TB", "PB"):
         if n_bytes < 1000:
             return f"{n_bytes:.3g} {unit}"
         n_bytes /= 1000
-    return f"{n_bytes:,.3g} PB"
+    return f"{figure(n_bytes)} EB"
 
 
 def _time(seconds: float) -> str:
-    if seconds < 0.001:
-        return "< 1 ms"
+    if seconds < 1:
+        return "< 1 ms" if seconds < 0.001 else f"{1000 * seconds:.3g} ms"
     if seconds < 120:
         return f"{seconds:.3g} s"
-    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:,.3g} h"
-
-
-def _hours(hours: float) -> str:
-    return "less than 0.01" if hours < 0.01 else f"{hours:,.3g}" if hours < 100 else f"{hours:,.0f}"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{figure(seconds / 3600)} h"
 
 
 @cache
@@ -298,7 +291,7 @@ def plan(
     def add_kmeans(name: str, n: float, k: float, width: int) -> None:
         sample, machines = min(n, SUBSAMPLE * k), 1.0
         if sample * k * dim > GROUPED_WORK:
-            machines = hardware.machines  # their processors share the groups
+            machines = max(1.0, devices / DEVICES_A_MACHINE)  # their processors share the groups
             skinny = 2.0 * seeding_work(sample, int(k), dim)
         else:
             skinny = 2.0 * sample * k * dim * max(1.0, min(2 + math.log(k), TRIAL_BUDGET / (sample * k * dim)))
@@ -391,7 +384,7 @@ def plan_tree(
         return first
     points, width = min(rows, MAX_POINTS), min(dim, MAX_DIMENSIONS)
     searches = 2.0 * points**2 * width * GRAPH_SEARCHES
-    # on the processors of the first machine, whatever the others have
+    # on the processors of the first process, whatever the others have
     graphs = Stage(
         f"upper levels: graphs of {points:,.0f} rows",
         searches,

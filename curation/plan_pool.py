@@ -13,11 +13,12 @@ from foundation.errors import CurationError
 from foundation.timm_models import create_timm_model
 
 NETWORK_SHARE = 0.5  # of the speed of a large product that a network's forward pass reaches; assumed
-CELL_SHARE = 0.5  # of the speed of the exact search that rows of half precision within cells reach
+CELL_SHARE = 0.05  # of the speed of the exact search that rows of half precision within cells reach; measured
 CELL_ROUNDS = 10  # iterations of the k-means that makes the cells
 PASSES = 1  # a second one only where rows repeat more often than the rule has neighbours
 ROWS_OF_A_CLUSTER, SECOND_LEVEL = 25, 500_000  # of the levels that are proposed; clusters of the paper's second
 SENTENCE_WEIGHTS, SENTENCE_TOKENS = 10.6e6, 128  # all-MiniLM-L6-v2 without its token table; of a passage
+SENTENCE_DIM = 384
 
 
 def operations_per_row(embedder: str, image_size: int | None = None) -> tuple[float, str]:
@@ -58,35 +59,41 @@ def _network(name: str, image_size: int | None) -> tuple[Any, int]:
 def shape_of(
     source: str | None, rows: int | None, dim: int | None, dtype: str | None, embedder: str | None = None
 ) -> tuple[int, int, str]:
-    """Rows, dimensions and dtype of what is planned: as given, else read off embeddings, a pool or a timm network.
+    """Rows, dimensions and dtype of what is planned: as given, else read off embeddings, a pool or the embedder.
 
     Args:
         source: embeddings, of which nothing but the shape is read, or a pool, whose rows are counted.
 
     Raises:
-        CurationError: one of them is not known, or given twice.
+        CurationError: one of them is not known, or given as something else.
     """
-    found: dict[str, Any] = {}
+    known: dict[str, Any] = {}
+    kind, _, network = (embedder or "").partition(":")
+    if kind == "timm":
+        known["dim"] = int(_network(network, None)[0].num_features)
+    elif kind == "sentence":
+        known["dim"] = SENTENCE_DIM
     if source is not None:
         pool, embeddings = open_sources(source, None, None)
         if embeddings is None:
-            found = {"rows": len(pool)}
+            known["rows"] = len(pool)
+        elif embedder is not None:
+            raise CurationError(f"{source} holds embeddings; leave --embedder {embedder} out, nothing is embedded")
         else:
-            found = {"rows": embeddings.n_rows, "dim": embeddings.dim, "dtype": embeddings.dtype}
-            if embedder is not None:
-                raise CurationError(f"{source} holds embeddings; leave --embedder {embedder} out, nothing is embedded")
-    for name, given in (("rows", rows), ("dim", dim), ("dtype", dtype)):
-        if given is not None and name in found:
-            raise CurationError(f"{source} says what --{name} is ({found[name]}); leave one of the two out")
-        found.setdefault(name, given)
-    kind, _, network = (embedder or "").partition(":")
-    if found["dim"] is None and kind == "timm":
-        found["dim"] = int(_network(network, None)[0].num_features)
+            known = {"rows": embeddings.n_rows, "dim": embeddings.dim, "dtype": embeddings.dtype}
+    found = {"rows": rows, "dim": dim, "dtype": dtype}
+    for name, value in known.items():
+        if found[name] not in (None, value):
+            of = source if name != "dim" or embedder is None else embedder
+            raise CurationError(f"--{name} is {found[name]}, but that of {of} is {value}; leave --{name} out")
+        found[name] = value
     if found["rows"] is None:
         raise CurationError("how many rows? name the pool or its embeddings (curate plan images/), or give --rows 1e6")
     if found["dim"] is None:
-        raise CurationError("how many dimensions has an embedding? give --dim 384, or --embedder timm:NAME")
-    return found["rows"], found["dim"], found["dtype"] or "float16"
+        raise CurationError(
+            "how many dimensions has an embedding? give --dim 384, or the --embedder: timm:NAME, sentence"
+        )
+    return int(found["rows"]), int(found["dim"]), str(found["dtype"] or "float16")
 
 
 def pool_stages(
@@ -113,21 +120,21 @@ def near_duplicate_stages(rows: float, dim: int, hardware: Hardware, dtype: str)
     stages = []
     part, k = part_sizes(rows, dim)
     width = dim * BYTES[dtype]
-    machines = 1.0
+    processes = 1
     if k:
-        # clusters by k-means, then their rows one by one; all machines share both
+        # clusters by k-means, then their rows one by one; all processes share both
         work = 2.0 * rows * k * dim * (PART_ITERATIONS + 1)
         read = rows * width * (PART_ITERATIONS + 1)
         busy = max(work / (hardware.processor_tflops * 1e12), read / (hardware.read_gb_s * 1e9 * hardware.n_devices))
         stages.append(Stage(f"near-duplicates: {k:,} clusters", work, read, busy, on_processors=True))
-        machines = min(hardware.machines, math.ceil(rows / part))
+        processes = min(hardware.n_devices, math.ceil(rows / part))
     exact, in_cells = 2.0 * rows * part * dim * PASSES, 0.0
     if part > EXACT_ROWS:
         # cells are made of some rows, each row is put into one, and looked for among those of the nearest cells
         cells = CELLS * math.sqrt(part)
         exact = 2.0 * rows * cells * dim * (1 + PASSES + CELL_ROUNDS * min(1.0, CELL_ROWS * cells / part))
         in_cells = 2.0 * rows * part * PROBES / cells * dim * PASSES
-    seconds = (exact + in_cells / CELL_SHARE) / (hardware.search_tflops * 1e12) / machines
+    seconds = (exact + in_cells / CELL_SHARE) / (hardware.search_tflops * 1e12) / processes
     # the mean of all rows is each process's own pass; then a part is read for its lengths, its index, its search
     read = rows * width * (1 + 3 * PASSES)
     single = rows * hardware.random_read_s / hardware.n_devices if k else 0.0

@@ -40,10 +40,12 @@ def test_time_falls_with_gpus_and_dedup_grows_with_rows():
 
 
 def test_near_duplicates_are_the_work_of_processors():
-    """Whoever books eight GPUs for them would wait as long as with one."""
-    one, eight = (pool_stages(1e9, 1024, replace(H100, n_devices=n)) for n in (1, 8))
-    assert all(stage.on_processors for stage in one + eight)
-    assert one[0].seconds == eight[0].seconds, "clusters: one machine either way"
+    """Whoever books eight GPUs for a pool whose index fits would wait as long as with one."""
+    one, eight = (pool_stages(1e6, 1024, replace(H100, n_devices=n)) for n in (1, 8))
+    assert one == eight, "one process searches"
+    one, faster = (pool_stages(1e9, 1024, replace(H100, tflops=t)) for t in (495, 5000))
+    assert one == faster
+    assert all(stage.on_processors for stage in one)
     tree = plan_tree(1e6, 64, [1000, 10], H100)
     assert with_pool(tree, one).device_hours == pytest.approx(tree.device_hours)
     assert with_pool(tree, one).processor_seconds > tree.processor_seconds + 3600
@@ -89,11 +91,13 @@ def test_rows_and_dimensions_are_read_off_what_is_there(tmp_path: Path):
     assert shape_of(str(x), None, None, None) == (70, 6, "float32")
     assert shape_of(str(tmp_path / "texts.txt"), None, 6, None) == (3, 6, "float16")
     assert shape_of(None, 50, None, None, "timm:resnet18") == (50, 512, "float16")
+    assert shape_of(None, 50, 384, None, "sentence") == (50, 384, "float16")
     for arguments, message in [
-        ((str(x), 70, None, None), "says what --rows is .70."),
+        ((str(x), 71, None, None), "--rows is 71, but that of .*x.npy is 70; leave --rows out"),
+        ((None, 50, 384, None, "timm:resnet18"), "--dim is 384, but that of timm:resnet18 is 512"),
         ((str(x), None, None, None, "timm:resnet18"), "nothing is embedded"),
         ((None, None, 6, None), "how many rows"),
-        ((None, 50, None, None, "sentence"), "how many dimensions"),
+        ((None, 50, None, None, "char_svd"), "how many dimensions"),
     ]:
         with pytest.raises(CurationError, match=message):
             shape_of(*arguments)
@@ -108,7 +112,7 @@ def test_proposed_levels_shrink_and_can_be_fitted(rows: int):
 
 
 def test_the_command_prints_stages_and_levels(capsys: pytest.CaptureFixture[str]):
-    words = ["plan", "--rows", "1e6", "--dim", "384", "--gpus", "1", "--embedder", "timm:resnet18", "--json"]
+    words = ["plan", "--rows", "1e6", "--dim", "512", "--gpus", "1", "--embedder", "timm:resnet18", "--json"]
     main(words)
     found = json.loads(capsys.readouterr().out)
     assert found["stages"][0]["name"].startswith("embed")
