@@ -101,7 +101,7 @@ def plan(
     if json:
         print_json({**found.as_dict(), "proposed_levels": proposed_levels(n_rows)})
         return
-    typer.echo(f"{n_rows:,} rows x {width} {stored}\n\n{found.table()}\n{proposal(n_rows)}")
+    typer.echo(f"{n_rows:,} row{'s' * (n_rows != 1)} of {width} x {stored}\n\n{found.table()}\n{proposal(n_rows)}")
 
 
 def run(
