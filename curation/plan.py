@@ -9,7 +9,7 @@ of products + passes and of reads.
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -21,12 +21,14 @@ from curation.kmeans.grouped_seeding import seeding_work
 from curation.kmeans.lloyd import fit_centroids
 from curation.kmeans.seeding import GROUPED_WORK, SUBSAMPLE, TRIAL_BUDGET
 from curation.kmeans.settings import KMeansSettings
+from curation.plan_memory import graph_bytes, tree_bytes
 from curation.store.embeddings import open_embeddings
 from curation.trees.community_tree import AUTO, level_of
 from curation.trees.hierarchy import HierarchicalKMeans
-from curation.trees.levels import MAX_POINTS, first_level
+from curation.trees.levels import FANOUT, MAX_POINTS, first_level
 from curation.trees.neighbours import MAX_DIMENSIONS, nearest
 from foundation.errors import CurationError
+from foundation.numbers import figure
 
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
@@ -37,7 +39,7 @@ class Hardware:
 
     Attributes:
         tflops: sustained bfloat16 (or float32) matrix products of one device, 1e12 operations a second.
-        greedy_tflops: the same for the skinny products of greedy seeding, on the CPU.
+        greedy_tflops: the same for the skinny products of greedy seeding, on the processors of one machine.
         read_gb_s: sequential read of the embeddings by one process, 1e9 bytes a second.
         pass_g_s: values (of n x d) that an iteration handles besides the product, 1e9 a second.
         n_devices: how many processes share the rows, one on each.
@@ -45,7 +47,8 @@ class Hardware:
         skips: late iterations search only what moved (on the CPU).
         random_read_s: seconds until a single row comes from storage, for the reads of two-step levels.
         link_gb_s: what a process sends and receives at once, 1e9 bytes a second.
-        search_tflops: products of the exact search for neighbours (faiss), on the CPU, with the choice of the nearest.
+        search_tflops: products of the exact search for neighbours (faiss), with the choice of the nearest, on the
+            processors that one process has; beside a GPU about 8 cores, and as much for other large products.
     """
 
     name: str
@@ -60,10 +63,15 @@ class Hardware:
     link_gb_s: float = 10.0
     search_tflops: float = 0.5
 
+    @property
+    def processor_tflops(self) -> float:
+        """Large products on the processors of all processes."""
+        return (self.tflops if self.skips else self.search_tflops) * self.n_devices
+
 
 # half of the dense bfloat16 peak that the vendor's data sheets give; assumed, not measured
 ASSUMED = (
-    "assumed: half of the {} TFLOP/s peak, and for each 2 GB/s of storage, 0.1 ms for a single row, 10 GB/s of network"
+    "assumed, half of the {} TFLOP/s peak; for each process 2 GB/s of storage, 0.1 ms a single row, 10 GB/s of network"
 )
 SENT_BYTES = 8 + 8 + 4  # of each value of the centroids: float64 sum and its rounding error out, float32 mean back
 # Lloyd's search falls off: 4 iterations look at every centroid, the next at a share s = 0.63, each later one at 0.93 of
@@ -81,62 +89,84 @@ PROFILES = {
 
 @dataclass(frozen=True)
 class Stage:
-    """One line of the plan: operations, bytes read, seconds."""
+    """One line of the plan: operations, bytes read, seconds; whether processors do it while GPUs wait."""
 
     name: str
     operations: float
     bytes_read: float
     seconds: float
+    on_processors: bool = False
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Stages with their sums; memory and storage in bytes."""
+    """Stages with their sums; memory of the largest process and of its GPU, and storage, in bytes."""
 
     hardware: Hardware
     stages: list[Stage]
     memory: float
     storage: float
+    gpu_memory: float = 0.0
 
     @property
     def seconds(self) -> float:
         return sum(stage.seconds for stage in self.stages)
 
+    @property
+    def processor_seconds(self) -> float:
+        """Of stages for which GPUs are not needed; 0 where there are none."""
+        return 0.0 if self.hardware.skips else sum(stage.seconds for stage in self.stages if stage.on_processors)
+
+    @property
+    def device_hours(self) -> float:
+        return (self.seconds - self.processor_seconds) * self.hardware.n_devices / 3600
+
     def as_dict(self) -> dict[str, Any]:
         """Everything as JSON."""
-        return {**asdict(self), "seconds": self.seconds, "device_hours": self.seconds * self.hardware.n_devices / 3600}
+        sums = {"seconds": self.seconds, "device_hours": self.device_hours}
+        return {**asdict(self), **sums, "processor_hours": self.processor_seconds / 3600}
 
     def table(self) -> str:
         """The plan as text."""
-        lines = [f"{'stage':<44}{'operations':>12}{'read':>12}{'time':>10}"]
-        for stage in self.stages:
-            lines.append(
-                f"{stage.name:<44}{stage.operations:>12.2e}{_size(stage.bytes_read):>12}{_time(stage.seconds):>10}"
-            )
-        hardware = self.hardware
-        hours = self.seconds * hardware.n_devices / 3600
+        hardware, stages = self.hardware, self.stages
+        total = Stage("total", sum(s.operations for s in stages), sum(s.bytes_read for s in stages), self.seconds)
+        cells = [("stage", "operations", "read", "time", "on")]
+        for stage in [*stages, total]:
+            on = "" if stage is total else "cpu" if stage.on_processors else hardware.name
+            figures = f"{stage.operations:.2e}", _size(stage.bytes_read), _time(stage.seconds)
+            cells.append((stage.name, *figures, on))
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = [
+            "  ".join([name.ljust(widths[0]), *map(str.rjust, figures, widths[1:4]), on]).rstrip()
+            for name, *figures, on in cells
+        ]
+        hours = "less than 0.01" if self.device_hours < 0.01 else figure(self.device_hours)
+        waiting = f", and {_time(self.processor_seconds)} on processors alone" if self.processor_seconds else ""
+        of_gpu = f", of its GPU {_size(self.gpu_memory)}" if self.gpu_memory else ""
         lines += [
-            f"{'total':<44}{sum(s.operations for s in self.stages):>12.2e}"
-            f"{_size(sum(s.bytes_read for s in self.stages)):>12}{_time(self.seconds):>10}",
             "",
-            f"on {hardware.n_devices} x {hardware.name}: {hours:,.2f} device hours ({hardware.source})",
-            f"memory of the largest process {_size(self.memory)}, storage of embeddings and tree {_size(self.storage)}",
+            f"{hardware.n_devices} x {hardware.name}: {hours} device hours{waiting}",
+            f"rates: {hardware.source}",
+            f"memory of the largest process {_size(self.memory)}{of_gpu}; embeddings and tree on disk "
+            f"{_size(self.storage)}",
         ]
         return "\n".join(lines)
 
 
 def _size(n_bytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
+    for unit in ("B", "kB", "MB", "GB", "TB", "PB"):
         if n_bytes < 1000:
             return f"{n_bytes:.3g} {unit}"
         n_bytes /= 1000
-    return f"{n_bytes:,.3g} PB"
+    return f"{figure(n_bytes)} EB"
 
 
 def _time(seconds: float) -> str:
+    if seconds < 1:
+        return "< 1 ms" if seconds < 0.001 else f"{1000 * seconds:.3g} ms"
     if seconds < 120:
         return f"{seconds:.3g} s"
-    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:,.3g} h"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{figure(seconds / 3600)} h"
 
 
 @cache
@@ -245,6 +275,7 @@ def plan(
         *,
         skinny: float = 0.0,
         skinny_machines: float = 1.0,
+        on_processors: bool = False,
         values: float = 0.0,
         share: float = 1.0,
         single_rows: float = 0.0,
@@ -255,7 +286,7 @@ def plan(
         product += values / (hardware.pass_g_s * 1e9 * devices)
         read = n_bytes / (hardware.read_gb_s * 1e9 * devices) + single_rows * hardware.random_read_s / devices
         send = sent / (hardware.link_gb_s * 1e9) if devices > 1 else 0.0
-        stages.append(Stage(name, operations + skinny, n_bytes, max(product, read) + send))
+        stages.append(Stage(name, operations + skinny, n_bytes, max(product, read) + send, on_processors))
 
     def add_kmeans(name: str, n: float, k: float, width: int) -> None:
         sample, machines = min(n, SUBSAMPLE * k), 1.0
@@ -264,7 +295,8 @@ def plan(
             skinny = 2.0 * seeding_work(sample, int(k), dim)
         else:
             skinny = 2.0 * sample * k * dim * max(1.0, min(2 + math.log(k), TRIAL_BUDGET / (sample * k * dim)))
-        add(f"{name}: seeding", 0.0, sample * dim * width, skinny=skinny, skinny_machines=machines)
+        how: dict[str, Any] = {"skinny": skinny, "skinny_machines": machines, "on_processors": True}
+        add(f"{name}: seeding", 0.0, sample * dim * width, **how)
         add(
             f"{name}: {max_iterations} iterations",
             2.0 * n * k * dim * max_iterations,
@@ -303,20 +335,9 @@ def plan(
                 assign(f"{name}: assignment of all points", points)
         points, width = float(level.n_clusters), 4
     first = plans[0].n_clusters
-    memory, below = 0.0, float(rows)
-    for level in plans:
-        # of a row: label, distance, last label, bound; two-step levels also hold its coarse cluster and place in order
-        mine = below / devices * (44 if level.n_splits > 1 else 20)
-        # centroids in three precisions, float64 sums with their error; a split level's share of the centroids, joined
-        mine += level.k * dim * (4 + 2 + 8 + 16) + (8 * level.n_clusters * dim / devices if level.n_splits > 1 else 0)
-        # the rows that the first process seeds on, stored and as float32
-        seeding = min(below, SUBSAMPLE * level.k) * dim * (4 + (BYTES[dtype] if below == rows else 4))
-        memory, below = max(memory, mine, seeding), float(level.n_clusters)
-    memory += 128e6  # blocks
-    if devices == 1:
-        memory += 4 * dim * first  # else a file that the processes of a machine map together
+    memory, of_gpu = tree_bytes(rows, dim, plans, BYTES[dtype], devices, not hardware.skips, fit_rows)
     storage = rows * dim * BYTES[dtype] + rows * 12 + sum(p.n_clusters * dim * 4 for p in plans) + first * 12
-    return Plan(hardware, _merged(stages), memory, storage)
+    return Plan(hardware, _merged(stages), memory, storage, of_gpu)
 
 
 def plan_tree(
@@ -358,17 +379,21 @@ def plan_tree(
         dtype=dtype,
         fit_rows=fit_rows,
     )
+    k = first_level(int(rows))
+    if k < FANOUT:  # no levels above so few clusters
+        return first
     points, width = min(rows, MAX_POINTS), min(dim, MAX_DIMENSIONS)
     searches = 2.0 * points**2 * width * GRAPH_SEARCHES
-    # on the CPU of the first process, whatever the others have
+    # on the processors of the first process, whatever the others have
     graphs = Stage(
         f"upper levels: graphs of {points:,.0f} rows",
         searches,
         points * dim * BYTES[dtype] * 2,
         searches / (hardware.search_tflops * 1e12) + points * SECONDS_PER_POINT,
+        on_processors=True,
     )
-    memory = max(first.memory, points * (width * 12 + 4 * dim) + dim * dim * 24)
-    return Plan(hardware, [*first.stages, graphs], memory, first.storage)
+    memory = max(first.memory, graph_bytes(rows, dim, k, points, hardware.n_devices))
+    return replace(first, stages=[*first.stages, graphs], memory=memory)
 
 
 def _merged(stages: list[Stage]) -> list[Stage]:
@@ -382,6 +407,7 @@ def _merged(stages: list[Stage]) -> list[Stage]:
             sum(stage.operations for stage in same),
             sum(stage.bytes_read for stage in same),
             sum(stage.seconds for stage in same),
+            same[0].on_processors,
         )
         for name, same in merged.items()
     ]

@@ -35,53 +35,73 @@ from foundation.options import number, refuse_unused
 
 def plan(
     context: typer.Context,
+    source: Annotated[
+        str | None,
+        typer.Argument(help="Embeddings or a pool: rows, and of embeddings dimensions and dtype, are read off it."),
+    ] = None,
     *,
-    rows: Annotated[float, number("Rows of the pool; 743e6 is fine.", ge=1, le=1e15)],
-    dim: Annotated[int, number("Dimensions of an embedding.", ge=1, le=1_000_000)],
+    rows: Annotated[int | None, number("Rows, where there is no pool yet; 743e6 is fine.", ge=1, le=1e15)] = None,
+    dim: Annotated[
+        int | None, number("Dimensions of an embedding; default: of SOURCE or --embedder.", ge=1, le=1_000_000)
+    ] = None,
     levels: Levels = "auto",
     resamples: Resamples = None,
     sample_sizes: Sizes = None,
     iterations: Iterations = None,
-    dtype: Annotated[str, typer.Option(help="Stored: float16, bfloat16 or float32.")] = "float16",
+    dtype: Annotated[
+        str | None, typer.Option(help="Stored: float16, bfloat16 or float32. [float16, or that of SOURCE]")
+    ] = None,
     gpus: Annotated[
-        int, number("GPUs that share the rows; 0: this machine, measured for 3 seconds.", ge=0, le=1_000_000)
+        int, number("GPUs that share the rows, one process each; 0: this machine, measured.", ge=0, le=1_000_000)
     ] = 0,
-    gpu: Annotated[str, typer.Option(help="h100 or a100.")] = "h100",
-    embedder: Annotated[str | None, typer.Option(help="Count embedding too: timm:NAME, sentence, char_svd.")] = None,
+    gpu: Annotated[str, typer.Option(help="h100 or a100: rates are assumed from the data sheet.")] = "h100",
+    embedder: Annotated[
+        str | None, typer.Option(help="Count embedding too: timm:NAME, sentence, char_svd, byte_histogram.")
+    ] = None,
     image_size: Annotated[int | None, PIXELS] = None,
     no_dedup: Annotated[bool, typer.Option("--no-dedup", help="Leave out the search for near-duplicates.")] = False,
     json: Json = False,
 ) -> None:
-    """Operations, bytes, memory and hours of a run before it starts, and levels for so many rows."""
+    """What a run costs before it starts: hours, memory, bytes, operations of each step. Nothing is written.
+
+    Counted is what curate run does: embedding (with --embedder; without decoding
+    and the memory of the network), near-duplicates, the tree. A multiply-add is
+    two operations; the last column says whether GPUs work or processors alone.
+
+    Without --gpus this machine is measured for 3 seconds: while it is busy, the
+    times are too long. With --gpus they come from data sheets: a lower bound.
+
+    A pool here:      curate plan images/ --embedder timm:vit_small_patch14_dinov2
+    Paper's levels:   curate plan embeddings/ --levels 10000,1000,100
+    The tree alone:   curate plan --rows 1e8 --dim 1024 --gpus 8 --no-dedup
+    """
     from curation.plan import PROFILES, calibrate, plan_tree
-    from curation.plan_pool import pool_stages, proposed_levels, with_pool
+    from curation.plan_memory import index_bytes
+    from curation.plan_pool import pool_stages, proposal, proposed_levels, shape_of, with_pool
 
     network = "--embedder timm:NAME" if (embedder or "").startswith("timm:") else f"--embedder {embedder}"
     machine = "--gpus N" if gpus else "--gpus 0"
     refuse_unused(context, (network, machine), {"image_size": ("--embedder timm:NAME",), "gpu": ("--gpus N",)})
     if gpus and gpu not in PROFILES:
         raise CurationError(f"--gpu {gpu!r} is unknown; use one of {', '.join(PROFILES)}")
+    n_rows, width, stored = shape_of(source, rows, dim, dtype, embedder)
     hardware = replace(PROFILES[gpu], n_devices=gpus) if gpus else calibrate()
     found = plan_tree(
-        rows,
-        dim,
+        n_rows,
+        width,
         levels_of(levels),
         hardware,
         n_resamples=one_or_each(resamples, "--resamples"),
         sample_sizes=one_or_each(sample_sizes, "--sample-sizes"),
         max_iterations=iterations,
-        dtype=dtype,
+        dtype=stored,
     )
-    found = with_pool(found, pool_stages(rows, dim, hardware, embedder, image_size, not no_dedup, dtype))
-    proposed = proposed_levels(rows)
+    before = pool_stages(n_rows, width, hardware, embedder, image_size, not no_dedup, stored)
+    found = with_pool(found, before, 0.0 if no_dedup else index_bytes(n_rows, width))
     if json:
-        print_json({**found.as_dict(), "proposed_levels": proposed})
+        print_json({**found.as_dict(), "proposed_levels": proposed_levels(n_rows)})
         return
-    typer.echo(found.table())
-    typer.echo(
-        f"levels for {rows:,.0f} rows: auto (level 1 of {proposed['auto']:,} clusters), "
-        f"or the paper's method with --levels {proposed['paper']}"
-    )
+    typer.echo(f"{n_rows:,} row{'s' * (n_rows != 1)} of {width} x {stored}\n\n{found.table()}\n{proposal(n_rows)}")
 
 
 def run(
