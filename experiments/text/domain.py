@@ -1,7 +1,7 @@
 """The text experiment: does a small language model of a curated subset predict every domain better?"""
 
 from experiments.engine.experiment import Domain, Metric
-from experiments.text.pool import PoolSettings, check_names, input_files, open_all, prepare
+from experiments.text.pool import PoolSettings, check_names, input_files, opens, prepare
 from experiments.text.report import write_up
 from experiments.text.training import EvaluateSettings, TrainSettings, budget, check_judges, evaluate, train
 
@@ -41,5 +41,5 @@ DOMAIN = Domain(
     sharded=True,
     check=_check,
     brings=lambda pool: {"labels"} | ({"trusted set"} if pool.trusted else set()),
-    ready=open_all,
+    ready=lambda pool, _train: {"prepare": opens(pool)},
 )

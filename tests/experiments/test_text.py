@@ -397,7 +397,7 @@ def test_text_that_is_not_there_names_the_variable(tmp_path: Path, monkeypatch: 
         run_experiment(config, "", lines.append, False)
     assert not (tmp_path / "run").exists(), "it is refused before anything runs"
     assert run_experiment({**config, "dry_run": True}, "", lines.append, False) == 0
-    assert "note: it cannot run here yet: science.pool.source 'none.parquet'" in lines[-1]
+    assert "note: it cannot run here yet: science.pool.source 'none.parquet'" in lines[0], "before the long table"
 
 
 @pytest.mark.parametrize(
