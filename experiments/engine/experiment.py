@@ -66,8 +66,8 @@ class Domain:
         sharded: `prepare` does: processes share its shards.
         check: pool, train and evaluate settings -> nothing; raises where they do not go together or name nothing.
         brings: pool settings -> which of `BRINGS` the pool has, for the arms that need them.
-        ready: pool and train settings -> stage -> calls that open what it will be made with, and raise where that is
-            not there.
+        ready: pool, train and evaluate settings -> stage -> calls that open what it will be made with, and raise where
+            that is not there or does not go together.
     """
 
     title: str
@@ -91,7 +91,7 @@ class Domain:
     sharded: bool = False
     check: Callable[[Any, Any, Any], None] = lambda _pool, _train, _evaluate: None
     brings: Callable[[Any], set[str]] = lambda _pool: set(BRINGS.values())
-    ready: Callable[[Any, Any], dict[str, Sequence[Callable[[], object]]]] = lambda _pool, _train: {}
+    ready: Callable[[Any, Any, Any], dict[str, Sequence[Callable[[], object]]]] = lambda _pool, _train, _evaluate: {}
 
     @property
     def headline(self) -> Metric:
@@ -179,7 +179,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Experiment:
-    """The stages of a config, and what is needed to compare their results."""
+    """The stages of a config, and what is needed to compare their results.
+
+    Attributes:
+        sections: pool, train and evaluate settings.
+        hardware: that estimates are for; None: there are none.
+    """
 
     settings: Settings
     domain: Domain
@@ -187,14 +192,13 @@ class Experiment:
     stages: list[Stage]
     samples: float
     rows: dict[str, float]
-    pool: Any
-    train: Any
+    sections: tuple[Any, Any, Any]
     hardware: Hardware | None
 
     def missing(self) -> list[str]:
         """One line for each file, network or package that is not here; a stage that is finished needs nothing."""
         found: list[str] = []
-        for name, opens in self.domain.ready(self.pool, self.train).items():
+        for name, opens in self.domain.ready(*self.sections).items():
             stages = [stage for stage in in_order(self.stages) if stage.name == name]
             if self.settings.speed.fresh or not all(state_of(stage, self.root).finished for stage in stages):
                 for open_it in opens:
@@ -368,4 +372,4 @@ def build(config: dict[str, Any], hardware: Hardware | None = None) -> Experimen
         stages.append(Stage("write_up", domain.write_up(config), about, tuple(stages)))
     stages += domain.extra(config)
     root = Path(settings.output.runs)
-    return Experiment(settings, domain, root, stages, samples, rows, pool=pool, train=train, hardware=hardware)
+    return Experiment(settings, domain, root, stages, samples, rows, (pool, train, evaluate), hardware)

@@ -46,5 +46,8 @@ DOMAIN = Domain(
     distributed=True,
     sharded=True,
     brings=lambda _pool: {"labels"},
-    ready=lambda pool, train: {"prepare": opens(pool), "train": [partial(require_state, train.recipe.init_from)]},
+    ready=lambda pool, train, _evaluate: {
+        "prepare": opens(pool),
+        "train": [partial(require_state, train.recipe.init_from)],
+    },
 )

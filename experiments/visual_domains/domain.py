@@ -32,5 +32,5 @@ DOMAIN = Domain(
     brings=lambda pool: (
         {"labels"} | ({"trusted set"} if pool.trusted else set()) | ({"hand-curated set"} if pool.manual else set())
     ),
-    ready=lambda pool, _train: {"prepare": opens(pool)},
+    ready=lambda pool, _train, _evaluate: {"prepare": opens(pool)},
 )

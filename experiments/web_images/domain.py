@@ -40,5 +40,8 @@ DOMAIN = Domain(
     sharded=True,
     check=check_measures,
     brings=lambda pool: {"labels", "trusted set"} if pool.labelled else {"trusted set"} if pool.test else set(),
-    ready=lambda pool, train: {"prepare": opens(pool), "train": [partial(require_state, train.recipe.init_from)]},
+    ready=lambda pool, train, _evaluate: {
+        "prepare": opens(pool),
+        "train": [partial(require_state, train.recipe.init_from)],
+    },
 )
