@@ -102,6 +102,8 @@ def language(settings: Settings = None, output: Output = Path("results"), overwr
         results = run_language(read_settings(None, settings), output, overwrite)
     typer.echo(table(results.rows))
     shown = {row.dataset: BENCHMARKS[row.dataset].chance for row in results.rows if row.dataset in BENCHMARKS}
+    for line in results.warnings:
+        typer.echo(f"warning: {line}", err=True)
     typer.echo("chance: " + ", ".join(f"{name} {value:.2f}" for name, value in shown.items() if value), err=True)
     typer.echo(f"{results.seconds['language']:.1f} s; results in {output / 'metrics.json'}", err=True)
 

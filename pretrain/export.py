@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from foundation.errors import CurationError
 from foundation.files import check_export, load_json, save_json, whole_file, whole_folder
+from foundation.paths import regular_file
 from foundation.timm_models import create_timm_model
 from pretrain.backbone import build_backbone, load_weights
 from pretrain.card import CARD, model_card
@@ -61,6 +62,16 @@ def save_state(module_state: dict[str, Tensor], path: Path) -> None:
     state = {name: value.detach().cpu().clone().contiguous() for name, value in module_state.items()}
     with whole_file(path) as temporary:
         save_file(state, temporary)
+
+
+def require_state(folder: str) -> None:
+    """Refuse an ``init_from`` that holds no finished run; "" starts untrained.
+
+    Raises:
+        CurationError: its state is not there.
+    """
+    if folder:
+        regular_file(Path(folder) / STATE, "init_from needs the folder of a finished run")
 
 
 def load_state(module: nn.Module, folder: str | Path) -> None:

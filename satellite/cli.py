@@ -114,11 +114,16 @@ def train(
     known, cut = load_tiles(table)
     rows = spatial_split(footprints(known), block, folds, fold, margin).train if block else None
     from satellite.train import train as run  # loads the frameworks: a mistake above is said at once
+    from training.run_folder import is_finished
 
+    there = is_finished(output)
     result = run(settings, known, cut, output, rows)
     if not result.finished:
         _say(f"stopped at step {result.step} of {settings.steps}; the same command goes on from there")
         raise typer.Exit(143)
+    if there:
+        _say(f"already there, nothing to do: {result.folder}")
+        return
     _say(f"{result.tiles:,} tiles, loss {result.loss:.4f}; {result.folder}")
 
 

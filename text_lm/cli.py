@@ -201,13 +201,17 @@ def train(
     from text_lm.settings import load_settings
     from text_lm.tokens import TokenStore, subset_rows
     from text_lm.train import train as run
+    from training.run_folder import is_finished
 
-    settings = load_settings(config, overrides)
+    settings, there = load_settings(config, overrides), is_finished(output)
     rows = subset_rows(subset, TokenStore.open(tokens)) if subset else None
     result = run(settings, tokens, output, rows)
     if not result.finished:
         _say(f"stopped at step {result.step} of {settings.steps}; the same command goes on from there")
         raise typer.Exit(143)
+    if there:
+        _say(f"already there, nothing to do: {result.folder}")
+        return
     seen = result.coverage
     _say(
         f"{result.tokens:,} tokens, loss {result.loss:.4f}; {seen['unique_documents_seen']:,.0f} of "

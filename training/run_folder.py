@@ -97,6 +97,11 @@ def checksums_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
     return {str(file.relative_to(folder)): checksum(file) for file in files if file.is_file() and file.suffix != ".md"}
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a run ended here: the same call returns its result, and another is refused."""
+    return (folder / RESULT).exists()
+
+
 def _kept(folder: Path) -> bool:
     return any((folder / name).exists() for name in (CHECKPOINT, EARLIER, RESULT))
 

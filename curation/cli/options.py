@@ -37,7 +37,7 @@ Weights = Annotated[Path | None, typer.Option(help="Local .safetensors weights o
 Column = Annotated[str | None, typer.Option(help="Column of images or text; default: found by its type and name.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on the standard output.")]
 
-Output = Annotated[Path, output_option()]
+Output = Annotated[Path, output_option(outside=True)]
 Levels = Annotated[
     str,
     typer.Option(

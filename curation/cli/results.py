@@ -48,10 +48,8 @@ def export(
     from curation.export import OF_SOME, export_subset, row_names
     from curation.pools.pool import open_pool
     from curation.trees.subset import Subset
-    from foundation.paths import require_outside
 
     refuse_unused(context, format.value, OF_SOME)
-    require_outside(output, pool)
     opened, drawn = open_pool(pool, column=column), Subset.load(subset)
     rows = export_subset(opened, drawn, output, format.value, rows_per_shard, copy)
     say(f"{rows:,} rows in {output}")

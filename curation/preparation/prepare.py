@@ -91,6 +91,42 @@ class Preparation:
             raise CurationError(f"nsfw {self.nsfw:g} is a probability and must lie in [0, 1]")
 
 
+# reason of a row to the setting that decides it, and how that leaves out less
+LOOSER = {
+    "small": ("min_side", "lower"),
+    "long": ("max_aspect", "raise"),
+    "blank": ("min_spread", "lower"),
+    "gradient": ("min_detail", "lower"),
+    "noise": ("max_grain", "raise"),
+    "short": ("min_characters", "lower"),
+    "few letters": ("min_letters", "lower"),
+    "repeated": ("max_repeat", "raise"),
+    "nsfw": ("nsfw", "raise"),
+    "held out": ("threshold", "raise"),
+    "embedding": ("threshold", "raise"),
+    "perceptual": ("max_bits", "lower"),
+    "text": ("overlap", "raise"),
+}
+NO_SETTING = {"unreadable": "give another pool", "not finite or zero": "embed again"}
+
+
+def _nothing_left(wanted: Preparation, n: int, dropped: dict[str, int], remedy: str) -> CurationError:
+    """The error that names what took every row, and how to keep some."""
+    parts, mend = [], []
+    for reason, number in dropped.items():
+        name, way = LOOSER.get(reason, ("", ""))
+        parts.append(f"{number:,} {reason}")
+        if name:
+            owners = (wanted, wanted.near, wanted.junk, wanted.text_junk)
+            value = next(getattr(owner, name) for owner in owners if hasattr(owner, name))
+            parts[-1] += f": {name} is {value:g}"
+            mend.append(f"{way} --{name.replace('_', '-')}")
+        elif reason in NO_SETTING:
+            mend.append(NO_SETTING[reason])
+    remedy = remedy or " or ".join(dict.fromkeys(mend))
+    return CurationError(f"preparation leaves none of the {n:,} rows ({', '.join(parts)}); {remedy}")
+
+
 class _Ledger:
     """Which of some pool rows are still there, and why the others are not."""
 
@@ -140,6 +176,7 @@ def find_kept(
     workers: int | None = None,
     progress: bool = True,
     group: Group | None = None,
+    remedy: str = "",
 ) -> Kept:
     """Look for duplicates and junk, and write nothing but the unfinished work.
 
@@ -151,6 +188,7 @@ def find_kept(
         work: finished blocks of a pass over the pictures, and of the search for near-duplicates, go here, and are
             removed at the end.
         group: the processes that share the search among embeddings; each of them gets the result.
+        remedy: what to do where nothing is left; "": change the settings that took the rows.
 
     Raises:
         CurationError: nothing to look at, nothing is left, the embeddings are not of this pool, or see the steps.
@@ -201,7 +239,7 @@ def find_kept(
         notes.append(
             "no embeddings were given, so none were compared, and none confirm what pictures' hashes and colours say"
         )
-    return _finished(ledger, wanted, report, notes, time.monotonic() - started)
+    return _finished(ledger, wanted, report, notes, time.monotonic() - started, remedy)
 
 
 def _pictures(
@@ -327,15 +365,13 @@ def _hashed(wanted: Preparation, ledger: _Ledger, looks: np.ndarray) -> None:
     ledger.drop(left[gone], "perceptual", left[centre[gone]])
 
 
-def _finished(ledger: _Ledger, wanted: Preparation, report: dict[str, Any], notes: list[str], seconds: float) -> Kept:
+def _finished(
+    ledger: _Ledger, wanted: Preparation, report: dict[str, Any], notes: list[str], seconds: float, remedy: str
+) -> Kept:
     counts = Counter(str(reason) for reason in ledger.reasons[~ledger.there])
     dropped = dict(counts.most_common())
     if not len(ledger.left):
-        why = ", ".join(f"{number:,} {reason}" for reason, number in dropped.items())
-        raise CurationError(
-            f"preparation leaves none of the {len(ledger.rows):,} rows ({why}); loosen it, or leave it out "
-            "(curate run --no-prepare)"
-        )
+        raise _nothing_left(wanted, len(ledger.rows), dropped, remedy)
     share = 1 - len(ledger.left) / len(ledger.rows)
     if share > MANY:
         notes.append(f"{share:.0%} of the rows are left out: look at dropped.html before you trust it")
@@ -377,7 +413,8 @@ def prepare_folder(
     if work.exists() and (not (work / "inputs.json").exists() or load_json(work / "inputs.json").get("key") != key):
         shutil.rmtree(work)
     save_json(work / "inputs.json", {"key": key})
-    kept = find_kept(pool, x, wanted, work=work, workers=workers, progress=progress)
+    remedy = "leave preparation out (curate run --no-prepare)"  # its rules are no options there
+    kept = find_kept(pool, x, wanted, work=work, workers=workers, progress=progress, remedy=remedy)
     kept.report["inputs"] = key
     save_kept(kept, folder, pool, commands)
     shutil.rmtree(work)

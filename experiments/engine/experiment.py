@@ -66,7 +66,8 @@ class Domain:
         sharded: `prepare` does: processes share its shards.
         check: pool, train and evaluate settings -> nothing; raises where they do not go together or name nothing.
         brings: pool settings -> which of `BRINGS` the pool has, for the arms that need them.
-        ready: pool settings -> nothing; opens what the pool will be made with, and raises where it is not there.
+        ready: pool, train and evaluate settings -> stage -> calls that open what it will be made with, and raise where
+            that is not there or does not go together.
     """
 
     title: str
@@ -90,7 +91,7 @@ class Domain:
     sharded: bool = False
     check: Callable[[Any, Any, Any], None] = lambda _pool, _train, _evaluate: None
     brings: Callable[[Any], set[str]] = lambda _pool: set(BRINGS.values())
-    ready: Callable[[Any], None] = lambda _pool: None
+    ready: Callable[[Any, Any, Any], dict[str, Sequence[Callable[[], object]]]] = lambda _pool, _train, _evaluate: {}
 
     @property
     def headline(self) -> Metric:
@@ -178,7 +179,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Experiment:
-    """The stages of a config, and what is needed to compare their results."""
+    """The stages of a config, and what is needed to compare their results.
+
+    Attributes:
+        sections: pool, train and evaluate settings.
+        hardware: that estimates are for; None: there are none.
+    """
 
     settings: Settings
     domain: Domain
@@ -186,17 +192,30 @@ class Experiment:
     stages: list[Stage]
     samples: float
     rows: dict[str, float]
-    pool: Any
+    sections: tuple[Any, Any, Any]
+    hardware: Hardware | None
+
+    def missing(self) -> list[str]:
+        """One line for each file, network or package that is not here; a stage that is finished needs nothing."""
+        found: list[str] = []
+        for name, opens in self.domain.ready(*self.sections).items():
+            stages = [stage for stage in in_order(self.stages) if stage.name == name]
+            if self.settings.speed.fresh or not all(state_of(stage, self.root).finished for stage in stages):
+                for open_it in opens:
+                    try:
+                        open_it()
+                    except CurationError as error:
+                        found.append(str(error))
+        return list(dict.fromkeys(found))
 
     def require_ready(self) -> None:
-        """Refuse a pool that cannot be made here before anything runs; one that is there needs nothing.
+        """Refuse an experiment that cannot be made here before anything runs.
 
         Raises:
-            CurationError: its source, embedder or tokenizer is not there.
+            CurationError: the first line of `missing`.
         """
-        pools = [stage for stage in in_order(self.stages) if stage.name == "prepare"]
-        if self.settings.speed.fresh or not all(state_of(stage, self.root).finished for stage in pools):
-            self.domain.ready(self.pool)
+        if missing := self.missing():
+            raise CurationError(missing[0])
 
     def warnings(self) -> list[str]:
         """One line for each arm whose rows are seen more than once, and for what the comparison will lack."""
@@ -352,4 +371,5 @@ def build(config: dict[str, Any], hardware: Hardware | None = None) -> Experimen
         about |= {"studies": science.studies} if science.studies else {}  # computed while it is written
         stages.append(Stage("write_up", domain.write_up(config), about, tuple(stages)))
     stages += domain.extra(config)
-    return Experiment(settings, domain, Path(settings.output.runs), stages, samples, rows, pool)
+    root = Path(settings.output.runs)
+    return Experiment(settings, domain, root, stages, samples, rows, (pool, train, evaluate), hardware)

@@ -1,9 +1,12 @@
 """The satellite experiment: does a model pretrained on a curated subset of tiles predict canopy height better?"""
 
+from functools import partial
+
 from experiments.engine.experiment import Domain, Metric
-from experiments.satellite.pool import PoolSettings, input_files, open_all, pictures, prepare
+from experiments.satellite.pool import PoolSettings, input_files, opens, pictures, prepare
 from experiments.satellite.report import write_up
 from experiments.satellite.training import EvaluateSettings, TrainSettings, budget, evaluate, train
+from pretrain.export import require_state
 
 DOMAIN = Domain(
     title="Canopy height: arms side by side",
@@ -43,5 +46,8 @@ DOMAIN = Domain(
     distributed=True,
     sharded=True,
     brings=lambda _pool: {"labels"},
-    ready=open_all,
+    ready=lambda pool, train, _evaluate: {
+        "prepare": opens(pool),
+        "train": [partial(require_state, train.recipe.init_from)],
+    },
 )

@@ -7,8 +7,9 @@ labels are classes of land cover; ``test.parquet/`` and ``test_embeddings/`` hol
 their classes (see `experiments.satellite.cover`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,15 +89,13 @@ def input_files(pool: PoolSettings) -> Sequence[Path]:
     return [path for path in map(locate, names) if path.exists()]
 
 
-def open_all(pool: PoolSettings) -> None:
-    """Open what the pool will be made with, each for a moment.
+def opens(pool: PoolSettings) -> list[Callable[[], object]]:
+    """Calls that open what the pool will be made with, each for a moment.
 
-    Raises:
-        CurationError: a raster or the embedder is not there.
+    They raise `CurationError` where a raster or the embedder is not there.
     """
-    if pool.image != SYNTHETIC:
-        _stored_rasters(pool)
-    require_dim(open_embedder(pool.embedder, pool.image_size or None, "cpu"), pool.dim)
+    stored = [] if pool.image == SYNTHETIC else [partial(_stored_rasters, pool)]
+    return [*stored, lambda: require_dim(open_embedder(pool.embedder, pool.image_size or None, "cpu"), pool.dim)]
 
 
 def rasters(run: StageRun, pool: PoolSettings) -> tuple[Path, Path]:

@@ -1,9 +1,19 @@
 """The text experiment: does a small language model of a curated subset predict every domain better?"""
 
+from functools import partial
+
 from experiments.engine.experiment import Domain, Metric
-from experiments.text.pool import PoolSettings, check_names, input_files, open_all, prepare
+from experiments.text.pool import PoolSettings, check_names, input_files, opens, prepare
 from experiments.text.report import write_up
-from experiments.text.training import EvaluateSettings, TrainSettings, budget, check_judges, evaluate, train
+from experiments.text.training import (
+    EvaluateSettings,
+    TrainSettings,
+    budget,
+    check_judges,
+    evaluate,
+    require_benchmarks_fit,
+    train,
+)
 
 
 def _check(pool: PoolSettings, train: TrainSettings, evaluate: EvaluateSettings) -> None:
@@ -41,5 +51,8 @@ DOMAIN = Domain(
     sharded=True,
     check=_check,
     brings=lambda pool: {"labels"} | ({"trusted set"} if pool.trusted else set()),
-    ready=open_all,
+    ready=lambda pool, train, evaluate: {
+        "prepare": opens(pool),
+        "evaluate": [partial(require_benchmarks_fit, train, evaluate, pool.tokenizer)],
+    },
 )

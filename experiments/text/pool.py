@@ -4,6 +4,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -142,18 +143,15 @@ def check_names(pool: PoolSettings, _train: Any, _evaluate: Any) -> None:
         )
 
 
-def open_all(pool: PoolSettings) -> None:
-    """Open what the pool will be made with, each for a moment.
+def opens(pool: PoolSettings) -> list[Callable[[], object]]:
+    """Calls that open what the pool will be made with, each for a moment.
 
-    Raises:
-        CurationError: the source, a filter's package, the tokenizer or a sentence model is not there.
+    They raise `CurationError` where the source, a filter's package, the tokenizer or a sentence model is not there.
     """
-    _parts(pool)
-    open_filters(pool.filters)
-    open_tokenizer(pool.tokenizer)
-    for name in (pool.embedder, pool.judge_embedder):
-        if name and not is_lexical(name):
-            open_sentence_model(name, "cpu", pool.precision)
+    names = [name for name in (pool.embedder, pool.judge_embedder) if name and not is_lexical(name)]
+    models: list[Callable[[], object]] = [partial(open_sentence_model, name, "cpu", pool.precision) for name in names]
+    own = partial(_parts, pool), partial(open_filters, pool.filters), partial(open_tokenizer, pool.tokenizer)
+    return [*own, *models]
 
 
 def _parts(pool: PoolSettings) -> tuple[Sequence[Any], Callable[[Any], Iterator[Document]]]:

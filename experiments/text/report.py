@@ -203,17 +203,22 @@ def _benchmarks(metrics: dict[tuple[str, int], dict[str, Any]], arms: list[str])
     lines = []
     for name, item in first.items():
         values = [[found[name]["value"] for (mine, _), found in asked.items() if mine == arm] for arm in arms]
-        lines.append([name, f"{item['rows']:,}", f"{item['chance']:.3f}", *(f"{_mean(mine):.3f}" for mine in values)])
+        cut = f"{item['truncated']:,} of {item['requests']:,}" if "truncated" in item else "not counted"
+        known = [name, f"{item['rows']:,}", cut, f"{item['chance']:.3f}"]
+        lines.append([*known, *(f"{_mean(mine):.3f}" for mine in values)])
     chance = _mean([item["chance"] for item in first.values()])
-    lines.append(["mean", "", f"{chance:.3f}", *(with_interval(*student_interval([*means[a].values()])) for a in arms)])
+    lines.append(
+        ["mean", "", "", f"{chance:.3f}", *(with_interval(*student_interval([*means[a].values()])) for a in arms)]
+    )
     if "raw" in arms:
         against = ["" if arm == "raw" else _gain(means[arm], means["raw"]) for arm in arms]
-        lines.append(["mean, against raw", "", "", *against])
+        lines.append(["mean, against raw", "", "", "", *against])
     return [
         "## Language benchmarks\n",
         "Accuracy of the language model (`eval.language`), higher is better; means over seeds, ± is the 95 % interval "
-        "(Student's t), brackets that of the paired difference to raw (bootstrap).\n",
-        markdown_table(["benchmark", "rows", "guessing", *arms], lines),
+        "(Student's t), brackets that of the paired difference to raw (bootstrap). Truncated are requests longer than "
+        "the model's context, which lose their beginning, alike for all arms.\n",
+        markdown_table(["benchmark", "rows", "truncated requests", "guessing", *arms], lines),
     ]
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from lightning.pytorch.utilities import rank_zero_only
 
 from curation import Subset
-from eval.language import chance_of, require_benchmarks, run_language, usual_metrics
+from eval.language import TooLong, chance_of, require_benchmarks, require_context, run_language, usual_metrics
 from eval.ngram import HIGHEST, KINDS, ORDER, fit_ngrams
 from eval.rarity import parts_by_rank
 from experiments.engine.curves import append_point, read_curve
@@ -109,6 +109,25 @@ def check_judges(_pool: Any, train: TrainSettings, evaluate: EvaluateSettings) -
             "science.evaluate.benchmarks ask a language model, and science.train.judge=ngram trains none; set "
             "science.train.judge=both, or science.evaluate.benchmarks=[]"
         )
+
+
+def require_benchmarks_fit(train: TrainSettings, evaluate: EvaluateSettings, tokenizer: str) -> None:
+    """Refuse benchmarks that the model's context will have no room for, before it is trained.
+
+    Raises:
+        CurationError: such a benchmark.
+    """
+    if not evaluate.benchmarks:
+        return
+    known, context = open_tokenizer(tokenizer), train.recipe.model.context
+    encode = lambda text: [known.bos, *known.encode([text])[0]]  # noqa: E731
+    try:
+        require_context(require_benchmarks(evaluate.benchmarks), evaluate.benchmark_rows, encode, context)
+    except TooLong as error:
+        raise CurationError(
+            f"science.evaluate.benchmarks: requests of {', '.join(error.tasks)} have no room in the model's context; "
+            f"raise science.train.recipe.model.context={context}, or leave them out"
+        ) from error
 
 
 def recipe_of(train: TrainSettings, seed: int, device: str = "cpu") -> Recipe:
@@ -264,11 +283,17 @@ def evaluate(run: StageRun) -> dict[str, float]:
 
 
 def _benchmarks(model: Path, settings: EvaluateSettings, device: str, folder: Path) -> dict[str, dict[str, float]]:
-    """Of each benchmark the accuracy, that of guessing, and the rows; the full results go to ``folder``."""
+    """Of each benchmark the accuracy, that of guessing, the rows, the requests (each asks for an answer or the
+    probability of one), and how many of them the context cut; the full results go to ``folder``."""
     names = require_benchmarks(settings.benchmarks)
     asked = {"model": str(model), "tasks": names, "limit": settings.benchmark_rows, "bos": True, "device": device}
-    rows = usual_metrics(run_language(asked, folder, overwrite=True), names)
-    return {name: {"value": row.value, "chance": chance_of(name), "rows": row.n} for name, row in rows.items()}
+    results = run_language(asked, folder, overwrite=True)
+    found = {}
+    for name, row in usual_metrics(results, names).items():
+        cut, requests = results.truncated[name]
+        known = {"value": row.value, "chance": chance_of(name), "rows": row.n}
+        found[name] = {**known, "requests": requests, "truncated": cut}
+    return found
 
 
 def _add(

@@ -1,7 +1,7 @@
 """The experiment on visual domains: does a pixel model of a curated subset predict pictures of every domain better?"""
 
 from experiments.engine.experiment import Domain, Metric
-from experiments.visual_domains.pool import PoolSettings, input_files, open_all, pictures, prepare
+from experiments.visual_domains.pool import PoolSettings, input_files, opens, pictures, prepare
 from experiments.visual_domains.report import write_up
 from experiments.visual_domains.training import EvaluateSettings, TrainSettings, budget, evaluate, train
 
@@ -32,5 +32,5 @@ DOMAIN = Domain(
     brings=lambda pool: (
         {"labels"} | ({"trusted set"} if pool.trusted else set()) | ({"hand-curated set"} if pool.manual else set())
     ),
-    ready=open_all,
+    ready=lambda pool, _train, _evaluate: {"prepare": opens(pool)},
 )

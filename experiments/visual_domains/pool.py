@@ -1,8 +1,9 @@
 """The pool of visual domains: pictures, embeddings and grey values once for all seeds; split and draw by seed."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -96,16 +97,16 @@ def input_files(pool: PoolSettings) -> list[Path]:
     return [path for path in map(locate, dict.fromkeys(files)) if path.exists()]
 
 
-def open_all(pool: PoolSettings) -> None:
-    """Open what the pool will be made with, each for a moment.
+def opens(pool: PoolSettings) -> list[Callable[[], object]]:
+    """Calls that open what the pool will be made with, each for a moment.
 
-    Raises:
-        CurationError: pictures of a domain or the embedder are not there.
+    They raise `CurationError` where pictures of a domain or the embedder are not there.
     """
-    for domain in pool.domains:
-        for role in ("pool", "test") if has_roles(domain) else ("pool",):
-            picture_pool(domain, role)
-    require_dim(open_embedder(pool.embedder, pool.image_size or None, "cpu"), pool.dim)
+    asked = [
+        (domain, role) for domain in pool.domains for role in (("pool", "test") if has_roles(domain) else ("pool",))
+    ]
+    pictures = [partial(picture_pool, domain, role) for domain, role in asked]
+    return [*pictures, lambda: require_dim(open_embedder(pool.embedder, pool.image_size or None, "cpu"), pool.dim)]
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,12 @@
 """The image experiment: does a vision model pretrained on a curated subset have better features?"""
 
+from functools import partial
+
 from experiments.engine.experiment import Domain, Metric
-from experiments.web_images.pool import PoolSettings, input_files, open_all, pictures, pool_rows, prepare
+from experiments.web_images.pool import PoolSettings, input_files, opens, pictures, pool_rows, prepare
 from experiments.web_images.report import write_up
 from experiments.web_images.training import EvaluateSettings, TrainSettings, budget, check_measures, evaluate, train
+from pretrain.export import require_state
 
 DOMAIN = Domain(
     title="Images: arms side by side",
@@ -37,5 +40,8 @@ DOMAIN = Domain(
     sharded=True,
     check=check_measures,
     brings=lambda pool: {"labels", "trusted set"} if pool.labelled else {"trusted set"} if pool.test else set(),
-    ready=open_all,
+    ready=lambda pool, train, _evaluate: {
+        "prepare": opens(pool),
+        "train": [partial(require_state, train.recipe.init_from)],
+    },
 )

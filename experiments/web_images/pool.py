@@ -131,17 +131,19 @@ def input_files(pool: PoolSettings) -> list[Path]:
     return [path for path in paths if path.exists()]
 
 
-def open_all(pool: PoolSettings) -> None:
-    """Open what the pool will be made with, each for a moment.
+def opens(pool: PoolSettings) -> list[Callable[[], object]]:
+    """Calls that open what the pool will be made with, each for a moment.
 
-    Raises:
-        CurationError: the source, the test images or the embedder is not there, or they have no labels.
+    They raise `CurationError` where the source, the test images or the embedder is not there, or has no labels.
     """
-    open_source(pool.source, pool.top_level) if pool.labelled else open_images(pool.source)
+    found: list[Callable[[], object]] = [partial(open_images, pool.source)]
+    if pool.labelled:
+        found = [partial(open_source, pool.source, pool.top_level)]
     if pool.test:
-        open_source(pool.test, pool.top_level)
+        found.append(partial(open_source, pool.test, pool.top_level))
     if pool.embedder != SSL:
-        require_dim(open_embedder(pool.embedder, pool.image_size or None, "cpu"), pool.dim)
+        found.append(lambda: require_dim(open_embedder(pool.embedder, pool.image_size or None, "cpu"), pool.dim))
+    return found
 
 
 @dataclass

@@ -381,7 +381,21 @@ def test_dedup_filter_cluster_and_baseline_in_a_row(files: Path, capsys: pytest.
         ("dedup {x} -o {out} --pool {numbers}", "the pool has 2 rows but row 46 is in the embeddings"),
         ("dedup {absent} -o {out}", "does not exist"),
         ("filter {numbers} -o {out}", "no column image or text"),
-        ("filter {pool} -o {out} --workers 0 --min-side 500", "leaves none of the 47 rows"),
+        ("filter {pool} -o {out} --workers 0 --min-side 500", "none of the 47 rows (46 small: min_side is 500,"),
+        ("filter {pool} -o {out} --workers 0 --min-side 500", "1 unreadable); lower --min-side or give another pool"),
+        ("filter {text} -o {out} --min-characters 900", "(14 short: min_characters is 900); lower --min-characters"),
+        ("dedup {x} -o {out} --held-out {x}", "(47 held out: threshold is 0.95); raise --threshold"),
+        ("dedup {shards} -o {shards}/kept", "shards/kept lies within what is read"),
+        ("dedup {shards} -o {shards}/a/kept --by embedding --pool {pool}", "a/kept lies within what is read"),
+        ("filter {pool} -o {shards}/kept --rows {shards}", "lies within what is read"),
+        ("embed {shards} -o {shards}/more --embedder {net}", "lies within what is read"),
+        ("run {shards} -o {shards}/curated --size 5 --embedder {net}", "lies within what is read"),
+        ("run {pool} -o {shards}/curated --size 5 --embeddings {shards}", "lies within what is read"),
+        ("cluster {shards} -o {shards}/tree", "lies within what is read"),
+        ("sample {shards} -o {shards}/subset --size 5", "lies within what is read"),
+        ("baseline random {shards} -o {shards}/subset --size 5", "lies within what is read"),
+        ("export {shards} {x} -o {shards}/out", "lies within what is read"),
+        ("export {pool} {shards} -o {shards}/out", "lies within what is read"),
         ("filter {pool} -o {out} --max-aspect 0.5", "at least 1"),
         (
             "filter {pool} -o {out} --min-letters 0.5",
@@ -420,11 +434,14 @@ def test_mistakes_cost_one_line_and_write_nothing(files: Path, arguments: str, m
     names = {name: files / f"{name}.npy" for name in ("x", "same", "narrow", "absent")}
     names |= {"pool": files / "pool.parquet", "numbers": files / "numbers.parquet"}
     names |= {"out": files / "out", "empty": files / "empty", "net": "timm:resnet10t?pretrained=false"}
-    names["text"] = files / "text.jsonl"
+    names |= {"text": files / "text.jsonl", "shards": files / "shards"}
+    (files / "shards").mkdir()
+    np.save(files / "shards/x.npy", np.load(files / "x.npy"))
     capsys.readouterr()
     code, err = curate(capsys, *arguments.format(**names).split())
     assert code == 2, err
     lines = [line for line in err.replace("\r", "\n").split("\n") if line.startswith("curate: error: ")]
     assert len(lines) == 1
     assert message in lines[0]
+    assert [path.name for path in (files / "shards").iterdir()] == ["x.npy"]
     assert not (files / "out").exists()

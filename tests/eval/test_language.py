@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from eval.cli import main
-from eval.language import BENCHMARKS, PAPER, _rows_folder, read_rows, run_language
+from eval.language import BENCHMARKS, PAPER, TooLong, _rows_folder, read_rows, require_context, run_language
 from eval.results import Results, compare
 from foundation.errors import CurationError
 
@@ -161,15 +162,47 @@ def test_a_model_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.Ca
 
 @needs_rows
 def test_an_answer_that_is_longer_than_the_context_is_one_line(model: Path, tmp_path: Path):
-    shutil.copytree(model, tmp_path / "short")
-    text = (model / "config.json").read_text()
-    (tmp_path / "short/config.json").write_text(text.replace('ings": 1024', 'ings": 4'))
+    short = shortened(model, tmp_path / "short", 4)
     with pytest.raises(CurationError, match="arc_easy does not fit the model's context of 4 tokens"):
-        run_language(settings(tmp_path / "short", tasks="arc_easy", limit=2))
+        run_language(settings(short, tasks="arc_easy", limit=2))
 
     # whatever else the harness asserts is told in its own words
     with pytest.raises(CurationError, match=r"cannot measure mmlu_.* \(Error: .*few-?shot samples requested"):
         run_language(settings(model, tasks="mmlu", limit=1, shots=9))
+
+
+def shortened(model: Path, folder: Path, context: int) -> Path:
+    shutil.copytree(model, folder)
+    text = (model / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace('ings": 1024', f'ings": {context}'))
+    return folder
+
+
+@needs_rows
+def test_requests_that_the_context_cuts_are_counted_and_said(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Their questions lose their beginning: what is measured is another task than its name says."""
+    assert not run_language(settings(model, tasks="openbookqa", limit=3)).truncated["openbookqa"][0]
+    short = shortened(model, tmp_path / "short", 60)
+    with warnings.catch_warnings(action="ignore"):
+        main(["language", f"model={short}", "tasks=openbookqa", "limit=3", "device=cpu", "-o", str(tmp_path / "out")])
+    cut, asked = json.loads((tmp_path / "out/metrics.json").read_text())["truncated"]["openbookqa"]
+    rows = read_rows("openbookqa")["validation"]
+    chosen = [rows[int(i)] for i in np.sort(np.random.default_rng(0).choice(len(rows), 3, replace=False))]
+    wholes = [f"{row['question_stem']} {choice}" for row in chosen for choice in row["choices"]["text"]]
+    assert asked == len(wholes) == 12
+    assert cut == sum(len(whole.encode()) > 61 for whole in wholes) > 0  # a byte is a token; the last is not read
+    assert f"warning: {cut} of 12 requests of openbookqa are longer" in capsys.readouterr().err
+
+
+@needs_rows
+def test_what_has_no_room_is_known_without_a_model():
+    encode = lambda text: [0, *text.encode()]  # noqa: E731
+    require_context(["openbookqa", "nq_open"], 2, encode, 257)
+    with pytest.raises(TooLong, match="a request of nq_open does not fit") as caught:
+        require_context(["openbookqa", "nq_open"], 2, encode, 256)
+    assert caught.value.tasks == ["nq_open"]
 
 
 @needs_rows

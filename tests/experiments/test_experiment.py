@@ -12,6 +12,7 @@ import pytest
 from warm import Server
 
 from curation import CurationError, Subset
+from experiments.cli import run
 from experiments.engine.arms import CurationSettings, curate, subset_settings
 from experiments.engine.experiment import build, open_domain
 from experiments.engine.settings import CONFIGS, compose
@@ -337,6 +338,22 @@ def test_the_headline_of_every_domain_is_one_metric():
         domain = open_domain(compose([f"experiment={path.stem}"])["name"])
         assert sum(metric.headline for metric in domain.metrics) == 1
         assert {metric.better for metric in domain.metrics} <= {"higher", "lower"}
+
+
+def test_without_an_experiment_none_is_started(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]):
+    """The first thing that one types must not write files and compute for an hour."""
+    monkeypatch.chdir(tmp_path)
+    assert run([]) == 0
+    said = capsys.readouterr().out.splitlines()
+    for path in (ROOT / "configs/experiment").glob("*.yaml"):
+        (line,) = [line for line in said if line.startswith(f"  {path.stem} ")]
+        assert len(line) > 40
+        assert build(compose([f"experiment={path.stem}", "scale=demo"]))
+    assert any("experiment=NAME scale=demo dry_run=true" in line for line in said)
+    for words in (["scale=lab"], ["-m", "seeds=0,1"], ["--cfg", "job"]):
+        with pytest.raises(CurationError, match=r"add experiment=NAME, one of satellite, .*simulated, text"):
+            run(words)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_sweep_runs_an_experiment_for_each_value(tmp_path: Path, warm: Server):

@@ -249,7 +249,7 @@ def test_the_studies_write_report_pictures_and_metrics(tmp_path: Path, capsys: p
 
 def test_the_script_ends_with_one_clear_line(tmp_path: Path):
     done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts/run_experiment.py"), "sciense.curation.size=1"],
+        [sys.executable, str(ROOT / "scripts/run_experiment.py"), "experiment=simulated", "sciense.curation.size=1"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -1,6 +1,7 @@
 """A real SLURM of two nodes on this machine: a killed job must cost one submission, never a result."""
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from curation import CurationError
+from curation.plan import PROFILES, Hardware
 from experiments.engine.experiment import build
 from experiments.engine.settings import compose
-from experiments.launch import run_experiment
+from experiments.launch import plan_table, run_experiment
 from experiments.slurm import submit
 
 ROOT = Path(__file__).parents[2]
@@ -143,9 +145,8 @@ def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     sbatch = folder / "bin/sbatch"
     lines = [f"cd {folder}", "n=$(ls | wc -l)", 'cp "$1" job$n', 'echo "Submitted batch job $n"']
     sbatch.write_text("\n".join(["#!/bin/sh", *lines, ""]))
-    (sbatch.parent / "srun").write_text("#!/bin/sh\n")
-    for command in sbatch.parent.iterdir():
-        command.chmod(0o755)
+    sbatch.chmod(0o755)
+    (folder / "bin/srun").symlink_to("/bin/true")  # submitit looks for it, and starts it in a job alone
     monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
     return folder
 
@@ -187,7 +188,52 @@ def test_gpus_that_the_device_would_leave_idle_are_refused(scripts: Path, tmp_pa
     assert not asked(scripts)
     lines: list[str] = []
     assert run_experiment({**wrong, "dry_run": True}, "", lines.append, False) == 0
-    assert "cannot run here yet: jobs of the stage curate ask for 1 GPU(s)" in lines[-1]
+    assert "cannot run here yet: jobs of the stage curate ask for 1 GPU(s)" in lines[0]
+
+
+def test_the_dry_run_shows_each_job_as_it_is_submitted(scripts: Path, tmp_path: Path):
+    """Else a user finds out what he asked the cluster for from the bill."""
+    own = ["launch.stages.train={nodes: 2, tasks_per_node: 3, gpus_per_node: 3, mem_gb: 9, minutes: 7}"]
+    own += ["launch.partition=gpu", "launch.account=lab", "launch.constraint='a b'", "launch.setup=[module load cuda]"]
+    config = compose([*OPTIONS, "launch=slurm", *own, "seeds=[0,1]", f"output.runs={tmp_path / 'run'}"])
+    lines: list[str] = []
+    run_experiment({**config, "dry_run": True, "speed": {**config["speed"], "hardware": "h100"}}, "", lines.append)
+    assert not (tmp_path / "run").exists()
+    table = "\n".join(lines).splitlines()
+    assert "before each: module load cuda" in table
+    shown = {line.split(": stage ")[0]: line for line in table if ": stage " in line}
+    assert "stage train, arm raw, seed 1: sbatch " in shown["train-raw-seed-1"]
+    jobs = submit(build(config), config, "")
+    # grouped by arm: what arms share, arm after arm, and what reads all of them
+    arms = [line.split(", arm ")[1].split(",")[0] for line in shown.values()]
+    assert arms == ["-"] * 2 + ["raw"] * 6 + ["hierarchical_resampled"] * 6 + ["-"]
+    submitits = ("job-name", "error", "output", "open-mode", "signal", "wckey")  # files and signals, alike for all
+    numbers = {f"{job}": name.replace(" ", "-") for name, job in jobs.items()}
+    for path in scripts.glob("job*"):
+        sent = [line.removeprefix("#SBATCH ") for line in path.read_text().splitlines() if line.startswith("#SBATCH")]
+        name = next(option for option in sent if option.startswith("--job-name=")).partition("=")[2]
+        options = [option for option in sent if option.split("=")[0].removeprefix("--") not in submitits]
+        for i, option in enumerate(options):
+            if option.startswith("--dependency="):
+                options[i] = ":".join(numbers.get(part, part) for part in option.split(":"))
+        assert sorted(shlex.split(shown[name].split(": sbatch ")[1])) == sorted(
+            part for option in options for part in shlex.split(option)
+        )
+
+
+def test_a_job_with_a_gpu_is_not_planned_with_the_time_of_a_processor(tmp_path: Path):
+    config = compose([*OPTIONS, "launch=slurm", "launch.stages.train.gpus_per_node=1", f"output.runs={tmp_path}"])
+    here = Hardware("cpu", 0.05, 0.05, 10.0)
+    shown = plan_table(build(config, here)).splitlines()
+    trained = next(line for line in shown if line.startswith("train raw seed 0"))
+    assert trained[67:78].strip() == "?"
+    assert next(line for line in shown if "job(s) train" in line).endswith("on cuda, time not measured on a GPU")
+    assert next(line for line in shown if "job(s) curate" in line).endswith("node hours, estimated for cpu")
+    assert any("2 stages whose time is not measured on a GPU" in line for line in shown)
+    config["speed"]["hardware"] = "h100"
+    shown = plan_table(build(config, PROFILES["h100"])).splitlines()
+    assert next(line for line in shown if "job(s) train" in line).endswith("GPU hours, estimated for h100")
+    assert next(line for line in shown if "job(s) curate" in line).endswith("on cpu, time not measured on a processor")
 
 
 @pytest.mark.parametrize(("experiment", "gpus"), [("simulated", 0), ("visual_domains", 0), ("text", 1)])

@@ -258,11 +258,33 @@ def test_language_benchmarks_are_asked_of_every_model_alike(texts: Path, tmp_pat
             "winogrande": (0.5, 3),
             "openbookqa": (0.25, 3),
         }
+        counts = {name: (one["requests"], one["truncated"]) for name, one in item["benchmarks"].items()}
+        assert counts == {"winogrande": (6, 0), "openbookqa": (12, 0)}
         accuracies = [one["value"] for one in item["benchmarks"].values()]
         assert item["metrics"]["benchmarks"] == pytest.approx(np.mean(accuracies))
     page = (tmp_path / "results" / "text.md").read_text()
     means = [f"{item['metrics']['benchmarks']:.3f}" for item in found.values()]
-    assert f"| mean |  | 0.375 | {means[0]} | {means[1]} |" in page
+    assert f"| mean |  |  | 0.375 | {means[0]} | {means[1]} |" in page
+    assert "| openbookqa | 3 | 0 of 12 | 0.250 |" in page
+
+
+def test_a_benchmark_that_the_context_has_no_room_for_is_refused_before_a_model_is_trained(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It failed after the training; the free answers of nq_open alone may take 256 tokens."""
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("CURATED_SSL_DATA", str(texts))
+    own = ["science.evaluate.benchmarks=[openbookqa,nq_open]", "science.evaluate.benchmark_rows=2"]
+    own += ["science.pool.source=pool.parquet", "science.pool.left_out=[]", "arms=[raw]", "seeds=[0]"]
+    config = small(tmp_path / "run", *own, "science.train.recipe.model.context=256")
+    with pytest.raises(CurationError, match=r"requests of nq_open have no room.*model\.context=256, or leave them out"):
+        run_experiment(config, "", lambda _line: None, False)
+    assert not (tmp_path / "run").exists()
+    lines: list[str] = []
+    assert run_experiment({**config, "dry_run": True}, "", lines.append, False) == 0
+    assert "requests of nq_open have no room" in lines[0]
+    fits = small(tmp_path / "run", *own, "science.train.recipe.model.context=300")
+    assert not build(fits).missing()
 
 
 @pytest.mark.parametrize(
@@ -397,7 +419,7 @@ def test_text_that_is_not_there_names_the_variable(tmp_path: Path, monkeypatch: 
         run_experiment(config, "", lines.append, False)
     assert not (tmp_path / "run").exists(), "it is refused before anything runs"
     assert run_experiment({**config, "dry_run": True}, "", lines.append, False) == 0
-    assert "note: it cannot run here yet: science.pool.source 'none.parquet'" in lines[-1]
+    assert "note: it cannot run here yet: science.pool.source 'none.parquet'" in lines[0], "before the long table"
 
 
 @pytest.mark.parametrize(

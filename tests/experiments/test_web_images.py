@@ -161,6 +161,22 @@ def test_the_plan_of_every_scale_is_known_before_it_runs(scale: str):
     assert "train raw seed 0" in plan_table(experiment)
 
 
+def test_all_that_is_missing_is_said_before_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Data and weights: else they are found out one by one, the weights after the pool was embedded."""
+    monkeypatch.setenv("CURATED_SSL_DATA", str(tmp_path))
+    words = ["science.pool.source=none.parquet", "science.pool.test=", "science.pool.embedder=checkpoint:gone"]
+    words += ["science.train.recipe.init_from=no_run", "speed.hardware=h100", f"output.runs={tmp_path / 'run'}"]
+    lines: list[str] = []
+    config = compose(["experiment=web_images", "scale=lab", *words])
+    assert run_experiment({**config, "dry_run": True}, "", lines.append) == 0
+    for line, missing in zip(lines[:3], ("none.parquet", "gone", "no_run/state.safetensors"), strict=True):
+        assert line.startswith("note: it cannot run here yet: "), line
+        assert missing in line
+    assert lines[3].startswith("stage ")
+    with pytest.raises(CurationError, match=r"none\.parquet"):
+        run_experiment(config, "", lines.append)
+
+
 def test_sizes_of_the_classes_and_of_the_pool():
     pool = PoolSettings("x", largest=1000, imbalance=100, bursts=0.2, junk=0.3)
     sizes = class_sizes(pool, 10)

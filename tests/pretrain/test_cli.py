@@ -45,6 +45,10 @@ def test_a_folder_of_images_and_a_subset_make_a_teacher(images: Path, tmp_path: 
     assert result.exit_code == 0, result.output
     assert "12 different ones" in result.output
     assert (tmp_path / "run/teacher/model.safetensors").exists()
+    again = CliRunner().invoke(app, [*command, *QUICK])
+    assert again.exit_code == 0
+    assert again.output.splitlines()[-1] == f"already there, nothing to do: {tmp_path / 'run/teacher'}"
+    assert "images seen" not in again.output
     assert (tmp_path / "run/probe.jsonl").read_text().count("knn") == 2
     card = ModelCard.load(tmp_path / "run/teacher/README.md")  # what a stranger knows of the weights
     assert (card.data.library_name, card.data.license) == ("timm", "unknown")

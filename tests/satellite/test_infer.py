@@ -190,6 +190,9 @@ def test_the_command_goes_from_rasters_to_a_picture(scene, tmp_path: Path, capsy
     run("pool", tmp_path / "t.parquet", "-o", tmp_path / "pool.parquet")
     train_words = ["--block", 64, "--folds", 3, "--margin", 0]
     run("train", tmp_path / "t.parquet", *small, "-o", tmp_path / "run", *train_words)
+    capsys.readouterr()
+    run("train", tmp_path / "t.parquet", *small, "-o", tmp_path / "run", *train_words)
+    assert capsys.readouterr().err == f"already there, nothing to do: {tmp_path / 'run/model'}\n"
     run("predict", tmp_path / "run/model", scene[0], "-o", tmp_path / "h.tif")
     window = ["--window", "0,0,128,128"]
     run("picture", scene[0], tmp_path / "h.tif", "--truth", scene[1], "-o", tmp_path / "p.png", *window)

@@ -96,6 +96,9 @@ def test_train_on_a_subset_and_score(work: Path, capsys: pytest.CaptureFixture[s
     assert result["coverage"]["unique_documents"] == 30
     assert result["tokens"] == 1280
     capsys.readouterr()
+    assert command("train", work / "tokens", *RUN, *CPU, "-o", work / "run", "--subset", work / "subset") == 0
+    assert capsys.readouterr().err == f"already there, nothing to do: {work / 'run/model'}\n"
+    capsys.readouterr()
     assert command("perplexity", work / "run/model", work / "split/test.parquet", "--raw", work / "cut.parquet") == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found["domains"]) == {"rare", "common"}
