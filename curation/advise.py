@@ -179,7 +179,7 @@ def advise(
         reasons=reasons,
         evidence=evidence,
         method=method or "tree",
-        commands=_commands(name, size, metric, levels, resamples, repeated > REPEATED, bad, kept, method),
+        commands=_commands(name, size, metric, levels, resamples, repeated > REPEATED, bad, kept=kept, method=method),
         trial=trial,
     )
 
@@ -236,6 +236,7 @@ def _commands(
     resamples: int,
     dedup: bool,
     bad: float,
+    *,
     kept: str | None,
     method: str,
 ) -> list[str]:

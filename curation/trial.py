@@ -230,15 +230,15 @@ def _judged(
     mean, there = kl.mean(axis=0), max(random.mean() - most_even.mean(), 1e-9)
     found = [
         Tried(
-            way.name,
-            way.metric,
-            way.levels(n),
-            way.resamples,
-            way.baseline,
-            round(float(mean[i]), 4),
-            round(float((random.mean() - mean[i]) / there), 4),
-            round(float(mean[i] - mean[0]), 4),
-            round(error(kl[:, i] - kl[:, 0]), 4),
+            name=way.name,
+            metric=way.metric,
+            levels=way.levels(n),
+            resamples=way.resamples,
+            baseline=way.baseline,
+            kl=round(float(mean[i]), 4),
+            way=round(float((random.mean() - mean[i]) / there), 4),
+            less=round(float(mean[i] - mean[0]), 4),
+            error=round(error(kl[:, i] - kl[:, 0]), 4),
         )
         for i, way in enumerate(tried)
     ]

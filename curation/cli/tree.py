@@ -154,6 +154,7 @@ def cluster(
 
 def give_advice(
     embeddings: Embedded,
+    *,
     size: Annotated[int, number("Rows of the subset that is wanted.", ge=1)],
     column: Annotated[str | None, typer.Option(help="Column of a parquet or Arrow file.")] = None,
     rows: Rows = None,

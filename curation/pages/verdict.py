@@ -166,7 +166,8 @@ def compare_labels(
     distinct = count(codes[np.unique(rows)])
     unknown = (unlabelled, of_subset)
     of_rows, of_there = count(codes[rows]), count(codes[there])
-    return Comparison("labels", labels.names, pool, of_rows, distinct, of_there, drawn, unknown, copies)
+    known: dict[str, Any] = {"unlabelled": unknown, "copies": copies}
+    return Comparison("labels", labels.names, pool, of_rows, distinct, of_there, drawn, **known)
 
 
 def compare_clusters(

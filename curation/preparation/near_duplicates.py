@@ -247,10 +247,11 @@ def near_duplicates(
     metric: str = "cosine",
     pairs: tuple[Int[np.ndarray, "p"], Int[np.ndarray, "p"]] | None = None,
     confirm: float = 0.7,
+    *,
+    alike: Alike | None = None,
     progress: bool = True,
     group: Group | None = None,
     work: Path | None = None,
-    alike: Alike | None = None,
 ) -> NearDuplicates:
     """Rows that repeat another, by embedding; the centre of each group is kept.
 
@@ -262,10 +263,10 @@ def near_duplicates(
         metric: "cosine" brings rows to unit length first; "l2" takes them as they are.
         pairs: rows that look alike by other signs (perceptual hashes); they are duplicates where their cosine is at
             least ``confirm``, without regard to their neighbourhood.
-        group: the processes that share the work, of which each gets the whole result; None: this one alone.
-        work: where finished clusters are kept, and gone on from; all processes see it.
         alike: (p,) rows, and as many others -> which of these pairs repeat each other by other signs: of rows that are
             near neighbours they decide, unless two are all but equal. None: distances alone.
+        group: the processes that share the work, of which each gets the whole result; None: this one alone.
+        work: where finished clusters are kept, and gone on from; all processes see it.
 
     Raises:
         CurationError: a threshold out of range, or all rows alike.

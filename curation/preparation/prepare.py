@@ -341,10 +341,10 @@ def _embedded(
         wanted.metric,
         pairs,
         wanted.confirm,
-        progress,
-        group,
-        None if work is None else work / "near",
-        None if looks is None else to_the_eye,
+        alike=None if looks is None else to_the_eye,
+        progress=progress,
+        group=group,
+        work=None if work is None else work / "near",
     )
     reasons = np.full(len(found.dropped), "embedding", dtype=object)
     if looks is not None:
