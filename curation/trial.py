@@ -25,7 +25,7 @@ from foundation.errors import CurationError
 ROWS = 8_000  # of the sample
 LABELLED = 0.5  # of the sample at most that are taken for their labels, where few rows have one
 LEAST_LABELLED = 50  # rows, below which nothing can be told
-SEEDS, DRAWS = 3, 5  # samples and trees; subsets of each
+SEEDS, DRAWS, AGAIN = 3, 5, 200  # samples and trees; subsets of each; times that labels are drawn again
 SURE, WORTH = 2.0, 0.1  # standard errors, and part of the way, by which a method must be better than the default
 PAPER_ROWS, FLAT_ROWS = (25, 80, 250), 50  # for each cluster
 
@@ -85,7 +85,7 @@ class Tried:
         kl: to uniform over the labels, nats; mean over samples, trees and subsets.
         way: of the way from random rows (0) to the most even subset (1).
         less: mean KL less that of the default, and
-        error: the standard error of that, over samples.
+        error: the standard error of that, over labels, samples and trees.
     """
 
     name: str
@@ -157,8 +157,31 @@ def _sample(codes: Int[np.ndarray, "n"], rng: np.random.Generator) -> Int[np.nda
     return np.sort(rows)
 
 
-def _counts(codes: Int[np.ndarray, "m"], k: int) -> Int[np.ndarray, "k"]:
-    return np.bincount(codes[codes >= 0], minlength=k)
+class _Judge:
+    """KL of the labelled rows of subsets to even shares: as they are, and with their rows drawn again (bootstrap).
+
+    Args:
+        codes: label of every row of the pool.
+        known: rows that will be asked, ascending, all labelled.
+    """
+
+    def __init__(self, codes: Int[np.ndarray, "n"], known: Int[np.ndarray, "m"], k: int, seed: int):
+        self.codes, self.known, self.k = codes, known, k
+        drawn = np.random.default_rng([seed, 18]).poisson(1.0, (AGAIN, len(known)))
+        self.weights = np.concatenate([np.ones((1, len(known))), drawn]).astype(np.float32)
+
+    def __call__(self, subsets: Sequence[Int[np.ndarray, "m"]]) -> Float[np.ndarray, "b"]:
+        """(1 + AGAIN,) mean KL over some subsets of pool rows; one without a labelled row is as uneven as can be."""
+        total = np.zeros(len(self.weights))
+        for rows in subsets:
+            rows = rows[self.codes[rows] >= 0]
+            label = np.zeros((len(rows), self.k), np.float32)
+            label[np.arange(len(rows)), self.codes[rows]] = 1
+            shares = self.weights[:, np.searchsorted(self.known, rows)] @ label
+            shares /= np.maximum(shares.sum(axis=1, keepdims=True), 1e-9)
+            logs = np.log(np.maximum(shares, 1e-30) * self.k)
+            total += np.where(shares.sum(axis=1) > 0, (shares * logs).sum(axis=1), np.log(self.k))
+        return total / len(subsets)
 
 
 def try_on_labels(x: Any, size: int, labels: Labels, seed: int = 0, progress: bool = True) -> Trial:
@@ -181,53 +204,43 @@ def try_on_labels(x: Any, size: int, labels: Labels, seed: int = 0, progress: bo
             f"{LEAST_LABELLED} rows of two concepts at least"
         )
     tried = ways(source.dim)
-    kl = np.full((SEEDS, len(tried)), np.nan)
-    random, most_even, labelled = np.zeros(SEEDS), np.zeros(SEEDS), 0
-    bar = tqdm(total=SEEDS * len(tried), desc="tried on labels", unit="tree", disable=not progress)
-    with bar:
-        for number in range(SEEDS):
-            rng = np.random.default_rng([seed, 17, number])
-            rows = _sample(codes, rng)
+    rngs = [np.random.default_rng([seed, 17, number]) for number in range(SEEDS)]
+    samples = [_sample(codes, rng) for rng in rngs]
+    asked = np.unique(np.concatenate([rows[codes[rows] >= 0] for rows in samples]))
+    judge = _Judge(codes, asked, k, seed)
+    kl = np.zeros((1 + AGAIN, SEEDS, 1 + len(tried)))  # of random rows first
+    most_even, labelled, looked_at = np.zeros(SEEDS), 0, 0
+    with tqdm(total=SEEDS * len(tried), desc="tried on labels", unit="tree", disable=not progress) as bar:
+        for number, (rng, rows) in enumerate(zip(rngs, samples, strict=True)):
             points = source.take(rows).float().cpu().numpy()
             rows, points = rows[usable(points)], points[usable(points)]
-            mine = codes[rows]
             part = max(2, round(len(rows) * size / n))
-            labelled += int((mine >= 0).sum())
-            drawn = [mine[rng.permutation(len(rows))[:part]] for _draw in range(10 * DRAWS)]
-            random[number] = _mean_kl(drawn, k)
-            of_labels, parent = _counts(mine, k), np.zeros(k, np.int64)
-            share = round(part * of_labels.sum() / len(rows))
-            most_even[number] = kl_to_uniform(balanced_targets(parent, of_labels, np.array([max(1, share)]), rng))
-            for place, way in enumerate(tried):
-                drawn = [mine[chosen] for chosen in way.subsets(points, part, seed + number)]
-                kl[number, place] = _mean_kl(drawn, k)
+            counts = np.bincount(codes[rows][codes[rows] >= 0], minlength=k)
+            share = np.array([max(1, round(part * counts.sum() / len(rows)))])
+            most_even[number] = kl_to_uniform(balanced_targets(np.zeros(k, np.int64), counts, share, rng))
+            labelled, looked_at = labelled + int(counts.sum()), looked_at + len(rows)
+            kl[:, number, 0] = judge([rng.permutation(rows)[:part] for _draw in range(10 * DRAWS)])
+            for place, way in enumerate(tried, 1):
+                kl[:, number, place] = judge([rows[chosen] for chosen in way.subsets(points, part, seed + number)])
                 bar.update()
-    return _judged(tried, kl, random, most_even, rows=len(rows), n=n, labelled=labelled // SEEDS, k=k)
+    about = {"rows": looked_at // SEEDS, "labelled": labelled // SEEDS, "concepts": k}
+    return _judged(tried, kl, float(most_even.mean()), n, about)
 
 
-def _mean_kl(drawn: Sequence[Int[np.ndarray, "m"]], k: int) -> float:
-    """Of the labelled rows of some subsets; a subset without any is as uneven as can be."""
-    counts = [_counts(codes, k) for codes in drawn]
-    return float(np.mean([kl_to_uniform(count) if count.any() else np.log(k) for count in counts]))
+def _judged(tried: list[Way], kl: Float[np.ndarray, "b s w"], most_even: float, n: int, about: dict[str, int]) -> Trial:
+    """The best by its mean, if it is better than the default by `SURE` standard errors and by `WORTH`.
 
+    Args:
+        kl: of random rows and every way; labels as they are first, then drawn again.
+    """
 
-def _judged(
-    tried: list[Way],
-    kl: Float[np.ndarray, "s w"],
-    random: Float[np.ndarray, "s"],
-    most_even: Float[np.ndarray, "s"],
-    *,
-    rows: int,
-    n: int,
-    labelled: int,
-    k: int,
-) -> Trial:
-    """The best by its mean, if it is better than the default by `SURE` standard errors and by `WORTH`."""
+    def error(differences: Float[np.ndarray, "b s"]) -> float:
+        """Of a mean over samples: what another draw of labels would change, and another of rows and trees."""
+        of_labels = differences[1:].mean(axis=1).var(ddof=1)
+        return float(np.sqrt(of_labels + differences[0].var(ddof=1) / differences.shape[1]))
 
-    def error(differences: np.ndarray) -> float:
-        return float(differences.std(ddof=1) / np.sqrt(len(differences)))
-
-    mean, there = kl.mean(axis=0), max(random.mean() - most_even.mean(), 1e-9)
+    mean = kl[0].mean(axis=0)
+    there = max(mean[0] - most_even, 1e-9)
     found = [
         Tried(
             name=way.name,
@@ -236,15 +249,15 @@ def _judged(
             resamples=way.resamples,
             baseline=way.baseline,
             kl=round(float(mean[i]), 4),
-            way=round(float((random.mean() - mean[i]) / there), 4),
-            less=round(float(mean[i] - mean[0]), 4),
-            error=round(error(kl[:, i] - kl[:, 0]), 4),
+            way=round(float((mean[0] - mean[i]) / there), 4),
+            less=round(float(mean[i] - mean[1]), 4),
+            error=round(error(kl[:, :, i] - kl[:, :, 1]), 4),
         )
-        for i, way in enumerate(tried)
+        for i, way in enumerate(tried, 1)
     ]
     sure = [one for one in found[1:] if one.less < -max(SURE * one.error, WORTH * there)]
     best = min([found[0], *sure], key=lambda one: one.kl)
-    at = found.index(best)
-    hopeless = bool(mean[at] > random.mean() - SURE * error(kl[:, at] - random))
-    summary = {"random": round(float(random.mean()), 4), "most_even": round(float(most_even.mean()), 4)}
-    return Trial(rows, labelled, k, tried=found, best=best, hopeless=hopeless, **summary)
+    at = 1 + found.index(best)
+    hopeless = bool(mean[at] > mean[0] - SURE * error(kl[:, :, at] - kl[:, :, 0]))
+    random = round(float(mean[0]), 4)
+    return Trial(random=random, most_even=round(most_even, 4), tried=found, best=best, hopeless=hopeless, **about)

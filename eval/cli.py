@@ -81,12 +81,18 @@ def compare(
 ) -> None:
     """Paired differences of two models on the same test rows."""
     from eval.results import compare as compare_results
+    from eval.results import not_compared
 
     differences = compare_results(folder, base)
     typer.echo(f"{base} -> {folder}, 95 % interval of the difference:", err=True)
     for found in differences:
         interval = f"{found.difference.low:+.4f} ... {found.difference.high:+.4f}"
         typer.echo(f"{found.key}: {found.base:.4f} -> {found.value:.4f}, {interval}: {found.verdict}")
+    typer.echo(
+        "intervals are over test rows, of one training each: other seeds of training move figures, too", err=True
+    )
+    if left_out := not_compared(folder, base):
+        typer.echo(f"not compared, since they have no value for each test row: {', '.join(left_out)}", err=True)
 
 
 @app.command(epilog="Example:  python -m eval language model=run/model tasks=hellaswag,arc_easy limit=300 bos=true")

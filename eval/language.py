@@ -126,7 +126,7 @@ class TooLong(CurationError):
     def __init__(self, tasks: list[str], context: int):
         super().__init__(
             f"a request of {', '.join(tasks)} does not fit the model's context of {context} tokens; choose other "
-            "tasks, or a model with a longer one"
+            "tasks, or a model with a longer one (model.context= of its training)"
         )
         self.tasks = tasks
 

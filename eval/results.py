@@ -260,6 +260,13 @@ class Difference:
         return "lower" if self.difference.high < 0 else NO_DIFFERENCE
 
 
+def not_compared(folder: str | Path, base: str | Path) -> list[str]:
+    """Figures that both folders have and that `compare` leaves out: without a value for each row, or of other rows."""
+    ours, theirs = load_rows(folder), load_rows(base)
+    both = [row.key for row in ours.rows if row.key in {other.key for other in theirs.rows}]
+    return [key for key in both if key not in ours.per_row or theirs.per_row_ids.get(key) != ours.per_row_ids[key]]
+
+
 def compare(folder: str | Path, base: str | Path, **options: Any) -> list[Difference]:
     """Paired differences of every figure that both folders measured on the same test rows, in the order of the table.
 

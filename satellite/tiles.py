@@ -326,17 +326,23 @@ def spatial_split(
     for name, rows in (("train", found.train), ("test", found.test)):
         if not len(rows):
             side = float(boxes[0, 2] - boxes[0, 0])
-            # nearest to what was asked first, by ratio
-            others = sorted(side * np.array(BLOCK_SIDES), key=lambda other: abs(np.log(other / block)))
-            for other in [other for other in others if _number_of_blocks(extent, other) <= MOST_BLOCKS]:
-                split = _split(boxes, other, n_folds, fold, margin, seed)
-                if len(split.train) and len(split.test):
-                    advice = (
-                        f"blocks of {other:g} m leave {len(split.train):,} to train on and {len(split.test):,} to test"
-                    )
-                    break
-            else:
-                advice = "choose other blocks or folds, a smaller margin, or smaller tiles"
+            others = [s for s in side * np.array(BLOCK_SIDES) if _number_of_blocks(extent, s) <= MOST_BLOCKS]
+            splits = [(other, _split(boxes, other, n_folds, fold, margin, seed)) for other in others]
+            # the share that a fold should have, as nearly as can be; of as good ones the nearest to what was asked
+            good = [
+                (
+                    abs(round(len(split.test) / (len(split.train) + len(split.test)) - 1 / n_folds, 1)),
+                    ratio,
+                    other,
+                    split,
+                )
+                for other, split in splits
+                if len(split.train) and len(split.test) and (ratio := abs(np.log(other / block))) >= 0
+            ]
+            advice = "choose other blocks or folds, a smaller margin, or smaller tiles"
+            if good:
+                _miss, _ratio, other, split = min(good, key=lambda item: item[:2])
+                advice = f"blocks of {other:g} m leave {len(split.train):,} to train on and {len(split.test):,} to test"
             rows_of, columns_of = np.ceil(extent[::-1] / block).astype(int)
             raise CurationError(
                 f"fold {fold} of {n_folds} leaves no {name} tiles: {rows_of} x {columns_of} blocks of {block:g} m, "

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from foundation.command import run_command
@@ -204,7 +205,13 @@ def train(
     from training.run_folder import is_finished
 
     settings, there = load_settings(config, overrides), is_finished(output)
-    rows = subset_rows(subset, TokenStore.open(tokens)) if subset else None
+    store = TokenStore.open(tokens)
+    rows = subset_rows(subset, store) if subset else None
+    if not there:
+        mine = slice(None) if rows is None else np.isin(store.rows, rows)
+        there_are = int(np.diff(store.starts)[mine].sum())
+        budget = settings.steps * settings.tokens_per_step
+        _say(f"a budget of {budget:,} tokens, {budget / max(1, there_are):.0%} of the {there_are:,} there are")
     result = run(settings, tokens, output, rows)
     if not result.finished:
         _say(f"stopped at step {result.step} of {settings.steps}; the same command goes on from there")

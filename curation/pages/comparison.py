@@ -201,13 +201,13 @@ def _verdict(
     best = int(np.argmin(values))
     mean, low, high = by_label[best].random("kl")
     decimals = decimals_apart([*values, mean], 2, 4)
-    others = ", ".join(f"{name} {value:.{decimals}f}" for name, value in zip(names, values, strict=True))
+    others = ", ".join(f"{name}: {value:.{decimals}f}" for name, value in zip(names, values, strict=True))
     against = by_label[best].against_random("kl", "lower")
     tone = {"better": "ok", "worse": "bad"}.get(against, "warn")
     what = {"better": "better than", "worse": "worse than"}.get(against, "no better than")
     sentence = (
         f"{names[best]} is the most even over your labels and {what} random rows "
-        f"(KL {others}; random rows {mean:.{decimals}f})."
+        f"(KL of {others}; of random rows: {mean:.{decimals}f})."
     )
     if sorted(values)[1] - values[best] < high - low:
         sentence += " The next is closer to it than random draws are to each other: compare several seeds."

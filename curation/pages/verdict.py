@@ -214,7 +214,10 @@ def remedy(tree: ClusterTree, subset: Subset) -> str:
     if subset.metadata.get("method") in ("flat", "random"):
         return "draw a balanced one"
     if by_communities(tree):
-        return "try another embedding: this one may not tell these concepts apart"
+        return (
+            "try another embedding, for this one may not tell these concepts apart, or let labels of some rows choose "
+            "a method (curate advise --labels)"
+        )
     resampled = any(np.atleast_1d(tree.settings.get("n_resamples", 0)))
     steps = ["resample less"] if resampled else []
     steps += ["take fewer levels"] if tree.n_levels > 1 else []

@@ -404,7 +404,7 @@ def run_stages(stages: Sequence[Stage], root: Path, say: Callable[[str], None] =
             outcome.finished_before.append(stage.identity)
             say(f"{head}: {state.why}")
         else:
-            say(f"{head}: {state.why}")
+            say(f"{head}: starts ({state.why})")
             try:
                 run_stage(stage, root, **options)
                 outcome.done.append(stage.identity)

@@ -142,7 +142,7 @@ def test_the_verdict_follows_the_labels(curated):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(tree.settings, "upper_levels", "communities")
         _tone, sentence, _notes = judge(tree, Subset.from_rows(by_size[-60:], tree), codes)
-    assert sentence.endswith("may not tell these concepts apart.")
+    assert sentence.endswith("let labels of some rows choose a method (curate advise --labels).")
     inside = Subset.from_rows(tree.sample(60, method="random", seed=0), tree, method="random")
     tone, sentence, _notes = judge(tree, inside, codes)
     assert (tone, sentence[:45]) == ("warn", "No better than random rows on your labels (KL")

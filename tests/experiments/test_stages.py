@@ -41,7 +41,7 @@ def test_finished_stages_are_skipped_and_changed_ones_say_what_changed(tmp_path:
     chain = Chain(tmp_path)
     _outcome, lines = chain.run(chain.stages()[1])
     assert chain.ran == ["curate", "train"]
-    assert lines == ["[1/2] curate raw seed 0: not run yet", "[2/2] train raw seed 0: not run yet"]
+    assert lines == ["[1/2] curate raw seed 0: starts (not run yet)", "[2/2] train raw seed 0: starts (not run yet)"]
     outcome, _ = chain.run(chain.stages()[1])
     assert outcome.finished_before == ["curate raw seed 0", "train raw seed 0"]
     _outcome, lines = chain.run(chain.stages(rate=0.2)[1])
