@@ -43,7 +43,9 @@ def main() -> None:
     # where work is kept decides nothing, and is a path of this machine
     words = [word for before, word in pairwise(["", *sys.argv]) if "--work" not in (before, word.partition("=")[0])]
     command = shlex.join(["python", *words])
-    cells, methods = chosen(options.cells or ",".join(USUAL), CELLS, "cell"), chosen(options.methods, METHODS, "method")
+    usual = ",".join(name for name, method in METHODS.items() if not method.by_name)
+    cells = chosen(options.cells or ",".join(USUAL), CELLS, "cell")
+    methods = chosen(options.methods or usual, METHODS, "method")
     run_benchmark(options.output, options.work, cells, methods, options.seeds, command, options.threads)
 
 

@@ -10,17 +10,20 @@ from jaxtyping import Float, Int
 from benchmarks.balance.pools import Pool
 from curation.baselines import clusters_of, d4_subset, flat_kmeans_subset, oracle_subset, semdedup_subset
 from curation.kmeans import kmeans
+from curation.pools.labels import Labels
 from curation.preparation.near_duplicates import near_duplicates
 from curation.trees.communities import FEW_DIMENSIONS, communities
 from curation.trees.community_tree import CommunityTree
 from curation.trees.hierarchy import HierarchicalKMeans
 from curation.trees.neighbours import nearest, principal_axes, shared_neighbour_graph
 from curation.trees.sampling import balanced_targets, take_from_clusters
+from curation.trial import try_on_labels, ways
 from experiments.simulated.data import NOISE
 
 MAX_ITERATIONS = 30
 PAPER_ROWS = (25, 80, 250)  # rows for each cluster of levels 1, 2, 3
 NEIGHBOURS = 15
+LABELLED = 300  # rows whose labels choose a method
 
 Draw = Callable[[Pool, int, int], Int[np.ndarray, "m"]]
 Blind = Callable[[Float[np.ndarray, "n d"], int, int], Int[np.ndarray, "m"]]
@@ -35,12 +38,14 @@ class Method:
         what: it does, for the page.
         draw: (pool, size, seed) -> rows of the subset, at most so many.
         for_bursts: it is tried only where a pool has near-duplicates.
+        by_name: it is tried only where its name is asked for: it sees labels, or takes long.
     """
 
     title: str
     what: str
     draw: Draw
     for_bursts: bool = False
+    by_name: bool = False
 
 
 def blind(draw: Blind) -> Draw:
@@ -103,6 +108,19 @@ def former_levels(n_rows: int) -> list[int]:
 def former_default(x: np.ndarray, size: int, seed: int) -> np.ndarray:
     """What the commands did before communities."""
     return _hierarchy(x, size, seed, former_levels(len(x)), "cosine", 10)
+
+
+def advised(pool: Pool, size: int, seed: int) -> np.ndarray:
+    """What labels of a tenth of the rows, at most `LABELLED`, choose; they count in the measure, too."""
+    n = len(pool.x)
+    asked = np.random.default_rng([seed, 83]).permutation(n)[: min(LABELLED, n // 10)]
+    codes = np.full(n, -1)
+    codes[asked] = pool.concept_of[asked]  # junk has no label
+    there, codes_there = np.unique(codes[codes >= 0], return_inverse=True)
+    codes[codes >= 0] = codes_there
+    chosen = try_on_labels(pool.x, size, Labels(codes, list(map(str, there))), seed, progress=False).best
+    way = next(way for way in ways(pool.x.shape[1]) if way.name == chosen.name)
+    return way.subsets(pool.x, size, seed)[0]
 
 
 def _hierarchy(x: np.ndarray, size: int, seed: int, levels: list[int], metric: str, n_resamples: int) -> np.ndarray:
@@ -177,4 +195,11 @@ METHODS = {
         "communities, prepared", "the default, near-duplicates removed first, as `curate run`", prepared(community_tree)
     ),
     "paper_prepared": Method("paper, prepared", "the paper's, near-duplicates removed first", prepared(paper), True),
+    "advised": Method(
+        "labels choose",
+        "what `curate advise --labels` names, by labels of a tenth of the rows, at most 300: the default, the paper's "
+        "with its switches, one level, or SemDeDup",
+        advised,
+        by_name=True,
+    ),
 }

@@ -46,9 +46,9 @@ def test_finished_stages_are_skipped_and_changed_ones_say_what_changed(tmp_path:
     assert outcome.finished_before == ["curate raw seed 0", "train raw seed 0"]
     _outcome, lines = chain.run(chain.stages(rate=0.2)[1])
     assert chain.ran == ["curate", "train", "train"]
-    assert lines[1] == "[2/2] train raw seed 0: inputs changed: rate 0.1 -> 0.2"
+    assert lines[1] == "[2/2] train raw seed 0: starts (inputs changed: rate 0.1 -> 0.2)"
     _outcome, lines = chain.run(chain.stages(size=2)[1])
-    assert lines[0] == "[1/2] curate raw seed 0: inputs changed: size 1 -> 2"
+    assert lines[0] == "[1/2] curate raw seed 0: starts (inputs changed: size 1 -> 2)"
     assert "curate raw seed 0 changed" in lines[1]
     # going back costs nothing: the old folders are still there
     before = len(chain.ran)
