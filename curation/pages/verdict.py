@@ -17,7 +17,7 @@ from curation.trees.tree import ClusterTree
 DRAWS, LEAST_DRAWS, MOST_CELLS = 1_000, 10, 2_000_000  # random subsets of the same size; of many concepts fewer
 RANGE = (2.5, 97.5)  # percentiles of the draws that are "within the range"
 LARGEST_POOL = 10**9  # rows that numpy draws from without replacement
-CHANCE, FEWER, NAMED = 0.5, 0.2, 3  # percentile of random draws, share less, and labels that are named
+CHANCE, FEWER, NAMED = 2.5, 0.2, 3  # percentile of random draws, share less, and labels that are named
 EVEN = 0.05  # KL in nats below which a pool counts as even
 ALREADY = "random rows are nearly even already and would do as well"
 MEASURES = [  # key, title, which is better, fewest decimals, shown in percent
