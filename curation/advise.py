@@ -73,7 +73,8 @@ class Advice:
         wide = max(len(item.name) for item in self.evidence)
         lines = [f"{item.name:{wide}}  {_short(item.value):>9}  {item.meaning}".rstrip() for item in self.evidence]
         tried = [] if self.trial is None else [*self.trial.lines(), ""]
-        return "\n".join([*lines, "", *self.reasons, "", *tried, *self.commands])
+        reasons = [*self.reasons, ""] if self.reasons else []
+        return "\n".join([*lines, "", *reasons, *tried, *self.commands])
 
 
 def _short(value: float) -> str:

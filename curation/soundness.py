@@ -401,7 +401,8 @@ def check_flatness(sample: _Sample) -> Finding | None:
         *FLATNESS,
         f"Over communities of a neighbour graph that the tree did not see, coarse and fine, {sample.called} is as "
         f"diverse as {' and '.join(told)}: {how} random rows.",
-        f"Look closely before you train on this. {_auto(sample.tree, 'Try another embedding, or random rows.')}",
+        "Labels of some rows judge better than this estimate (--labels); without any look closely before you train on "
+        f"this. {_auto(sample.tree, 'Try another embedding, or random rows.')}",
     )
     if finding.severity == "ok" and gain < FLATNESS[0]:
         finding.remedy = AS_WELL
