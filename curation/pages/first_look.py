@@ -46,6 +46,7 @@ def write_first_look(pool: Any, path: Path, labels: str | None = None, seed: int
             value, number = item["values"], item["counts"]
             name = known[value] if known and isinstance(value, int) and value >= 0 else value
             lines += f"<tr><td>{html.escape(str(name))}<td>{number:,}"
-        parts.append(f"<p>The commonest of its labels, rows of each:</p><table>{lines}</table>")
+        which = "Its labels" if len(counted) <= LABELS else f"The commonest of its {len(counted):,} labels"
+        parts.append(f"<p>{which}, rows of each:</p><table>{lines}</table>")
     page = "\n".join([*parts, "</html>", ""])
     write_atomically(path, lambda stream: stream.write(page.encode()))
