@@ -1,4 +1,4 @@
-"""Which method is the most even over labels of some rows? Each is tried on a sample, and where none is better, none is.
+"""Which method is the most even over labels of some rows? All are tried on samples; the default is left for good reason.
 
 No method balances every pool: what counts as a concept is for somebody to say, and labels of a few hundred rows say it.
 They are then no longer an honest judge of the subset; a report asks others.
@@ -47,13 +47,15 @@ class Way:
 
     def levels(self, n_rows: int) -> str | list[int]:
         """As ``--levels`` takes them, for a pool of so many rows."""
-        return [max(1, n_rows // rows) for rows in self.rows] or AUTO
+        wanted = [max(1, n_rows // rows) for rows in self.rows]
+        return list(dict.fromkeys(wanted)) or AUTO  # of very few rows fewer levels
 
     def fit(self, x: Float[np.ndarray, "n d"], seed: int) -> Any:
         """The tree of some rows."""
         if not self.rows:
             return CommunityTree(metric=self.metric, seed=seed, progress=False).fit(x)
-        levels, resamples = self.levels(len(x)), [0] + [self.resamples] * (len(self.rows) - 1)
+        levels = self.levels(len(x))
+        resamples = [0] + [self.resamples] * (len(levels) - 1)
         settings: dict[str, Any] = {"metric": self.metric, "max_iterations": 30, "seed": seed, "progress": False}
         return HierarchicalKMeans(levels, resamples, **settings).fit(x)
 
@@ -148,7 +150,7 @@ class Trial:
 def _sample(codes: Int[np.ndarray, "n"], rng: np.random.Generator) -> Int[np.ndarray, "m"]:
     """Rows at random, among them as many labelled ones as can be had up to a part of them."""
     n = len(codes)
-    rows = rng.permutation(n)[:ROWS]
+    rows = rng.choice(n, min(n, ROWS), replace=False)
     short = round(LABELLED * len(rows)) - int((codes[rows] >= 0).sum())
     if n > ROWS and short > 0:
         outside = np.setdiff1d(np.flatnonzero(codes >= 0), rows)
@@ -185,7 +187,7 @@ class _Judge:
 
 
 def try_on_labels(x: Any, size: int, labels: Labels, seed: int = 0, progress: bool = True) -> Trial:
-    """Try every way on samples of the rows.
+    """Try every way on samples of the rows; one that cannot be fitted to them is left out.
 
     Args:
         x: (n, d), anything `open_embeddings` takes.
@@ -208,7 +210,7 @@ def try_on_labels(x: Any, size: int, labels: Labels, seed: int = 0, progress: bo
     samples = [_sample(codes, rng) for rng in rngs]
     asked = np.unique(np.concatenate([rows[codes[rows] >= 0] for rows in samples]))
     judge = _Judge(codes, asked, k, seed)
-    kl = np.zeros((1 + AGAIN, SEEDS, 1 + len(tried)))  # of random rows first
+    kl = np.full((1 + AGAIN, SEEDS, 1 + len(tried)), np.nan)  # of random rows first
     most_even, labelled, looked_at = np.zeros(SEEDS), 0, 0
     with tqdm(total=SEEDS * len(tried), desc="tried on labels", unit="tree", disable=not progress) as bar:
         for number, (rng, rows) in enumerate(zip(rngs, samples, strict=True)):
@@ -221,8 +223,14 @@ def try_on_labels(x: Any, size: int, labels: Labels, seed: int = 0, progress: bo
             labelled, looked_at = labelled + int(counts.sum()), looked_at + len(rows)
             kl[:, number, 0] = judge([rng.permutation(rows)[:part] for _draw in range(10 * DRAWS)])
             for place, way in enumerate(tried, 1):
-                kl[:, number, place] = judge([rows[chosen] for chosen in way.subsets(points, part, seed + number)])
+                try:
+                    kl[:, number, place] = judge([rows[chosen] for chosen in way.subsets(points, part, seed + number)])
+                except CurationError:  # fewer distinct rows than clusters
+                    if place == 1:
+                        raise
                 bar.update()
+    fitted = np.isfinite(kl[0]).all(axis=0)
+    tried, kl = [way for way, there in zip(tried, fitted[1:], strict=True) if there], kl[:, :, fitted]
     about = {"rows": looked_at // SEEDS, "labelled": labelled // SEEDS, "concepts": k}
     return _judged(tried, kl, float(most_even.mean()), n, about)
 

@@ -14,9 +14,8 @@ from foundation.images import picture_file
 
 GRID = 4  # places along each side at which colours are compared
 GAIN = 0.75  # a copy may be so much darker, or its original
-MIRRORED = np.packbits(
-    np.tile(np.arange(8) % 2 == 1, 8)
-)  # bits of a hash, those of odd waves across, that a mirror flips
+# bits of a hash that a mirror flips: odd waves across
+MIRRORED = np.packbits(np.tile(np.arange(8) % 2 == 1, 8))
 PAIRS_AT_ONCE = 1 << 20
 
 

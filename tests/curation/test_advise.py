@@ -148,3 +148,13 @@ def test_labels_that_are_too_few_are_one_line(tmp_path, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit):
         main()
     assert "--pool and --labels belong together" in capsys.readouterr().err
+
+
+def test_few_rows_and_many_copies_are_tried_as_far_as_it_goes():
+    x, concept = blobs([0.5, 0.5], [60, 20])
+    copies = np.repeat(x[:16], 5, axis=0)  # 16 distinct rows: SemDeDup and some levels may have too few
+    for rows in (x, copies):
+        advice = advise(rows, 20, labels=few_labels(concept, 80))
+        assert advice.trial is not None
+        assert advice.trial.tried[0].name == "the default"
+        assert all(np.isfinite(tried.kl) for tried in advice.trial.tried)
