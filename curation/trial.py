@@ -1,4 +1,4 @@
-"""Which method is the most even over labels of some rows? All are tried on samples; the default is left for good reason.
+"""Which method is the most even over labels of some rows? All are tried on samples; the default is left for good cause.
 
 No method balances every pool: what counts as a concept is for somebody to say, and labels of a few hundred rows say it.
 They are then no longer an honest judge of the subset; a report asks others.
