@@ -5,7 +5,7 @@ They are then no longer an honest judge of the subset; a report asks others.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ LABELLED = 0.5  # of the sample at most that are taken for their labels, where f
 LEAST_LABELLED = 50  # rows, below which nothing can be told
 SEEDS, DRAWS, AGAIN = 3, 5, 200  # samples and trees; subsets of each; times that labels are drawn again
 SURE, WORTH = 2.0, 0.1  # standard errors, and part of the way, by which a method must be better than the default
+RANDOM = "random"  # the baseline
 PAPER_ROWS, FLAT_ROWS = (25, 80, 250), 50  # for each cluster
 
 
@@ -108,8 +109,9 @@ class Trial:
     Attributes:
         labelled: rows whose labels were asked, mean over the samples.
         random, most_even: KL of random rows, and of the most even that the labelled rows allow.
-        best: the default, unless another way is better by more than chance.
-        hopeless: not even the best is better than random rows.
+        best: the default, unless another way is better by more than chance; random rows where none is better than these
+            by more than chance, and the default is worse.
+        hopeless: not even the best is better than random rows by more than chance.
     """
 
     rows: int
@@ -136,9 +138,10 @@ class Trial:
 
     def sentence(self) -> str:
         if self.hopeless:
+            instead = ", or random rows as they are" if self.best.baseline == RANDOM else ""
             return (
-                "None of these is better than random rows on your labels by more than chance: take another embedding, "
-                "or label more rows to be sure."
+                "None of these is better than random rows on your labels by more than chance: take another embedding"
+                f"{instead}, or label more rows to be sure."
             )
         honest = "These labels chose, so they no longer judge: give the report others."
         if self.best is self.tried[0]:
@@ -267,5 +270,9 @@ def _judged(tried: list[Way], kl: Float[np.ndarray, "b s w"], most_even: float, 
     best = min([found[0], *sure], key=lambda one: one.kl)
     at = 1 + found.index(best)
     hopeless = bool(mean[at] > mean[0] - SURE * error(kl[:, :, at] - kl[:, :, 0]))
+    if hopeless and mean[at] > mean[0]:
+        less, of_less = round(float(mean[0] - mean[1]), 4), round(error(kl[:, :, 0] - kl[:, :, 1]), 4)
+        kl_of = round(float(mean[0]), 4)
+        best = replace(best, name="random rows", baseline=RANDOM, kl=kl_of, way=0.0, less=less, error=of_less)
     random = round(float(mean[0]), 4)
     return Trial(random=random, most_even=round(most_even, 4), tried=found, best=best, hopeless=hopeless, **about)

@@ -17,7 +17,7 @@ from curation.trees.community_tree import CommunityTree
 from curation.trees.hierarchy import HierarchicalKMeans
 from curation.trees.neighbours import nearest, principal_axes, shared_neighbour_graph
 from curation.trees.sampling import balanced_targets, take_from_clusters
-from curation.trial import try_on_labels, ways
+from curation.trial import RANDOM, try_on_labels, ways
 from experiments.simulated.data import NOISE
 
 MAX_ITERATIONS = 30
@@ -119,6 +119,8 @@ def advised(pool: Pool, size: int, seed: int) -> np.ndarray:
     there, codes_there = np.unique(codes[codes >= 0], return_inverse=True)
     codes[codes >= 0] = codes_there
     chosen = try_on_labels(pool.x, size, Labels(codes, list(map(str, there))), seed, progress=False).best
+    if chosen.baseline == RANDOM:
+        return random_rows(pool, size, seed + 1)
     way = next(way for way in ways(pool.x.shape[1]) if way.name == chosen.name)
     return way.subsets(pool.x, size, seed)[0]
 
@@ -198,7 +200,7 @@ METHODS = {
     "advised": Method(
         "labels choose",
         "what `curate advise --labels` names, by labels of a tenth of the rows, at most 300: the default, the paper's "
-        "with its switches, one level, or SemDeDup",
+        "with its switches, one level, SemDeDup, or random rows",
         advised,
         by_name=True,
     ),

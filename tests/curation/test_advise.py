@@ -136,6 +136,9 @@ def test_labels_that_the_rows_know_nothing_of_are_said_to_be_hopeless():
     advice = advise(x, 300, labels=few_labels(concept, 400))
     assert advice.trial is not None
     assert advice.trial.hopeless
+    random = advice.trial.best.baseline == "random"
+    assert random == (advice.trial.tried[0].kl > advice.trial.random)
+    assert ("curate baseline random" in advice.commands[-1]) == random
     assert "None of these is better" in advice.table()
 
 
