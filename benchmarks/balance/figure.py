@@ -21,6 +21,7 @@ SHOWN: dict[str, dict[str, Any]] = {
     "one_graph": {"color": COLOURS[4], "marker": "P"},
     "communities_prepared": {"color": COLOURS[5], "marker": "X"},
     "communities": {"color": COLOURS[2], "marker": "o"},
+    "advised": {"color": "black", "marker": "*", "zorder": 5, "alpha": 1.0},
 }
 LEAST = -1.0  # left edge: what lies beyond is drawn there, hollow
 
@@ -28,7 +29,7 @@ LEAST = -1.0  # left edge: what lies beyond is drawn there, hollow
 def balance_figure(table: Table, path: Path) -> None:
     """Write a PNG: a line for each cell that is not even, the worst of the default at the foot; bar: range of seeds."""
     shown = [method for method in SHOWN if table.ways(method)]
-    main = table.ways(shown[-1]) if shown else {}
+    main = table.ways("communities") or (table.ways(shown[-1]) if shown else {})
     cells = sorted(table.uneven, key=lambda cell: main[cell].mean if cell in main else 0.0)
     figure, axes = plt.subplots(figsize=(9, 0.29 * len(cells) + 1.6))
     for method in shown:
