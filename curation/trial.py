@@ -5,7 +5,7 @@ They are then no longer an honest judge of the subset; a report asks others.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -123,11 +123,8 @@ class Trial:
     best: Tried
     hopeless: bool
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
     def lines(self) -> list[str]:
-        """For people: the table, the most even first."""
+        """For people: the table, the most even first, and what to take."""
         there = f"{self.labelled:,} of {self.rows:,} rows have one"
         head = f"KL of subsets to even shares of {self.concepts:,} labels ({there}):"
         rows = [("random rows", self.random, 0.0), ("the most even there is", self.most_even, 1.0)]
@@ -137,6 +134,7 @@ class Trial:
         return [head, *table, "", self.sentence()]
 
     def sentence(self) -> str:
+        """What to take, and how sure that is."""
         if self.hopeless:
             instead = ", or random rows as they are" if self.best.baseline == RANDOM else ""
             return (

@@ -329,19 +329,16 @@ def spatial_split(
             others = [s for s in side * np.array(BLOCK_SIDES) if _number_of_blocks(extent, s) <= MOST_BLOCKS]
             splits = [(other, _split(boxes, other, n_folds, fold, margin, seed)) for other in others]
             # the share that a fold should have, as nearly as can be; of as good ones the nearest to what was asked
-            good = [
-                (
-                    abs(round(len(split.test) / (len(split.train) + len(split.test)) - 1 / n_folds, 1)),
-                    ratio,
-                    other,
-                    split,
-                )
-                for other, split in splits
-                if len(split.train) and len(split.test) and (ratio := abs(np.log(other / block))) >= 0
-            ]
+            good = [(other, split) for other, split in splits if len(split.train) and len(split.test)]
+
+            def worse(candidate: tuple[float, Split]) -> tuple[float, float]:
+                other, split = candidate
+                share = len(split.test) / (len(split.train) + len(split.test))
+                return round(abs(share - 1 / n_folds), 1), abs(float(np.log(other / block)))
+
             advice = "choose other blocks or folds, a smaller margin, or smaller tiles"
             if good:
-                _miss, _ratio, other, split = min(good, key=lambda item: item[:2])
+                other, split = min(good, key=worse)
                 advice = f"blocks of {other:g} m leave {len(split.train):,} to train on and {len(split.test):,} to test"
             rows_of, columns_of = np.ceil(extent[::-1] / block).astype(int)
             raise CurationError(
